@@ -1,0 +1,7 @@
+//! Everything that talks to the API server.
+
+pub mod apply;
+pub mod client;
+pub mod secrets;
+pub mod token_review;
+pub mod watch;

@@ -1,0 +1,9 @@
+//! Image names and registry credentials: the reference grammar, object names, and the matching of
+//! credentials as kubelet does it. Pure.
+
+pub mod keychain;
+pub mod object_name;
+pub mod reference;
+
+pub use keychain::{Credential, Keychain};
+pub use reference::{Named, Reference, ReferenceError};

@@ -1,0 +1,3 @@
+//! Wiring only: everything is in the library.
+
+fn main() {}

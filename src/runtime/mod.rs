@@ -1,0 +1,83 @@
+//! The node's container runtime behind one trait: is an image there, and pull it. Knows nothing
+//! of Kubernetes objects, orders or retries; those belong to `warmer/`.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::api::Reason;
+use crate::image::{Credential, Reference};
+
+/// A future of a [`Runtime`] method.
+pub type RuntimeFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One container runtime, reached over its socket.
+pub trait Runtime: Send + Sync + fmt::Debug {
+    /// Asks the runtime who it is; fails with [`Reason::RuntimeUnavailable`] when it is down.
+    fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>>;
+
+    /// Looks whether the runtime holds `image`, without asking any registry.
+    fn present<'a>(
+        &'a self,
+        image: &'a Reference,
+    ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>>;
+
+    /// Pulls `image`, always asking the registry; returns once the runtime itself holds it.
+    /// `progress` is called for every step that the runtime tells of. Dropping the future cancels.
+    fn pull<'a>(
+        &'a self,
+        image: &'a Reference,
+        credential: Option<&'a Credential>,
+        progress: &'a (dyn Fn(PullProgress) + Send + Sync),
+    ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>>;
+}
+
+/// Who the runtime is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeVersion {
+    /// `docker`, `containerd` or `cri-o`.
+    pub name: String,
+    /// The runtime's own version.
+    pub version: String,
+    /// Operating system of its images, as in OCI platforms: `linux`.
+    pub os: String,
+    /// Architecture of its images, as in OCI platforms: `amd64`.
+    pub architecture: String,
+}
+
+/// An image that the runtime holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PresentImage {
+    /// Digest under which the registry serves it, where the runtime remembers one.
+    pub digest: Option<String>,
+    /// Size on the node, unpacked, in bytes.
+    pub size_bytes: u64,
+}
+
+/// A finished pull.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PulledImage {
+    /// What the runtime now holds.
+    pub image: PresentImage,
+    /// False when the registry said that the runtime held this very image already.
+    pub downloaded: bool,
+}
+
+/// How far a pull is; both are sums over all layers known so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PullProgress {
+    /// Bytes downloaded.
+    pub downloaded_bytes: u64,
+    /// Bytes to download; 0 when not known.
+    pub total_bytes: u64,
+}
+
+/// Why the runtime could not do it: a typed reason, and the runtime's own words (trimmed).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RuntimeError {
+    /// The typed reason.
+    pub reason: Reason,
+    /// The runtime's own words, without any credential.
+    pub message: String,
+}

@@ -1,0 +1,124 @@
+//! The command line: one tree of commands and flags, and the exit codes. Flags live with the
+//! module that uses them; here they are only put together.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::cluster::client::{self, ClientArgs};
+use crate::command::{reference, status};
+use crate::telemetry::logs::{self, LogArgs};
+use crate::wiring::{self, ControllerCommand, WarmerCommand};
+
+/// Warms container images on every node the moment a Knative Revision is created.
+#[derive(Parser, Debug)]
+#[command(name = "imagewarm", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Runs the imagecontroller: admission webhooks, fan-out and, on the leader, reconciling and
+    /// the warmers' streams.
+    Controller(Box<ControllerCommand>),
+    /// Runs the imagewarmer of one node: pulls what the controller orders.
+    Warmer(Box<WarmerCommand>),
+    /// Shows which node holds which image, and why not.
+    Status(StatusCommand),
+    /// Parses image references and prints their parts; exits with 1 when any is invalid.
+    Reference(reference::ReferenceArgs),
+    /// Prints the CustomResourceDefinition as YAML.
+    Crds,
+}
+
+#[derive(Args, Debug)]
+struct StatusCommand {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    status: status::StatusArgs,
+}
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// What the user asked for failed or was denied.
+    Failed = 1,
+    /// Wrong usage (clap ends the process with the same code).
+    Usage = 2,
+    /// Something unexpected.
+    Unexpected = 3,
+}
+
+impl From<bool> for Exit {
+    fn from(good: bool) -> Self {
+        if good { Exit::Done } else { Exit::Failed }
+    }
+}
+
+/// Parses the command line, runs the command and turns its end into an exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Before anything makes a TLS connection; fails only when one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let exit = run(cli.command).unwrap_or_else(|error| {
+        // One line, every cause once.
+        let _ = writeln!(io::stderr(), "imagewarm: {error:#}");
+        if broken_pipe(&error) { Exit::Done } else { Exit::Failed }
+    });
+    ExitCode::from(exit as u8)
+}
+
+fn run(command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Controller(command) => {
+            logs::init(&command.log)?;
+            block_on(wiring::controller(*command))
+        }
+        Command::Warmer(command) => {
+            logs::init(&command.log)?;
+            block_on(wiring::warmer(*command))
+        }
+        Command::Status(command) => block_on(async move {
+            let client = client::connect(&command.client).await?;
+            let all_ready = status::run(&command.status, client, &mut io::stdout()).await?;
+            Ok(Exit::from(all_ready))
+        }),
+        Command::Reference(args) => {
+            let good = reference::run(&args, &mut io::stdout().lock(), &mut io::stdin().lock())?;
+            Ok(Exit::from(good))
+        }
+        Command::Crds => {
+            crate::command::crds::run(&mut io::stdout().lock())?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+fn block_on(
+    program: impl Future<Output = anyhow::Result<Exit>>,
+) -> anyhow::Result<Exit> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(program)
+}
+
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,75 @@
+//! Puts the parts of the two long-running programs together: what each owns, in which order it
+//! starts, what makes it ready, and in which order it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::Exit;
+
+/// How long a program may take to end after its signal.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// A program's parts, each a task. The first that ends before the signal ends the program: a half
+/// program must not look alive.
+struct Parts {
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    stop: CancellationToken,
+}
+
+impl Parts {
+    fn new() -> Self {
+        Parts { tasks: JoinSet::new(), stop: CancellationToken::new() }
+    }
+
+    fn add(
+        &mut self,
+        name: &'static str,
+        part: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move { (name, part.await) });
+    }
+
+    /// Runs until a signal or until a part ends; then stops the others and waits for them.
+    async fn run(mut self) -> anyhow::Result<Exit> {
+        let ended_early = tokio::select! {
+            signal = shutdown_signal() => {
+                tracing::info!(signal = signal?, "stopping");
+                None
+            }
+            ended = self.tasks.join_next() => ended,
+        };
+        self.stop.cancel();
+        let drained = tokio::time::timeout(DRAIN, async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Ok((part, Err(error))) = ended {
+                    tracing::warn!(part, error = format!("{error:#}"), "stopped with an error");
+                }
+            }
+        });
+        if drained.await.is_err() {
+            tracing::warn!(seconds = DRAIN.as_secs(), "some parts did not stop in time");
+        }
+        match ended_early {
+            None => Ok(Exit::Done),
+            Some(Ok((part, Ok(())))) => anyhow::bail!("{part} ended unasked"),
+            Some(Ok((part, Err(error)))) => Err(error.context(part)),
+            Some(Err(panic)) => Err(panic).context("a part of the program failed"),
+        }
+    }
+}
+
+async fn shutdown_signal() -> anyhow::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}

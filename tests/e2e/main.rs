@@ -1,0 +1,75 @@
+//! The whole system on real parts: one development cluster for all tests (API server, etcd,
+//! registries, three dockerd nodes), the shipped manifests, two controllers, a warmer for each
+//! node. The tests run one after another, each in a namespace of its own; some stop controllers
+//! or remove CRDs, and put everything back.
+
+mod admission;
+mod deploys;
+mod failures;
+mod nodes;
+mod outages;
+mod private;
+mod trust;
+mod world;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+use world::World;
+
+/// A test: gets the running world, and says what was wrong.
+pub type Test = fn(&World) -> BoxFuture<'_, anyhow::Result<()>>;
+
+/// Pairs each async function with its name.
+#[macro_export]
+macro_rules! tests {
+    ($($name:ident),+ $(,)?) => {
+        pub const TESTS: &[(&str, $crate::Test)] = &[
+            $((concat!(module_path!(), "::", stringify!($name)), |world| Box::pin($name(world))),)+
+        ];
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1); // one world, and some tests take parts of it away
+    let runtime = Arc::new(Runtime::new().expect("a tokio runtime can be made"));
+    let world: Arc<OnceCell<Result<World, String>>> = Arc::default();
+    let all = [
+        deploys::TESTS,
+        private::TESTS,
+        failures::TESTS,
+        admission::TESTS,
+        nodes::TESTS,
+        trust::TESTS,
+        outages::TESTS,
+    ];
+    let trials = all.into_iter().flatten().map(|(name, test)| {
+        let name = name.trim_start_matches("e2e::");
+        let (runtime, world) = (runtime.clone(), world.clone());
+        Trial::test(name, move || runtime.block_on(run(&world, *test)))
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    if let Some(Ok(world)) = Arc::into_inner(world).and_then(OnceCell::into_inner) {
+        runtime.block_on(world.stop(conclusion.has_failed()));
+    }
+    conclusion.exit_code()
+}
+
+async fn run(world: &OnceCell<Result<World, String>>, test: Test) -> Result<(), Failed> {
+    let world = world
+        .get_or_init(|| async { World::start().await.map_err(|error| format!("{error:#}")) })
+        .await;
+    let world = world.as_ref().map_err(|error| format!("the world did not start: {error}"))?;
+    // A panic inside a test must not take the cluster's clean-up away.
+    match std::panic::AssertUnwindSafe(test(world)).catch_unwind().await {
+        Ok(result) => result.map_err(|error| Failed::from(format!("{error:#}"))),
+        Err(_) => Err("the test panicked".into()),
+    }
+}

@@ -1,0 +1,111 @@
+//! Who may say what on the dispatch port.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use imagewarm::api::Reason;
+use imagewarm::protocol::{FromWarmer, Hello, Outcome, from_controller, from_warmer};
+use tonic::Code;
+
+use crate::world::World;
+
+crate::tests![
+    a_stream_needs_the_right_token,
+    a_token_reports_for_its_own_node_only,
+    the_warmers_account_may_do_nothing,
+];
+
+fn hello(epoch: u64) -> FromWarmer {
+    let hello = Hello { protocol_version: 1, epoch, ..Hello::default() };
+    FromWarmer { message: Some(from_warmer::Message::Hello(hello)) }
+}
+
+async fn a_stream_needs_the_right_token(world: &World) -> Result<()> {
+    let node = world.nodes().remove(0);
+    let other_account = world.token_for("default", "default", &node, "imagewarm").await?;
+    let wrong_audience = world.warmer_token(&node, "https://kubernetes.default.svc").await?;
+    let no_node = world.unbound_warmer_token("imagewarm").await?;
+    for (name, token) in [
+        ("none", None),
+        ("nonsense", Some("nonsense".to_owned())),
+        ("wrong audience", Some(wrong_audience)),
+        ("another account", Some(other_account)),
+        ("bound to no node", Some(no_node)),
+    ] {
+        let refused = world.open_stream(token.as_deref(), vec![hello(1)]).await.err();
+        let status = refused.with_context(|| format!("a stream was opened with token: {name}"))?;
+        let code = status.code();
+        ensure!(matches!(code, Code::Unauthenticated | Code::PermissionDenied), "{name}: {status:?}");
+    }
+    Ok(())
+}
+
+async fn a_token_reports_for_its_own_node_only(world: &World) -> Result<()> {
+    let namespace = world.namespace("lies").await?;
+    let nodes = world.nodes();
+    let missing = format!("{}/lies/nothing:v1", world.plain_registry());
+    let made = world.hand_made(&namespace, "of-node-b", &missing, &nodes[1], &[]).await?;
+    let before = world.all_failed(&namespace, 1, Reason::NotFound).await?.remove(0);
+
+    // Node A's own warmer steps aside, so that its node can speak through us.
+    world.stop_warmer(&nodes[0]).await?;
+    let told = async {
+        let token = world.warmer_token(&nodes[0], "imagewarm").await?;
+        let lie = Outcome {
+            uid: made.metadata.uid.clone().unwrap_or_default(),
+            present: true,
+            reason: Reason::Pulled.as_str().into(),
+            digest: format!("sha256:{}", "0".repeat(64)),
+            ..Outcome::default()
+        };
+        let lie = FromWarmer { message: Some(from_warmer::Message::Outcome(lie)) };
+        let (first, mut stream) = world
+            .open_stream(Some(&token), vec![hello(u64::MAX), lie])
+            .await
+            .context("node A's own token was refused")?;
+        match first.and_then(|first| first.message) {
+            Some(from_controller::Message::Welcome(welcome)) => {
+                ensure!(welcome.node_name == nodes[0], "{welcome:?}");
+            }
+            other => anyhow::bail!("no Welcome first, but {other:?}"),
+        }
+        // Everything that arrives before Synced belongs to node A.
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(20), stream.message()).await??;
+            match next.context("the stream ended")?.message {
+                Some(from_controller::Message::Assign(assign)) => {
+                    ensure!(Some(&assign.uid) != made.metadata.uid.as_ref(), "node B's order was sent to A");
+                }
+                Some(from_controller::Message::Synced(_)) => break,
+                _ => {}
+            }
+        }
+        world.leader_has_caught_up().await?;
+        let after = world.warms(&namespace).await?.remove(0);
+        ensure!(after.ready().map(|r| r.status) == before.ready().map(|r| r.status), "the lie was believed: {after:?}");
+        ensure!(after.reason() == Some(Reason::NotFound), "the lie was believed: {after:?}");
+        Ok(())
+    }
+    .await;
+    world.start_warmer(&nodes[0]).await?;
+    told
+}
+
+async fn the_warmers_account_may_do_nothing(world: &World) -> Result<()> {
+    for (verb, group, resource) in [
+        ("get", "", "secrets"),
+        ("list", "", "secrets"),
+        ("list", "", "pods"),
+        ("get", "", "nodes"),
+        ("patch", "", "nodes/status"),
+        ("list", "caching.knative.dev", "imagewarms"),
+        ("create", "caching.knative.dev", "imagewarms"),
+        ("patch", "caching.knative.dev", "imagewarms/status"),
+        ("get", "serving.knative.dev", "revisions"),
+        ("create", "authentication.k8s.io", "tokenreviews"),
+        ("get", "coordination.k8s.io", "leases"),
+    ] {
+        ensure!(!world.warmer_may(verb, group, resource).await?, "the warmer may {verb} {group}/{resource}");
+    }
+    Ok(())
+}

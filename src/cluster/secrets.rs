@@ -91,7 +91,7 @@ pub enum SecretError {
         /// The key of `data`.
         key: &'static str,
         /// What is wrong with it, and where.
-        problem: KeychainError,
+        problem: Box<KeychainError>,
     },
     /// The API server does not let us read it.
     #[error("not allowed to read {object}: imagewarm's ClusterRole must allow get on {resource}")]
@@ -272,7 +272,11 @@ fn add_secret(
     } else {
         keychain.add_docker_config_json(&content.0)
     };
-    added.map_err(|problem| SecretError::Malformed { object: object(), key, problem })
+    added.map_err(|problem| SecretError::Malformed {
+        object: object(),
+        key,
+        problem: Box::new(problem),
+    })
 }
 
 fn distinct<'a>(names: &[&'a str]) -> Vec<&'a str> {

@@ -1,0 +1,145 @@
+//! What can be wrong with an image reference, said so that the writer can mend it.
+
+use std::fmt;
+
+/// Text of the user's, quoted and shortened for a message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Excerpt(String);
+
+impl Excerpt {
+    /// Longer texts are cut here, in characters.
+    const MAX_CHARS: usize = 120;
+
+    pub(super) fn new(text: &str) -> Self {
+        match text.char_indices().nth(Self::MAX_CHARS) {
+            Some((end, _)) => Self(format!("{}…", &text[..end])),
+            None => Self(text.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Debug escapes control characters, which must never reach a terminal.
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl fmt::Debug for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a text is no image reference. `Display` says what is wrong, where, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReferenceError {
+    /// Nothing was written.
+    #[error("image reference is empty: write a name such as app:v1 or registry.example.com/app:v1")]
+    Empty,
+    /// 64 hexadecimal digits, which Docker reads as the ID of a local image.
+    #[error("{text} is an image ID (64 hexadecimal digits), not a name: write repository@sha256:…")]
+    Identifier {
+        /// The whole text.
+        text: Excerpt,
+    },
+    /// `https://…`.
+    #[error("image reference has no scheme: write {rest} instead of {text}")]
+    Scheme {
+        /// The whole text.
+        text: Excerpt,
+        /// What is left without the scheme.
+        rest: Excerpt,
+    },
+    /// White space or a control character anywhere.
+    #[error("invalid character {character:?} at position {position} of {text}: remove it")]
+    WhiteSpace {
+        /// The character.
+        character: char,
+        /// Counted in characters, from 1.
+        position: usize,
+        /// The whole text.
+        text: Excerpt,
+    },
+    /// The part before the first slash is taken for a registry, and cannot be one.
+    #[error(
+        "invalid registry host {domain} in {text}: it is a DNS name, IPv4 address or [IPv6 \
+         address], with :port where needed, such as registry.example.com:5000"
+    )]
+    Domain {
+        /// The part before the first slash.
+        domain: Excerpt,
+        /// The whole text.
+        text: Excerpt,
+    },
+    /// Upper case in the repository's path.
+    #[error("repository name must be lower case: {name} in {text}")]
+    UpperCase {
+        /// The repository's name, as written.
+        name: Excerpt,
+        /// The whole text.
+        text: Excerpt,
+    },
+    /// No repository name at all, or an empty part of one.
+    #[error(
+        "repository name has an empty part in {text}: write a name before, between and after slashes"
+    )]
+    EmptyComponent {
+        /// The whole text.
+        text: Excerpt,
+    },
+    /// A character or separator that does not belong into a repository's path.
+    #[error(
+        "invalid repository name {component} in {text}: each part is lower case letters and digits, \
+         separated by one period, one or two underscores, or hyphens"
+    )]
+    Component {
+        /// The part between two slashes.
+        component: Excerpt,
+        /// The whole text.
+        text: Excerpt,
+    },
+    /// The path of the repository is too long.
+    #[error("repository name is {length} characters long, at most 255 are allowed: {text}")]
+    TooLong {
+        /// Length of the path.
+        length: usize,
+        /// The whole text.
+        text: Excerpt,
+    },
+    /// The tag is empty, too long, or has characters that tags cannot have.
+    #[error(
+        "invalid tag {tag} in {text}: a tag is 1 to 128 letters, digits, underscores, periods and \
+         hyphens, and begins with none of the last two"
+    )]
+    Tag {
+        /// What stands behind the colon.
+        tag: Excerpt,
+        /// The whole text.
+        text: Excerpt,
+    },
+    /// The digest is not `algorithm:hexadecimal`.
+    #[error("invalid digest {digest}: write algorithm:hexadecimal in lower case, such as sha256:…")]
+    Digest {
+        /// What stands behind the `@`.
+        digest: Excerpt,
+    },
+    /// A well-formed digest of an algorithm that no runtime knows.
+    #[error("digest algorithm {algorithm} is not supported: use sha256, sha384 or sha512")]
+    DigestAlgorithm {
+        /// What stands before the digest's colon.
+        algorithm: Excerpt,
+    },
+    /// The digest has too few or too many digits.
+    #[error("{algorithm} digest has {length} hexadecimal digits, not {right}: {digest}")]
+    DigestLength {
+        /// What stands before the digest's colon.
+        algorithm: &'static str,
+        /// Digits written.
+        length: usize,
+        /// Digits that the algorithm has.
+        right: usize,
+        /// What stands behind the `@`.
+        digest: Excerpt,
+    },
+}

@@ -172,6 +172,8 @@ impl ControlPlane {
             .arg(format!("--cert-dir={}", file("certs-controller-manager")))
             .arg(format!("--secure-port={}", self.ports[3].number()))
             .args(["--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false"])
+            // Each controller with its own rights, as in every real cluster.
+            .arg("--use-service-account-credentials=true")
             .arg(format!("--controllers={CONTROLLERS}"));
         self.controller_manager =
             Some(Process::start("kube-controller-manager", program, sandbox)?);

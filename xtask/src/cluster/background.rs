@@ -174,3 +174,49 @@ impl Drop for Background {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::wait::wait_for;
+
+    /// Answers every connection with the same bytes.
+    async fn answering(text: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all(text.as_bytes()).await;
+            }
+        });
+        address
+    }
+
+    async fn ask(forwarder: &Forwarder) -> Option<String> {
+        let mut stream = TcpStream::connect(forwarder.address()).await.ok()?;
+        stream.write_all(b"?").await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        (!answer.is_empty()).then_some(answer)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_ready_backends_are_asked() {
+        let forwarder = Forwarder::new().unwrap();
+        let _background = Background::start(std::slice::from_ref(&forwarder)).unwrap();
+        assert_eq!(ask(&forwarder).await, None);
+        let ready = answering("HTTP/1.0 200 OK\r\n\r\n").await;
+        let not_ready = answering("HTTP/1.0 503 Service Unavailable\r\n\r\n").await;
+        forwarder.add(answering("one").await, not_ready);
+        forwarder.add(answering("two").await, ready);
+        let answer = wait_for(Duration::from_secs(5), "an answer", async || ask(&forwarder).await);
+        assert_eq!(answer.await.unwrap(), "two");
+        for _ in 0..5 {
+            assert_eq!(ask(&forwarder).await.as_deref(), Some("two"));
+        }
+    }
+}

@@ -124,6 +124,11 @@ impl Cluster {
         Ok(path)
     }
 
+    /// Every controller and warmer that was started, dead ones too.
+    pub fn imagewarm_processes(&self) -> Vec<Arc<Imagewarm>> {
+        self.imagewarm.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn keep(&self, started: Imagewarm) -> Arc<Imagewarm> {
         let started = Arc::new(started);
         let mut all = self.imagewarm.lock().unwrap_or_else(PoisonError::into_inner);

@@ -14,7 +14,8 @@ const TABLE: TableStyle =
 /// Where progress goes.
 pub(super) enum Board {
     Bars {
-        all: MultiProgress,
+        // Draws the bars; they stay while it lives.
+        _all: MultiProgress,
         bars: Vec<ProgressBar>,
     },
     /// The last state printed of each.

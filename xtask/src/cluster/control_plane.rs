@@ -1,0 +1,213 @@
+//! etcd, kube-apiserver and kube-controller-manager, and the credentials for them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::{Value, json};
+
+use super::certificates::{Authority, Identity};
+use crate::ports::Port;
+use crate::prerequisites::Programs;
+use crate::process::{Process, Program};
+
+/// Controllers that run: those that the API itself needs to feel real. Node lifecycle is not among
+/// them, since no kubelet renews the nodes' leases.
+const CONTROLLERS: &str = "clusterrole-aggregation-controller,daemonset-controller,\
+    deployment-controller,garbage-collector-controller,namespace-controller,\
+    replicaset-controller,root-ca-certificate-publisher-controller,serviceaccount-controller,\
+    serviceaccount-token-controller,validatingadmissionpolicy-status-controller";
+
+/// Requests are logged without bodies, so that tests can count them.
+const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\n\
+    omitStages: [RequestReceived]\nrules: [{level: Metadata}]\n";
+
+pub(super) struct ControlPlane {
+    // In the order in which they must end.
+    controller_manager: Option<Process>,
+    api_server: Option<Process>,
+    etcd: Option<Process>,
+    pub(super) server_url: String,
+    pub(super) authority: Authority,
+    pub(super) kubeconfig: PathBuf,
+    pub(super) audit_log: PathBuf,
+    folder: PathBuf,
+    ports: [Port; 4],
+}
+
+impl ControlPlane {
+    /// Starts etcd and the API server, and waits until it is ready.
+    pub(super) async fn start(programs: &Programs, sandbox: &Path) -> Result<Self> {
+        let folder = sandbox.join("control-plane");
+        fs::create_dir_all(&folder)?;
+        let authority = Authority::new("imagewarm development cluster")?;
+        let ports = [Port::reserve()?, Port::reserve()?, Port::reserve()?, Port::reserve()?];
+        let server_url = format!("https://{}", ports[2].address());
+        let mut plane = Self {
+            controller_manager: None,
+            api_server: None,
+            etcd: None,
+            kubeconfig: folder.join("admin.kubeconfig"),
+            audit_log: folder.join("audit.log"),
+            server_url,
+            authority,
+            folder,
+            ports,
+        };
+        plane.start_etcd(programs, sandbox)?;
+        plane.write_credentials()?;
+        plane.start_api_server(programs, sandbox).await?;
+        Ok(plane)
+    }
+
+    fn start_etcd(&mut self, programs: &Programs, sandbox: &Path) -> Result<()> {
+        let client = format!("http://{}", self.ports[0].address());
+        let peer = format!("http://{}", self.ports[1].address());
+        let program = Program::new(&programs.etcd)
+            .arg("--data-dir")
+            .arg(self.folder.join("etcd"))
+            .args(["--name", "default", "--unsafe-no-fsync", "--log-level=warn"])
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster=default={peer}"));
+        self.etcd = Some(Process::start("etcd", program, sandbox)?);
+        Ok(())
+    }
+
+    fn write_credentials(&self) -> Result<()> {
+        let folder = &self.folder;
+        fs::write(folder.join("ca.crt"), self.authority.pem())?;
+        let names = ["localhost", "127.0.0.1", "kubernetes.default.svc"];
+        let serving = self.authority.issue(Identity::server(&names))?;
+        fs::write(folder.join("apiserver.crt"), &serving.certificate)?;
+        fs::write(folder.join("apiserver.key"), &serving.key)?;
+        let accounts = Authority::new("service accounts")?;
+        fs::write(folder.join("sa.key"), accounts.private_key_pem())?;
+        fs::write(folder.join("sa.pub"), accounts.public_key_pem())?;
+        fs::write(folder.join("audit-policy.yaml"), AUDIT_POLICY)?;
+        let admin = Identity::client("imagewarm-admin", Some("system:masters"));
+        self.write_client_kubeconfig("admin.kubeconfig", admin)?;
+        let manager = Identity::client("system:kube-controller-manager", None);
+        self.write_client_kubeconfig("controller-manager.kubeconfig", manager)
+    }
+
+    fn write_client_kubeconfig(&self, file: &str, identity: Identity) -> Result<()> {
+        let pair = self.authority.issue(identity)?;
+        let user = json!({
+            "client-certificate-data": base64(&pair.certificate),
+            "client-key-data": base64(&pair.key),
+        });
+        write_private(&self.folder.join(file), &self.kubeconfig_with(user).to_string())
+    }
+
+    /// A kubeconfig for this API server with the given `user` entry. JSON is YAML.
+    pub(super) fn kubeconfig_with(&self, user: Value) -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "development", "cluster": {
+                "server": self.server_url,
+                "certificate-authority-data": base64(&self.authority.pem()),
+            }}],
+            "users": [{"name": "user", "user": user}],
+            "contexts": [{"name": "development", "context": {
+                "cluster": "development", "user": "user",
+            }}],
+            "current-context": "development",
+        })
+    }
+
+    async fn start_api_server(&mut self, programs: &Programs, sandbox: &Path) -> Result<()> {
+        let file = |name: &str| self.folder.join(name).display().to_string();
+        let issuer = "https://kubernetes.default.svc";
+        let program = Program::new(&programs.kube_apiserver)
+            .arg(format!("--etcd-servers=http://{}", self.ports[0].address()))
+            .arg(format!("--secure-port={}", self.ports[2].number()))
+            .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+            // There is no node network in which the default Service could be reached.
+            .arg("--endpoint-reconciler-type=none")
+            .arg("--service-cluster-ip-range=10.0.0.0/24")
+            .arg(format!("--cert-dir={}", file("certs")))
+            .arg(format!("--tls-cert-file={}", file("apiserver.crt")))
+            .arg(format!("--tls-private-key-file={}", file("apiserver.key")))
+            .arg(format!("--client-ca-file={}", file("ca.crt")))
+            .arg(format!("--service-account-issuer={issuer}"))
+            .arg(format!("--api-audiences={issuer}"))
+            .arg(format!("--service-account-key-file={}", file("sa.pub")))
+            .arg(format!("--service-account-signing-key-file={}", file("sa.key")))
+            .args(["--authorization-mode=RBAC", "--allow-privileged=true", "--profiling=false"])
+            // It taints each new node until the node lifecycle controller, which is absent, agrees.
+            .arg("--disable-admission-plugins=TaintNodesByCondition")
+            .arg(format!("--audit-policy-file={}", file("audit-policy.yaml")))
+            .arg(format!("--audit-log-path={}", self.audit_log.display()));
+        let process = Process::start("kube-apiserver", program, sandbox)?;
+        let client = client_from(&self.kubeconfig).await?;
+        process
+            .wait_until(Duration::from_secs(90), async || {
+                let request = http::Request::get("/readyz").body(Vec::new()).ok()?;
+                let answer = client.request_text(request).await.ok()?;
+                (answer == "ok").then_some(())
+            })
+            .await?;
+        self.api_server = Some(process);
+        Ok(())
+    }
+
+    /// Starts the controller manager. Late, so that its garbage collector knows every custom
+    /// resource from the start: it looks for new ones only every 30 s.
+    pub(super) fn start_controller_manager(
+        &mut self,
+        programs: &Programs,
+        sandbox: &Path,
+    ) -> Result<()> {
+        let file = |name: &str| self.folder.join(name).display().to_string();
+        let program = Program::new(&programs.kube_controller_manager)
+            .arg(format!("--kubeconfig={}", file("controller-manager.kubeconfig")))
+            .arg(format!("--service-account-private-key-file={}", file("sa.key")))
+            .arg(format!("--root-ca-file={}", file("ca.crt")))
+            .arg(format!("--cert-dir={}", file("certs-controller-manager")))
+            .arg(format!("--secure-port={}", self.ports[3].number()))
+            .args(["--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false"])
+            // Each controller with its own rights, as in every real cluster.
+            .arg("--use-service-account-credentials=true")
+            .arg(format!("--controllers={CONTROLLERS}"));
+        self.controller_manager =
+            Some(Process::start("kube-controller-manager", program, sandbox)?);
+        Ok(())
+    }
+
+    /// Ends everything, the API server before etcd (else it hangs).
+    pub(super) fn stop(&mut self) {
+        self.controller_manager = None;
+        self.api_server = None;
+        self.etcd = None;
+    }
+}
+
+/// A client that reads its server and credentials from `kubeconfig`.
+pub(super) async fn client_from(kubeconfig: &Path) -> Result<kube::Client> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let options = KubeConfigOptions::default();
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    config.proxy_url = None;
+    kube::Client::try_from(config).context("make a client for the API server")
+}
+
+/// Writes a file that only its owner may read.
+pub(super) fn write_private(path: &Path, content: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    // Renamed into place, so that a reader never sees half of it.
+    let stage = path.with_extension("new");
+    fs::write(&stage, content)?;
+    fs::set_permissions(&stage, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&stage, path).with_context(|| format!("write {}", path.display()))
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}

@@ -1,0 +1,301 @@
+//! The development cluster: a real control plane, real registries, real dockerds.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use xtask::cluster::{Cluster, Options};
+//! use xtask::images::TestImage;
+//!
+//! let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+//! cluster.registry_plain.push(&TestImage::new(&[5 << 20]), "team/app", "v1").await?;
+//! cluster.start_controller("target/debug/imagewarm".as_ref(), "controller-1", &[]).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Dropping the [`Cluster`] ends every process and removes every file; if this program dies without
+//! a drop, the [`Sandbox`]'s janitor does the same.
+
+mod background;
+mod certificates;
+mod control_plane;
+mod imagewarm;
+pub mod manifests;
+mod node;
+mod registry;
+mod tokens;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use futures::future::try_join_all;
+use serde_json::Value;
+
+use self::background::Background;
+use self::control_plane::ControlPlane;
+use crate::prerequisites::{self, Programs};
+use crate::sandbox::Sandbox;
+use crate::workspace;
+
+pub use self::background::Forwarder;
+pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
+pub use self::node::Node;
+pub use self::registry::{Registry, USER};
+pub use self::tokens::TokenFor;
+
+/// The namespace of the shipped manifests.
+pub const NAMESPACE: &str = "imagewarm-system";
+
+/// Where the controllers publish the dispatch server's CA: namespace, ConfigMap, key.
+const DISPATCH_CA: (&str, &str, &str) = (NAMESPACE, "imagewarm-dispatch-ca", "ca.crt");
+
+/// What a cluster shall have.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many nodes, called `node-1` and so on.
+    pub nodes: usize,
+    /// Whether there is a registry with TLS and password.
+    pub tls_registry: bool,
+    /// Whether the stand-ins for Knative's CRDs are installed from the start.
+    pub knative: bool,
+    /// Whether the shipped manifests (`deploy/`) are applied from the start.
+    pub deploy: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { nodes: 1, tls_registry: false, knative: true, deploy: true }
+    }
+}
+
+/// A running cluster.
+pub struct Cluster {
+    // Ended in the order of `Drop`, not of declaration.
+    imagewarm: Mutex<Vec<Arc<Imagewarm>>>,
+    background: Option<Background>,
+    nodes: Mutex<Vec<Arc<Node>>>,
+    control_plane: ControlPlane,
+    /// The registry on loopback, plain HTTP and open to all.
+    pub registry_plain: Registry,
+    /// The registry with TLS and password, if the options ask for one.
+    pub registry_tls: Option<Registry>,
+    /// Stands for the Service of the webhooks.
+    pub webhook: Forwarder,
+    /// Stands for the Service of the dispatch server.
+    pub dispatch: Forwarder,
+    client: kube::Client,
+    programs: Programs,
+    sandbox: Sandbox,
+}
+
+impl Cluster {
+    /// Prepares the programs if need be, starts everything and waits until it works.
+    pub async fn start(options: Options) -> Result<Self> {
+        if !prerequisites::is_root() {
+            bail!("the development cluster runs dockerd and must be started as root");
+        }
+        let programs = tokio::task::spawn_blocking(prerequisites::ensure).await??;
+        let sandbox = Sandbox::create()?;
+        let folder = sandbox.path().to_owned();
+        let registries = async {
+            let plain = Registry::plain(&programs, &folder).await?;
+            let tls = match options.tls_registry {
+                true => Some(Registry::with_tls(&programs, &folder).await?),
+                false => None,
+            };
+            anyhow::Ok((plain, tls))
+        };
+        let (control_plane, (registry_plain, registry_tls)) =
+            tokio::try_join!(ControlPlane::start(&programs, &folder), registries)?;
+        let (webhook, dispatch) = (Forwarder::new()?, Forwarder::new()?);
+        let background = Background::start(&[webhook.clone(), dispatch.clone()])?;
+        let client = control_plane::client_from(&control_plane.kubeconfig).await?;
+        let mut cluster = Self {
+            imagewarm: Mutex::default(),
+            background: Some(background),
+            nodes: Mutex::default(),
+            control_plane,
+            registry_plain,
+            registry_tls,
+            webhook,
+            dispatch,
+            client,
+            programs,
+            sandbox,
+        };
+        cluster.populate(&options).await?;
+        Ok(cluster)
+    }
+
+    async fn populate(&mut self, options: &Options) -> Result<()> {
+        if options.knative {
+            self.install_knative().await?;
+        }
+        if options.deploy {
+            self.apply_deploy().await?;
+        }
+        let (programs, folder) = (self.programs.clone(), self.folder().to_owned());
+        self.control_plane.start_controller_manager(&programs, &folder)?;
+        let ca_file = self.dispatch_ca_file();
+        if let Some(parent) = ca_file.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        if let Some(background) = &self.background {
+            background.mirror(self.kubeconfig_path().to_owned(), DISPATCH_CA, ca_file);
+        }
+        let names: Vec<String> = (1..=options.nodes).map(|n| format!("node-{n}")).collect();
+        try_join_all(names.iter().map(|name| self.add_node(name, &[]))).await?;
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(())
+    }
+
+    /// A client with every right.
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    /// The kubeconfig of that client, for kubectl.
+    pub fn kubeconfig_path(&self) -> &Path {
+        &self.control_plane.kubeconfig
+    }
+
+    /// kubectl, as found or built.
+    pub fn kubectl(&self) -> &Path {
+        &self.programs.kubectl
+    }
+
+    /// `https://127.0.0.1:PORT` of the API server.
+    pub fn server_url(&self) -> &str {
+        &self.control_plane.server_url
+    }
+
+    /// The authority of the API server's certificate, PEM.
+    pub fn ca(&self) -> String {
+        self.control_plane.authority.pem()
+    }
+
+    /// The cluster's folder, with everybody's data and logs (`log/NAME.log`). Removed at the end.
+    pub fn folder(&self) -> &Path {
+        self.sandbox.path()
+    }
+
+    /// All nodes so far.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The node of that number, counted from 1.
+    pub fn node(&self, number: usize) -> Result<Arc<Node>> {
+        let name = format!("node-{number}");
+        match self.nodes().into_iter().find(|node| node.name == name) {
+            Some(node) => Ok(node),
+            None => bail!("the cluster has no {name}"),
+        }
+    }
+
+    /// Starts a dockerd and makes its Node object, Ready and with these labels too.
+    pub async fn add_node(&self, name: &str, labels: &[(&str, &str)]) -> Result<Arc<Node>> {
+        let registry = self.registry_tls.as_ref();
+        let node = Node::new(name, &self.programs, self.folder(), registry)?;
+        node.start_dockerd().await?;
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        node.register(self.client(), &labels.collect::<BTreeMap<_, _>>()).await?;
+        let node = Arc::new(node);
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node.clone());
+        Ok(node)
+    }
+
+    /// Applies all objects of a file or folder; `change` may change each, or leave it out.
+    pub async fn apply_manifests(
+        &self,
+        path: &Path,
+        change: impl FnMut(Value) -> Option<Value>,
+    ) -> Result<()> {
+        let objects = manifests::read(path)?.into_iter().filter_map(change).collect();
+        manifests::apply(&self.client, objects).await
+    }
+
+    /// Applies the shipped manifests, changed only so that Services lead to this machine.
+    pub async fn apply_deploy(&self) -> Result<()> {
+        let port = self.webhook.address().port();
+        let change = |object| Some(manifests::for_development(object, port));
+        self.apply_manifests(&workspace().join("deploy"), change).await
+    }
+
+    /// Installs the stand-ins for Knative's CRDs.
+    pub async fn install_knative(&self) -> Result<()> {
+        self.apply_manifests(&knative_crds(), Some).await
+    }
+
+    /// Removes Knative's CRDs, and with them all their objects.
+    pub async fn remove_knative(&self) -> Result<()> {
+        for crd in manifests::read(&knative_crds())? {
+            manifests::delete(&self.client, &crd).await?;
+        }
+        Ok(())
+    }
+
+    /// A token by TokenRequest.
+    pub async fn token(&self, token: &TokenFor<'_>) -> Result<String> {
+        tokens::request(&self.client, token).await
+    }
+
+    /// A token, written to a file that only its owner may read.
+    pub async fn write_token(&self, token: &TokenFor<'_>, file: &Path) -> Result<()> {
+        control_plane::write_private(file, &self.token(token).await?)
+    }
+
+    /// A token bound to a Pod on a node, as a warmer's Pod has it.
+    pub async fn token_for_pod(
+        &self,
+        (namespace, service_account): (&str, &str),
+        (pod, node): (&str, &str),
+        audience: &str,
+        seconds: i64,
+    ) -> Result<String> {
+        let pod = Some((pod, node));
+        let audience = Some(audience);
+        self.token(&TokenFor { namespace, service_account, pod, audience, seconds }).await
+    }
+
+    /// Copies a ConfigMap's key into a file once it is there.
+    pub async fn copy_config_map(
+        &self,
+        source: (&str, &str, &str),
+        file: &Path,
+        deadline: Duration,
+    ) -> Result<PathBuf> {
+        tokens::copy_config_map(&self.client, source, file, deadline).await
+    }
+
+    /// All requests that the API server has answered so far, as audit events (metadata only).
+    pub fn audit_events(&self) -> Result<Vec<Value>> {
+        let log = std::fs::read_to_string(&self.control_plane.audit_log)?;
+        // The last line may be half written.
+        Ok(log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for process in self.imagewarm.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            process.kill();
+        }
+        self.background = None;
+        for node in self.nodes() {
+            node.kill();
+        }
+        self.control_plane.stop();
+        self.registry_plain.stop();
+        if let Some(registry) = &self.registry_tls {
+            registry.stop();
+        }
+        // The sandbox, dropped last, ends what is left.
+    }
+}
+
+fn knative_crds() -> PathBuf {
+    workspace().join("tests/knative-crds")
+}

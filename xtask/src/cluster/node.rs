@@ -1,0 +1,194 @@
+//! A node: a Node object, and a dockerd of its own with its own data and socket. Its warmer is
+//! started apart, by [`super::Cluster::start_warmer`].
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bollard::Docker;
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use super::registry::Registry;
+use crate::images::architecture;
+use crate::prerequisites::Programs;
+use crate::process::{Process, Program};
+
+/// A node of the cluster.
+pub struct Node {
+    /// `metadata.name` of the Node object.
+    pub name: String,
+    /// Path of dockerd's socket.
+    pub docker_socket: PathBuf,
+    folder: PathBuf,
+    sandbox: PathBuf,
+    dockerd: PathBuf,
+    process: Mutex<Option<Process>>,
+}
+
+impl Node {
+    pub(super) fn new(
+        name: &str,
+        programs: &Programs,
+        sandbox: &Path,
+        registry: Option<&Registry>,
+    ) -> Result<Self> {
+        let folder = sandbox.join(name);
+        let trusted = folder.join("etc-docker/certs.d");
+        fs::create_dir_all(&trusted)?;
+        if let Some((registry, ca)) = registry.and_then(|r| Some((r, r.ca_pem.as_ref()?))) {
+            let host = trusted.join(&registry.address);
+            fs::create_dir_all(&host)?;
+            fs::write(host.join("ca.crt"), ca)?;
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            docker_socket: folder.join("run/docker.sock"),
+            folder,
+            sandbox: sandbox.to_owned(),
+            dockerd: programs.dockerd.clone(),
+            process: Mutex::new(None),
+        })
+    }
+
+    /// Makes the Node object, Ready and with the usual labels and those given. No kubelet renews
+    /// it, and no controller minds.
+    pub(super) async fn register(
+        &self,
+        client: kube::Client,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let api: Api<NodeObject> = Api::all(client);
+        let mut node = json!({
+            "metadata": {"name": self.name, "labels": {
+                "kubernetes.io/hostname": self.name,
+                "kubernetes.io/os": "linux",
+                "kubernetes.io/arch": architecture(),
+            }},
+        });
+        for (key, value) in labels {
+            node["metadata"]["labels"][key] = json!(value);
+        }
+        api.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
+        self.set_ready(api, true).await
+    }
+
+    async fn set_ready(&self, api: Api<NodeObject>, ready: bool) -> Result<()> {
+        let now = jiff::Timestamp::now().round(jiff::Unit::Second)?.to_string();
+        let (status, reason) =
+            if ready { ("True", "KubeletReady") } else { ("Unknown", "NodeStatusUnknown") };
+        let patch = json!({"status": {
+            "conditions": [{
+                "type": "Ready",
+                "status": status,
+                "reason": reason,
+                "lastTransitionTime": now,
+                "lastHeartbeatTime": now,
+            }],
+            "addresses": [{"type": "Hostname", "address": self.name}],
+            "capacity": {"cpu": "4", "memory": "8Gi", "pods": "110"},
+            "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"},
+            "nodeInfo": {
+                "architecture": architecture(),
+                "operatingSystem": "linux",
+                "bootID": "", "containerRuntimeVersion": "docker://20.10", "kernelVersion": "",
+                "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "osImage": "",
+                "systemUUID": "",
+            },
+        }});
+        let params = PatchParams::default();
+        api.patch_status(&self.name, &params, &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
+    /// Writes the Node's Ready condition: True, or Unknown as after a kubelet's silence.
+    pub async fn write_ready(&self, client: kube::Client, ready: bool) -> Result<()> {
+        self.set_ready(Api::all(client), ready).await
+    }
+
+    /// A client for its dockerd.
+    pub fn docker(&self) -> Result<Docker> {
+        let socket = self.docker_socket.display().to_string();
+        Docker::connect_with_unix(&socket, 120, bollard::API_DEFAULT_VERSION)
+            .with_context(|| format!("connect to the dockerd of {}", self.name))
+    }
+
+    /// What `docker image inspect` says, or None when the node does not hold the image.
+    pub async fn inspect(&self, reference: &str) -> Option<bollard::models::ImageInspect> {
+        // The oldest API version of all daemons in use; negotiation is for the real client.
+        self.docker().ok()?.inspect_image(reference).await.ok()
+    }
+
+    /// The image's id (`sha256:…`), asked from dockerd itself, or None when the node lacks it.
+    pub async fn image_id(&self, reference: &str) -> Option<String> {
+        self.inspect(reference).await?.id
+    }
+
+    /// Removes an image as `docker rmi --force` does.
+    pub async fn remove_image(&self, reference: &str) -> Result<()> {
+        let options = bollard::query_parameters::RemoveImageOptionsBuilder::default();
+        let options = options.force(true).build();
+        self.docker()?.remove_image(reference, Some(options), None).await?;
+        Ok(())
+    }
+
+    /// Process id of dockerd, while it runs.
+    pub fn dockerd_pid(&self) -> Option<u32> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Process::pid)
+    }
+
+    /// Starts dockerd (again) and waits until it answers.
+    pub async fn start_dockerd(&self) -> Result<()> {
+        self.forget_old_run();
+        fs::create_dir_all(self.folder.join("run"))?;
+        let at = |name: &str| self.folder.join(name).display().to_string();
+        // Its own mount namespace: each dockerd has its own /etc/docker (and so its own trusted
+        // authorities), and its overlay mounts end with it.
+        let script =
+            "mkdir -p /etc/docker && mount --bind \"$1\" /etc/docker && shift && exec \"$@\"";
+        let program = Program::new("unshare")
+            .args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"])
+            .arg(at("etc-docker"))
+            .arg(&self.dockerd)
+            .arg(format!("--host=unix://{}", self.docker_socket.display()))
+            .arg(format!("--data-root={}", at("data")))
+            .arg(format!("--exec-root={}", at("exec")))
+            .arg(format!("--pidfile={}", at("run/docker.pid")))
+            .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
+            .args(["--ip-forward=false", "--ip-masq=false", "--userland-proxy=false"])
+            .arg("--max-concurrent-downloads=6");
+        let process = Process::start(&format!("{}-dockerd", self.name), program, &self.sandbox)?;
+        process
+            .wait_until(Duration::from_secs(60), async || self.docker().ok()?.ping().await.ok())
+            .await?;
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+        Ok(())
+    }
+
+    /// Ends dockerd in good order (SIGTERM).
+    pub async fn stop_dockerd(&self) -> Result<()> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(process) = process {
+            process.terminate(Duration::from_secs(30)).await?;
+        }
+        Ok(())
+    }
+
+    /// Kills dockerd (SIGKILL), as a crash would.
+    pub fn kill(&self) {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// After a kill: the kernel has ended dockerd's containerd too, but both process id files are
+    /// still there and would block the next start.
+    fn forget_old_run(&self) {
+        let left = ["run/docker.pid", "run/docker.sock", "exec/containerd/containerd.pid"];
+        for file in left {
+            let _ = fs::remove_file(self.folder.join(file));
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The two registries: a plain one on loopback, and one with TLS and a password on an address of
+//! its own network namespace, since dockerd trusts anything on loopback.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rand::RngExt as _;
+use serde_json::json;
+
+use super::certificates::{Authority, Identity};
+use super::control_plane::write_private;
+use crate::images::TestImage;
+use crate::ports::Port;
+use crate::prerequisites::Programs;
+use crate::process::{Process, Program, Signal};
+use crate::wait::wait_for;
+
+/// User name that the registry with TLS asks for.
+pub const USER: &str = "warm";
+
+/// A running registry.
+pub struct Registry {
+    /// `host:port`, as image references name it.
+    pub address: String,
+    /// The password of [`USER`], where the registry asks for one.
+    pub password: Option<String>,
+    /// The authority that a client must trust, where the registry speaks TLS.
+    pub ca_pem: Option<String>,
+    client: kube::Client,
+    program: Program,
+    name: &'static str,
+    sandbox: PathBuf,
+    process: Mutex<Option<Process>>,
+    // Dropped after the registry that runs in it.
+    _network: Option<Network>,
+    _port: Option<Port>,
+}
+
+impl Registry {
+    pub(super) async fn plain(programs: &Programs, sandbox: &Path) -> Result<Self> {
+        let port = Port::reserve()?;
+        let address = port.address().to_string();
+        let folder = sandbox.join("registry-plain");
+        let settings = write_settings(&folder, json!({"addr": address}), None)?;
+        let registry = Self {
+            client: client(&format!("http://{address}"), None, None)?,
+            address,
+            password: None,
+            ca_pem: None,
+            program: Program::new(&programs.docker_registry).arg("serve").arg(settings),
+            name: "registry-plain",
+            sandbox: sandbox.to_owned(),
+            process: Mutex::new(None),
+            _network: None,
+            _port: Some(port),
+        };
+        registry.start().await?;
+        Ok(registry)
+    }
+
+    pub(super) async fn with_tls(programs: &Programs, sandbox: &Path) -> Result<Self> {
+        let folder = sandbox.join("registry-tls");
+        fs::create_dir_all(&folder)?;
+        let network = Network::create(programs, &folder, sandbox).await?;
+        let address = format!("{}:5000", network.address);
+        let authority = Authority::new("imagewarm development registry")?;
+        let pair = authority.issue(Identity::server(&[&network.address]))?;
+        fs::write(folder.join("tls.crt"), pair.certificate)?;
+        fs::write(folder.join("tls.key"), pair.key)?;
+        let password = format!("{:016x}", rand::random::<u64>());
+        let passwords = folder.join("htpasswd");
+        let line = run(Command::new(&programs.htpasswd).args(["-Bbn", USER, &password]))?;
+        write_private(&passwords, line.trim())?;
+        let http = json!({
+            "addr": address,
+            "tls": {"certificate": folder.join("tls.crt"), "key": folder.join("tls.key")},
+        });
+        let auth = json!({"htpasswd": {"realm": "development", "path": passwords}});
+        let settings = write_settings(&folder, http, Some(auth))?;
+        let target = format!("--target={}", network.holder.pid());
+        let registry = Self {
+            client: client(&format!("https://{address}"), Some(&authority), Some(&password))?,
+            address,
+            password: Some(password),
+            ca_pem: Some(authority.pem()),
+            program: Program::new("nsenter")
+                .args([target.as_str(), "--net", "--"])
+                .arg(&programs.docker_registry)
+                .arg("serve")
+                .arg(settings),
+            name: "registry-tls",
+            sandbox: sandbox.to_owned(),
+            process: Mutex::new(None),
+            _network: Some(network),
+            _port: None,
+        };
+        registry.start().await?;
+        Ok(registry)
+    }
+
+    /// Makes an image, pushes it, and returns the digest under which it is served.
+    pub async fn push(&self, image: &TestImage, repository: &str, tag: &str) -> Result<String> {
+        let pushed = image.push(&self.client, repository, tag).await;
+        pushed.with_context(|| format!("push {}", self.image(repository, tag)))
+    }
+
+    /// `host:port/repository:tag`.
+    pub fn image(&self, repository: &str, tag: &str) -> String {
+        format!("{}/{repository}:{tag}", self.address)
+    }
+
+    /// `.dockerconfigjson` of a pull secret with the right user and password.
+    pub fn docker_config_json(&self) -> String {
+        self.docker_config_json_with(USER, self.password.as_deref().unwrap_or_default())
+    }
+
+    /// The same with the given user and password, right or wrong.
+    pub fn docker_config_json_with(&self, user: &str, password: &str) -> String {
+        json!({"auths": {&self.address: {"username": user, "password": password}}}).to_string()
+    }
+
+    /// Everything that it logged, an access log among it.
+    pub fn log(&self) -> String {
+        self.with_process(Process::log).unwrap_or_default()
+    }
+
+    /// Starts it again after [`Registry::stop`].
+    pub async fn start(&self) -> Result<()> {
+        let process = Process::start(self.name, self.program.clone(), &self.sandbox)?;
+        process
+            .wait_until(Duration::from_secs(20), async || {
+                let request = http::Request::get("/v2/").body(Vec::new()).ok()?;
+                self.client.request_text(request).await.ok().map(drop)
+            })
+            .await?;
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+        Ok(())
+    }
+
+    /// Kills it; connections are refused from now on. What was pushed is kept.
+    pub fn stop(&self) {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Freezes it: connections are taken and never answered.
+    pub fn freeze(&self) {
+        self.with_process(|process| process.signal(Signal::Stop));
+    }
+
+    /// Ends a [`Registry::freeze`].
+    pub fn thaw(&self) {
+        self.with_process(|process| process.signal(Signal::Continue));
+    }
+
+    fn with_process<T>(&self, ask: impl FnOnce(&Process) -> T) -> Option<T> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(ask)
+    }
+}
+
+/// A network namespace, kept alive by one waiting process, with a link to this machine's own. When
+/// that process ends, the kernel removes both.
+struct Network {
+    address: String,
+    holder: Process,
+}
+
+impl Network {
+    async fn create(programs: &Programs, folder: &Path, sandbox: &Path) -> Result<Self> {
+        let keep = folder.join("network");
+        fs::write(&keep, "")?;
+        let program = Program::new("unshare").args(["--net", "--", "tail", "-f"]).arg(&keep);
+        let holder = Process::start("network", program, sandbox)?;
+        let pid = holder.pid();
+        let ours = fs::read_link("/proc/self/ns/net")?;
+        holder
+            .wait_until(Duration::from_secs(5), async || {
+                fs::read_link(format!("/proc/{pid}/ns/net")).ok().filter(|its| *its != ours)
+            })
+            .await?;
+        for _ in 0..20 {
+            // 198.18.0.0/15 is set aside for tests of network devices (RFC 2544): nobody's address.
+            let subnet = 0xc612_0000u32 + 4 * rand::rng().random_range(0..0x8000u32);
+            let [here, there] = [subnet + 1, subnet + 2].map(std::net::Ipv4Addr::from);
+            let taken = run(Command::new(&programs.ip).args(["-4", "-o", "addr", "show"]))?;
+            if taken.contains(&format!(" {here}/")) {
+                continue;
+            }
+            let link = format!("iw{subnet:08x}");
+            let inside = format!(
+                "ip addr add {there}/30 dev eth0 && ip link set eth0 up && ip link set lo up"
+            );
+            let pid = pid.to_string();
+            let ip = || Command::new(&programs.ip);
+            let peer = ["type", "veth", "peer", "name", "eth0", "netns", &pid];
+            run(ip().args(["link", "add", &link]).args(peer))?;
+            run(ip().args(["addr", "add", &format!("{here}/30"), "dev", &link]))?;
+            run(ip().args(["link", "set", &link, "up"]))?;
+            run(Command::new("nsenter").args(["-t", &pid, "-n", "sh", "-c", &inside]))?;
+            let link_up = format!("/sys/class/net/{link}/operstate");
+            wait_for(Duration::from_secs(5), "the registry's network link", async || {
+                let state = fs::read_to_string(&link_up).ok()?;
+                (state.trim() == "up").then_some(())
+            })
+            .await?;
+            return Ok(Self { address: there.to_string(), holder });
+        }
+        bail!("no free subnet in 198.18.0.0/15")
+    }
+}
+
+fn write_settings(
+    folder: &Path,
+    http: serde_json::Value,
+    auth: Option<serde_json::Value>,
+) -> Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    let mut settings = json!({
+        "version": "0.1",
+        "log": {"level": "error"},
+        "storage": {
+            "filesystem": {"rootdirectory": folder.join("data")},
+            "delete": {"enabled": true},
+        },
+        "http": http,
+    });
+    if let Some(auth) = auth {
+        settings["auth"] = auth;
+    }
+    // JSON is YAML.
+    let path = folder.join("settings.yml");
+    fs::write(&path, settings.to_string())?;
+    Ok(path)
+}
+
+/// kube's client is a plain HTTP client with TLS and basic authentication, all that is needed here.
+fn client(
+    url: &str,
+    authority: Option<&Authority>,
+    password: Option<&str>,
+) -> Result<kube::Client> {
+    let mut config = kube::Config::new(url.parse()?);
+    config.root_cert = authority.map(|authority| vec![authority.der()]);
+    if let Some(password) = password {
+        config.auth_info.username = Some(USER.to_owned());
+        config.auth_info.password = Some(password.to_owned().into());
+    }
+    Ok(kube::Client::try_from(config)?)
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("start {command:?}"))?;
+    if !output.status.success() {
+        let program = command.get_program().to_string_lossy().into_owned();
+        bail!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

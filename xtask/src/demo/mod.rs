@@ -1,0 +1,177 @@
+//! `cargo xtask demo`: a Revision is created, and its images arrive on three Docker nodes while you
+//! watch. Every statement it prints is checked; the exit code is non-zero if one was not so.
+
+mod arrival;
+mod board;
+mod scene;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::future::try_join_all;
+
+use self::arrival::{Arrival, Arrivals};
+use self::board::{bytes, print_table};
+use self::scene::Scene;
+use crate::cluster::{Cluster, Options};
+use crate::workspace;
+
+/// Arguments of `cargo xtask demo`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// How many nodes, each with its own dockerd.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
+    nodes: u8,
+    /// Leave everything running at the end, until Ctrl-C.
+    #[arg(long)]
+    keep: bool,
+    /// Run this `imagewarm` binary instead of building one.
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
+}
+
+/// Runs the demo.
+pub async fn run(arguments: DemoArgs) -> Result<ExitCode> {
+    let binary = match &arguments.binary {
+        Some(binary) => binary.clone(),
+        None => tokio::task::spawn_blocking(build).await??,
+    };
+    let nodes = usize::from(arguments.nodes);
+    say(&format!("starting a control plane, two registries and {nodes} Docker nodes"));
+    let options = Options { nodes, tls_registry: true, ..Options::default() };
+    let start = Instant::now();
+    let cluster = Cluster::start(options).await?;
+    say(&format!("up in {:.1} s", start.elapsed().as_secs_f32()));
+
+    let played = play(&cluster, &binary).await;
+    if let Err(error) = &played {
+        eprintln!("error: {error:#}");
+        show_logs(&cluster);
+    }
+    if arguments.keep {
+        invite(&cluster, &binary);
+        std::future::pending::<()>().await;
+    }
+    Ok(if played.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn play(cluster: &Cluster, binary: &std::path::Path) -> Result<()> {
+    say("pushing one public and one private image");
+    let scene = Scene::prepare(cluster).await?;
+    for image in &scene.images {
+        println!("    {} ({})", image.reference, bytes(image.bytes));
+    }
+
+    say("starting 2 controllers and a warmer on each node");
+    start_imagewarm(cluster, binary).await?;
+    scene.wait_for_admission(cluster).await?;
+
+    say("creating a Revision with two containers");
+    let arrivals = Arrivals::expect(cluster, &scene);
+    let (revision, arrivals) = arrivals.watch(cluster, &scene).await?;
+    println!();
+    print_table(&arrivals);
+    tell_times(&revision, &arrivals)?;
+
+    say("applying a malformed ImageWarm");
+    refuse_malformed(cluster, &scene)
+}
+
+fn build() -> Result<PathBuf> {
+    say("building imagewarm (release)");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--release", "--package", "imagewarm"])
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .status()
+        .context("start cargo build")?;
+    ensure!(status.success(), "imagewarm does not build");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    Ok(target.unwrap_or_else(|| workspace().join("target")).join("release/imagewarm"))
+}
+
+async fn start_imagewarm(cluster: &Cluster, binary: &std::path::Path) -> Result<()> {
+    let mut started = Vec::new();
+    for name in ["controller-1", "controller-2"] {
+        started.push(cluster.start_controller(binary, name, &[]).await?);
+    }
+    for node in cluster.nodes() {
+        started.push(cluster.start_warmer(binary, &node, &[]).await?);
+    }
+    let ready = started.iter().filter_map(|process| {
+        let health = process.health()?;
+        Some(process.wait_ready(health, "/readyz", Duration::from_secs(60)))
+    });
+    try_join_all(ready).await.map(drop)
+}
+
+fn tell_times(revision: &str, arrivals: &[Arrival]) -> Result<()> {
+    let span = |what: fn(&Arrival) -> Option<Duration>| -> Result<(Duration, Duration)> {
+        let times: Option<Vec<Duration>> = arrivals.iter().map(what).collect();
+        let times = times.context("an image is still missing")?;
+        let first = times.iter().min().context("no image")?;
+        Ok((*first, *times.iter().max().unwrap_or(first)))
+    };
+    let (first, last) = span(|arrival| arrival.ordered)?;
+    let (_, present) = span(|arrival| arrival.present)?;
+    println!("after the creation of Revision {revision} was sent:");
+    println!("    {:>6} ms  the first ImageWarm existed", first.as_millis());
+    println!("    {:>6} ms  the last ImageWarm existed", last.as_millis());
+    println!("    {:>6} ms  the last image was present, said its dockerd", present.as_millis());
+    Ok(())
+}
+
+fn refuse_malformed(cluster: &Cluster, scene: &Scene) -> Result<()> {
+    let malformed = scene.malformed();
+    let mut kubectl = Command::new(cluster.kubectl())
+        .args(["apply", "-f", "-", "--kubeconfig"])
+        .arg(cluster.kubeconfig_path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start kubectl")?;
+    if let Some(mut input) = kubectl.stdin.take() {
+        input.write_all(malformed.to_string().as_bytes())?;
+    }
+    let output = kubectl.wait_with_output()?;
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    for line in message.lines() {
+        println!("    {line}");
+    }
+    if output.status.success() {
+        bail!("the malformed ImageWarm was accepted");
+    }
+    for path in ["spec.image", "spec.imagePullSecrets[0].name"] {
+        ensure!(message.contains(path), "the refusal does not name {path}");
+    }
+    Ok(())
+}
+
+fn show_logs(cluster: &Cluster) {
+    for process in cluster.imagewarm_processes() {
+        eprintln!("last lines of {}:\n{}\n", process.name(), process.log_tail());
+    }
+}
+
+fn invite(cluster: &Cluster, binary: &std::path::Path) {
+    let imagewarm = binary.display();
+    println!();
+    say("everything is left running; Ctrl-C ends it. Try, in another terminal:");
+    println!("    export KUBECONFIG={}", cluster.kubeconfig_path().display());
+    println!("    kubectl get imagewarms -A -o wide");
+    println!("    {imagewarm} status -n {}", scene::NAMESPACE);
+    println!("    kubectl -n {} delete configuration.serving.knative.dev --all", scene::NAMESPACE);
+    if let Some(node) = cluster.nodes().first() {
+        println!("    docker -H unix://{} images", node.docker_socket.display());
+    }
+    println!("    tail -f {}/log/controller-1.log", cluster.folder().display());
+}
+
+fn say(text: &str) {
+    println!("==> {text}");
+}

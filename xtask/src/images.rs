@@ -1,0 +1,250 @@
+//! Test images made on the spot: an OCI configuration and layers of random bytes, pushed straight
+//! to a registry. Nothing in them can run; they can be pulled.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use http::{Method, Request, Response, StatusCode, header};
+use kube::client::Body;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const CONFIGURATION: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// An image to make: how large its layers are, and for which platforms it is.
+#[derive(Clone, Debug)]
+pub struct TestImage {
+    layers: Vec<usize>,
+    seed: u64,
+    platforms: Vec<(String, String)>,
+    index: bool,
+}
+
+impl TestImage {
+    /// An image of this machine's platform, with one layer of random bytes for each size.
+    pub fn new(layers: &[usize]) -> Self {
+        Self {
+            layers: layers.to_vec(),
+            seed: rand::random(),
+            platforms: vec![("linux".to_owned(), architecture().to_owned())],
+            index: false,
+        }
+    }
+
+    /// The same seed and sizes make the same bytes, and so the same digest.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Makes an index with one image for each platform, such as `("linux", "s390x")`: with ours
+    /// among them a multi-platform image, without it one that no node here can pull.
+    pub fn platforms(mut self, platforms: &[(&str, &str)]) -> Self {
+        let owned = platforms.iter().map(|(os, arch)| ((*os).to_owned(), (*arch).to_owned()));
+        self.platforms = owned.collect();
+        self.index = true;
+        self
+    }
+
+    pub(crate) async fn push(
+        &self,
+        registry: &kube::Client,
+        repository: &str,
+        tag: &str,
+    ) -> Result<String> {
+        let target = Target { registry, repository };
+        let mut layers = Vec::new();
+        for (number, size) in self.layers.iter().enumerate() {
+            let (size, seed) = (*size, self.seed.wrapping_add(number as u64));
+            let layer = tokio::task::spawn_blocking(move || layer(size, seed)).await?;
+            layers.push(target.blob(LAYER, layer).await?);
+        }
+        let mut manifests = Vec::new();
+        for (os, arch) in &self.platforms {
+            let configuration = json!({
+                "os": os,
+                "architecture": arch,
+                "config": {"Cmd": ["/nothing"]},
+                "rootfs": {
+                    "type": "layers",
+                    // The layers are not compressed: a diff id is the layer's own digest.
+                    "diff_ids": layers.iter().map(|layer| &layer["digest"]).collect::<Vec<_>>(),
+                },
+                // Two images without layers would otherwise be one.
+                "history": [{"created_by": format!("imagewarm test image {}", self.seed)}],
+            });
+            let configuration = configuration.to_string().into_bytes();
+            let manifest = json!({
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": target.blob(CONFIGURATION, configuration).await?,
+                "layers": layers,
+            });
+            let reference = (!self.index).then_some(tag);
+            let mut descriptor = target.manifest(MANIFEST, reference, &manifest).await?;
+            descriptor["platform"] = json!({"os": os, "architecture": arch});
+            manifests.push(descriptor);
+        }
+        let pushed = if self.index {
+            let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
+            target.manifest(INDEX, Some(tag), &index).await?
+        } else {
+            manifests.pop().context("an image needs a platform")?
+        };
+        Ok(pushed["digest"].as_str().unwrap_or_default().to_owned())
+    }
+}
+
+/// One repository of a registry, reached over its HTTP API.
+struct Target<'a> {
+    registry: &'a kube::Client,
+    repository: &'a str,
+}
+
+impl Target<'_> {
+    async fn blob(&self, media_type: &str, content: Vec<u8>) -> Result<Value> {
+        let descriptor = descriptor(media_type, &content);
+        let digest = descriptor["digest"].as_str().unwrap_or_default();
+        let path = format!("/v2/{}/blobs/{digest}", self.repository);
+        if self.send(Method::HEAD, &path, "", Vec::new()).await?.status().is_success() {
+            return Ok(descriptor);
+        }
+        let path = format!("/v2/{}/blobs/uploads/", self.repository);
+        let started = self.send(Method::POST, &path, "", Vec::new()).await?;
+        let started = expect(started, StatusCode::ACCEPTED).await?;
+        let location = started.headers().get(header::LOCATION).context("no upload location")?;
+        let location: http::Uri = location.to_str()?.parse()?;
+        let upload = location.path_and_query().context("no upload path")?.as_str();
+        let separator = if upload.contains('?') { '&' } else { '?' };
+        let upload = format!("{upload}{separator}digest={digest}");
+        let done = self.send(Method::PUT, &upload, "application/octet-stream", content).await?;
+        expect(done, StatusCode::CREATED).await?;
+        Ok(descriptor)
+    }
+
+    async fn manifest(&self, kind: &str, tag: Option<&str>, manifest: &Value) -> Result<Value> {
+        let content = manifest.to_string().into_bytes();
+        let descriptor = descriptor(kind, &content);
+        let reference = tag.or(descriptor["digest"].as_str()).unwrap_or_default();
+        let path = format!("/v2/{}/manifests/{reference}", self.repository);
+        let answer = self.send(Method::PUT, &path, kind, content).await?;
+        expect(answer, StatusCode::CREATED).await?;
+        Ok(descriptor)
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        content: Vec<u8>,
+    ) -> Result<Response<Body>> {
+        let mut request = Request::builder().method(method.clone()).uri(path);
+        if !content_type.is_empty() {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        let request = request.body(Body::from(content))?;
+        let answer = tokio::time::timeout(Duration::from_secs(60), self.registry.send(request));
+        answer
+            .await
+            .context("the registry does not answer")?
+            .with_context(|| format!("{method} {path}"))
+    }
+}
+
+async fn expect(answer: Response<Body>, wanted: StatusCode) -> Result<Response<Body>> {
+    let status = answer.status();
+    if status == wanted {
+        return Ok(answer);
+    }
+    let body = answer.into_body().collect_bytes().await.unwrap_or_default();
+    bail!("the registry answered {status}: {}", String::from_utf8_lossy(&body))
+}
+
+fn descriptor(media_type: &str, content: &[u8]) -> Value {
+    let hash = Sha256::digest(content);
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({"mediaType": media_type, "size": content.len(), "digest": format!("sha256:{hex}")})
+}
+
+/// A tar archive with one file of random bytes.
+fn layer(size: usize, seed: u64) -> Vec<u8> {
+    let mut block = vec![0; size.min(1 << 20)];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut block);
+    let mut archive = tar_header(&format!("random-{seed:016x}"), size).to_vec();
+    archive.reserve(size + 2_048);
+    for number in 0u64.. {
+        let left = size - (archive.len() - 512);
+        if left == 0 {
+            break;
+        }
+        // One block of random bytes again and again, numbered: quick even in a debug build, and
+        // nothing here is compressed.
+        let length = left.min(block.len());
+        let mark = number.to_le_bytes();
+        let marked = mark.len().min(length);
+        block[..marked].copy_from_slice(&mark[..marked]);
+        archive.extend_from_slice(&block[..length]);
+    }
+    let padding = size.next_multiple_of(512) - size;
+    archive.resize(archive.len() + padding + 1_024, 0);
+    archive
+}
+
+fn tar_header(name: &str, size: usize) -> [u8; 512] {
+    let mut header = [0; 512];
+    let mut put = |offset: usize, text: &str| {
+        header[offset..offset + text.len()].copy_from_slice(text.as_bytes());
+    };
+    put(0, name);
+    put(100, "0000644\0");
+    put(108, "0000000\0");
+    put(116, "0000000\0");
+    put(124, &format!("{size:011o}\0"));
+    put(136, "00000000000\0");
+    put(148, "        ");
+    put(156, "0");
+    put(257, "ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header
+}
+
+/// This machine's architecture in OCI's words.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_layer_is_a_tar_archive_and_repeats_by_seed() {
+        for size in [0, 1, 511, 512, 513, 3_000_000] {
+            let made = layer(size, 7);
+            assert_eq!(made.len() % 512, 0, "size {size}");
+            assert_eq!(made, layer(size, 7));
+            if size > 8 {
+                assert_ne!(made, layer(size, 8));
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("layer.tar");
+            std::fs::write(&path, &made).unwrap();
+            let list = std::process::Command::new("tar").arg("-tvf").arg(&path).output().unwrap();
+            assert!(list.status.success());
+            let text = String::from_utf8_lossy(&list.stdout).into_owned();
+            assert!(text.contains(&format!(" {size} ")), "{text}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! `cargo xtask`: the developer's commands.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use xtask::cluster::{Cluster, Options};
+use xtask::{demo, prerequisites, test};
+
+/// Developer commands of imagewarm.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shows a Revision's images arriving on real Docker nodes.
+    Demo(demo::DemoArgs),
+    /// Runs every test: unit, property, differential and integration.
+    Test(test::TestArgs),
+    /// Brings up the bare development cluster and leaves it running until Ctrl-C.
+    Cluster(ClusterArgs),
+    /// Finds, installs and builds the programs that the development cluster needs.
+    Prerequisites,
+}
+
+#[derive(clap::Args)]
+struct ClusterArgs {
+    /// How many nodes, each with its own dockerd.
+    #[arg(long, default_value_t = 1)]
+    nodes: usize,
+    /// Also start a registry with TLS and password.
+    #[arg(long)]
+    tls_registry: bool,
+    /// Do not apply `deploy/`.
+    #[arg(long)]
+    no_deploy: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the runtime: {error}");
+            return ExitCode::from(3);
+        }
+    };
+    // A signal drops the command's future, and with it the cluster: everything is stopped.
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = run(arguments.command) => outcome,
+            signal = interrupted() => signal,
+        }
+    });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Test(arguments) => test::run(arguments).await,
+        Command::Cluster(arguments) => keep_cluster(arguments).await,
+        Command::Prerequisites => {
+            let programs = tokio::task::spawn_blocking(prerequisites::ensure).await??;
+            println!("{programs:#?}");
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn keep_cluster(arguments: ClusterArgs) -> Result<ExitCode> {
+    let options = Options {
+        nodes: arguments.nodes,
+        tls_registry: arguments.tls_registry,
+        knative: true,
+        deploy: !arguments.no_deploy,
+    };
+    let start = std::time::Instant::now();
+    let cluster = Cluster::start(options).await?;
+    println!(
+        "up in {:.1} s; everything is in {}",
+        start.elapsed().as_secs_f32(),
+        cluster.folder().display()
+    );
+    println!("export KUBECONFIG={}", cluster.kubeconfig_path().display());
+    println!("registry {}", cluster.registry_plain.address);
+    if let Some(registry) = &cluster.registry_tls {
+        println!("registry with TLS and password {}", registry.address);
+    }
+    for node in cluster.nodes() {
+        println!("{}: docker -H unix://{}", node.name, node.docker_socket.display());
+    }
+    println!("Ctrl-C ends it");
+    std::future::pending().await
+}
+
+async fn interrupted() -> Result<ExitCode> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let number = tokio::select! {
+        _ = interrupt.recv() => libc::SIGINT,
+        _ = terminate.recv() => libc::SIGTERM,
+        _ = hangup.recv() => libc::SIGHUP,
+    };
+    eprintln!("stopping");
+    // As a shell reports a process that a signal ended.
+    Ok(ExitCode::from(128 + u8::try_from(number).unwrap_or_default()))
+}

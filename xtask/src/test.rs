@@ -1,0 +1,106 @@
+//! `cargo xtask test`: prepares the programs, runs every test of the workspace, and closes with one
+//! line of counts.
+
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::prerequisites;
+use crate::workspace;
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct TestArgs {
+    /// Run only tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Fail also when a test was skipped.
+    #[arg(long)]
+    no_skips: bool,
+}
+
+/// Sums of cargo's `test result:` lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Counts {
+    /// Adds what a line says, if it is such a line (colours and all).
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line.split_once("test result: ") else { return };
+        for part in counts.split([';', '.']) {
+            let mut words = part.split_whitespace();
+            let (Some(number), Some(word)) = (words.next(), words.next()) else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match word {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.skipped += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs the tests. The exit code is non-zero when one failed, or when the build did.
+pub async fn run(arguments: TestArgs) -> Result<ExitCode> {
+    tokio::task::spawn_blocking(move || run_blocking(&arguments)).await?
+}
+
+fn run_blocking(arguments: &TestArgs) -> Result<ExitCode> {
+    prerequisites::ensure()?;
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["test", "--workspace", "--no-fail-fast"]).current_dir(workspace());
+    if std::io::stdout().is_terminal() {
+        command.args(["--color", "always"]);
+    }
+    command.args(&arguments.filter).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut tests = command.spawn().context("start cargo test")?;
+    let output = tests.stdout.take().context("cargo test without output")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        counts.add(&line);
+        let mut stdout = std::io::stdout().lock();
+        writeln!(stdout, "{line}")?;
+        stdout.flush()?;
+    }
+    let status = tests.wait()?;
+    println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
+    if !status.success() || counts.failed > 0 {
+        return Ok(ExitCode::FAILURE);
+    }
+    if counts.passed == 0 {
+        eprintln!("error: no test was run");
+        return Ok(ExitCode::FAILURE);
+    }
+    if arguments.no_skips && counts.skipped > 0 {
+        eprintln!("error: {} tests were skipped, and none may be", counts.skipped);
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_summed_and_others_are_not() {
+        let mut counts = Counts::default();
+        for line in [
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; 0.1s",
+            "test result: \u{1b}[31mFAILED\u{1b}(B\u{1b}[m. 3 passed; 2 failed; 0 ignored; 0 measured",
+            "test result_is_an_error ... ok",
+            "running 5 tests",
+        ] {
+            counts.add(line);
+        }
+        assert_eq!(counts, Counts { passed: 15, failed: 2, skipped: 1 });
+    }
+}

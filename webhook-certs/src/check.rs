@@ -145,8 +145,7 @@ impl Bundle {
         for name in names {
             let wrong_name = || BundleError::WrongNames { missing: name.clone() };
             let server = ServerName::try_from(name.as_str()).map_err(|_| wrong_name())?;
-            let verdict =
-                verifier.verify_server_cert(leaf, &certified.cert[1..], &server, &[], at);
+            let verdict = verifier.verify_server_cert(leaf, &certified.cert[1..], &server, &[], at);
             verdict.map_err(|error| match error {
                 rustls::Error::InvalidCertificate(
                     CertificateError::NotValidForName

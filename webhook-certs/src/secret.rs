@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, PostParams};
 use kube::Client;
+use kube::api::{Api, PostParams};
 use tracing::info;
 
 use crate::check::{BundleError, Part, Validity};
@@ -198,8 +198,7 @@ fn decide(
 
 fn from_secret(secret: &Secret) -> Result<Bundle, BundleError> {
     let text = |part: Part| {
-        let corrupted =
-            |detail: &str| BundleError::Corrupted { part, detail: detail.to_owned() };
+        let corrupted = |detail: &str| BundleError::Corrupted { part, detail: detail.to_owned() };
         let data = secret.data.as_ref().and_then(|data| data.get(part.key()));
         let data = data.ok_or_else(|| corrupted("the Secret has no such key"))?;
         String::from_utf8(data.0.clone()).map_err(|_| corrupted("it is not text"))

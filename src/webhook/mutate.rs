@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::Value;
 use tracing::{debug, warn};
 
@@ -35,7 +36,7 @@ fn sight(reviewer: &Reviewer, request: &Request) {
     }
     let name = request.display_name();
     let namespace = request.namespace.as_deref().unwrap_or_default();
-    let mut revision: Revision = match serde_json::from_value(request.object.clone()) {
+    let mut revision: Revision = match Revision::deserialize(&request.object) {
         Ok(revision) => revision,
         Err(error) => {
             reviewer.metrics.undecodable.inc();

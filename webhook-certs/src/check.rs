@@ -269,7 +269,8 @@ mod tests {
             twist(&mut bundle);
             bundle.check(&names(&["hook.ns.svc"]), now()).unwrap_err()
         };
-        let cases: [(&str, &dyn Fn(&mut Bundle), &str); 9] = [
+        type Case<'a> = (&'a str, &'a dyn Fn(&mut Bundle), &'a str);
+        let cases: [Case; 9] = [
             ("foreign CA", &|b| (b.ca_cert_pem, b.ca_key_pem) = ca(&other), "Foreign"),
             ("foreign certificate", &|b| (b.cert_pem, b.key_pem) = pair(&other), "Foreign"),
             ("wrong key", &|b| b.key_pem = other.key_pem.clone(), "KeyMismatch"),

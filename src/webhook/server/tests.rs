@@ -38,8 +38,8 @@ struct Bench {
 fn limits() -> Limits {
     Limits {
         connections: 16,
-        handshake: Duration::from_millis(200),
-        head: Duration::from_millis(200),
+        handshake: DEADLINE,
+        head: DEADLINE,
         idle: Duration::from_secs(60),
         drain: Duration::from_secs(15),
     }
@@ -156,7 +156,7 @@ async fn both_protocols_are_served_and_connections_reused() {
 
 #[tokio::test]
 async fn nonsense_and_dawdling_at_the_handshake_are_cut() {
-    let bench = bench(limits()).await;
+    let bench = bench(Limits { handshake: Duration::from_millis(200), ..limits() }).await;
     let mut plain = bench.tcp().await;
     plain.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     assert!(!until_closed(plain).await.starts_with(b"HTTP"));
@@ -172,7 +172,7 @@ async fn nonsense_and_dawdling_at_the_handshake_are_cut() {
 
 #[tokio::test]
 async fn a_slow_head_is_cut_but_a_resting_connection_is_not() {
-    let bench = bench(limits()).await;
+    let bench = bench(Limits { head: Duration::from_millis(200), ..limits() }).await;
     let mut resting = bench.h1().await;
     let answer = resting.send_request(request("POST", "/echo", "x")).await.unwrap();
     assert_eq!(text(answer).await, "x");

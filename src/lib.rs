@@ -18,6 +18,7 @@
 //! wiring.
 
 pub mod api;
+pub mod cli;
 pub mod cluster;
 pub mod command;
 pub mod controller;
@@ -26,6 +27,8 @@ pub mod image;
 pub mod plan;
 pub mod protocol;
 pub mod runtime;
+pub mod settings;
 pub mod telemetry;
 pub mod warmer;
 pub mod webhook;
+pub mod wiring;

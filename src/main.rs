@@ -1,3 +1,7 @@
 //! Wiring only: everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    imagewarm::cli::main()
+}

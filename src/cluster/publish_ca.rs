@@ -8,7 +8,8 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
@@ -129,6 +130,55 @@ pub async fn ca_bundle_is_set(
             .await?
             .0,
     })
+}
+
+/// Makes the Namespace the owner of both configurations, so that deleting it takes them along: a
+/// webhook with failurePolicy Fail that nobody serves would block its objects for ever. Owners
+/// that others have set stay. A configuration that does not exist is left to the next look.
+pub async fn ensure_owner(
+    client: &Client,
+    names: &WebhookConfigurations,
+    namespace: &str,
+) -> Result<(), PublishError> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let object = || format!("Namespace {namespace}");
+    let found = request("read", object, namespaces.get_metadata(namespace)).await?;
+    let Some(uid) = found.metadata.uid else { return Ok(()) };
+    let owner = OwnerReference {
+        api_version: "v1".into(),
+        kind: "Namespace".into(),
+        name: namespace.into(),
+        uid,
+        controller: Some(false),
+        block_owner_deletion: Some(false),
+    };
+    own::<MutatingWebhookConfiguration>(client, &names.mutating, &owner).await?;
+    own::<ValidatingWebhookConfiguration>(client, &names.validating, &owner).await
+}
+
+async fn own<K>(client: &Client, name: &str, owner: &OwnerReference) -> Result<(), PublishError>
+where
+    K: Configuration + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let object = || format!("{} {name}", K::kind(&()));
+    let Some(found) = request("read", object, api.get_metadata_opt(name)).await? else {
+        return Ok(());
+    };
+    let mut owners = found.metadata.owner_references.unwrap_or_default();
+    if owners.iter().any(|held| held.uid == owner.uid) {
+        return Ok(());
+    }
+    // One of the same name but another uid was of a Namespace that is gone.
+    owners.retain(|held| (&held.kind, &held.name) != (&owner.kind, &owner.name));
+    owners.push(owner.clone());
+    let patch = json!({"metadata": {
+        "resourceVersion": found.metadata.resource_version, "ownerReferences": owners,
+    }});
+    let params = PatchParams::default();
+    request("patch", object, api.patch_metadata(name, &params, &Patch::Merge(patch))).await?;
+    info!(kind = %K::kind(&()), name, owner = owner.name, "set the owner");
+    Ok(())
 }
 
 /// Keeps the CA in the ConfigMap's key `ca.crt`. Says whether anything was written.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use crate::settings::duration;
 
 /// Settings of the webhook server.
 #[derive(clap::Args, Clone, Debug)]
@@ -98,13 +98,6 @@ pub struct WebhookArgs {
         value_parser = duration
     )]
     pub webhook_secrets_timeout: Duration,
-}
-
-/// Reads `5s`, `1m30s`, `PT5S`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration: use a positive one such as 5s or 1m30s");
-    let duration: SignedDuration = text.parse().map_err(|_| wrong())?;
-    Duration::try_from(duration).ok().filter(|duration| !duration.is_zero()).ok_or_else(wrong)
 }
 
 #[cfg(test)]

@@ -1,16 +1,20 @@
 //! Puts the parts of the two long-running programs together: what each owns, in which order it
 //! starts, what makes it ready, and in which order it ends.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+mod certificates;
+mod controller;
+mod warmer;
+
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Exit;
+
+pub use controller::{ControllerCommand, controller};
+pub use warmer::{WarmerCommand, warmer};
 
 /// How long a program may take to end after its signal.
 const DRAIN: Duration = Duration::from_secs(20);

@@ -1,0 +1,254 @@
+//! `imagewarm controller`: one replica of the imagecontroller.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::sync::watch;
+
+use super::{Parts, certificates};
+use crate::cli::Exit;
+use crate::cluster::client::{self, ClientArgs};
+use crate::cluster::token_review::{ApiServerReviewer, TokenReviewArgs};
+use crate::cluster::watch as caches;
+use crate::controller::lease::{self, LeaseArgs, Leadership};
+use crate::controller::metrics::ControllerMetrics;
+use crate::controller::{Controller, ControllerArgs};
+use crate::dispatch::metrics::DispatchMetrics;
+use crate::dispatch::{DispatchArgs, Dispatcher, LeaderView};
+use crate::telemetry::health::{self, HealthArgs, Readiness};
+use crate::telemetry::listen::listen;
+use crate::telemetry::logs::LogArgs;
+use crate::telemetry::metrics;
+use crate::webhook::fan_out::{self, FanOutContext, FanOutMetrics};
+use crate::webhook::router::{self, BodyLimits};
+use crate::webhook::server::{self, Limits};
+use crate::webhook::{Reviewer, WebhookArgs, WebhookMetrics};
+
+/// Between the signal and the end of admission: time for the Service to forget this replica, so
+/// that no request is sent to a closed port.
+const LEAVE_SERVICE: Duration = Duration::from_secs(3);
+
+/// Flags of `imagewarm controller`.
+#[derive(Args, Debug)]
+pub struct ControllerCommand {
+    /// Namespace of the controller's own objects: Lease, certificates, CA.
+    #[arg(long, env = "IMAGEWARM_NAMESPACE", default_value = "imagewarm-system")]
+    namespace: String,
+
+    /// Name of this replica, different from every other's: the Pod's name. Default: host name and
+    /// process id.
+    #[arg(long, env = "IMAGEWARM_IDENTITY", value_name = "NAME")]
+    identity: Option<String>,
+
+    /// Address by which warmers reach this replica's dispatch port, once it leads.
+    #[arg(long, env = "IMAGEWARM_DISPATCH_ADVERTISE", value_name = "HOST:PORT")]
+    dispatch_advertise: String,
+
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    controller: ControllerArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
+    #[command(flatten)]
+    webhook: WebhookArgs,
+    #[command(flatten)]
+    dispatch: DispatchArgs,
+    #[command(flatten)]
+    token_review: TokenReviewArgs,
+    #[command(flatten)]
+    health: HealthArgs,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// Runs one replica until a signal, or until a part of it fails.
+pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
+    let client = client::connect(&command.client).await?;
+    let version = client::check_server_version(&client).await?;
+    let identity = command.identity.clone().unwrap_or_else(default_identity);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), kubernetes = version, identity, "starting");
+
+    // Ports first: a port that is taken is a clear error at the start, not a half program.
+    let webhook_listener = listen(command.webhook.webhook_listen).await?;
+    let dispatch_listener = listen(command.dispatch.dispatch_listen).await?;
+    let health_listener = listen(command.health.health_listen).await?;
+
+    let mut registry = metrics::registry();
+    let webhook_metrics = WebhookMetrics::register(&mut registry);
+    let fan_out_metrics = FanOutMetrics::register(&mut registry);
+    let controller_metrics = ControllerMetrics::register(&mut registry);
+    let dispatch_metrics = DispatchMetrics::register(&mut registry);
+    let registry = Arc::new(registry);
+
+    let mut parts = Parts::new();
+    let stop = parts.stop.clone();
+    let policy = Arc::new(command.controller.policy());
+    let concurrency = usize::from(command.controller.fan_out_concurrency);
+
+    let (stores, watches) = caches::start(&client, stop.clone());
+    parts.add("watches", async move {
+        watches.await;
+        Ok(())
+    });
+
+    let (claim, leadership) = watch::channel(Leadership::default());
+    let (lease_client, lease_stop) = (client.clone(), stop.clone());
+    let (namespace, address) = (command.namespace.clone(), command.dispatch_advertise.clone());
+    let lease_args = command.lease.clone();
+    parts.add("leader election", async move {
+        lease::run(lease_client, &namespace, &identity, &address, &lease_args, claim, lease_stop)
+            .await
+            .context("leader election")
+    });
+
+    let keeper = certificates::keeper(&client, &command.namespace);
+    let (resolver, served) = (keeper.resolver(), keeper.subscribe());
+    let keeper_stop = stop.clone();
+    parts.add("certificates", async move {
+        tokio::select! {
+            () = keeper.run() => Ok(()),
+            () = keeper_stop.cancelled() => Ok(()),
+        }
+    });
+    let published = Arc::new(AtomicBool::new(false));
+    let publisher = certificates::Publisher {
+        client: client.clone(),
+        namespace: command.namespace.clone(),
+        served: served.clone(),
+        leadership: leadership.clone(),
+        published: published.clone(),
+    };
+    let publisher_stop = stop.clone();
+    parts.add("CA publication", async move {
+        publisher.run(publisher_stop).await;
+        Ok(())
+    });
+
+    let leader_view = leader_view(&mut parts, leadership.clone());
+    let dispatcher = Dispatcher::new(
+        client.clone(),
+        stores.clone(),
+        policy.clone(),
+        leader_view,
+        command.dispatch.clone(),
+        dispatch_metrics,
+    );
+    let connected: watch::Receiver<Arc<BTreeSet<String>>> = dispatcher.connected();
+    let reviewer = Arc::new(ApiServerReviewer::new(client.clone(), &command.token_review));
+    let dispatch_server = dispatcher.serve(dispatch_listener, resolver.clone(), reviewer)?;
+    let dispatch_stop = stop.clone();
+    parts.add("dispatch server", async move { Ok(dispatch_server.run(dispatch_stop).await?) });
+    let dispatcher_stop = stop.clone();
+    parts.add("dispatcher", async move {
+        dispatcher.run(dispatcher_stop).await;
+        Ok(())
+    });
+
+    let (queue, worker) = fan_out::queue(fan_out_metrics);
+    let fan_out = FanOutContext {
+        client: client.clone(),
+        stores: stores.clone(),
+        policy: policy.clone(),
+        connected: connected.clone(),
+        concurrency,
+    };
+    let nodes = stores.clone();
+    let reviewer = Reviewer::new(
+        Arc::new(queue),
+        Arc::new(client.clone()),
+        Arc::new(move |name: &str| nodes.node_exists(name)),
+        &command.webhook,
+        webhook_metrics.clone(),
+    );
+    // Admission outlives the rest by a little: see LEAVE_SERVICE.
+    let admission_stop = stop.child_token();
+    let worker_stop = stop.clone();
+    parts.add("fan-out", async move {
+        worker.run(fan_out, worker_stop).await;
+        Ok(())
+    });
+    let tls = imagewarm_webhook_certs::server_config(resolver, server::ALPN)?;
+    let router = router::router(reviewer, BodyLimits::from(&command.webhook));
+    let limits = Limits::from(&command.webhook);
+    parts.add("webhook server", async move {
+        server::serve(webhook_listener, tls, router, limits, webhook_metrics, admission_stop).await;
+        Ok(())
+    });
+
+    let controller = Controller {
+        client,
+        stores: stores.clone(),
+        policy,
+        connected,
+        leadership,
+        concurrency,
+        metrics: controller_metrics,
+    };
+    let controller_stop = stop.clone();
+    parts.add("controller", async move {
+        controller.run(controller_stop).await;
+        Ok(())
+    });
+
+    let stopping = stop.clone();
+    let synced = stores.synced.clone();
+    let readiness = Readiness::default()
+        .with("running", move || {
+            if stopping.is_cancelled() { Err("the process is stopping".into()) } else { Ok(()) }
+        })
+        .with("certificate", move || {
+            let loaded = served.borrow().is_some();
+            if loaded { Ok(()) } else { Err("no serving certificate yet".into()) }
+        })
+        .with("caBundle", move || {
+            if published.load(Ordering::Relaxed) {
+                Ok(())
+            } else {
+                Err("the webhook configurations do not hold our CA yet".into())
+            }
+        })
+        .with("caches", move || {
+            if synced.borrow().ready() { Ok(()) } else { Err("lists are not complete yet".into()) }
+        });
+    let health_stop = stop.clone();
+    parts.add("health server", async move {
+        let router = health::router(readiness, registry);
+        Ok(health::serve(health_listener, router, health_stop).await?)
+    });
+    parts.run().await
+}
+
+/// Tells the dispatch server who leads, in its own words.
+fn leader_view(
+    parts: &mut Parts,
+    mut leadership: watch::Receiver<Leadership>,
+) -> watch::Receiver<LeaderView> {
+    let view = |leadership: &Leadership| LeaderView {
+        leading: leadership.leading,
+        leader_address: leadership.leader_address.clone(),
+    };
+    let (sender, receiver) = watch::channel(view(&leadership.borrow()));
+    let stop = parts.stop.clone();
+    parts.add("leader view", async move {
+        loop {
+            tokio::select! {
+                changed = leadership.changed() => if changed.is_err() { break },
+                () = stop.cancelled() => break,
+            }
+            sender.send_replace(view(&leadership.borrow_and_update()));
+        }
+        Ok(())
+    });
+    receiver
+}
+
+fn default_identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{}", host.trim(), std::process::id())
+}

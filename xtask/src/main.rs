@@ -57,6 +57,8 @@ fn main() -> ExitCode {
             signal = interrupted() => signal,
         }
     });
+    // What still runs on a blocking thread (a build, say) must not hold up the end.
+    runtime.shutdown_background();
     match outcome {
         Ok(code) => code,
         Err(error) => {

@@ -29,18 +29,30 @@ pub enum Signal {
 }
 
 /// Sends `signal` to one process.
-#[allow(unsafe_code)] // The standard library can only kill; no crate of ours wraps kill(2).
 pub fn send(pid: u32, signal: Signal) {
+    if let Ok(pid) = libc::pid_t::try_from(pid) {
+        kill(pid, signal);
+    }
+}
+
+/// Sends `signal` to a process group that one of our children leads.
+pub fn send_group(leader: u32, signal: Signal) {
+    if let Ok(leader) = libc::pid_t::try_from(leader) {
+        kill(-leader, signal);
+    }
+}
+
+#[allow(unsafe_code)] // The standard library can only kill; no crate of ours wraps kill(2).
+fn kill(target: libc::pid_t, signal: Signal) {
     let number = match signal {
         Signal::Kill => libc::SIGKILL,
         Signal::Terminate => libc::SIGTERM,
         Signal::Stop => libc::SIGSTOP,
         Signal::Continue => libc::SIGCONT,
     };
-    let Ok(pid) = libc::pid_t::try_from(pid) else { return };
     // SAFETY: kill(2) takes two integers and touches no memory.
     unsafe {
-        libc::kill(pid, number);
+        libc::kill(target, number);
     }
 }
 

@@ -2,11 +2,13 @@
 //! line of counts.
 
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
-use std::process::{Command, ExitCode, Stdio};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
 use crate::prerequisites;
+use crate::process::{Signal, send_group};
 use crate::workspace;
 
 /// Arguments of `cargo xtask test`.
@@ -48,18 +50,31 @@ impl Counts {
 
 /// Runs the tests. The exit code is non-zero when one failed, or when the build did.
 pub async fn run(arguments: TestArgs) -> Result<ExitCode> {
-    tokio::task::spawn_blocking(move || run_blocking(&arguments)).await?
-}
-
-fn run_blocking(arguments: &TestArgs) -> Result<ExitCode> {
-    prerequisites::ensure()?;
+    tokio::task::spawn_blocking(prerequisites::ensure).await??;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["test", "--workspace", "--no-fail-fast"]).current_dir(workspace());
     if std::io::stdout().is_terminal() {
         command.args(["--color", "always"]);
     }
     command.args(&arguments.filter).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut tests = command.spawn().context("start cargo test")?;
+    let tests = command.process_group(0).spawn().context("start cargo test")?;
+    // When a signal drops this future, cargo and the tests that it runs end too.
+    let group = Group(tests.id());
+    let outcome = tokio::task::spawn_blocking(move || follow(tests, &arguments)).await?;
+    // They have ended: their id may soon be another's.
+    std::mem::forget(group);
+    outcome
+}
+
+struct Group(u32);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        send_group(self.0, Signal::Terminate);
+    }
+}
+
+fn follow(mut tests: Child, arguments: &TestArgs) -> Result<ExitCode> {
     let output = tests.stdout.take().context("cargo test without output")?;
     let mut counts = Counts::default();
     for line in BufReader::new(output).split(b'\n') {

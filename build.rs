@@ -7,7 +7,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure()
-        // A derived Debug would print passwords; src/dispatch/protocol.rs writes these by hand.
+        // A derived Debug would print passwords; src/protocol.rs writes these by hand.
         .skip_debug(["imagewarm.dispatch.v1.Credential"])
         .compile_fds(descriptors)?;
     Ok(())

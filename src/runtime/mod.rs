@@ -1,9 +1,17 @@
 //! The node's container runtime behind one trait: is an image there, and pull it. Knows nothing
 //! of Kubernetes objects, orders or retries; those belong to `warmer/`.
 
+pub mod classify;
+pub mod docker;
+#[cfg(test)]
+pub(crate) mod fake;
+
 use std::fmt;
 use std::future::Future;
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use crate::api::Reason;
 use crate::image::{Credential, Reference};
@@ -80,4 +88,63 @@ pub struct RuntimeError {
     pub reason: Reason,
     /// The runtime's own words, without any credential.
     pub message: String,
+}
+
+/// Why a `--runtime-endpoint` cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// Only local sockets are supported.
+    #[error("`{0}` is no runtime endpoint: it must look like unix:///var/run/docker.sock")]
+    Scheme(String),
+    /// Nothing is there.
+    #[error("there is no runtime socket at {path}: is the runtime running, and its folder mounted?")]
+    Absent {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it cannot be looked at.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something else is there.
+    #[error("{0} is not a socket")]
+    NotASocket(PathBuf),
+    /// The client cannot be made.
+    #[error("the runtime's client cannot be made: {0}")]
+    Client(String),
+}
+
+/// The runtime behind `endpoint`, such as `unix:///var/run/docker.sock`. Its socket must exist; it
+/// need not answer yet.
+pub fn connect(endpoint: &str) -> Result<Arc<dyn Runtime>, EndpointError> {
+    let path = endpoint
+        .strip_prefix("unix://")
+        .filter(|path| path.starts_with('/'))
+        .map(PathBuf::from)
+        .ok_or_else(|| EndpointError::Scheme(endpoint.to_owned()))?;
+    let metadata = std::fs::metadata(&path)
+        .map_err(|source| EndpointError::Absent { path: path.clone(), source })?;
+    if !metadata.file_type().is_socket() {
+        return Err(EndpointError::NotASocket(path));
+    }
+    Ok(Arc::new(docker::Docker::connect(&path)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unusable_endpoint_is_one_clear_error() {
+        let table = [
+            ("tcp://127.0.0.1:2375", "must look like unix://"),
+            ("/var/run/docker.sock", "must look like unix://"),
+            ("unix://relative.sock", "must look like unix://"),
+            ("unix:///nonexistent/docker.sock", "no runtime socket at /nonexistent/docker.sock"),
+            ("unix:///dev/null", "is not a socket"),
+        ];
+        for (endpoint, words) in table {
+            let error = connect(endpoint).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(words), "{endpoint}: {error}");
+        }
+    }
 }

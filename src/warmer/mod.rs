@@ -1,1 +1,430 @@
-//! STUB.
+//! The node side: one stream to the leading controller, a queue of orders, a few jobs at a time
+//! over the node's runtime, and reports. It needs no right in Kubernetes and keeps nothing on disk.
+
+mod metrics;
+mod pull;
+mod queue;
+mod report;
+mod stream;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::protocol::from_controller::Message;
+use crate::protocol::{FromController, Hello, Outcome, PROTOCOL_VERSION, Progress, PullGrant};
+use crate::runtime::{self, EndpointError, Runtime, RuntimeVersion};
+pub use metrics::WarmerMetrics;
+use pull::{JobEvent, now};
+use queue::{Ended, Job, Queue, Step};
+use report::Outbox;
+pub use stream::{ServerAddress, StreamError};
+use stream::{Link, LinkEvent, StreamSettings};
+
+/// Events of jobs on their way to the main loop.
+const EVENTS: usize = 64;
+/// How often the controller hears that a pull waits for a place.
+const QUEUED_EVERY_MS: i64 = 3_000;
+const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settings of the warmer.
+#[derive(clap::Args, Clone, Debug)]
+pub struct WarmerArgs {
+    /// The controller's dispatch server.
+    #[arg(
+        long,
+        env = "IMAGEWARM_DISPATCH_SERVER",
+        default_value = "https://imagewarm-dispatch.imagewarm-system.svc:8444",
+        value_name = "https://HOST:PORT"
+    )]
+    pub dispatch_server: ServerAddress,
+
+    /// Name that the dispatch server's certificate must carry; by default the host of
+    /// --dispatch-server.
+    #[arg(long, env = "IMAGEWARM_DISPATCH_SERVER_NAME", value_name = "NAME")]
+    pub dispatch_server_name: Option<String>,
+
+    /// File with the certificate authority of the dispatch server (PEM). Read again for each
+    /// connection; it may appear later.
+    #[arg(
+        long,
+        env = "IMAGEWARM_DISPATCH_CA_FILE",
+        default_value = "/etc/imagewarm/ca/ca.crt",
+        value_name = "FILE"
+    )]
+    pub dispatch_ca_file: PathBuf,
+
+    /// File with the ServiceAccount token of this Pod, for the audience `imagewarm`. Read again for
+    /// each connection.
+    #[arg(
+        long,
+        env = "IMAGEWARM_TOKEN_FILE",
+        default_value = "/var/run/secrets/imagewarm/token",
+        value_name = "FILE"
+    )]
+    pub token_file: PathBuf,
+
+    /// Socket of the node's container runtime.
+    #[arg(
+        long,
+        env = "IMAGEWARM_RUNTIME_ENDPOINT",
+        default_value = "unix:///var/run/docker.sock",
+        value_name = "unix:///PATH"
+    )]
+    pub runtime_endpoint: String,
+
+    /// Most images that this node pulls at the same time.
+    #[arg(long, env = "IMAGEWARM_PARALLEL_PULLS", default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub parallel_pulls: u16,
+
+    /// A pull that makes no progress for this long is given up and tried again later.
+    #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = duration)]
+    pub pull_idle_timeout: Duration,
+
+    /// How often the runtime is asked whether it still holds an image.
+    #[arg(long, env = "IMAGEWARM_PRESENCE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = duration)]
+    pub presence_interval: Duration,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "must be a time of at least one second, such as 90s or 2m".to_owned();
+    let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    let duration = Duration::try_from(span).map_err(|_| wrong())?;
+    if duration < Duration::from_secs(1) { Err(wrong()) } else { Ok(duration) }
+}
+
+/// Why a warmer cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum WarmerError {
+    /// The runtime's endpoint is of no use.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// The server's name is of no use.
+    #[error("--dispatch-server-name: {0}")]
+    ServerName(String),
+}
+
+/// A warmer, ready to run.
+pub struct Warmer {
+    runtime: Arc<dyn Runtime>,
+    link: Link,
+    queue: Queue,
+    outbox: Outbox,
+    metrics: WarmerMetrics,
+    idle: Duration,
+    epoch: u64,
+    jobs: JoinSet<Ended>,
+    running: HashMap<Id, (Job, AbortHandle)>,
+    /// Jobs that wait for their grant, by order.
+    asking: HashMap<String, oneshot::Sender<PullGrant>>,
+    /// Orders whose pull runs.
+    pulling: HashSet<String>,
+    events: mpsc::Receiver<JobEvent>,
+    events_sender: mpsc::Sender<JobEvent>,
+    connected: watch::Sender<bool>,
+    queued_told_at: i64,
+}
+
+/// Runs a warmer until `shutdown`.
+pub async fn run(
+    args: WarmerArgs,
+    metrics: WarmerMetrics,
+    shutdown: CancellationToken,
+) -> Result<(), WarmerError> {
+    Warmer::new(&args, metrics)?.run(shutdown).await;
+    Ok(())
+}
+
+impl Warmer {
+    /// A warmer over the runtime that `args` names. What cannot ever work is an error here; what
+    /// may come later (files, the controller, an answer of the runtime) is waited for.
+    pub fn new(args: &WarmerArgs, metrics: WarmerMetrics) -> Result<Self, WarmerError> {
+        let runtime = runtime::connect(&args.runtime_endpoint)?;
+        Self::with_runtime(runtime, args, metrics)
+    }
+
+    pub(crate) fn with_runtime(
+        runtime: Arc<dyn Runtime>,
+        args: &WarmerArgs,
+        metrics: WarmerMetrics,
+    ) -> Result<Self, WarmerError> {
+        let name = args.dispatch_server_name.as_deref();
+        let settings = StreamSettings {
+            server: args.dispatch_server.clone(),
+            server_name: StreamSettings::server_name(&args.dispatch_server, name)
+                .map_err(WarmerError::ServerName)?,
+            ca_file: args.dispatch_ca_file.clone(),
+            token_file: args.token_file.clone(),
+        };
+        let (events_sender, events) = mpsc::channel(EVENTS);
+        let look_every = i64::try_from(args.presence_interval.as_millis()).unwrap_or(i64::MAX / 4);
+        Ok(Warmer {
+            runtime,
+            link: Link::new(settings),
+            queue: Queue::new(args.parallel_pulls.into(), look_every),
+            outbox: Outbox::default(),
+            metrics,
+            idle: args.pull_idle_timeout,
+            epoch: 0,
+            jobs: JoinSet::new(),
+            running: HashMap::new(),
+            asking: HashMap::new(),
+            pulling: HashSet::new(),
+            events,
+            events_sender,
+            connected: watch::Sender::new(false),
+            queued_told_at: 0,
+        })
+    }
+
+    /// Whether the stream to the controller is open: what readiness is about.
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.connected.subscribe()
+    }
+
+    /// Works until `shutdown`; running pulls are then stopped.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.start_jobs();
+            if self.link.is_closed() {
+                let hello = self.hello();
+                self.link.begin(hello, rand::random());
+            }
+            let wake_at = self.queue.wake_at(now());
+            let wants_room = !self.outbox.is_empty();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                event = self.link.next(wants_room) => self.on_link(event),
+                Some(event) = self.events.recv() => self.on_job_event(event),
+                Some(ended) = self.jobs.join_next_with_id() => self.on_ended(ended),
+                () = sleep_until(wake_at) => {}
+                _ = tick.tick() => self.tell_queued(),
+            }
+        }
+        self.show_connected(false);
+        // Dropping the jobs cancels their pulls, dropping the link closes the stream.
+        self.jobs.shutdown().await;
+    }
+
+    fn start_jobs(&mut self) {
+        while let Some(job) = self.queue.next(now()) {
+            let (runtime, events, idle) =
+                (self.runtime.clone(), self.events_sender.clone(), self.idle);
+            let task = job.clone();
+            let handle =
+                self.jobs.spawn(async move { pull::run(&task, runtime, events, idle).await });
+            self.running.insert(handle.id(), (job, handle));
+        }
+        let pulls = self.running.values().filter(|(job, _)| job.step == Step::Pull).count();
+        self.metrics.pulls_running.set(pulls as i64);
+        self.metrics.orders.set(self.queue.orders() as i64);
+    }
+
+    /// Says who we are; asks the runtime first, but not for long.
+    fn hello(&mut self) -> BoxFuture<'static, Hello> {
+        // By the clock, so that it grows over restarts as well.
+        let clock = u64::try_from(now()).unwrap_or(0);
+        self.epoch = clock.max(self.epoch + 1);
+        let (runtime, epoch) = (self.runtime.clone(), self.epoch);
+        let pulling = self.pulling.iter().cloned().collect();
+        Box::pin(async move {
+            let version = tokio::time::timeout(VERSION_TIMEOUT, runtime.version()).await;
+            let version = match version {
+                Ok(Ok(version)) => version,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the runtime does not answer");
+                    unknown_version()
+                }
+                Err(_) => unknown_version(),
+            };
+            Hello {
+                protocol_version: PROTOCOL_VERSION,
+                epoch,
+                warmer_version: env!("CARGO_PKG_VERSION").into(),
+                runtime_name: version.name,
+                runtime_version: version.version,
+                os: version.os,
+                architecture: version.architecture,
+                pulling,
+            }
+        })
+    }
+
+    fn on_link(&mut self, event: LinkEvent) {
+        match event {
+            // Not before the Welcome: until then the controller may still say no.
+            LinkEvent::Opened => {}
+            LinkEvent::Lost(error) => {
+                self.show_connected(false);
+                self.metrics.stream_failures.inc();
+                match error {
+                    StreamError::NotLeading(Some(_)) => {
+                        tracing::debug!("another replica leads: going there");
+                    }
+                    error => tracing::warn!(%error, "no stream to the controller"),
+                }
+            }
+            LinkEvent::Message(message) => self.on_message(message),
+            LinkEvent::Room(permit) => {
+                if let Some(message) = self.outbox.pop() {
+                    permit.send(message);
+                }
+            }
+        }
+    }
+
+    fn on_message(&mut self, message: FromController) {
+        match message.message {
+            Some(Message::Welcome(welcome)) => {
+                let (node, controller) = (welcome.node_name, welcome.controller_version);
+                tracing::info!(node, controller, "connected to the controller");
+                self.show_connected(true);
+                self.queue.welcome();
+                self.outbox.clear();
+                self.asking.keys().for_each(|uid| self.outbox.request(uid));
+            }
+            Some(Message::Assign(assign)) => {
+                let report = self.queue.assign(assign, now());
+                self.report(report);
+            }
+            Some(Message::Withdraw(withdraw)) => self.withdraw(&withdraw.uid),
+            Some(Message::Synced(_)) => {
+                for uid in self.queue.synced() {
+                    self.withdraw(&uid);
+                }
+            }
+            Some(Message::PullGrant(grant)) => {
+                if let Some(asking) = self.asking.remove(&grant.uid) {
+                    if grant.refused_reason.is_empty() {
+                        self.pulling.insert(grant.uid.clone());
+                    }
+                    // A job that was stopped meanwhile needs no grant.
+                    let _ = asking.send(grant);
+                }
+            }
+            // From a newer controller.
+            None => {}
+        }
+    }
+
+    fn on_job_event(&mut self, event: JobEvent) {
+        match event {
+            JobEvent::Ask(uid, reply) => {
+                self.outbox.request(&uid);
+                self.asking.insert(uid, reply);
+            }
+            JobEvent::Progress(progress) => {
+                if self.link.is_open() && self.pulling.contains(&progress.uid) {
+                    self.outbox.progress(progress, now());
+                }
+            }
+        }
+    }
+
+    fn on_ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
+        let (id, ended) = match ended {
+            Ok((id, ended)) => (id, Some(ended)),
+            // Stopped on purpose.
+            Err(error) => (error.id(), None),
+        };
+        let Some((job, _)) = self.running.remove(&id) else { return };
+        self.asking.remove(&job.uid);
+        self.pulling.remove(&job.uid);
+        match ended {
+            Some(ended) => {
+                let report = self.queue.ended(&job, ended, now(), rand::random());
+                if let Some(outcome) = &report {
+                    self.metrics.outcome(&outcome.reason);
+                    log_outcome(&job, outcome);
+                }
+                self.report(report);
+            }
+            None => self.queue.stopped(&job.uid, now()),
+        }
+    }
+
+    fn withdraw(&mut self, uid: &str) {
+        self.outbox.forget(uid);
+        if self.queue.withdraw(uid)
+            && let Some((_, handle)) = self.running.values().find(|(job, _)| job.uid == uid)
+        {
+            handle.abort();
+        }
+    }
+
+    fn report(&mut self, report: Option<Outcome>) {
+        if let Some(outcome) = report {
+            self.outbox.outcome(outcome);
+        }
+    }
+
+    fn tell_queued(&mut self) {
+        let now = now();
+        if !self.link.is_open() || now - self.queued_told_at < QUEUED_EVERY_MS {
+            return;
+        }
+        self.queued_told_at = now;
+        for uid in self.queue.queued(now) {
+            let progress = Progress { uid: uid.into(), queued: true, ..Progress::default() };
+            self.outbox.progress(progress, now);
+        }
+    }
+
+    fn show_connected(&self, connected: bool) {
+        self.metrics.connected.set(connected.into());
+        self.connected.send_if_modified(|shown| std::mem::replace(shown, connected) != connected);
+    }
+}
+
+fn unknown_version() -> RuntimeVersion {
+    RuntimeVersion {
+        name: String::new(),
+        version: String::new(),
+        os: String::new(),
+        architecture: String::new(),
+    }
+}
+
+fn log_outcome(job: &Job, outcome: &Outcome) {
+    let (image, reason) = (job.image.as_str(), outcome.reason.as_str());
+    if outcome.present {
+        tracing::info!(image, reason, digest = outcome.digest, "image is on the node");
+    } else {
+        let (attempt, error) = (outcome.attempt, outcome.message.as_str());
+        tracing::warn!(image, reason, attempt, error, "image is not on the node");
+    }
+}
+
+async fn sleep_until(at_unix_ms: Option<i64>) {
+    match at_unix_ms {
+        // Never zero, so that a clock that jumps cannot make the loop spin.
+        Some(at) => {
+            let left = u64::try_from(at - now()).unwrap_or(0).max(1);
+            tokio::time::sleep(Duration::from_millis(left)).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_and_checked() {
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        for text in ["", "0s", "-1m", "10", "soon", "10ms"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

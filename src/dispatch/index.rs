@@ -1,0 +1,464 @@
+//! What each node is to hold, who is connected, and which pulls may run: the leader's memory. Takes
+//! events, gives [`Effect`]s; synchronous, without I/O and without a clock (`now` is milliseconds
+//! since 1970).
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use super::grants::Grants;
+use super::metrics::StreamEnd;
+use super::status::{Outcome, PROGRESS_EVERY_MS, QUIET_MS, Report};
+use crate::api::{ConditionStatus, ImageWarm, Reason};
+use crate::image::{Credential, Reference};
+use crate::plan::want::{PullIdentity, Standing};
+use crate::protocol::{
+    self, Assign, Hello, PROTOCOL_VERSION, PullGrant, Synced, Welcome, Withdraw,
+    from_controller::Message as ToWarmer, from_warmer::Message as FromWarmer,
+};
+
+/// Names one stream for as long as this process runs.
+pub type SessionId = u64;
+
+/// What has to be done about it.
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    /// Send a message.
+    Send(SessionId, ToWarmer),
+    /// End a stream.
+    Close(SessionId, StreamEnd),
+    /// Find the credentials, and call [`Index::resolved`].
+    Resolve(CredentialJob),
+    /// Write what was reported.
+    Status(String, Arc<ImageWarm>, Report),
+}
+
+/// Whose credentials are needed for what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CredentialJob {
+    /// The order.
+    pub uid: String,
+    /// The stream that asked.
+    pub session: SessionId,
+    /// Where the Secrets are.
+    pub namespace: String,
+    /// Who may pay for the pull, in order.
+    pub identities: Vec<PullIdentity>,
+    /// The image.
+    pub image: Reference,
+}
+
+/// Why there are no credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The typed reason.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+}
+
+#[derive(Debug)]
+struct Order {
+    warm: Arc<ImageWarm>,
+    image: Reference,
+    identities: Vec<PullIdentity>,
+    assign: Assign,
+    /// Since when it has been waiting on the node, or pulling: by this clock, not the node's.
+    queued_since: Option<i64>,
+    pulling_since: Option<i64>,
+    progress_written: Option<i64>,
+}
+
+#[derive(Debug)]
+struct Node {
+    orders: BTreeSet<String>,
+    session: Option<(SessionId, u64)>,
+    absent_since: i64,
+    /// Whether orders may still have to be told that nobody is there.
+    untold: bool,
+}
+
+/// The leader's memory.
+#[derive(Debug)]
+pub struct Index {
+    orders: HashMap<String, Order>,
+    nodes: HashMap<String, Node>,
+    sessions: HashMap<SessionId, String>,
+    grants: Grants,
+    grace_ms: i64,
+    effects: Vec<Effect>,
+    ignored: u64,
+}
+
+impl Index {
+    /// An empty memory: at most `registry_pulls` pulls for each registry, and `grace_ms` before a
+    /// node without a stream counts as one without a warmer.
+    pub fn new(registry_pulls: usize, grace_ms: i64) -> Self {
+        Index {
+            orders: HashMap::new(),
+            nodes: HashMap::new(),
+            sessions: HashMap::new(),
+            grants: Grants::new(registry_pulls),
+            grace_ms,
+            effects: Vec::new(),
+            ignored: 0,
+        }
+    }
+
+    /// What is to be done since the last call, in order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Reports that were ignored since the last call.
+    pub fn take_ignored(&mut self) -> u64 {
+        std::mem::take(&mut self.ignored)
+    }
+
+    /// Nodes with an open stream.
+    pub fn connected(&self) -> BTreeSet<String> {
+        self.sessions.values().cloned().collect()
+    }
+
+    /// How many orders there are.
+    pub fn orders(&self) -> usize {
+        self.orders.len()
+    }
+
+    /// How many orders one node has.
+    pub fn orders_of(&self, node: &str) -> usize {
+        self.nodes.get(node).map_or(0, |node| node.orders.len())
+    }
+
+    /// How many pulls run, and how many wait for their registry.
+    pub fn pulls(&self) -> (usize, usize) {
+        self.grants.counts()
+    }
+
+    /// Uids of all orders, for comparison with a new list.
+    pub fn uids(&self) -> Vec<String> {
+        self.orders.keys().cloned().collect()
+    }
+
+    /// An ImageWarm was made or changed, or its standing did.
+    pub fn apply(&mut self, warm: Arc<ImageWarm>, standing: Standing, now: i64) {
+        let Some(uid) = warm.metadata.uid.clone() else { return };
+        if warm.metadata.deletion_timestamp.is_some() {
+            return self.delete(&uid, now);
+        }
+        let image = match Reference::parse(&warm.spec.image) {
+            Ok(image) => image,
+            Err(error) => {
+                let report = absent(Reason::InvalidImage, error.to_string());
+                self.effects.push(Effect::Status(uid, warm, report));
+                return;
+            }
+        };
+        let assign = assign(&uid, &warm, &image, &standing);
+        let node_name = warm.spec.node_name.clone();
+        let old = self.orders.remove(&uid);
+        let resend = old.as_ref().is_none_or(|old| needs_resend(&old.assign, &assign));
+        let order = Order {
+            warm,
+            image,
+            identities: standing.identities,
+            assign: assign.clone(),
+            queued_since: old.as_ref().and_then(|old| old.queued_since),
+            pulling_since: old.as_ref().and_then(|old| old.pulling_since),
+            progress_written: old.as_ref().and_then(|old| old.progress_written),
+        };
+        self.orders.insert(uid.clone(), order);
+        let node = self.node(&node_name, now);
+        if node.orders.insert(uid) {
+            node.untold = true;
+        }
+        if let Some((session, _)) = node.session
+            && resend
+        {
+            self.effects.push(Effect::Send(session, ToWarmer::Assign(assign)));
+        }
+    }
+
+    /// An ImageWarm is gone.
+    pub fn delete(&mut self, uid: &str, now: i64) {
+        let Some(order) = self.orders.remove(uid) else { return };
+        self.end_pull(uid, now);
+        let name = &order.warm.spec.node_name;
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.orders.remove(uid);
+            if let Some((session, _)) = node.session {
+                let withdraw = ToWarmer::Withdraw(Withdraw { uid: uid.to_owned() });
+                self.effects.push(Effect::Send(session, withdraw));
+            } else if node.orders.is_empty() {
+                self.nodes.remove(name);
+            }
+        }
+    }
+
+    /// A warmer opened a stream for `name` and said hello.
+    pub fn open(&mut self, session: SessionId, name: &str, hello: &Hello, now: i64) {
+        let node = self.node(name, now);
+        if let Some((older, epoch)) = node.session {
+            if epoch > hello.epoch {
+                self.effects.push(Effect::Close(session, StreamEnd::Replaced));
+                return;
+            }
+            self.sessions.remove(&older);
+            self.effects.push(Effect::Close(older, StreamEnd::Replaced));
+        }
+        let node = self.node(name, now);
+        node.session = Some((session, hello.epoch));
+        let uids: Vec<String> = node.orders.iter().cloned().collect();
+        self.sessions.insert(session, name.to_owned());
+        let welcome = Welcome {
+            protocol_version: PROTOCOL_VERSION,
+            controller_version: env!("CARGO_PKG_VERSION").into(),
+            node_name: name.into(),
+        };
+        self.effects.push(Effect::Send(session, ToWarmer::Welcome(welcome)));
+        let pulling: HashSet<&str> = hello.pulling.iter().map(String::as_str).collect();
+        for uid in &uids {
+            if pulling.contains(uid.as_str()) {
+                if let Some(order) = self.orders.get_mut(uid) {
+                    order.pulling_since = order.pulling_since.or(Some(now));
+                    self.grants.hold(uid, order.image.domain());
+                }
+            } else {
+                self.end_pull(uid, now);
+            }
+        }
+        for uid in uids {
+            if let Some(order) = self.orders.get(&uid) {
+                let assign = ToWarmer::Assign(order.assign.clone());
+                self.effects.push(Effect::Send(session, assign));
+            }
+        }
+        self.effects.push(Effect::Send(session, ToWarmer::Synced(Synced {})));
+    }
+
+    /// A stream is no more. What the node holds or pulls is as it was.
+    pub fn close(&mut self, session: SessionId, now: i64) {
+        let Some(name) = self.sessions.remove(&session) else { return };
+        let Some(node) = self.nodes.get_mut(&name) else { return };
+        if node.session.is_none_or(|(current, _)| current != session) {
+            return;
+        }
+        (node.session, node.absent_since, node.untold) = (None, now, true);
+        let uids: Vec<String> = node.orders.iter().cloned().collect();
+        if uids.is_empty() {
+            self.nodes.remove(&name);
+        }
+        // Running pulls keep their places until the warmer is back, or counts as gone.
+        for uid in uids {
+            if self.grants.is_waiting(&uid) {
+                self.end_pull(&uid, now);
+            }
+        }
+    }
+
+    /// A warmer said something. Only what concerns an order of its own node is heard.
+    pub fn message(&mut self, session: SessionId, message: &FromWarmer, now: i64) {
+        let uid = match message {
+            FromWarmer::Hello(_) => {
+                self.ignored += 1;
+                return;
+            }
+            FromWarmer::Progress(progress) => &progress.uid,
+            FromWarmer::Outcome(outcome) => &outcome.uid,
+            FromWarmer::PullRequest(request) => &request.uid,
+        };
+        let node = self.sessions.get(&session);
+        let Some(order) =
+            self.orders.get_mut(uid).filter(|order| Some(&order.warm.spec.node_name) == node)
+        else {
+            self.ignored += 1;
+            return;
+        };
+        match message {
+            FromWarmer::PullRequest(_) => {
+                let (domain, priority) = (order.image.domain(), order.assign.priority);
+                if self.grants.request(uid, domain, priority) {
+                    self.start(uid, session, now);
+                }
+            }
+            FromWarmer::Progress(progress) => {
+                if is_due(order, progress, now) {
+                    let report = Report::from(progress);
+                    self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
+                }
+            }
+            FromWarmer::Outcome(outcome) => {
+                let mut outcome = Outcome::from(outcome);
+                let asked_for = Some(&order.assign.check_for);
+                outcome.checked_for = outcome.checked_for.filter(|word| Some(word) == asked_for);
+                let report = Report::Outcome(outcome);
+                self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
+                let uid = uid.clone();
+                self.end_pull(&uid, now);
+            }
+            FromWarmer::Hello(_) => {}
+        }
+    }
+
+    /// The credentials of a [`CredentialJob`] were found, or not.
+    pub fn resolved(&mut self, job: &CredentialJob, found: Result<Vec<Credential>, Refusal>, now: i64) {
+        let refused = found.is_err();
+        if self.orders.contains_key(&job.uid)
+            && self.sessions.contains_key(&job.session)
+            && self.grants.is_in_flight(&job.uid)
+        {
+            let grant = grant(&job.uid, found);
+            self.effects.push(Effect::Send(job.session, ToWarmer::PullGrant(grant)));
+            if refused {
+                self.end_pull(&job.uid, now);
+            }
+        }
+    }
+
+    /// To be called about once a second.
+    pub fn tick(&mut self, now: i64) {
+        let mut ended = Vec::new();
+        for node in self.nodes.values_mut() {
+            if !node.untold || node.session.is_some() || now - node.absent_since < self.grace_ms {
+                continue;
+            }
+            node.untold = false;
+            for uid in &node.orders {
+                let Some(order) = self.orders.get(uid) else { continue };
+                if ready(&order.warm) == ConditionStatus::Unknown {
+                    let report = Report::WaitingForWarmer;
+                    self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
+                }
+                if self.grants.is_in_flight(uid) {
+                    ended.push(uid.clone());
+                }
+            }
+        }
+        for uid in ended {
+            self.end_pull(&uid, now);
+        }
+    }
+
+    fn node(&mut self, name: &str, now: i64) -> &mut Node {
+        self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
+            orders: BTreeSet::new(),
+            session: None,
+            absent_since: now,
+            untold: true,
+        })
+    }
+
+    /// The pull has a place: look for its credentials.
+    fn start(&mut self, uid: &str, session: SessionId, now: i64) {
+        let Some(order) = self.orders.get_mut(uid) else { return };
+        order.pulling_since = Some(now);
+        self.effects.push(Effect::Resolve(CredentialJob {
+            uid: uid.to_owned(),
+            session,
+            namespace: order.warm.metadata.namespace.clone().unwrap_or_default(),
+            identities: order.identities.clone(),
+            image: order.image.clone(),
+        }));
+    }
+
+    /// The pull is over, or was never begun: whoever waited for its place starts.
+    fn end_pull(&mut self, uid: &str, now: i64) {
+        if let Some(order) = self.orders.get_mut(uid) {
+            (order.queued_since, order.pulling_since, order.progress_written) = (None, None, None);
+        }
+        for next in self.grants.end(uid) {
+            let session = self
+                .orders
+                .get(&next)
+                .and_then(|order| self.nodes.get(&order.warm.spec.node_name)?.session);
+            if let Some((session, _)) = session {
+                self.start(&next, session, now);
+            }
+        }
+    }
+}
+
+/// Whether this progress is worth a write.
+fn is_due(order: &mut Order, progress: &protocol::Progress, now: i64) -> bool {
+    let since = if progress.queued { &mut order.queued_since } else { &mut order.pulling_since };
+    let since = *since.get_or_insert(now);
+    if progress.queued && order.warm.reason() == Some(Reason::Queued) {
+        return false;
+    }
+    let due = now - since >= QUIET_MS
+        && order.progress_written.is_none_or(|last| now - last >= PROGRESS_EVERY_MS);
+    if due {
+        order.progress_written = Some(now);
+    }
+    due
+}
+
+fn ready(warm: &ImageWarm) -> ConditionStatus {
+    warm.ready().map_or(ConditionStatus::Unknown, |ready| ready.status)
+}
+
+fn assign(uid: &str, warm: &ImageWarm, image: &Reference, standing: &Standing) -> Assign {
+    // The same in every replica of one version, so that a new leader does not hurry what failed.
+    let mut mark = DefaultHasher::new();
+    standing.identities.hash(&mut mark);
+    warm.metadata.generation.hash(&mut mark);
+    Assign {
+        uid: uid.to_owned(),
+        namespace: warm.metadata.namespace.clone().unwrap_or_default(),
+        name: warm.metadata.name.clone().unwrap_or_default(),
+        image: image.as_str().to_owned(),
+        check_for: standing.check_for.clone().unwrap_or_default(),
+        believed_present: ready(warm) == ConditionStatus::True,
+        priority: standing.priority,
+        identity_mark: mark.finish(),
+    }
+}
+
+/// Whether the warmer has to know; that its own report was stored, it need not.
+fn needs_resend(old: &Assign, new: &Assign) -> bool {
+    (!new.check_for.is_empty() && new.check_for != old.check_for)
+        || (old.believed_present && !new.believed_present)
+        || old.priority != new.priority
+        || old.identity_mark != new.identity_mark
+        || old.image != new.image
+}
+
+fn grant(uid: &str, found: Result<Vec<Credential>, Refusal>) -> PullGrant {
+    let mut grant = PullGrant { uid: uid.to_owned(), ..PullGrant::default() };
+    match found {
+        Ok(credentials) => {
+            grant.credentials = credentials
+                .into_iter()
+                .map(|credential| protocol::Credential {
+                    username: credential.username,
+                    password: credential.password,
+                    identity_token: credential.identity_token,
+                    registry_token: credential.registry_token,
+                })
+                .collect();
+        }
+        Err(refusal) => {
+            grant.refused_reason = refusal.reason.as_str().to_owned();
+            grant.refused_message = refusal.message;
+        }
+    }
+    grant
+}
+
+fn absent(reason: Reason, message: String) -> Report {
+    Report::Outcome(Outcome {
+        present: false,
+        reason,
+        message,
+        digest: None,
+        size_bytes: None,
+        attempt: 0,
+        started_at: None,
+        finished_at: None,
+        checked_for: None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+//! The index is fed events by hand, and what it wants done is read back: no tasks, no clock.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use crate::api::condition::READY;
+use crate::api::{Condition, ImageWarmSpec, ImageWarmStatus};
+use crate::protocol::{Progress, PullRequest};
+
+const GRACE: i64 = 30_000;
+
+fn warm(uid: &str, node: &str, image: &str) -> ImageWarm {
+    let spec = ImageWarmSpec {
+        image: image.into(),
+        node_name: node.into(),
+        ..ImageWarmSpec::default()
+    };
+    let mut warm = ImageWarm::new(uid, spec);
+    warm.metadata.uid = Some(uid.into());
+    warm.metadata.namespace = Some("default".into());
+    warm
+}
+
+fn with_ready(mut warm: ImageWarm, reason: Reason) -> ImageWarm {
+    let condition = Condition {
+        type_: READY.into(),
+        status: reason.ready(),
+        reason: reason.as_str().into(),
+        ..Condition::default()
+    };
+    warm.status =
+        Some(ImageWarmStatus { conditions: vec![condition], ..ImageWarmStatus::default() });
+    warm
+}
+
+fn standing(priority: i64) -> Standing {
+    let identity = PullIdentity { secrets: vec!["regcred".into()], service_account: None };
+    Standing { identities: vec![identity], check_for: None, priority }
+}
+
+fn hello(epoch: u64, pulling: &[&str]) -> Hello {
+    let pulling = pulling.iter().map(|uid| (*uid).to_owned()).collect();
+    Hello { protocol_version: 1, epoch, pulling, ..Hello::default() }
+}
+
+fn request(uid: &str) -> FromWarmer {
+    FromWarmer::PullRequest(PullRequest { uid: uid.into() })
+}
+
+fn outcome(uid: &str, reason: Reason) -> FromWarmer {
+    FromWarmer::Outcome(protocol::Outcome {
+        uid: uid.into(),
+        present: reason.ready() == ConditionStatus::True,
+        reason: reason.as_str().into(),
+        ..protocol::Outcome::default()
+    })
+}
+
+fn progress(uid: &str, queued: bool) -> FromWarmer {
+    FromWarmer::Progress(Progress { uid: uid.into(), queued, ..Progress::default() })
+}
+
+/// Effects as short words, so that whole sequences can be compared.
+fn words(index: &mut Index) -> Vec<String> {
+    let word = |effect: Effect| match effect {
+        Effect::Send(to, ToWarmer::Welcome(_)) => format!("{to} welcome"),
+        Effect::Send(to, ToWarmer::Assign(assign)) => {
+            let check = if assign.check_for.is_empty() { "" } else { " check" };
+            let believed = if assign.believed_present { " believed" } else { "" };
+            format!("{to} assign {}{check}{believed}", assign.uid)
+        }
+        Effect::Send(to, ToWarmer::Withdraw(withdraw)) => format!("{to} withdraw {}", withdraw.uid),
+        Effect::Send(to, ToWarmer::Synced(_)) => format!("{to} synced"),
+        Effect::Send(to, ToWarmer::PullGrant(grant)) => {
+            format!("{to} grant {} {}{}", grant.uid, grant.credentials.len(), grant.refused_reason)
+        }
+        Effect::Close(to, end) => format!("{to} close {end:?}"),
+        Effect::Resolve(job) => format!("{} resolve {}", job.session, job.uid),
+        Effect::Status(uid, _, report) => {
+            let what = match report {
+                Report::WaitingForWarmer => "waiting".to_owned(),
+                Report::Queued => "queued".to_owned(),
+                Report::Pulling(_) => "pulling".to_owned(),
+                Report::Outcome(outcome) => outcome.reason.to_string(),
+            };
+            format!("status {uid} {what}")
+        }
+    };
+    index.take_effects().into_iter().map(word).collect()
+}
+
+fn index(limit: usize) -> Index {
+    let mut index = Index::new(limit, GRACE);
+    for (uid, node) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
+        index.apply(Arc::new(warm(uid, node, "registry.test/app:v1")), standing(1), 0);
+    }
+    assert!(words(&mut index).is_empty());
+    index
+}
+
+#[test]
+fn a_node_gets_its_own_orders_and_then_synced_at_every_opening() {
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    assert_eq!(words(&mut index), ["1 welcome", "1 assign a1", "1 assign a2", "1 synced"]);
+    index.close(1, 5);
+    assert!(words(&mut index).is_empty(), "a lost stream changes no status");
+    index.open(2, "a", &hello(2, &[]), 10);
+    assert_eq!(words(&mut index), ["2 welcome", "2 assign a1", "2 assign a2", "2 synced"]);
+    assert_eq!(index.connected(), ["a".to_owned()].into());
+    index.open(3, "empty", &hello(1, &[]), 10);
+    assert_eq!(words(&mut index), ["3 welcome", "3 synced"]);
+}
+
+#[test]
+fn the_newer_stream_of_a_node_stays() {
+    let mut index = index(9);
+    index.open(1, "a", &hello(5, &[]), 0);
+    words(&mut index);
+    index.open(2, "a", &hello(4, &[]), 0);
+    assert_eq!(words(&mut index), ["2 close Replaced"]);
+    index.open(3, "a", &hello(6, &[]), 0);
+    assert_eq!(words(&mut index)[..2], ["1 close Replaced", "3 welcome"]);
+    index.close(1, 1);
+    index.close(2, 1);
+    assert_eq!(index.connected().len(), 1);
+    index.message(1, &outcome("a1", Reason::Pulled), 2);
+    assert_eq!(index.take_ignored(), 1, "an ended stream is not heard");
+}
+
+#[test]
+fn a_node_cannot_speak_of_orders_of_another() {
+    let mut index = index(9);
+    index.open(1, "b", &hello(1, &["a1"]), 0);
+    words(&mut index);
+    for message in [outcome("a1", Reason::Pulled), request("a1"), progress("a1", false)] {
+        index.message(1, &message, 60_000);
+    }
+    index.message(1, &outcome("nobody's", Reason::Pulled), 0);
+    assert!(words(&mut index).is_empty());
+    assert_eq!(index.take_ignored(), 4);
+    assert_eq!(index.pulls(), (0, 0), "nor hold places for them");
+}
+
+#[test]
+fn new_changed_and_deleted_orders_reach_an_open_stream() {
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    words(&mut index);
+    index.apply(Arc::new(warm("a3", "a", "app")), standing(1), 0);
+    index.apply(Arc::new(warm("a3", "a", "app")), standing(1), 0);
+    assert_eq!(words(&mut index), ["1 assign a3"], "once");
+    let stored = Arc::new(with_ready(warm("a3", "a", "app"), Reason::Pulled));
+    index.apply(stored.clone(), standing(1), 0);
+    assert!(words(&mut index).is_empty(), "the warmer knows its own report");
+    let check = Standing { check_for: Some("uid/rev-2".into()), ..standing(2) };
+    index.apply(stored.clone(), check, 0);
+    assert_eq!(words(&mut index), ["1 assign a3 check believed"]);
+    index.apply(stored, standing(2), 0);
+    assert!(words(&mut index).is_empty(), "nothing is left to check");
+    let paid_by_another = Standing { identities: vec![], ..standing(2) };
+    index.apply(Arc::new(warm("a3", "a", "app")), paid_by_another, 0);
+    assert_eq!(words(&mut index), ["1 assign a3"]);
+    index.delete("a3", 0);
+    index.delete("a3", 0);
+    assert_eq!(words(&mut index), ["1 withdraw a3"]);
+}
+
+#[test]
+fn a_checked_tag_is_recorded_only_for_what_was_asked() {
+    let mut index = Index::new(9, GRACE);
+    let check = Standing { check_for: Some("uid/rev-2".into()), ..standing(2) };
+    index.apply(Arc::new(warm("a1", "a", "app")), check, 0);
+    index.open(1, "a", &hello(1, &[]), 0);
+    assert_eq!(words(&mut index), ["1 welcome", "1 assign a1 check", "1 synced"]);
+    for (said, recorded) in [("uid/rev-2", Some("uid/rev-2")), ("uid/rev-9", None)] {
+        let FromWarmer::Outcome(mut message) = outcome("a1", Reason::Pulled) else { panic!() };
+        message.checked_for = said.into();
+        index.message(1, &FromWarmer::Outcome(message), 1);
+        let effects = index.take_effects();
+        let [Effect::Status(_, _, Report::Outcome(outcome))] = effects.as_slice() else {
+            panic!("{effects:?}")
+        };
+        assert_eq!(outcome.checked_for.as_deref(), recorded);
+    }
+}
+
+#[test]
+fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
+    let mut index = index(1);
+    index.apply(Arc::new(warm("a3", "a", "registry.test/new:v1")), standing(9), 0);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(2, "b", &hello(1, &[]), 0);
+    words(&mut index);
+    for (session, uid) in [(1, "a1"), (2, "b1"), (1, "a3")] {
+        index.message(session, &request(uid), 0);
+    }
+    assert_eq!(words(&mut index), ["1 resolve a1"]);
+    assert_eq!(index.pulls(), (1, 2));
+    let job = CredentialJob {
+        uid: "a1".into(),
+        session: 1,
+        namespace: "default".into(),
+        identities: vec![],
+        image: Reference::parse("registry.test/app:v1").unwrap(),
+    };
+    index.resolved(&job, Ok(vec![]), 0);
+    assert_eq!(words(&mut index), ["1 grant a1 0"]);
+    index.message(1, &outcome("a1", Reason::Pulled), 1);
+    assert_eq!(words(&mut index), ["status a1 Pulled", "1 resolve a3"], "newest Revision first");
+    let job = CredentialJob { uid: "a3".into(), ..job };
+    let refusal = Refusal { reason: Reason::SecretMissing, message: "no such Secret".into() };
+    index.resolved(&job, Err(refusal), 2);
+    assert_eq!(words(&mut index), ["1 grant a3 0SecretMissing", "2 resolve b1"]);
+    index.resolved(&job, Ok(vec![]), 3);
+    assert!(words(&mut index).is_empty(), "its place is given up");
+    index.delete("b1", 4);
+    assert_eq!(words(&mut index), ["2 withdraw b1"]);
+    assert_eq!(index.pulls(), (0, 0));
+}
+
+#[test]
+fn running_pulls_keep_their_places_through_a_reconnect() {
+    let mut index = index(1);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(2, "b", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    index.message(2, &request("b1"), 0);
+    index.message(1, &request("a2"), 0);
+    assert_eq!(index.pulls(), (1, 2));
+    index.close(1, 10);
+    words(&mut index);
+    assert_eq!(index.pulls(), (1, 1), "what waited is asked for again");
+    index.open(3, "a", &hello(2, &["a1"]), 20);
+    assert_eq!(words(&mut index), ["3 welcome", "3 assign a1", "3 assign a2", "3 synced"]);
+    index.message(3, &outcome("a1", Reason::Pulled), 30);
+    assert_eq!(words(&mut index), ["status a1 Pulled", "2 resolve b1"]);
+    index.open(4, "b", &hello(2, &[]), 40);
+    assert_eq!(index.pulls(), (0, 0), "a new hello that does not name it gives it up");
+}
+
+#[test]
+fn a_node_without_a_warmer_is_told_of_after_a_while() {
+    let mut index = index(1);
+    index.apply(
+        Arc::new(with_ready(warm("a3", "a", "app"), Reason::Pulled)),
+        standing(0),
+        0,
+    );
+    index.apply(
+        Arc::new(with_ready(warm("a4", "a", "app"), Reason::NotFound)),
+        standing(0),
+        0,
+    );
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    index.close(1, 1_000);
+    words(&mut index);
+    index.tick(GRACE - 1);
+    assert!(words(&mut index).is_empty());
+    index.tick(GRACE);
+    assert_eq!(words(&mut index), ["status b1 waiting"]);
+    assert_eq!(index.pulls(), (1, 0));
+    index.tick(GRACE + 1_000);
+    assert_eq!(words(&mut index), ["status a1 waiting", "status a2 waiting"]);
+    assert_eq!(index.pulls(), (0, 0));
+    index.tick(GRACE * 9);
+    assert!(words(&mut index).is_empty(), "once");
+}
+
+#[test]
+fn progress_is_written_late_and_seldom() {
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    words(&mut index);
+    let mut written = vec![];
+    for second in 0..14 {
+        index.message(1, &progress("a1", false), second * 1_000);
+        index.message(1, &progress("a2", true), second * 1_000);
+        written.extend(words(&mut index).into_iter().map(|word| format!("{second} {word}")));
+    }
+    let (queued, pulling): (Vec<_>, Vec<_>) =
+        written.into_iter().partition(|word| word.contains("queued"));
+    assert_eq!(pulling, ["2 status a1 pulling", "7 status a1 pulling", "12 status a1 pulling"]);
+    assert_eq!(queued[0], "2 status a2 queued");
+}
+
+#[test]
+fn an_image_that_is_no_reference_is_refused_in_status() {
+    let mut index = Index::new(1, GRACE);
+    index.apply(Arc::new(warm("x", "a", "Not An Image")), standing(0), 0);
+    assert_eq!(words(&mut index), ["status x InvalidImage"]);
+}
+
+#[test]
+fn an_object_being_deleted_is_withdrawn() {
+    let mut index = index(1);
+    index.open(1, "a", &hello(1, &[]), 0);
+    words(&mut index);
+    let mut going = warm("a1", "a", "registry.test/app:v1");
+    going.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
+    index.apply(Arc::new(going), standing(1), 0);
+    assert_eq!(words(&mut index), ["1 withdraw a1"]);
+}

@@ -1,0 +1,409 @@
+//! Accepts the warmers' streams: TLS, who they are, whether this replica is the one to talk to.
+//! What is said on them goes to the index; nothing is decided here.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use futures::Stream;
+use rustls::server::ResolvesServerCert;
+use rustls::{ServerConfig, version};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::transport::server::{Connected, Server};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::metrics::{ConnectionRefusal, DispatchMetrics, StreamEnd};
+use super::{DispatchArgs, Input, LeaderView, Opened, Outgoing};
+use crate::cluster::token_review::{TokenError, TokenReviewer};
+use crate::protocol::dispatch_server::{Dispatch, DispatchServer as Service};
+use crate::protocol::{FromController, FromWarmer, Hello, LEADER_METADATA, from_warmer};
+
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// A silent connection is asked for a sign of life, and given up without one.
+const PING_EVERY: Duration = Duration::from_secs(15);
+const PING_ANSWER: Duration = Duration::from_secs(10);
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// Longer than a TokenReview: many warmers may come at once and wait for their turn.
+const REVIEW: Duration = Duration::from_secs(30);
+const LARGEST_MESSAGE: usize = 256 * 1024;
+/// Handshaked connections that wait to be served.
+const BACKLOG: usize = 64;
+/// How long connections may take to end once their streams are closed.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The server that warmers connect to; made by [`super::Dispatcher::server`].
+pub struct DispatchServer {
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) leader: watch::Receiver<LeaderView>,
+    pub(super) reviewer: Arc<dyn TokenReviewer>,
+    pub(super) certificates: Arc<dyn ResolvesServerCert>,
+    pub(super) args: DispatchArgs,
+    pub(super) metrics: DispatchMetrics,
+}
+
+/// Why the server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address} (--dispatch-bind)")]
+    Bind {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] rustls::Error),
+    /// The gRPC server failed.
+    #[error("the dispatch server failed")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+impl DispatchServer {
+    /// Serves on `--dispatch-bind` until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let address = self.args.dispatch_bind;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| ServeError::Bind { address, source })?;
+        self.serve(listener, shutdown).await
+    }
+
+    /// Serves on `listener` until `shutdown`. Streams are closed by the [`super::Dispatcher`].
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let mut tls = ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::ring::default_provider(),
+        ))
+        .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(self.certificates.clone());
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+
+        let (sender, incoming) = mpsc::channel(BACKLOG);
+        let accept = Accept {
+            listener,
+            acceptor: TlsAcceptor::from(Arc::new(tls)),
+            places: Arc::new(Semaphore::new(self.args.dispatch_connections)),
+            metrics: self.metrics.clone(),
+            ready: sender,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept.run(shutdown.clone()));
+
+        let readers = TaskTracker::new();
+        let sessions = Sessions {
+            inputs: self.inputs,
+            leader: self.leader,
+            reviewer: self.reviewer,
+            metrics: self.metrics,
+            readers: readers.clone(),
+        };
+        let service = Service::new(sessions)
+            .max_decoding_message_size(LARGEST_MESSAGE)
+            .max_encoding_message_size(LARGEST_MESSAGE);
+        let serve = Server::builder()
+            .http2_keepalive_interval(Some(PING_EVERY))
+            .http2_keepalive_timeout(Some(PING_ANSWER))
+            .max_concurrent_streams(4)
+            .http2_max_header_list_size(32 * 1024)
+            .add_service(service)
+            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), shutdown.cancelled());
+        let mut serve = std::pin::pin!(serve);
+        tokio::select! {
+            ended = &mut serve => ended?,
+            () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN).await } => {
+                tracing::warn!("some connections of warmers did not end in time");
+            }
+        }
+        readers.close();
+        Ok(())
+    }
+}
+
+/// The accept loop: a slow or broken handshake holds nobody else up.
+struct Accept {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    places: Arc<Semaphore>,
+    metrics: DispatchMetrics,
+    ready: mpsc::Sender<io::Result<Connection>>,
+}
+
+impl Accept {
+    async fn run(self, shutdown: CancellationToken) {
+        let mut handshakes = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Some(_) = handshakes.join_next() => {}
+                accepted = self.listener.accept() => match accepted {
+                    Ok((tcp, _)) => match self.places.clone().try_acquire_owned() {
+                        Ok(place) => {
+                            let (acceptor, ready) = (self.acceptor.clone(), self.ready.clone());
+                            let metrics = self.metrics.clone();
+                            handshakes.spawn(handshake(tcp, place, acceptor, ready, metrics));
+                        }
+                        Err(_) => self.metrics.connection_refused(ConnectionRefusal::TooMany),
+                    },
+                    Err(error) => {
+                        // Out of file descriptors, mostly: trying again at once would only spin.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn handshake(
+    tcp: TcpStream,
+    place: OwnedSemaphorePermit,
+    acceptor: TlsAcceptor,
+    ready: mpsc::Sender<io::Result<Connection>>,
+    metrics: DispatchMetrics,
+) {
+    // Without it small messages wait for the peer's delayed acknowledgement.
+    let _ = tcp.set_nodelay(true);
+    match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
+        Ok(Ok(tls)) => {
+            let _ = ready.send(Ok(Connection { tls, _place: place })).await;
+        }
+        Ok(Err(error)) => {
+            metrics.connection_refused(ConnectionRefusal::Handshake);
+            tracing::debug!(%error, "TLS handshake failed");
+        }
+        Err(_) => metrics.connection_refused(ConnectionRefusal::HandshakeTimeout),
+    }
+}
+
+/// A connection and its place among those allowed.
+struct Connection {
+    tls: TlsStream<TcpStream>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(context, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(context)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(context)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write_vectored(context, slices)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+}
+
+/// The gRPC service.
+struct Sessions {
+    inputs: mpsc::Sender<Input>,
+    leader: watch::Receiver<LeaderView>,
+    reviewer: Arc<dyn TokenReviewer>,
+    metrics: DispatchMetrics,
+    readers: TaskTracker,
+}
+
+impl Sessions {
+    /// The node that the call's token is bound to, and when the token ends.
+    async fn authenticate(
+        &self,
+        metadata: &MetadataMap,
+    ) -> Result<(String, Option<SystemTime>), Status> {
+        let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        let token = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
+        let review = tokio::time::timeout(REVIEW, self.reviewer.review(token)).await;
+        let error = match review {
+            Ok(Ok(identity)) => return Ok((identity.node, identity.expires)),
+            Ok(Err(error)) => error,
+            Err(_) => TokenError::Unavailable("too many tokens are being reviewed".into()),
+        };
+        let end = match error {
+            TokenError::Unavailable(_) => StreamEnd::Unavailable,
+            _ => StreamEnd::Refused,
+        };
+        self.metrics.stream_end(end);
+        tracing::warn!(reason = error.reason(), %error, "a warmer was not let in");
+        Err(match error {
+            TokenError::Unavailable(_) => Status::unavailable(error.to_string()),
+            TokenError::OtherAccount { .. } | TokenError::NotBound => {
+                Status::permission_denied(error.to_string())
+            }
+            TokenError::Missing | TokenError::WrongAudience | TokenError::Invalid(_) => {
+                Status::unauthenticated(error.to_string())
+            }
+        })
+    }
+
+    async fn open(&self, node: String, hello: Hello) -> Result<Opened, Status> {
+        let gone = || Status::unavailable("the dispatcher is ending");
+        let (reply, answer) = oneshot::channel();
+        let open = Input::Open { node, hello, reply };
+        self.inputs.send(open).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+#[tonic::async_trait]
+impl Dispatch for Sessions {
+    type SessionStream = SessionStream;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<FromWarmer>>,
+    ) -> Result<Response<SessionStream>, Status> {
+        // Asked first, so that a crowd of warmers costs a replica that does not lead no reviews.
+        let leader = self.leader.borrow().clone();
+        if !leader.leading {
+            self.metrics.stream_end(StreamEnd::NotLeading);
+            return Err(end_status(StreamEnd::NotLeading, &leader));
+        }
+        let (node, expires) = self.authenticate(request.metadata()).await?;
+        let mut incoming = request.into_inner();
+        let first = tokio::time::timeout(FIRST_MESSAGE, incoming.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello in time"))??;
+        let Some(FromWarmer { message: Some(from_warmer::Message::Hello(hello)) }) = first else {
+            return Err(Status::invalid_argument("the first message must be a hello"));
+        };
+        if hello.protocol_version == 0 {
+            return Err(Status::invalid_argument("the hello names no protocol version"));
+        }
+        let opened = tokio::time::timeout(FIRST_MESSAGE, self.open(node, hello))
+            .await
+            .map_err(|_| Status::unavailable("the dispatcher is busy"))??;
+        let ended = CancellationToken::new();
+        let reader = Reader {
+            session: opened.session,
+            incoming,
+            inputs: self.inputs.clone(),
+            ended: ended.clone(),
+            expires,
+        };
+        self.readers.spawn(reader.run());
+        Ok(Response::new(SessionStream { messages: opened.messages, _end: ended.drop_guard() }))
+    }
+}
+
+/// Carries what a warmer says to the index, one message at a time.
+struct Reader {
+    session: u64,
+    incoming: Streaming<FromWarmer>,
+    inputs: mpsc::Sender<Input>,
+    ended: CancellationToken,
+    expires: Option<SystemTime>,
+}
+
+impl Reader {
+    async fn run(mut self) {
+        let end = tokio::select! {
+            () = self.ended.cancelled() => StreamEnd::Closed,
+            () = expiry(self.expires) => StreamEnd::Expired,
+            () = Self::forward(self.session, &mut self.incoming, &self.inputs) => StreamEnd::Closed,
+        };
+        let _ = self.inputs.send(Input::Closed(self.session, end)).await;
+    }
+
+    async fn forward(
+        session: u64,
+        incoming: &mut Streaming<FromWarmer>,
+        inputs: &mpsc::Sender<Input>,
+    ) {
+        while let Ok(Some(message)) = incoming.message().await {
+            // A message of a kind that this version does not know is nothing to act on.
+            let Some(message) = message.message else { continue };
+            if inputs.send(Input::Message(session, message)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn expiry(expires: Option<SystemTime>) {
+    match expires {
+        Some(at) => {
+            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::sleep(left).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What goes out to one warmer; ends the reader when it is dropped.
+pub struct SessionStream {
+    messages: mpsc::Receiver<Outgoing>,
+    _end: DropGuard,
+}
+
+impl Stream for SessionStream {
+    type Item = Result<FromController, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.messages.poll_recv(context)
+    }
+}
+
+/// The answer with which a stream ends, or is not accepted.
+pub(super) fn end_status(end: StreamEnd, leader: &LeaderView) -> Status {
+    match end {
+        StreamEnd::NotLeading => {
+            let mut status = Status::failed_precondition("this replica does not lead");
+            let address = leader.leader_address.as_deref().filter(|_| !leader.leading);
+            if let Some(address) = address.and_then(|a| MetadataValue::try_from(a).ok()) {
+                status.metadata_mut().insert(LEADER_METADATA, address);
+            }
+            status
+        }
+        StreamEnd::Replaced => Status::aborted("a newer stream of this node took its place"),
+        StreamEnd::TooSlow => Status::resource_exhausted("the warmer does not read its messages"),
+        StreamEnd::Expired => Status::unauthenticated("the token expired"),
+        StreamEnd::Shutdown | StreamEnd::Unavailable => Status::unavailable("this replica ends"),
+        StreamEnd::Refused | StreamEnd::Closed => Status::cancelled("closed"),
+    }
+}

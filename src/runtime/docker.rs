@@ -1,0 +1,370 @@
+//! Docker Engine over its Unix socket. Whether a pull worked is read from the last lines of the
+//! stream, since dockerd answers 200 before it knows.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use bollard::auth::DockerCredentials;
+use bollard::errors::Error;
+use bollard::models::{CreateImageInfo, ImageInspect};
+use bollard::query_parameters::CreateImageOptions;
+use bollard::{API_DEFAULT_VERSION, BollardRequest};
+use futures::TryStreamExt;
+use http::HeaderValue;
+use tokio::sync::OnceCell;
+
+use super::classify::classify;
+use super::{
+    EndpointError, PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture,
+    RuntimeVersion,
+};
+use crate::api::Reason;
+use crate::image::{Credential, Reference};
+
+/// For everything but pulls, in seconds.
+const ANSWER: u64 = 30;
+/// A pull ends by lack of progress, which the caller watches, not by the clock.
+const PULL: Duration = Duration::from_secs(7 * 24 * 3600);
+const LONGEST_MESSAGE: usize = 1_000;
+
+/// A Docker Engine.
+pub struct Docker {
+    client: bollard::Docker,
+    version: OnceCell<RuntimeVersion>,
+}
+
+impl fmt::Debug for Docker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Docker").field("version", &self.version.get()).finish_non_exhaustive()
+    }
+}
+
+impl Docker {
+    /// The engine behind this socket; it need not answer yet.
+    pub fn connect(socket: &Path) -> Result<Self, EndpointError> {
+        let client = socket
+            .to_str()
+            .ok_or_else(|| EndpointError::Scheme(socket.display().to_string()))
+            .and_then(|path| {
+                bollard::Docker::connect_with_unix(path, ANSWER, API_DEFAULT_VERSION)
+                    .map_err(|error| EndpointError::Client(error.to_string()))
+            })?;
+        let client = client.with_request_modifier(with_url_safe_credential);
+        Ok(Docker { client, version: OnceCell::new() })
+    }
+
+    async fn inspect(&self, image: &Reference) -> Result<Option<ImageInspect>, RuntimeError> {
+        for name in spellings(image) {
+            match self.client.inspect_image(&name).await {
+                Ok(found) => return Ok(Some(found)),
+                Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
+                Err(error) => return Err(failure(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn ask_version(&self) -> Result<RuntimeVersion, RuntimeError> {
+        let client = self.client.clone().negotiate_version().await.map_err(failure)?;
+        let found = client.version().await.map_err(failure)?;
+        Ok(RuntimeVersion {
+            name: "docker".into(),
+            version: found.version.unwrap_or_default(),
+            os: found.os.unwrap_or_else(|| "linux".into()),
+            architecture: found.arch.unwrap_or_default(),
+        })
+    }
+
+    /// The image, unless it is made for another platform than the engine's.
+    async fn look(&self, image: &Reference) -> Result<Look, RuntimeError> {
+        let Some(found) = self.inspect(image).await? else { return Ok(Look::Absent) };
+        let version = self.version.get_or_try_init(|| self.ask_version()).await?;
+        let platform = (found.os.as_deref(), found.architecture.as_deref());
+        if !same_platform(platform, version) {
+            let (os, architecture) = (platform.0.unwrap_or("?"), platform.1.unwrap_or("?"));
+            return Ok(Look::OtherPlatform(format!("{os}/{architecture}")));
+        }
+        Ok(Look::Here(PresentImage {
+            digest: digest_of(image, found.repo_digests.unwrap_or_default()),
+            size_bytes: found.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
+        }))
+    }
+
+    async fn pull_image(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+        progress: &(dyn Fn(PullProgress) + Send + Sync),
+    ) -> Result<PulledImage, RuntimeError> {
+        let options = CreateImageOptions {
+            from_image: Some(image.repository().to_owned()),
+            // Never empty: dockerd would pull every tag.
+            tag: Some(image.digest().or(image.tag()).unwrap_or("latest").to_owned()),
+            ..CreateImageOptions::default()
+        };
+        let client = self.client.clone().with_timeout(PULL);
+        let stream = client.create_image(Some(options), None, credential.map(docker_credentials));
+        let mut stream = std::pin::pin!(stream);
+        let mut told = Told::default();
+        while let Some(line) = stream.try_next().await.map_err(failure)? {
+            if let Some(sum) = told.take(&line) {
+                progress(sum);
+            }
+        }
+        let Some(downloaded) = told.downloaded else {
+            let message = "docker broke off in the middle of the pull".to_owned();
+            return Err(RuntimeError { reason: Reason::RuntimeUnavailable, message });
+        };
+        match self.look(image).await? {
+            Look::Here(mut held) => {
+                held.digest = image.digest().map(Into::into).or(told.digest).or(held.digest);
+                Ok(PulledImage { image: held, downloaded })
+            }
+            Look::OtherPlatform(platform) => Err(RuntimeError {
+                reason: Reason::PlatformMismatch,
+                message: format!("the image is made for {platform} only"),
+            }),
+            Look::Absent => Err(RuntimeError {
+                reason: Reason::Removed,
+                message: "docker pulled the image, but does not hold it any more".into(),
+            }),
+        }
+    }
+}
+
+enum Look {
+    Here(PresentImage),
+    OtherPlatform(String),
+    Absent,
+}
+
+impl Runtime for Docker {
+    fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
+        // Asked anew each time: the engine may have been replaced meanwhile.
+        Box::pin(self.ask_version())
+    }
+
+    fn present<'a>(
+        &'a self,
+        image: &'a Reference,
+    ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
+        Box::pin(async move {
+            Ok(match self.look(image).await? {
+                Look::Here(held) => Some(held),
+                Look::OtherPlatform(_) | Look::Absent => None,
+            })
+        })
+    }
+
+    fn pull<'a>(
+        &'a self,
+        image: &'a Reference,
+        credential: Option<&'a Credential>,
+        progress: &'a (dyn Fn(PullProgress) + Send + Sync),
+    ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
+        Box::pin(self.pull_image(image, credential, progress))
+    }
+}
+
+/// What the stream of a pull told so far.
+#[derive(Debug, Default)]
+struct Told {
+    layers: HashMap<String, PullProgress>,
+    digest: Option<String>,
+    /// Set by the last line, the only sign that all went well.
+    downloaded: Option<bool>,
+}
+
+impl Told {
+    /// Takes a line in; a sum over the layers if the line shows that something moved.
+    fn take(&mut self, line: &CreateImageInfo) -> Option<PullProgress> {
+        let status = line.status.as_deref().unwrap_or_default();
+        if let Some(digest) = status.strip_prefix("Digest: ") {
+            self.digest = Some(digest.trim().to_owned());
+        }
+        if let Some(end) = status.strip_prefix("Status: ") {
+            self.downloaded = Some(!end.starts_with("Image is up to date"));
+        }
+        // Waiting, and waiting to try again, is no progress.
+        if status.starts_with("Retrying") || status == "Waiting" {
+            return None;
+        }
+        if let Some(id) = &line.id {
+            let bytes = |value: Option<i64>| value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0);
+            let detail = line.progress_detail.as_ref();
+            let current = bytes(detail.and_then(|detail| detail.current));
+            let total = bytes(detail.and_then(|detail| detail.total));
+            match status {
+                "Downloading" => {
+                    let layer = self.layers.entry(id.clone()).or_default();
+                    layer.downloaded_bytes = current;
+                    layer.total_bytes = total.max(current);
+                }
+                "Download complete" | "Verifying Checksum" | "Extracting" | "Pull complete" => {
+                    if let Some(layer) = self.layers.get_mut(id) {
+                        layer.downloaded_bytes = layer.total_bytes;
+                    }
+                }
+                _ => {}
+            }
+        }
+        let sum = |part: fn(&PullProgress) -> u64| {
+            self.layers.values().map(part).fold(0, u64::saturating_add)
+        };
+        Some(PullProgress {
+            downloaded_bytes: sum(|layer| layer.downloaded_bytes),
+            total_bytes: sum(|layer| layer.total_bytes),
+        })
+    }
+}
+
+/// The image's canonical name, and the short one under which dockerd knows Docker Hub's images.
+fn spellings(image: &Reference) -> Vec<String> {
+    let name = image.as_str();
+    let familiar =
+        name.strip_prefix("docker.io/library/").or_else(|| name.strip_prefix("docker.io/"));
+    std::iter::once(name).chain(familiar).map(Into::into).collect()
+}
+
+fn digest_of(image: &Reference, repo_digests: Vec<String>) -> Option<String> {
+    if let Some(digest) = image.digest() {
+        return Some(digest.to_owned());
+    }
+    repo_digests.iter().find_map(|name| {
+        let found = Reference::parse(name).ok()?;
+        (found.repository() == image.repository()).then(|| found.digest().map(Into::into))?
+    })
+}
+
+/// What an image or the engine does not tell is not held against it.
+fn same_platform(image: (Option<&str>, Option<&str>), engine: &RuntimeVersion) -> bool {
+    let same = |image: Option<&str>, engine: &str| match image {
+        None | Some("") => true,
+        Some(image) => engine.is_empty() || image == engine,
+    };
+    same(image.0, &engine.os) && same(image.1, &engine.architecture)
+}
+
+fn docker_credentials(credential: &Credential) -> DockerCredentials {
+    let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    DockerCredentials {
+        username: some(&credential.username),
+        password: some(&credential.password),
+        identitytoken: some(&credential.identity_token),
+        registrytoken: some(&credential.registry_token),
+        // No server address: newer engines drop the credential where it differs from the image's.
+        ..DockerCredentials::default()
+    }
+}
+
+/// bollard encodes credentials in plain base64, dockerd reads the URL-safe alphabet and takes what
+/// it cannot read for no credential at all.
+fn with_url_safe_credential(mut request: BollardRequest) -> BollardRequest {
+    if let Some(value) = request.headers_mut().get_mut("X-Registry-Auth") {
+        let safe: Vec<u8> = value
+            .as_bytes()
+            .iter()
+            .map(|byte| match byte {
+                b'+' => b'-',
+                b'/' => b'_',
+                other => *other,
+            })
+            .collect();
+        if let Ok(mut safe) = HeaderValue::from_bytes(&safe) {
+            safe.set_sensitive(true);
+            *value = safe;
+        }
+    }
+    request
+}
+
+fn failure(error: Error) -> RuntimeError {
+    let (reason, message) = match error {
+        Error::DockerResponseServerError { status_code, message } => {
+            (classify(Some(status_code), &message), message)
+        }
+        Error::DockerStreamError { error } => (classify(None, &error), error),
+        // Everything else happened between here and the socket.
+        error => (Reason::RuntimeUnavailable, format!("docker does not answer: {error}")),
+    };
+    let message = message.trim().chars().take(LONGEST_MESSAGE).collect();
+    RuntimeError { reason, message }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn line(json: serde_json::Value) -> CreateImageInfo {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn progress_sums_the_layers_and_the_last_line_decides() {
+        let mut told = Told::default();
+        let mut last = None;
+        for json in [
+            serde_json::json!({"status": "Pulling from app", "id": "v1"}),
+            serde_json::json!({"status": "Pulling fs layer", "progressDetail": {}, "id": "a"}),
+            serde_json::json!({"status": "Downloading", "progressDetail": {"current": 5, "total": 10}, "id": "a"}),
+            serde_json::json!({"status": "Downloading", "progressDetail": {"current": 1, "total": 4}, "id": "b"}),
+            serde_json::json!({"status": "Download complete", "progressDetail": {}, "id": "a"}),
+            serde_json::json!({"status": "Extracting", "progressDetail": {"current": 2, "total": 10}, "id": "a"}),
+        ] {
+            last = told.take(&line(json)).or(last);
+        }
+        assert_eq!(last, Some(PullProgress { downloaded_bytes: 11, total_bytes: 14 }));
+        assert_eq!(told.downloaded, None);
+        let retrying = serde_json::json!({"status": "Retrying in 5 seconds", "id": "b"});
+        assert_eq!(told.take(&line(retrying)), None);
+        told.take(&line(serde_json::json!({"status": "Digest: sha256:00"})));
+        told.take(&line(serde_json::json!({"status": "Status: Downloaded newer image for app:v1"})));
+        assert_eq!((told.digest.as_deref(), told.downloaded), (Some("sha256:00"), Some(true)));
+        told.take(&line(serde_json::json!({"status": "Status: Image is up to date for app:v1"})));
+        assert_eq!(told.downloaded, Some(false));
+    }
+
+    #[test]
+    fn docker_hub_is_looked_up_in_both_spellings() {
+        let names = |text: &str| spellings(&Reference::parse(text).unwrap());
+        assert_eq!(names("busybox"), ["docker.io/library/busybox:latest", "busybox:latest"]);
+        assert_eq!(names("docker.io/team/app:v1"), ["docker.io/team/app:v1", "team/app:v1"]);
+        assert_eq!(names("r.test/app:v1"), ["r.test/app:v1"]);
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_same_repository() {
+        let digest = format!("sha256:{}", "b".repeat(64));
+        let image = Reference::parse("busybox:1").unwrap();
+        let digests = vec![
+            format!("r.test/mirror/busybox@sha256:{}", "a".repeat(64)),
+            format!("busybox@{digest}"),
+        ];
+        assert_eq!(digest_of(&image, digests), Some(digest));
+        assert_eq!(digest_of(&image, vec![]), None);
+    }
+
+    #[test]
+    fn credentials_are_sent_in_the_alphabet_that_dockerd_reads() {
+        let request = http::Request::builder().header("X-Registry-Auth", "ab+/cd==");
+        let body = bollard::body_full(bytes::Bytes::new());
+        let request = with_url_safe_credential(request.body(body).unwrap());
+        assert_eq!(request.headers()["X-Registry-Auth"], "ab-_cd==");
+    }
+
+    #[test]
+    fn platforms_differ_only_where_both_are_known() {
+        let engine = RuntimeVersion {
+            name: "docker".into(),
+            version: "1".into(),
+            os: "linux".into(),
+            architecture: "amd64".into(),
+        };
+        assert!(same_platform((Some("linux"), Some("amd64")), &engine));
+        assert!(same_platform((None, Some("")), &engine));
+        assert!(!same_platform((Some("linux"), Some("arm64")), &engine));
+    }
+}

@@ -1,0 +1,98 @@
+//! A runtime for tests: does what a script says, and remembers what it was asked.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::*;
+
+/// What pulling one image does; images without a script are pulled at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Script {
+    /// Only with a credential of this user.
+    Needs(&'static str),
+    /// Fails.
+    Fails(Reason),
+    /// Never ends, never moves.
+    Stuck,
+    /// Moves each tenth of a second, this often.
+    Slow(u64),
+}
+
+/// The runtime.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FakeRuntime {
+    scripts: HashMap<String, Script>,
+    held: Arc<Mutex<HashMap<String, PresentImage>>>,
+    calls: Arc<Mutex<Vec<String>>>,
+}
+
+impl FakeRuntime {
+    pub(crate) fn with(mut self, image: &str, script: Script) -> Self {
+        self.scripts.insert(image.into(), script);
+        self
+    }
+
+    /// What was pulled, in order: image, and user in brackets.
+    pub(crate) fn calls(&self) -> Arc<Mutex<Vec<String>>> {
+        self.calls.clone()
+    }
+
+    pub(crate) fn lose(&self, image: &str) {
+        self.held.lock().unwrap().remove(image);
+    }
+}
+
+pub(crate) const DIGEST: &str =
+    "sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd";
+
+impl Runtime for FakeRuntime {
+    fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
+        Box::pin(async {
+            Ok(RuntimeVersion {
+                name: "fake".into(),
+                version: "1".into(),
+                os: "linux".into(),
+                architecture: "amd64".into(),
+            })
+        })
+    }
+
+    fn present<'a>(
+        &'a self,
+        image: &'a Reference,
+    ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
+        Box::pin(async { Ok(self.held.lock().unwrap().get(image.as_str()).cloned()) })
+    }
+
+    fn pull<'a>(
+        &'a self,
+        image: &'a Reference,
+        credential: Option<&'a Credential>,
+        progress: &'a (dyn Fn(PullProgress) + Send + Sync),
+    ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
+        Box::pin(async move {
+            let user = credential.map_or("", |credential| credential.username.as_str());
+            self.calls.lock().unwrap().push(format!("{image} ({user})"));
+            let fail = |reason: Reason| RuntimeError { reason, message: reason.to_string() };
+            match self.scripts.get(image.as_str()) {
+                None => {}
+                Some(Script::Needs(needed)) if user == *needed => {}
+                Some(Script::Needs(_)) => return Err(fail(Reason::Unauthorized)),
+                Some(Script::Fails(reason)) => return Err(fail(*reason)),
+                Some(Script::Stuck) => std::future::pending().await,
+                Some(Script::Slow(steps)) => {
+                    for step in 1..=*steps {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        progress(PullProgress { downloaded_bytes: step, total_bytes: *steps });
+                    }
+                }
+            }
+            let image_held = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
+            let mut held = self.held.lock().unwrap();
+            let downloaded = held.insert(image.as_str().into(), image_held.clone()).is_none();
+            Ok(PulledImage { image: image_held, downloaded })
+        })
+    }
+}

@@ -1,0 +1,244 @@
+//! One job from start to end: a look, or a pull with its grant, its credentials in turn, and an end
+//! when nothing moves for too long. Says what happened; what follows from it is the queue's part.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::queue::{Ended, Job, Step};
+use crate::api::Reason;
+use crate::image::Credential;
+use crate::protocol::{Progress, PullGrant};
+use crate::runtime::{PullProgress, PulledImage, Runtime, RuntimeError};
+
+const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Finer steps of progress than this are not passed on.
+const STEP_MS: i64 = 250;
+
+/// What a running job has to say.
+pub enum JobEvent {
+    /// It needs a grant.
+    Ask(String, oneshot::Sender<PullGrant>),
+    /// Its pull is running.
+    Progress(Progress),
+}
+
+/// Runs `job` to its end. Dropping the future stops it.
+pub async fn run(
+    job: &Job,
+    runtime: Arc<dyn Runtime>,
+    events: mpsc::Sender<JobEvent>,
+    idle: Duration,
+) -> Ended {
+    match job.step {
+        Step::Look => {
+            let look = tokio::time::timeout(LOOK_TIMEOUT, runtime.present(&job.image)).await;
+            Ended::Looked(look.unwrap_or_else(|_| {
+                let message = "the runtime did not answer in time".into();
+                Err(RuntimeError { reason: Reason::RuntimeUnavailable, message })
+            }))
+        }
+        Step::Pull => {
+            let (sender, grant) = oneshot::channel();
+            // The main loop outlives its jobs; without it the process is ending.
+            let _ = events.send(JobEvent::Ask(job.uid.clone(), sender)).await;
+            let Ok(grant) = grant.await else {
+                return Ended::Refused(Reason::WaitingForWarmer, "the warmer is ending".into());
+            };
+            if !grant.refused_reason.is_empty() {
+                let reason = Reason::from_word(&grant.refused_reason);
+                let reason = reason.unwrap_or(Reason::Unauthorized);
+                return Ended::Refused(reason, grant.refused_message);
+            }
+            let started = now();
+            let result = pull(job, grant, runtime.as_ref(), &events, idle, started).await;
+            Ended::Pulled(started, result)
+        }
+    }
+}
+
+/// Tries the credentials in turn; without any, anonymously.
+async fn pull(
+    job: &Job,
+    grant: PullGrant,
+    runtime: &dyn Runtime,
+    events: &mpsc::Sender<JobEvent>,
+    idle: Duration,
+    started: i64,
+) -> Result<PulledImage, RuntimeError> {
+    let mut credentials: Vec<Option<Credential>> =
+        grant.credentials.into_iter().map(|credential| Some(into_credential(credential))).collect();
+    if credentials.is_empty() {
+        credentials.push(None);
+    }
+    let mut refused: Option<RuntimeError> = None;
+    for credential in &credentials {
+        let error = match watched(job, runtime, credential.as_ref(), events, idle, started).await {
+            Ok(pulled) => return Ok(pulled),
+            Err(error) => error,
+        };
+        match (error.reason, &refused) {
+            // Registries hide what one may not see: another credential may see it.
+            (Reason::Unauthorized, _) | (Reason::NotFound, None) => refused = Some(error),
+            (Reason::NotFound, Some(_)) => {}
+            _ => return Err(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| RuntimeError {
+        reason: Reason::Unauthorized,
+        message: "no credential was accepted".into(),
+    }))
+}
+
+/// One pull with one credential; ended when nothing moves for `idle`.
+async fn watched(
+    job: &Job,
+    runtime: &dyn Runtime,
+    credential: Option<&Credential>,
+    events: &mpsc::Sender<JobEvent>,
+    idle: Duration,
+    started: i64,
+) -> Result<PulledImage, RuntimeError> {
+    let begin = Instant::now();
+    let elapsed = move || i64::try_from(begin.elapsed().as_millis()).unwrap_or(i64::MAX);
+    let moved_at = AtomicI64::new(0);
+    let told_at = AtomicI64::new(-STEP_MS);
+    let progress = |progress: PullProgress| {
+        let now = elapsed();
+        moved_at.store(now, Ordering::Relaxed);
+        if now - told_at.load(Ordering::Relaxed) >= STEP_MS {
+            told_at.store(now, Ordering::Relaxed);
+            // A full channel loses a step; the next one says more.
+            let _ = events.try_send(JobEvent::Progress(Progress {
+                uid: job.uid.clone(),
+                queued: false,
+                downloaded_bytes: progress.downloaded_bytes,
+                total_bytes: progress.total_bytes,
+                started_at_unix_ms: started,
+                attempt: job.attempt,
+            }));
+        }
+    };
+    progress(PullProgress::default());
+    let mut pull = runtime.pull(&job.image, credential, &progress);
+    loop {
+        let moved = u64::try_from(moved_at.load(Ordering::Relaxed)).unwrap_or(0);
+        let deadline = begin + Duration::from_millis(moved) + idle;
+        tokio::select! {
+            result = &mut pull => return result,
+            () = tokio::time::sleep_until(deadline) => {}
+        }
+        if u64::try_from(moved_at.load(Ordering::Relaxed)).unwrap_or(0) == moved {
+            return Err(RuntimeError {
+                reason: Reason::TimedOut,
+                message: format!("nothing moved for {} s", idle.as_secs()),
+            });
+        }
+    }
+}
+
+fn into_credential(credential: crate::protocol::Credential) -> Credential {
+    Credential {
+        username: credential.username,
+        password: credential.password,
+        identity_token: credential.identity_token,
+        registry_token: credential.registry_token,
+    }
+}
+
+pub(super) fn now() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::image::Reference;
+    use crate::runtime::fake::{FakeRuntime, Script};
+
+    fn job(image: &str) -> Job {
+        Job {
+            uid: "u".into(),
+            step: Step::Pull,
+            image: Reference::parse(image).unwrap(),
+            attempt: 1,
+            check_for: String::new(),
+        }
+    }
+
+    fn credential(username: &str) -> crate::protocol::Credential {
+        crate::protocol::Credential {
+            username: username.into(),
+            ..crate::protocol::Credential::default()
+        }
+    }
+
+    async fn ended(runtime: FakeRuntime, grant: PullGrant, idle: Duration) -> Ended {
+        let (events, mut heard) = mpsc::channel(8);
+        let job = job("r.test/app:v1");
+        let grant_it = async {
+            if let Some(JobEvent::Ask(_, reply)) = heard.recv().await {
+                let _ = reply.send(grant);
+            }
+            while heard.recv().await.is_some() {}
+        };
+        let (ended, ()) = tokio::join!(run(&job, Arc::new(runtime), events, idle), grant_it);
+        ended
+    }
+
+    fn reason(ended: Ended) -> Result<bool, Reason> {
+        match ended {
+            Ended::Pulled(_, Ok(pulled)) => Ok(pulled.downloaded),
+            Ended::Pulled(_, Err(error)) => Err(error.reason),
+            Ended::Refused(reason, _) => Err(reason),
+            Ended::Looked(_) => Err(Reason::Removed),
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_are_tried_in_turn() {
+        let idle = Duration::from_secs(5);
+        let grant = |names: &[&str]| PullGrant {
+            credentials: names.iter().map(|name| credential(name)).collect(),
+            ..PullGrant::default()
+        };
+        let private = || FakeRuntime::default().with("r.test/app:v1", Script::Needs("right"));
+        assert_eq!(reason(ended(private(), grant(&["wrong", "right"]), idle).await), Ok(true));
+        for names in [&["wrong", "other"][..], &[]] {
+            let ended = ended(private(), grant(names), idle).await;
+            assert_eq!(reason(ended), Err(Reason::Unauthorized), "{names:?}");
+        }
+        let down = FakeRuntime::default()
+            .with("r.test/app:v1", Script::Fails(Reason::RegistryUnreachable));
+        let calls = down.calls();
+        let ended = ended(down, grant(&["a", "b"]), idle).await;
+        assert_eq!(reason(ended), Err(Reason::RegistryUnreachable));
+        assert_eq!(calls.lock().unwrap().len(), 1, "another credential would not help");
+    }
+
+    #[tokio::test]
+    async fn a_pull_ends_when_nothing_moves_but_not_by_its_length() {
+        let idle = Duration::from_millis(300);
+        let stuck = FakeRuntime::default().with("r.test/app:v1", Script::Stuck);
+        let ended_stuck = ended(stuck, PullGrant::default(), idle).await;
+        assert_eq!(reason(ended_stuck), Err(Reason::TimedOut));
+        let slow = FakeRuntime::default().with("r.test/app:v1", Script::Slow(10));
+        assert_eq!(reason(ended(slow, PullGrant::default(), idle).await), Ok(true));
+    }
+
+    #[tokio::test]
+    async fn a_refused_grant_is_the_end() {
+        let grant = PullGrant {
+            refused_reason: "SecretMissing".into(),
+            refused_message: "no Secret".into(),
+            ..PullGrant::default()
+        };
+        let ended = ended(FakeRuntime::default(), grant, Duration::from_secs(5)).await;
+        assert_eq!(reason(ended), Err(Reason::SecretMissing));
+    }
+}

@@ -1,0 +1,244 @@
+//! Orders in, jobs out, results back: no tasks, no clock, no runtime.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+fn order(uid: &str, image: &str) -> Assign {
+    Assign { uid: uid.into(), image: image.into(), ..Assign::default() }
+}
+
+fn by_digest(uid: &str) -> Assign {
+    order(uid, &format!("r.test/app@{DIGEST}"))
+}
+
+fn queue() -> Queue {
+    Queue::new(2, 60_000)
+}
+
+fn held(downloaded: bool) -> Result<PulledImage, RuntimeError> {
+    let image = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
+    Ok(PulledImage { image, downloaded })
+}
+
+fn error(reason: Reason) -> RuntimeError {
+    RuntimeError { reason, message: "why".into() }
+}
+
+fn started(queue: &mut Queue, now: i64) -> Vec<(String, Step)> {
+    let mut jobs: Vec<_> =
+        std::iter::from_fn(|| queue.next(now)).map(|job| (job.uid, job.step)).collect();
+    jobs.sort_by(|a, b| a.0.cmp(&b.0));
+    jobs
+}
+
+fn words(outcome: Option<Outcome>) -> Option<(bool, String)> {
+    outcome.map(|outcome| (outcome.present, outcome.reason))
+}
+
+#[test]
+fn a_digest_is_looked_for_first_and_a_tag_is_asked_for() {
+    let mut queue = queue();
+    queue.assign(by_digest("d"), 0);
+    queue.assign(order("t", "r.test/app:v1"), 0);
+    queue.assign(Assign { believed_present: true, ..order("held", "r.test/b:v1") }, 0);
+    let check = Assign { check_for: "u/r".into(), ..order("check", "r.test/c:v1") };
+    queue.assign(Assign { believed_present: true, ..check }, 0);
+    let expected =
+        [("check", Step::Pull), ("d", Step::Look), ("held", Step::Look), ("t", Step::Pull)];
+    assert_eq!(started(&mut queue, 0), expected.map(|(uid, step)| (uid.to_owned(), step)));
+}
+
+#[test]
+fn a_digest_that_is_present_is_not_pulled() {
+    let mut queue = queue();
+    queue.assign(by_digest("d"), 0);
+    let job = queue.next(0).unwrap();
+    let found = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
+    let report = queue.ended(&job, Ended::Looked(Ok(Some(found.clone()))), 1, 0.5);
+    assert_eq!(words(report), Some((true, "AlreadyPresent".into())));
+    assert_eq!(queue.next(1), None);
+    // Looked at again later; what is as it was is not reported.
+    let later = queue.wake_at(1).unwrap();
+    assert_eq!(later, 60_001);
+    let job = queue.next(later).unwrap();
+    assert_eq!(queue.ended(&job, Ended::Looked(Ok(Some(found))), later, 0.5), None);
+}
+
+#[test]
+fn a_lost_image_is_reported_and_pulled_again() {
+    let mut queue = queue();
+    queue.assign(Assign { believed_present: true, ..by_digest("d") }, 0);
+    let job = queue.next(0).unwrap();
+    let report = queue.ended(&job, Ended::Looked(Ok(None)), 1, 0.5);
+    assert_eq!(words(report), Some((false, "Removed".into())));
+    let job = queue.next(1).unwrap();
+    assert_eq!((job.step, job.attempt), (Step::Pull, 1));
+    let report = queue.ended(&job, Ended::Pulled(1, held(true)), 9, 0.5).unwrap();
+    assert_eq!((report.present, report.attempt, report.started_at_unix_ms), (true, 1, 1));
+}
+
+#[test]
+fn a_runtime_that_does_not_answer_has_not_lost_the_image() {
+    let mut queue = queue();
+    queue.assign(Assign { believed_present: true, ..by_digest("d") }, 0);
+    queue.assign(by_digest("e"), 0);
+    let job = queue.next(0).unwrap();
+    assert_eq!(job.uid, "d");
+    let failed = || Ended::Looked(Err(error(Reason::RuntimeUnavailable)));
+    assert_eq!(queue.ended(&job, failed(), 1, 0.5), None);
+    let job = queue.next(1).unwrap();
+    assert_eq!(job.uid, "e");
+    let report = words(queue.ended(&job, failed(), 1, 0.5));
+    assert_eq!(report, Some((false, "RuntimeUnavailable".into())));
+}
+
+#[test]
+fn pulls_are_limited_newest_revision_first_and_each_image_once() {
+    let mut queue = queue();
+    for (uid, image, priority) in
+        [("a", "r.test/a:1", 1), ("b", "r.test/b:1", 9), ("b2", "r.test/b:1", 8), ("c", "c", 5)]
+    {
+        queue.assign(Assign { priority, ..order(uid, image) }, 0);
+    }
+    let first = queue.next(0).unwrap();
+    let second = queue.next(0).unwrap();
+    assert_eq!((first.uid.as_str(), second.uid.as_str()), ("b", "c"));
+    assert_eq!(queue.next(0), None);
+    assert_eq!(queue.queued(0).count(), 2);
+    queue.ended(&second, Ended::Pulled(0, held(true)), 1, 0.5);
+    assert_eq!(queue.next(1).unwrap().uid, "a", "b2 waits for its image, not for a place");
+    queue.ended(&first, Ended::Pulled(0, held(true)), 1, 0.5);
+    assert_eq!(queue.next(1).unwrap().uid, "b2");
+}
+
+#[test]
+fn failures_are_retried_with_growing_pauses() {
+    let mut queue = queue();
+    queue.assign(order("a", "app"), 0);
+    let mut now = 0;
+    let mut pauses = vec![];
+    for attempt in 1..=11 {
+        let job = queue.next(now).unwrap();
+        assert_eq!(job.attempt, attempt);
+        let failed = Ended::Pulled(now, Err(error(Reason::RegistryUnreachable)));
+        let report = queue.ended(&job, failed, now, 0.5).unwrap();
+        assert_eq!((report.attempt, queue.next(now)), (attempt, None));
+        let next = queue.wake_at(now).unwrap();
+        assert_eq!(report.retry_at_unix_ms, next);
+        pauses.push((next - now) / 1000);
+        now = next;
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+    assert_eq!(retry_delay(1, Reason::NotFound, 0.5), 10_000);
+    assert_eq!(retry_delay(9, Reason::NotFound, 0.5), 300_000);
+}
+
+#[test]
+fn what_a_person_mended_is_tried_at_once() {
+    let mut queue = queue();
+    queue.assign(order("a", "app"), 0);
+    let job = queue.next(0).unwrap();
+    queue.ended(&job, Ended::Refused(Reason::SecretMissing, "no".into()), 0, 0.5);
+    let again = queue.assign(order("a", "app"), 1);
+    assert_eq!(words(again), Some((false, "SecretMissing".into())), "told again");
+    assert_eq!(queue.next(1), None);
+    assert_eq!(queue.assign(Assign { identity_mark: 7, ..order("a", "app") }, 2), None);
+    assert!(queue.next(2).is_some());
+}
+
+#[test]
+fn a_tag_is_checked_once_for_each_word() {
+    let mut queue = queue();
+    queue.assign(order("a", "app"), 0);
+    let job = queue.next(0).unwrap();
+    let check = |word: &str| Assign { check_for: word.into(), ..order("a", "app") };
+    assert_eq!(queue.assign(check("u/2"), 0), None);
+    queue.ended(&job, Ended::Pulled(0, held(true)), 1, 0.5);
+    let job = queue.next(1).unwrap();
+    assert_eq!((job.step, job.check_for.as_str()), (Step::Pull, "u/2"), "asked while pulling");
+    let report = queue.ended(&job, Ended::Pulled(1, held(false)), 2, 0.5).unwrap();
+    assert_eq!((report.reason.as_str(), report.checked_for.as_str()), ("AlreadyPresent", "u/2"));
+    assert_eq!(queue.assign(check("u/2"), 3), Some(report), "said again after a reconnect");
+    assert_eq!(queue.next(3), None);
+    queue.assign(check("u/3"), 4);
+    assert_eq!(queue.next(4).unwrap().check_for, "u/3");
+}
+
+#[test]
+fn what_a_new_stream_does_not_name_is_withdrawn() {
+    let mut queue = queue();
+    for (uid, image) in [("a", "r.test/a"), ("b", "r.test/b"), ("b2", "r.test/b")] {
+        queue.assign(order(uid, image), 0);
+    }
+    assert_eq!(started(&mut queue, 0).len(), 2);
+    queue.welcome();
+    queue.assign(order("b2", "r.test/b"), 1);
+    let mut gone = queue.synced();
+    gone.sort();
+    assert_eq!(gone, ["a", "b"]);
+    assert!(queue.withdraw("a"), "nobody else wants it");
+    assert!(!queue.withdraw("b"), "b2 does");
+    assert!(!queue.withdraw("unknown"));
+    queue.stopped("a", 2);
+    assert_eq!(queue.next(2), None, "b's pull still runs");
+    queue.stopped("b", 2);
+    assert_eq!(queue.next(2).unwrap().uid, "b2");
+}
+
+#[test]
+fn a_broken_reference_is_reported() {
+    let report = queue().assign(order("a", "NOT AN IMAGE"), 0);
+    assert_eq!(words(report), Some((false, "InvalidImage".into())));
+}
+
+proptest! {
+    /// Whatever happens in whatever order: limits hold, no image is pulled twice at once, and
+    /// nothing is forgotten.
+    #[test]
+    fn invariants_hold(events in prop::collection::vec((0..6u8, 0..6usize, 0..3usize), 1..200)) {
+        let mut queue = queue();
+        let mut jobs: Vec<Job> = vec![];
+        let mut now = 0;
+        for (event, which, image) in events {
+            now += 500;
+            let uid = format!("uid-{which}");
+            match event {
+                0 | 1 => {
+                    let image = format!("r.test/image-{which}{}", image / 2);
+                    queue.assign(Assign { priority: which as i64, ..order(&uid, &image) }, now);
+                }
+                2 => {
+                    if queue.withdraw(&uid) {
+                        jobs.retain(|job| job.uid != uid);
+                        queue.stopped(&uid, now);
+                    }
+                }
+                3 if !jobs.is_empty() => {
+                    let job = jobs.remove(which % jobs.len());
+                    let ended = match (job.step, image) {
+                        (Step::Look, _) => Ended::Looked(Ok(None)),
+                        (Step::Pull, 0) => Ended::Pulled(now, held(true)),
+                        (Step::Pull, _) => Ended::Pulled(now, Err(error(Reason::TimedOut))),
+                    };
+                    queue.ended(&job, ended, now, 0.5);
+                }
+                _ => jobs.extend(std::iter::from_fn(|| queue.next(now))),
+            }
+            let pulls = jobs.iter().filter(|job| job.step == Step::Pull).count();
+            prop_assert!(pulls <= 2);
+            let images: HashSet<_> = jobs.iter().map(|job| &job.image).collect();
+            prop_assert_eq!(images.len(), jobs.len());
+            prop_assert_eq!(queue.running.len(), jobs.len());
+        }
+        for job in std::mem::take(&mut jobs) {
+            queue.ended(&job, Ended::Looked(Ok(None)), now, 0.5);
+        }
+        // With nothing running, every order is either due or will be.
+        let waiting = queue.entries.values().filter(|e| matches!(e.state, State::Due(..))).count();
+        prop_assert_eq!(waiting, queue.orders());
+    }
+}

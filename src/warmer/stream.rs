@@ -1,0 +1,393 @@
+//! The stream to the leading controller: finding it, proving who we are, and coming back when it
+//! breaks. What is said on it is not understood here.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore, version};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Endpoint;
+use tonic::{Code, Request, Status, Streaming};
+
+use crate::protocol::dispatch_client::DispatchClient;
+use crate::protocol::{FromController, FromWarmer, Hello, LEADER_METADATA, from_warmer};
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// Many warmers may come at once, and each token is reviewed.
+const ACCEPT: Duration = Duration::from_secs(45);
+/// A silent connection is asked for a sign of life, and given up without one.
+const PING_EVERY: Duration = Duration::from_secs(15);
+const PING_ANSWER: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A stream that lasted this long was a good one: the next trouble starts from the shortest pause.
+const GOOD: Duration = Duration::from_secs(10);
+/// Messages between the main loop and the connection.
+const UNSENT: usize = 64;
+const LARGEST_MESSAGE: usize = 1024 * 1024;
+
+/// Where the dispatch server is: `https://HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerAddress {
+    host: String,
+    port: u16,
+}
+
+impl std::str::FromStr for ServerAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "must look like https://imagewarm-dispatch.imagewarm-system.svc:8444".to_owned();
+        let address = text.strip_prefix("https://").ok_or_else(wrong)?.trim_end_matches('/');
+        Self::parse(address).ok_or_else(wrong)
+    }
+}
+
+impl ServerAddress {
+    /// `host:port`, `[address]:port`.
+    fn parse(address: &str) -> Option<Self> {
+        let authority: http::uri::Authority = address.parse().ok()?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = authority.port_u16()?;
+        (!host.is_empty() && !address.contains(['@', '/'])).then_some(ServerAddress { host, port })
+    }
+}
+
+/// What is needed to open a stream.
+#[derive(Clone, Debug)]
+pub(super) struct StreamSettings {
+    pub(super) server: ServerAddress,
+    pub(super) server_name: ServerName<'static>,
+    pub(super) ca_file: PathBuf,
+    pub(super) token_file: PathBuf,
+}
+
+impl StreamSettings {
+    /// The name that the server's certificate must carry: the one given, or the server's host.
+    pub(super) fn server_name(
+        server: &ServerAddress,
+        name: Option<&str>,
+    ) -> Result<ServerName<'static>, String> {
+        let name = name.unwrap_or(&server.host).to_owned();
+        ServerName::try_from(name.clone()).map_err(|_| format!("`{name}` is no DNS name or address"))
+    }
+}
+
+/// Why there is no stream.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// A file cannot be read, perhaps not yet.
+    #[error("cannot read {path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} {problem}")]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The server cannot be reached.
+    #[error("cannot connect to {address}: {problem}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// Why.
+        problem: String,
+    },
+    /// The server does not lead; it may have said who does.
+    #[error("the replica does not lead")]
+    NotLeading(Option<ServerAddress>),
+    /// The server refused the stream, or ended it.
+    #[error("the stream ended: {} ({:?})", .0.message(), .0.code())]
+    Ended(Box<Status>),
+}
+
+impl From<Status> for StreamError {
+    fn from(status: Status) -> Self {
+        if status.code() != Code::FailedPrecondition {
+            return StreamError::Ended(Box::new(status));
+        }
+        let leader = status.metadata().get(LEADER_METADATA).and_then(|value| value.to_str().ok());
+        StreamError::NotLeading(leader.and_then(ServerAddress::parse))
+    }
+}
+
+/// An open stream.
+pub(super) struct Session {
+    pub(super) outgoing: mpsc::Sender<FromWarmer>,
+    pub(super) incoming: Streaming<FromController>,
+}
+
+/// Opens a stream to `target` and says hello. The files are read anew each time.
+async fn open(
+    settings: &StreamSettings,
+    target: &ServerAddress,
+    hello: Hello,
+) -> Result<Session, StreamError> {
+    let token = read_token(&settings.token_file)?;
+    let tls = TlsConnector::from(Arc::new(client_config(&settings.ca_file)?));
+    let address = format!("{}:{}", bracketed(&target.host), target.port);
+    let connect = |problem: String| StreamError::Connect { address: address.clone(), problem };
+    let (host, port, name) = (target.host.clone(), target.port, settings.server_name.clone());
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let (host, name, tls) = (host.clone(), name.clone(), tls.clone());
+        async move {
+            let tcp = TcpStream::connect((host.as_str(), port)).await?;
+            tcp.set_nodelay(true)?;
+            Ok::<_, io::Error>(TokioIo::new(tls.connect(name, tcp).await?))
+        }
+    });
+    // TLS is the connector's part, so tonic sees a plain connection.
+    let endpoint = Endpoint::try_from(format!("http://{address}"))
+        .map_err(|error| connect(error.to_string()))?
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_ANSWER)
+        .keep_alive_while_idle(true);
+    let channel = tokio::time::timeout(CONNECT, endpoint.connect_with_connector(connector))
+        .await
+        .map_err(|_| connect("no answer in time".into()))?
+        .map_err(|error| connect(root_cause(&error)))?;
+
+    let mut client = DispatchClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
+    let (outgoing, messages) = mpsc::channel(UNSENT);
+    let hello = FromWarmer { message: Some(from_warmer::Message::Hello(hello)) };
+    // The channel is new and empty.
+    let _ = outgoing.try_send(hello);
+    let mut request = Request::new(ReceiverStream::new(messages));
+    request.metadata_mut().insert("authorization", token);
+    let response = tokio::time::timeout(ACCEPT, client.session(request))
+        .await
+        .map_err(|_| connect("the stream was not accepted in time".into()))??;
+    Ok(Session { outgoing, incoming: response.into_inner() })
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, StreamError> {
+    // Small files of a memory file system: not worth a thread.
+    fs::read(path).map_err(|source| StreamError::File { path: path.to_owned(), source })
+}
+
+fn read_token(path: &Path) -> Result<MetadataValue<Ascii>, StreamError> {
+    let wrong = |problem| StreamError::Content { path: path.to_owned(), problem };
+    let bytes = read(path)?;
+    let token = std::str::from_utf8(&bytes).map_err(|_| wrong("holds no token"))?.trim();
+    if token.is_empty() {
+        return Err(wrong("is empty"));
+    }
+    let mut value: MetadataValue<Ascii> =
+        format!("Bearer {token}").parse().map_err(|_| wrong("holds no token"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn client_config(ca_file: &Path) -> Result<ClientConfig, StreamError> {
+    let wrong = |problem| StreamError::Content { path: ca_file.to_owned(), problem };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&read(ca_file)?) {
+        let certificate = certificate.map_err(|_| wrong("is not PEM"))?;
+        roots.add(certificate)?;
+    }
+    if roots.is_empty() {
+        return Err(wrong("holds no certificate"));
+    }
+    let mut config =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// What happened on the link.
+pub(super) enum LinkEvent {
+    /// The stream is open.
+    Opened,
+    /// It could not be opened, or it ended.
+    Lost(StreamError),
+    /// A message came.
+    Message(FromController),
+    /// There is room for a message.
+    Room(mpsc::OwnedPermit<FromWarmer>),
+}
+
+enum State {
+    Closed,
+    Opening(BoxFuture<'static, Result<Session, StreamError>>),
+    Open(Session),
+}
+
+/// The stream, or the way to the next one.
+pub(super) struct Link {
+    settings: StreamSettings,
+    state: State,
+    /// Where the leader is said to be; tried once before the configured address.
+    leader: Option<ServerAddress>,
+    failures: u32,
+    opened_at: Option<tokio::time::Instant>,
+}
+
+impl Link {
+    pub(super) fn new(settings: StreamSettings) -> Self {
+        Link { settings, state: State::Closed, leader: None, failures: 0, opened_at: None }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
+    /// Begins to open a stream, after a pause if the last ones failed. `jitter` is from 0 to 1.
+    pub(super) fn begin(&mut self, hello: BoxFuture<'static, Hello>, jitter: f64) {
+        let redirected = self.leader.take();
+        // A redirect is followed at once, but not for ever: replicas may point at each other.
+        let pause = match (&redirected, self.failures) {
+            (_, 0) | (Some(_), 1..=2) => Duration::ZERO,
+            (_, failures) => pause(failures, jitter),
+        };
+        let target = redirected.unwrap_or_else(|| self.settings.server.clone());
+        let settings = self.settings.clone();
+        self.state = State::Opening(Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            open(&settings, &target, hello.await).await
+        }));
+    }
+
+    /// Waits for the next event. May be dropped and called again without loss.
+    pub(super) async fn next(&mut self, wants_room: bool) -> LinkEvent {
+        match &mut self.state {
+            State::Closed => std::future::pending().await,
+            State::Opening(opening) => match opening.await {
+                Ok(session) => {
+                    self.state = State::Open(session);
+                    self.opened_at = Some(tokio::time::Instant::now());
+                    LinkEvent::Opened
+                }
+                Err(error) => self.lost(error),
+            },
+            State::Open(session) => {
+                let outgoing = session.outgoing.clone();
+                let ended = tokio::select! {
+                    message = session.incoming.message() => match message {
+                        Ok(Some(message)) => return LinkEvent::Message(message),
+                        Ok(None) => Status::unavailable("closed by the controller"),
+                        Err(status) => status,
+                    },
+                    permit = outgoing.reserve_owned(), if wants_room => match permit {
+                        Ok(permit) => return LinkEvent::Room(permit),
+                        Err(_) => Status::unavailable("the connection broke"),
+                    },
+                };
+                self.lost(ended.into())
+            }
+        }
+    }
+
+    fn lost(&mut self, error: StreamError) -> LinkEvent {
+        self.state = State::Closed;
+        if self.opened_at.take().is_some_and(|at| at.elapsed() >= GOOD) {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        if let StreamError::NotLeading(leader) = &error {
+            self.leader.clone_from(leader);
+        }
+        LinkEvent::Lost(error)
+    }
+}
+
+fn pause(failures: u32, jitter: f64) -> Duration {
+    let factor = 1u32 << failures.saturating_sub(1).min(10);
+    (FIRST_PAUSE * factor).min(LONGEST_PAUSE).mul_f64(0.5 + jitter * 0.5)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn server_addresses_are_checked_at_the_start() {
+        let good = [
+            ("https://dispatch.imagewarm-system.svc:8444", "dispatch.imagewarm-system.svc", 8444),
+            ("https://10.0.0.1:1/", "10.0.0.1", 1),
+            ("https://[::1]:9", "::1", 9),
+        ];
+        for (text, host, port) in good {
+            let expected = ServerAddress { host: host.into(), port };
+            assert_eq!(text.parse::<ServerAddress>(), Ok(expected));
+        }
+        for text in ["http://a:1", "https://a", "a:1", "https://", "https://u@a:1", "https://a:1/x"] {
+            assert!(text.parse::<ServerAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_and_are_bounded() {
+        assert_eq!(pause(1, 1.0), FIRST_PAUSE);
+        assert_eq!(pause(3, 1.0), FIRST_PAUSE * 4);
+        assert_eq!(pause(99, 1.0), LONGEST_PAUSE);
+        assert_eq!(pause(99, 0.0), LONGEST_PAUSE / 2);
+    }
+
+    #[test]
+    fn a_replica_that_does_not_lead_says_where_the_leader_is() {
+        let mut status = Status::failed_precondition("no");
+        status.metadata_mut().insert(LEADER_METADATA, "10.0.0.7:8444".parse().unwrap());
+        let StreamError::NotLeading(Some(leader)) = status.into() else { unreachable!() };
+        assert_eq!((leader.host.as_str(), leader.port), ("10.0.0.7", 8444));
+        let status = Status::failed_precondition("nobody leads");
+        assert!(matches!(status.into(), StreamError::NotLeading(None)));
+        let error = StreamError::from(Status::unauthenticated("x"));
+        assert!(matches!(error, StreamError::Ended(_)));
+    }
+
+    #[test]
+    fn unusable_files_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.crt");
+        let error = client_config(&file).unwrap_err().to_string();
+        assert!(error.contains("cannot read") && error.contains("ca.crt"), "{error}");
+        fs::write(&file, "").unwrap();
+        assert!(client_config(&file).unwrap_err().to_string().ends_with("holds no certificate"));
+        assert!(read_token(&file).unwrap_err().to_string().ends_with("is empty"));
+        fs::write(&file, "a\nb").unwrap();
+        assert!(read_token(&file).unwrap_err().to_string().ends_with("holds no token"));
+        fs::write(&file, "token\n").unwrap();
+        assert_eq!(read_token(&file).unwrap(), "Bearer token");
+    }
+}

@@ -1,8 +1,27 @@
-//! STUB, owned by helper 1.
+//! Registry credentials of pull secrets, matched to images exactly as kubelet does it
+//! (`k8s.io/kubernetes/pkg/credentialprovider`). What the node itself is configured with is not
+//! known here, and no helper program is ever run.
+
+mod docker_config;
+mod location;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt;
 
 use super::Reference;
+pub use docker_config::KeychainError;
+use location::Location;
+
+/// The key under which Docker Hub's credentials are kept, whatever the image's domain is called.
+const DEFAULT_REGISTRY: &[u8] = b"index.docker.io";
 
 /// One registry credential. Its Debug prints no secret.
+///
+/// Of a pull secret, kubelet reads user name and password only, so the tokens are empty for all
+/// that comes from a [`Keychain`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
     /// User name, may be empty.
@@ -15,32 +34,83 @@ pub struct Credential {
     pub registry_token: String,
 }
 
-impl std::fmt::Debug for Credential {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Credential(redacted)")
     }
 }
 
 /// The credentials of several pull secrets, matched to images as kubelet does it.
-#[derive(Clone, Debug, Default)]
-pub struct Keychain {}
+#[derive(Clone, Default)]
+pub struct Keychain {
+    /// By the registry's pattern, most specific first: kubelet's order is that of the reversed
+    /// bytes. What one pattern has stays in the order in which it was added.
+    entries: BTreeMap<Reverse<Vec<u8>>, Vec<Credential>>,
+}
 
-/// Why a pull secret's content cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("stub")]
-pub struct KeychainError;
+/// Registry names can carry a password (`https://user:password@host`), so only the count is told.
+impl fmt::Debug for Keychain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keychain").field("registries", &self.entries.len()).finish()
+    }
+}
 
 impl Keychain {
-    /// Adds the content of `.dockerconfigjson`.
-    pub fn add_docker_config_json(&mut self, _content: &[u8]) -> Result<(), KeychainError> {
-        todo!()
+    /// Adds the content of `.dockerconfigjson`. Adds nothing at all where any part is wrong.
+    pub fn add_docker_config_json(&mut self, content: &[u8]) -> Result<(), KeychainError> {
+        self.add(docker_config::parse_docker_config_json(content)?);
+        Ok(())
     }
-    /// Adds the content of `.dockercfg`.
-    pub fn add_dockercfg(&mut self, _content: &[u8]) -> Result<(), KeychainError> {
-        todo!()
+
+    /// Adds the content of `.dockercfg`. Adds nothing at all where any part is wrong.
+    pub fn add_dockercfg(&mut self, content: &[u8]) -> Result<(), KeychainError> {
+        self.add(docker_config::parse_dockercfg(content)?);
+        Ok(())
     }
-    /// Credentials for the image, in the order in which kubelet tries them.
-    pub fn lookup(&self, _image: &Reference) -> Vec<Credential> {
-        todo!()
+
+    fn add(&mut self, entries: Vec<(String, Credential)>) {
+        for (registry, credential) in entries {
+            // As kubelet does, passes over what is no URL: other entries are good all the same.
+            if let Some(pattern) = location::pattern_of(&registry) {
+                self.entries.entry(Reverse(pattern)).or_default().push(credential);
+            }
+        }
+    }
+
+    /// Credentials for the image, in the order in which kubelet tries them, each once.
+    pub fn lookup(&self, image: &Reference) -> Vec<Credential> {
+        let mut found = Vec::new();
+        if let Some(target) = Location::parse(image.repository().as_bytes()) {
+            for (Reverse(pattern), credentials) in &self.entries {
+                if Location::parse(pattern).is_some_and(|pattern| pattern.matches(&target)) {
+                    extend_distinct(&mut found, credentials);
+                }
+            }
+        }
+        if found.is_empty()
+            && is_default_registry(image.repository())
+            && let Some(credentials) = self.entries.get(&Reverse(DEFAULT_REGISTRY.to_vec()))
+        {
+            extend_distinct(&mut found, credentials);
+        }
+        found
+    }
+}
+
+fn extend_distinct(found: &mut Vec<Credential>, more: &[Credential]) {
+    for credential in more {
+        if !found.contains(credential) {
+            found.push(credential.clone());
+        }
+    }
+}
+
+/// Whether Docker Hub's credentials apply when no entry matches. As in kubelet, a host without
+/// period and port (`localhost`) counts as Docker Hub here.
+fn is_default_registry(repository: &str) -> bool {
+    match repository.split_once('/') {
+        None => !repository.is_empty(),
+        Some(("docker.io" | "index.docker.io", _)) => true,
+        Some((first, _)) => !first.is_empty() && !first.contains(['.', ':']),
     }
 }

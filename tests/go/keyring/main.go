@@ -9,7 +9,9 @@ import (
 	"os"
 	"reflect"
 
+	"github.com/go-logr/logr"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/credentialprovider"
 	"k8s.io/kubernetes/pkg/credentialprovider/secrets"
 	"k8s.io/kubernetes/pkg/util/parsers"
@@ -87,6 +89,9 @@ func keysByUsername(keyring credentialprovider.DockerKeyring) map[string]string 
 }
 
 func main() {
+	// Entries that are no URL are reported one by one.
+	klog.SetLogger(logr.Discard())
+
 	input := bufio.NewScanner(os.Stdin)
 	input.Buffer(nil, 1<<26)
 	output := bufio.NewWriter(os.Stdout)

@@ -100,9 +100,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
     }
 }
 
-fn block_on(
-    program: impl Future<Output = anyhow::Result<Exit>>,
-) -> anyhow::Result<Exit> {
+fn block_on(program: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(program)
 }
 

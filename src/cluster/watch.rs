@@ -1,12 +1,26 @@
-//! STUB, owned by helper 4.
+//! What every replica watches: one list-and-watch for each type, kept in stores that hold only the
+//! fields in use. Says when a list is not to be trusted; draws no conclusions.
+
+mod slim;
+mod source;
 
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::core::PartialObjectMeta;
-use kube::runtime::reflector::Store;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Event;
+use kube::{Api, Client};
+use tokio::sync::{broadcast, watch as watch_channel};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{ImageWarm, KnativeImage, Revision};
+use source::{Progress, Source, Watched};
+
+/// Changes that a slow receiver may be behind before it has to look at everything.
+const CHANGES_KEPT: usize = 16_384;
 
 /// What every replica watches, slimmed to the fields in use.
 #[derive(Clone)]
@@ -22,12 +36,12 @@ pub struct Stores {
     /// Metadata of all Namespaces.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// Says what changed, after the store shows it. A receiver that lags looks at everything.
-    pub changes: tokio::sync::broadcast::Sender<Change>,
+    pub changes: broadcast::Sender<Change>,
     /// Which stores hold a complete and current list.
-    pub synced: tokio::sync::watch::Receiver<Synced>,
+    pub synced: watch_channel::Receiver<Synced>,
 }
 
-/// One change of a store.
+/// One change of a store. What changed only in fields that are not kept is not told.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// Made or changed.
@@ -67,5 +81,84 @@ impl Synced {
     /// Enough to delete anything.
     pub fn may_delete(self) -> bool {
         self.own && self.revisions && self.images
+    }
+}
+
+impl Stores {
+    /// Stores that hold exactly these objects for ever, all synced: for tests.
+    pub fn fixed(
+        image_warms: Vec<ImageWarm>,
+        revisions: Vec<Revision>,
+        images: Vec<KnativeImage>,
+        nodes: Vec<Node>,
+        namespaces: Vec<PartialObjectMeta<Namespace>>,
+    ) -> Stores {
+        let synced = Synced { own: true, revisions: true, images: true, knative_absent: false };
+        Stores {
+            image_warms: filled(image_warms),
+            revisions: filled(revisions),
+            images: filled(images),
+            nodes: filled(nodes),
+            namespaces: filled(namespaces),
+            changes: broadcast::channel(CHANGES_KEPT).0,
+            synced: watch_channel::channel(synced).1,
+        }
+    }
+
+    /// The Namespace of this name.
+    pub fn namespace(&self, name: &str) -> Option<Arc<PartialObjectMeta<Namespace>>> {
+        self.namespaces.get(&ObjectRef::new(name))
+    }
+}
+
+fn filled<K: Watched>(objects: Vec<K>) -> Store<K> {
+    let mut writer = Writer::<K>::default();
+    writer.apply_watcher_event(&Event::Init);
+    for object in objects {
+        writer.apply_watcher_event(&Event::InitApply(object));
+    }
+    writer.apply_watcher_event(&Event::InitDone);
+    writer.as_reader()
+}
+
+/// Starts all watches; the tasks end after `shutdown`. Returns at once: `Stores::synced` tells when
+/// the stores are filled.
+pub async fn watch(client: Client, shutdown: CancellationToken) -> (Stores, JoinSet<()>) {
+    let (changes, _) = broadcast::channel(CHANGES_KEPT);
+    let (progress, synced) = Progress::new();
+    let start = Start { client, changes: changes.clone(), progress, shutdown };
+    let mut tasks = JoinSet::new();
+    let stores = Stores {
+        image_warms: start.source(&mut tasks),
+        revisions: start.source(&mut tasks),
+        images: start.source(&mut tasks),
+        nodes: start.source(&mut tasks),
+        namespaces: start.source(&mut tasks),
+        changes,
+        synced,
+    };
+    (stores, tasks)
+}
+
+struct Start {
+    client: Client,
+    changes: broadcast::Sender<Change>,
+    progress: Arc<Progress>,
+    shutdown: CancellationToken,
+}
+
+impl Start {
+    fn source<K: Watched>(&self, tasks: &mut JoinSet<()>) -> Store<K> {
+        let source = Source::<K>::new(
+            Api::all(self.client.clone()),
+            self.changes.clone(),
+            self.progress.clone(),
+        );
+        let store = source.store();
+        let shutdown = self.shutdown.clone();
+        tasks.spawn(async move {
+            shutdown.run_until_cancelled(source.run()).await;
+        });
+        store
     }
 }

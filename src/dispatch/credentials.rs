@@ -103,7 +103,11 @@ pub struct CredentialDesk {
 impl CredentialDesk {
     /// A desk that looks up in `source`.
     pub fn new(source: Arc<dyn CredentialSource>) -> Self {
-        CredentialDesk { source, places: Arc::new(Semaphore::new(IN_FLIGHT)), known: Arc::default() }
+        CredentialDesk {
+            source,
+            places: Arc::new(Semaphore::new(IN_FLIGHT)),
+            known: Arc::default(),
+        }
     }
 
     /// Credentials for the job, in the order in which they are to be tried.

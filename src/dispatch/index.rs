@@ -302,7 +302,12 @@ impl Index {
     }
 
     /// The credentials of a [`CredentialJob`] were found, or not.
-    pub fn resolved(&mut self, job: &CredentialJob, found: Result<Vec<Credential>, Refusal>, now: i64) {
+    pub fn resolved(
+        &mut self,
+        job: &CredentialJob,
+        found: Result<Vec<Credential>, Refusal>,
+        now: i64,
+    ) {
         let refused = found.is_err();
         if self.orders.contains_key(&job.uid)
             && self.sessions.contains_key(&job.session)

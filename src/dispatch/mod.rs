@@ -35,7 +35,7 @@ use credentials::{ApiServerCredentials, CredentialDesk, CredentialSource};
 use index::{CredentialJob, Effect, Index, Refusal, SessionId};
 use metrics::{DispatchMetrics, StreamEnd};
 use server::DispatchServer;
-use standings::{Standings, StandingFn};
+use standings::{StandingFn, Standings};
 use status_writer::{ApiServerSink, StatusSink, StatusWriter};
 
 /// A node without a stream for this long counts as one without a warmer.
@@ -55,7 +55,12 @@ const DRAIN: Duration = Duration::from_secs(5);
 #[derive(clap::Args, Clone, Debug)]
 pub struct DispatchArgs {
     /// Address that warmers connect to (gRPC over TLS).
-    #[arg(long, env = "IMAGEWARM_DISPATCH_BIND", default_value = "0.0.0.0:8444", value_name = "IP:PORT")]
+    #[arg(
+        long,
+        env = "IMAGEWARM_DISPATCH_BIND",
+        default_value = "0.0.0.0:8444",
+        value_name = "IP:PORT"
+    )]
     pub dispatch_bind: SocketAddr,
 
     /// Most pulls that may run at the same time, on all nodes together, against one registry.
@@ -339,7 +344,8 @@ impl Dispatcher {
 
     fn open(&mut self, node: &str, hello: &Hello, reply: oneshot::Sender<Result<Opened, Status>>) {
         if !self.active {
-            let _ = reply.send(Err(Status::unavailable("this replica is not ready to dispatch yet")));
+            let _ =
+                reply.send(Err(Status::unavailable("this replica is not ready to dispatch yet")));
             return;
         }
         self.last_session += 1;

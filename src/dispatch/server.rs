@@ -88,12 +88,11 @@ impl DispatchServer {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
-        let mut tls = ServerConfig::builder_with_provider(Arc::new(
-            rustls::crypto::ring::default_provider(),
-        ))
-        .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(self.certificates.clone());
+        let mut tls =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
+                .with_no_client_auth()
+                .with_cert_resolver(self.certificates.clone());
         tls.alpn_protocols = vec![b"h2".to_vec()];
 
         let (sender, incoming) = mpsc::channel(BACKLOG);

@@ -1,26 +1,158 @@
-//! STUB, owned by helper 4.
+//! What a Revision asks for: its images, in whose name they may be pulled, and where its Pods may
+//! run. Tolerates Revisions that Knative has not defaulted yet.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
 
 use super::Policy;
-use crate::api::Revision;
+use super::want::PullIdentity;
+use crate::api::knative::{Container, ContainerStatus, ROUTING_STATE_LABEL};
+use crate::api::{Revision, WARM_KEY};
 use crate::image::Reference;
+
+/// `maxItems` of an `ImageWarm`'s `imagePullSecrets`.
+const PULL_SECRETS_MAX: usize = 16;
 
 /// What one Revision asks for.
 #[derive(Clone, Debug)]
 pub struct Demand {
     /// Every distinct image once, in order of appearance.
     pub images: Vec<WantedImage>,
+    /// In whose name the images may be pulled.
+    pub identity: PullIdentity,
+    /// Where its Pods may run.
+    pub placement: PodConstraints,
 }
 
 /// One image of a Revision.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WantedImage {
     /// As the Revision names it.
     pub reference: Reference,
-    /// The same by digest, once Knative resolved it.
+    /// The same by digest, once Knative resolved it (or where the Revision names a digest).
     pub resolved: Option<Reference>,
 }
 
+impl WantedImage {
+    /// Whether `image` is this image, by the Revision's own name or by its digest.
+    pub fn is(&self, image: &Reference) -> bool {
+        self.reference == *image || self.resolved.as_ref() == Some(image)
+    }
+}
+
+/// What a Pod's spec says about the nodes that it may run on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodConstraints {
+    /// Labels that the node must have.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that the Pod tolerates.
+    pub tolerations: Vec<Toleration>,
+    /// Terms of the required node affinity, of which one must hold; `None` without any.
+    pub required_terms: Option<Vec<NodeSelectorTerm>>,
+}
+
+/// Whether a Revision may get traffic. Knative keeps 20 and more that may not; for those, what
+/// exists is kept and nothing is made.
+pub fn is_routable(revision: &Revision) -> bool {
+    let labels = revision.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get(ROUTING_STATE_LABEL)).map(String::as_str) != Some("reserve")
+}
+
+/// Whether labels or annotations say `caching.knative.dev/warm: "false"`.
+pub fn says_no(pairs: Option<&BTreeMap<String, String>>) -> bool {
+    pairs.and_then(|pairs| pairs.get(WARM_KEY)).map(String::as_str) == Some("false")
+}
+
 /// Reads what `revision` asks for; `namespace_opted_out` is the namespace's label.
-pub fn demand(_revision: &Revision, _namespace_opted_out: bool, _policy: &Policy) -> Demand {
-    todo!()
+pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -> Demand {
+    let opted_out =
+        namespace_opted_out || policy.paused || says_no(revision.metadata.annotations.as_ref());
+    Demand {
+        images: if opted_out { Vec::new() } else { images(revision, policy) },
+        identity: identity(revision),
+        placement: placement(revision),
+    }
+}
+
+fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
+    let none = Vec::new();
+    let (statuses, init_statuses) = match &revision.status {
+        Some(status) => (&status.container_statuses, &status.init_container_statuses),
+        None => (&none, &none),
+    };
+    let spec = &revision.spec;
+    let containers = spec.containers.iter().enumerate().map(|(at, c)| (c, digest(c, at, statuses)));
+    let inits =
+        spec.init_containers.iter().enumerate().map(|(at, c)| (c, digest(c, at, init_statuses)));
+
+    let mut images: Vec<WantedImage> = Vec::new();
+    for (container, digest) in containers.chain(inits) {
+        let Some(reference) = warmable(container, policy) else { continue };
+        let resolved = match reference.digest() {
+            Some(_) => Some(reference.clone()),
+            None => digest,
+        };
+        match images.iter_mut().find(|image| image.reference == reference) {
+            Some(known) => known.resolved = known.resolved.take().or(resolved),
+            None => images.push(WantedImage { reference, resolved }),
+        }
+    }
+    images
+}
+
+/// The container's image, unless it is never pulled or nobody can say what it is.
+fn warmable(container: &Container, policy: &Policy) -> Option<Reference> {
+    if container.image_pull_policy.as_deref() == Some("Never") {
+        return None;
+    }
+    let reference = Reference::parse(&container.image).ok()?;
+    let skipped = policy.skipped_registries.iter().any(|domain| domain == reference.domain());
+    (!skipped).then_some(reference)
+}
+
+/// What Knative resolved the container's tag to: by name, or by position while it has no name.
+fn digest(container: &Container, at: usize, statuses: &[ContainerStatus]) -> Option<Reference> {
+    let status = if container.name.is_empty() {
+        statuses.get(at)
+    } else {
+        statuses.iter().find(|status| status.name == container.name)
+    };
+    let resolved = Reference::parse(&status?.image_digest).ok()?;
+    resolved.digest().is_some().then_some(resolved)
+}
+
+fn identity(revision: &Revision) -> PullIdentity {
+    let mut secrets: Vec<String> = Vec::new();
+    for secret in &revision.spec.image_pull_secrets {
+        let name = &secret.name;
+        if is_subdomain(name) && !secrets.contains(name) && secrets.len() < PULL_SECRETS_MAX {
+            secrets.push(name.clone());
+        }
+    }
+    let account = revision.spec.service_account_name.as_deref().filter(|name| !name.is_empty());
+    PullIdentity { secrets, service_account: Some(account.unwrap_or("default").to_owned()) }
+}
+
+fn placement(revision: &Revision) -> PodConstraints {
+    let spec = &revision.spec;
+    let node_affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = node_affinity
+        .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    PodConstraints {
+        node_selector: spec.node_selector.clone(),
+        tolerations: spec.tolerations.clone(),
+        required_terms: required.map(|selector| selector.node_selector_terms.clone()),
+    }
+}
+
+/// A DNS-1123 subdomain, as names of Secrets and Nodes must be.
+pub fn is_subdomain(name: &str) -> bool {
+    let label = |label: &str| {
+        label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
 }

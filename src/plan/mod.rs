@@ -2,8 +2,14 @@
 //! go. Functions of plain data with `now` as an argument; no I/O and no clock.
 
 pub mod demand;
+pub mod diff;
+pub mod eligible;
+pub mod failures;
+pub mod fan_out;
 pub mod policy;
 pub mod want;
 
 pub use demand::Demand;
+pub use diff::{Observed, Plan, diff};
+pub use eligible::NodeFacts;
 pub use policy::Policy;

@@ -25,8 +25,8 @@ pub use metrics::WarmerMetrics;
 use pull::{JobEvent, now};
 use queue::{Ended, Job, Queue, Step};
 use report::Outbox;
-pub use stream::{ServerAddress, StreamError};
 use stream::{Link, LinkEvent, StreamSettings};
+pub use stream::{ServerAddress, StreamError};
 
 /// Events of jobs on their way to the main loop.
 const EVENTS: usize = 64;

@@ -48,7 +48,8 @@ impl std::str::FromStr for ServerAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "must look like https://imagewarm-dispatch.imagewarm-system.svc:8444".to_owned();
+        let wrong =
+            || "must look like https://imagewarm-dispatch.imagewarm-system.svc:8444".to_owned();
         let address = text.strip_prefix("https://").ok_or_else(wrong)?.trim_end_matches('/');
         Self::parse(address).ok_or_else(wrong)
     }
@@ -80,7 +81,8 @@ impl StreamSettings {
         name: Option<&str>,
     ) -> Result<ServerName<'static>, String> {
         let name = name.unwrap_or(&server.host).to_owned();
-        ServerName::try_from(name.clone()).map_err(|_| format!("`{name}` is no DNS name or address"))
+        ServerName::try_from(name.clone())
+            .map_err(|_| format!("`{name}` is no DNS name or address"))
     }
 }
 
@@ -351,7 +353,8 @@ mod tests {
             let expected = ServerAddress { host: host.into(), port };
             assert_eq!(text.parse::<ServerAddress>(), Ok(expected));
         }
-        for text in ["http://a:1", "https://a", "a:1", "https://", "https://u@a:1", "https://a:1/x"] {
+        for text in ["http://a:1", "https://a", "a:1", "https://", "https://u@a:1", "https://a:1/x"]
+        {
             assert!(text.parse::<ServerAddress>().is_err(), "{text}");
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod args;
 pub mod check;
+pub mod fan_out;
 pub mod field_error;
 pub mod metrics;
 mod mutate;

@@ -38,7 +38,10 @@ pub(super) fn keeper(client: &Client, namespace: &str) -> Keeper {
         .iter()
         .flat_map(|service| {
             // The API server asks for the first, people's tools may ask for the longer one.
-            [format!("{service}.{namespace}.svc"), format!("{service}.{namespace}.svc.cluster.local")]
+            [
+                format!("{service}.{namespace}.svc"),
+                format!("{service}.{namespace}.svc.cluster.local"),
+            ]
         })
         .collect();
     Keeper::new(store, Settings { names, lifetimes: Lifetimes::default(), check_interval: CHECK })

@@ -15,7 +15,7 @@ use crate::cli::Exit;
 use crate::cluster::client::{self, ClientArgs};
 use crate::cluster::token_review::{ApiServerReviewer, TokenReviewArgs};
 use crate::cluster::watch as caches;
-use crate::controller::lease::{self, LeaseArgs, Leadership};
+use crate::controller::lease::{self, Leadership, LeaseArgs};
 use crate::controller::metrics::ControllerMetrics;
 use crate::controller::{Controller, ControllerArgs};
 use crate::dispatch::metrics::DispatchMetrics;

@@ -46,23 +46,62 @@ async fn two_hundred_malformed_orders_are_refused_with_field_paths(world: &World
     let namespace = world.namespace("malformed").await?;
     let node = world.nodes().remove(0);
     let images = [
-        "App", "app:", "app@", "app@sha256:abc", ":v1", "-app", "app-", "app..b", "app//b", "/app",
-        "app/", "a b", "app:v 1", "app:-v", "http://app", "app:v1:v2", "app@sha256", "app@sha256:",
-        "app@md4:0123", "app__", "app___b", ".app", "app.", "registry.example.com/", "app@@",
-        "registry.example.com:port/app", "café", "app:\u{301}", "app\tb", "[::1/app", "app#1",
-        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "app?x", "UPPER/app",
-        "app:v1@sha256:zz", "app;v1", "$(IMAGE)", "${IMAGE}", "app,b", "app%20",
+        "App",
+        "app:",
+        "app@",
+        "app@sha256:abc",
+        ":v1",
+        "-app",
+        "app-",
+        "app..b",
+        "app//b",
+        "/app",
+        "app/",
+        "a b",
+        "app:v 1",
+        "app:-v",
+        "http://app",
+        "app:v1:v2",
+        "app@sha256",
+        "app@sha256:",
+        "app@md4:0123",
+        "app__",
+        "app___b",
+        ".app",
+        "app.",
+        "registry.example.com/",
+        "app@@",
+        "registry.example.com:port/app",
+        "café",
+        "app:\u{301}",
+        "app\tb",
+        "[::1/app",
+        "app#1",
+        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        "app?x",
+        "UPPER/app",
+        "app:v1@sha256:zz",
+        "app;v1",
+        "$(IMAGE)",
+        "${IMAGE}",
+        "app,b",
+        "app%20",
     ];
-    let nodes = ["Node", "node_a", "-node", "node-", "node..a", ".node", "node a", "nöde", "node/a", "a:b"];
+    let nodes =
+        ["Node", "node_a", "-node", "node-", "node..a", ".node", "node a", "nöde", "node/a", "a:b"];
     let secrets = ["Secret", "a_b", "-a", "a-", "a..b", "a b", "ä", "a/b", "a:b", "."];
     let mut cases = vec![];
     for image in images {
         cases.push((order(image, &node, &[]), "spec.image"));
-        cases.push((order(&format!("registry.example.com/team/{image}"), &node, &[]), "spec.image"));
+        cases
+            .push((order(&format!("registry.example.com/team/{image}"), &node, &[]), "spec.image"));
     }
     for (at, bad) in nodes.iter().enumerate() {
         for image in ["app", "app:v1", "registry.example.com/app", "team/app"] {
-            cases.push((order(&format!("{image}-{at}").replace(":v1-", ":v1."), bad, &[]), "spec.nodeName"));
+            cases.push((
+                order(&format!("{image}-{at}").replace(":v1-", ":v1."), bad, &[]),
+                "spec.nodeName",
+            ));
         }
     }
     for bad in secrets {
@@ -77,7 +116,8 @@ async fn two_hundred_malformed_orders_are_refused_with_field_paths(world: &World
     // Some of the built-up images are good; only what the grammar refuses counts.
     cases.retain(|(case, path)| {
         *path != "spec.image"
-            || imagewarm::image::Reference::parse(case["spec"]["image"].as_str().unwrap_or("")).is_err()
+            || imagewarm::image::Reference::parse(case["spec"]["image"].as_str().unwrap_or(""))
+                .is_err()
     });
     ensure!(cases.len() >= 190, "only {} malformed cases", cases.len());
     for field in ["image", "nodeName"] {
@@ -103,8 +143,16 @@ async fn fifty_good_orders_are_accepted(world: &World) -> Result<()> {
     world.pull_secret(&namespace, "regcred", None).await?;
     let digest = format!("sha256:{}", "ab".repeat(32));
     let names = [
-        "app", "team/app", "registry.example.com/app", "registry.example.com:5000/team/app",
-        "localhost/app", "127.0.0.1:5000/a/b/c", "[::1]:5000/app", "app__x", "a.b-c/d_e", "REGISTRY.example/app",
+        "app",
+        "team/app",
+        "registry.example.com/app",
+        "registry.example.com:5000/team/app",
+        "localhost/app",
+        "127.0.0.1:5000/a/b/c",
+        "[::1]:5000/app",
+        "app__x",
+        "a.b-c/d_e",
+        "REGISTRY.example/app",
     ];
     let mut accepted = 0;
     for name in names {
@@ -123,7 +171,14 @@ async fn every_problem_is_told_at_once(world: &World) -> Result<()> {
     let namespace = world.namespace("problems").await?;
     let case = order("App:v1", "node-a", &["not-there", "nor-this"]);
     let message = refusal(world, &namespace, &case).await?.context("accepted")?;
-    for part in ["spec.image", "App:v1", "spec.imagePullSecrets[0].name", "not-there", "spec.imagePullSecrets[1].name", "nor-this"] {
+    for part in [
+        "spec.image",
+        "App:v1",
+        "spec.imagePullSecrets[0].name",
+        "not-there",
+        "spec.imagePullSecrets[1].name",
+        "nor-this",
+    ] {
         ensure!(message.contains(part), "no {part:?} in: {message}");
     }
     Ok(())
@@ -146,7 +201,8 @@ async fn white_space_and_repeated_secrets_are_removed(world: &World) -> Result<(
 async fn secrets_must_exist_and_be_pull_secrets(world: &World) -> Result<()> {
     let namespace = world.namespace("secrets").await?;
     let secrets: Api<Secret> = Api::namespaced(world.client(), &namespace);
-    let opaque = json!({"metadata": {"name": "opaque"}, "stringData": {"password": "canary-opaque"}});
+    let opaque =
+        json!({"metadata": {"name": "opaque"}, "stringData": {"password": "canary-opaque"}});
     secrets.create(&PostParams::default(), &serde_json::from_value(opaque)?).await?;
     // Valid JSON, so that the API server stores it, but no pull secret by its content.
     let broken = json!({
@@ -161,7 +217,9 @@ async fn secrets_must_exist_and_be_pull_secrets(world: &World) -> Result<()> {
         ("broken", "registry.example.com"),
     ] {
         let case = order("app", &node, &[name]);
-        let message = refusal(world, &namespace, &case).await?.with_context(|| format!("accepted: {name}"))?;
+        let message = refusal(world, &namespace, &case)
+            .await?
+            .with_context(|| format!("accepted: {name}"))?;
         ensure!(message.contains("spec.imagePullSecrets[0].name"), "{message}");
         ensure!(message.contains(name) && message.contains(word), "no {word:?} in: {message}");
         ensure!(!message.contains("canary"), "a secret's content stands in: {message}");
@@ -196,17 +254,29 @@ async fn an_update_is_judged_by_what_it_changes(world: &World) -> Result<()> {
         async move { orders.patch("kept", &PatchParams::default(), &Patch::Merge(&body)).await }
     };
     patch(json!({"metadata": {"labels": {"team": "a"}}})).await.context("a label")?;
-    patch(json!({"metadata": {"finalizers": ["example.com/held"]}})).await.context("a finalizer")?;
+    patch(json!({"metadata": {"finalizers": ["example.com/held"]}}))
+        .await
+        .context("a finalizer")?;
     let status = json!({"status": {"annotations": {"note": "x"}}});
-    orders.patch_status("kept", &PatchParams::default(), &Patch::Merge(&status)).await.context("a status")?;
-    let refused = patch(json!({"spec": {"imagePullSecrets": [{"name": "soon-gone"}, {"name": "new"}]}})).await;
+    orders
+        .patch_status("kept", &PatchParams::default(), &Patch::Merge(&status))
+        .await
+        .context("a status")?;
+    let refused =
+        patch(json!({"spec": {"imagePullSecrets": [{"name": "soon-gone"}, {"name": "new"}]}}))
+            .await;
     let message = refused.err().context("a new missing secret was accepted")?.to_string();
     ensure!(message.contains("spec.imagePullSecrets[1].name"), "{message}");
-    ensure!(!message.contains("spec.imagePullSecrets[0].name"), "judged what did not change: {message}");
+    ensure!(
+        !message.contains("spec.imagePullSecrets[0].name"),
+        "judged what did not change: {message}"
+    );
     orders.delete("kept", &Default::default()).await?;
     patch(json!({"metadata": {"finalizers": null}})).await.context("the last finalizer")?;
     world
-        .eventually("the object is gone", async || Ok(orders.get_opt("kept").await?.is_none().then_some(())))
+        .eventually("the object is gone", async || {
+            Ok(orders.get_opt("kept").await?.is_none().then_some(()))
+        })
         .await
 }
 
@@ -218,7 +288,8 @@ async fn image_and_node_cannot_be_changed(world: &World) -> Result<()> {
     let orders: Api<ImageWarm> = Api::namespaced(world.client(), &namespace);
     for (field, value) in [("image", "other:v1"), ("nodeName", "other")] {
         let body = json!({"spec": {field: value}});
-        let refused = orders.patch(&made.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await;
+        let refused =
+            orders.patch(&made.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await;
         let message = refused.err().context("the change was accepted")?.to_string();
         ensure!(message.contains(&format!("{field} cannot be changed")), "{message}");
     }

@@ -21,8 +21,11 @@ crate::tests![
 
 async fn every_image_reaches_every_node(world: &World) -> Result<()> {
     let namespace = world.namespace("deploy").await?;
-    let (app, sidecar, init) =
-        (world.push("app", "v1").await?, world.push("sidecar", "v1").await?, world.push("init", "v1").await?);
+    let (app, sidecar, init) = (
+        world.push("app", "v1").await?,
+        world.push("sidecar", "v1").await?,
+        world.push("init", "v1").await?,
+    );
     let mut spec = containers(&[&app.tag, &sidecar.tag]);
     spec["initContainers"] = json!([{"name": "init", "image": init.tag}]);
     world.revision(&namespace, "hello-00001", spec).await?;
@@ -80,7 +83,10 @@ async fn a_cordoned_node_is_left_out(world: &World) -> Result<()> {
         revision?;
         let warms = world.all_ready(&namespace, 2).await?;
         ensure!(warms.iter().all(|warm| warm.spec.node_name != nodes[1]), "{warms:?}");
-        ensure!(world.node_digest(&nodes[1], &app.tag).await?.is_none(), "the cordoned node pulled");
+        ensure!(
+            world.node_digest(&nodes[1], &app.tag).await?.is_none(),
+            "the cordoned node pulled"
+        );
         Ok(())
     }
     .await;

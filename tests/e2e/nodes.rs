@@ -23,7 +23,10 @@ async fn a_new_node_is_warmed(world: &World) -> Result<()> {
     let checked = async {
         let warms = world.all_ready(&namespace, 4).await?;
         ensure!(warms.iter().any(|warm| warm.spec.node_name == joined), "{warms:?}");
-        ensure!(world.node_digest(&joined, &app.tag).await? == Some(app.digest.clone()), "{joined}");
+        ensure!(
+            world.node_digest(&joined, &app.tag).await? == Some(app.digest.clone()),
+            "{joined}"
+        );
         Ok(())
     }
     .await;
@@ -33,7 +36,8 @@ async fn a_new_node_is_warmed(world: &World) -> Result<()> {
 
 async fn node_selectors_and_tolerations_are_honoured(world: &World) -> Result<()> {
     let namespace = world.namespace("where").await?;
-    let (plain, tolerant) = (world.push("where", "plain").await?, world.push("where", "tolerant").await?);
+    let (plain, tolerant) =
+        (world.push("where", "plain").await?, world.push("where", "tolerant").await?);
     let nodes = world.nodes();
     world.label_node(&nodes[0], "zone", Some("a")).await?;
     world.taint_node(&nodes[1], Some(("dedicated", "NoSchedule"))).await?;
@@ -46,8 +50,11 @@ async fn node_selectors_and_tolerations_are_honoured(world: &World) -> Result<()
         world.revision(&namespace, "tolerating-00001", tolerating).await?;
         let warms = world.all_ready(&namespace, 4).await?;
         let on = |tag: &str| {
-            let mut names: Vec<_> =
-                warms.iter().filter(|w| w.spec.image == tag).map(|w| w.spec.node_name.clone()).collect();
+            let mut names: Vec<_> = warms
+                .iter()
+                .filter(|w| w.spec.image == tag)
+                .map(|w| w.spec.node_name.clone())
+                .collect();
             names.sort();
             names
         };

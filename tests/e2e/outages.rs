@@ -55,7 +55,12 @@ async fn knative_may_be_absent_come_and_go(world: &World) -> Result<()> {
         world.restart_controllers().await?; // ready without Knative's CRDs
         world.leader_has_caught_up_without_knative().await?;
         let after = world.warms(&namespace).await?;
-        ensure!(after.len() == before.len(), "{} of {} ImageWarms are left", after.len(), before.len());
+        ensure!(
+            after.len() == before.len(),
+            "{} of {} ImageWarms are left",
+            after.len(),
+            before.len()
+        );
         Ok(())
     }
     .await;
@@ -79,7 +84,9 @@ async fn knative_may_be_absent_come_and_go(world: &World) -> Result<()> {
 async fn a_webhook_configuration_is_repaired(world: &World) -> Result<()> {
     world.break_ca_bundle().await?;
     world
-        .eventually("the leader puts the CA back", async || Ok(world.ca_bundle_is_right().await?.then_some(())))
+        .eventually("the leader puts the CA back", async || {
+            Ok(world.ca_bundle_is_right().await?.then_some(()))
+        })
         .await?;
     let namespace = world.namespace("repaired").await?;
     let app = world.push("repaired", "v1").await?;

@@ -35,7 +35,10 @@ async fn a_stream_needs_the_right_token(world: &World) -> Result<()> {
         let refused = world.open_stream(token.as_deref(), vec![hello(1)]).await.err();
         let status = refused.with_context(|| format!("a stream was opened with token: {name}"))?;
         let code = status.code();
-        ensure!(matches!(code, Code::Unauthenticated | Code::PermissionDenied), "{name}: {status:?}");
+        ensure!(
+            matches!(code, Code::Unauthenticated | Code::PermissionDenied),
+            "{name}: {status:?}"
+        );
     }
     Ok(())
 }
@@ -74,7 +77,10 @@ async fn a_token_reports_for_its_own_node_only(world: &World) -> Result<()> {
             let next = tokio::time::timeout(Duration::from_secs(20), stream.message()).await??;
             match next.context("the stream ended")?.message {
                 Some(from_controller::Message::Assign(assign)) => {
-                    ensure!(Some(&assign.uid) != made.metadata.uid.as_ref(), "node B's order was sent to A");
+                    ensure!(
+                        Some(&assign.uid) != made.metadata.uid.as_ref(),
+                        "node B's order was sent to A"
+                    );
                 }
                 Some(from_controller::Message::Synced(_)) => break,
                 _ => {}
@@ -82,7 +88,10 @@ async fn a_token_reports_for_its_own_node_only(world: &World) -> Result<()> {
         }
         world.leader_has_caught_up().await?;
         let after = world.warms(&namespace).await?.remove(0);
-        ensure!(after.ready().map(|r| r.status) == before.ready().map(|r| r.status), "the lie was believed: {after:?}");
+        ensure!(
+            after.ready().map(|r| r.status) == before.ready().map(|r| r.status),
+            "the lie was believed: {after:?}"
+        );
         ensure!(after.reason() == Some(Reason::NotFound), "the lie was believed: {after:?}");
         Ok(())
     }
@@ -105,7 +114,10 @@ async fn the_warmers_account_may_do_nothing(world: &World) -> Result<()> {
         ("create", "authentication.k8s.io", "tokenreviews"),
         ("get", "coordination.k8s.io", "leases"),
     ] {
-        ensure!(!world.warmer_may(verb, group, resource).await?, "the warmer may {verb} {group}/{resource}");
+        ensure!(
+            !world.warmer_may(verb, group, resource).await?,
+            "the warmer may {verb} {group}/{resource}"
+        );
     }
     Ok(())
 }

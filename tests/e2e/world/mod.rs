@@ -46,8 +46,7 @@ impl World {
     pub async fn start() -> Result<World> {
         let options = Options { nodes: 3, tls_registry: true, knative: true, deploy: true };
         let cluster = Cluster::start(options).await?;
-        let world =
-            World { cluster, controllers: Mutex::default(), warmers: Mutex::default() };
+        let world = World { cluster, controllers: Mutex::default(), warmers: Mutex::default() };
         for name in ["controller-1", "controller-2"] {
             world.start_controller(name).await?;
         }
@@ -389,7 +388,9 @@ impl World {
             if let Some(token) = token {
                 let value = HeaderValue::from_str(&format!("Bearer {token}"));
                 let value = value.ok().and_then(|v| v.to_str().ok()?.parse().ok());
-                request.metadata_mut().insert("authorization", value.ok_or_else(|| internal(&"token"))?);
+                request
+                    .metadata_mut()
+                    .insert("authorization", value.ok_or_else(|| internal(&"token"))?);
             }
             let answer = async {
                 let mut stream = client.session(request).await?.into_inner();

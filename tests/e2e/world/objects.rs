@@ -401,5 +401,4 @@ impl World {
         .await?;
         self.delete_configuration(&namespace, "probe").await
     }
-
 }

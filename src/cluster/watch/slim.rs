@@ -1,0 +1,167 @@
+//! What is kept of each type that is watched: with thousands of nodes, most of a Node or an
+//! ImageWarm as sent would be bookkeeping that nobody here reads.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, NodeSpec, NodeStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::PartialObjectMeta;
+
+use super::Change;
+use super::source::{Kind, Watched};
+use crate::api::{ImageWarm, KnativeImage, Revision, WARM_KEY};
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Drops managed fields, and the annotations that `keep` does not want.
+fn slim_metadata(metadata: &mut ObjectMeta, keep: impl Fn(&str) -> bool) {
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, _| keep(key));
+    }
+}
+
+fn metadata_differs(new: &ObjectMeta, old: &ObjectMeta) -> bool {
+    new.uid != old.uid
+        || new.labels != old.labels
+        || new.annotations != old.annotations
+        || new.owner_references != old.owner_references
+        || new.deletion_timestamp != old.deletion_timestamp
+}
+
+fn key(metadata: &ObjectMeta) -> (String, String) {
+    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+impl Watched for ImageWarm {
+    const KIND: Kind = Kind::ImageWarm;
+    fn slim(&mut self) {
+        slim_metadata(&mut self.metadata, |key| key != LAST_APPLIED);
+    }
+    /// Every version counts: a status can only be written over the newest one.
+    fn differs(&self, _old: &Self) -> bool {
+        true
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        Change::ImageWarm(object)
+    }
+    fn deleted(object: Arc<Self>) -> Change {
+        Change::ImageWarmDeleted(object)
+    }
+}
+
+impl Watched for Revision {
+    const KIND: Kind = Kind::Revision;
+    fn slim(&mut self) {
+        slim_metadata(&mut self.metadata, |key| key == WARM_KEY);
+    }
+    fn differs(&self, old: &Self) -> bool {
+        metadata_differs(&self.metadata, &old.metadata)
+            || self.spec != old.spec
+            || self.status != old.status
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        let (namespace, name) = key(&object.metadata);
+        Change::Revision(namespace, name)
+    }
+}
+
+impl Watched for KnativeImage {
+    const KIND: Kind = Kind::Image;
+    fn slim(&mut self) {
+        slim_metadata(&mut self.metadata, |key| key != LAST_APPLIED);
+    }
+    /// Every version counts: a status can only be written over the newest one.
+    fn differs(&self, _old: &Self) -> bool {
+        true
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        let (namespace, name) = key(&object.metadata);
+        Change::Image(namespace, name)
+    }
+}
+
+impl Watched for Node {
+    const KIND: Kind = Kind::Node;
+    fn slim(&mut self) {
+        slim_metadata(&mut self.metadata, |_| false);
+        let spec = self.spec.take().unwrap_or_default();
+        self.spec = Some(NodeSpec {
+            taints: spec.taints,
+            unschedulable: spec.unschedulable,
+            ..NodeSpec::default()
+        });
+        let mut conditions =
+            self.status.take().and_then(|status| status.conditions).unwrap_or_default();
+        conditions.retain(|condition| condition.type_ == "Ready");
+        for condition in &mut conditions {
+            condition.last_heartbeat_time = None;
+        }
+        self.status = Some(NodeStatus { conditions: Some(conditions), ..NodeStatus::default() });
+    }
+    fn differs(&self, old: &Self) -> bool {
+        metadata_differs(&self.metadata, &old.metadata)
+            || self.spec != old.spec
+            || self.status != old.status
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        Change::Node(key(&object.metadata).1)
+    }
+}
+
+impl Watched for PartialObjectMeta<Namespace> {
+    const KIND: Kind = Kind::Namespace;
+    fn slim(&mut self) {
+        slim_metadata(&mut self.metadata, |_| false);
+    }
+    fn differs(&self, old: &Self) -> bool {
+        metadata_differs(&self.metadata, &old.metadata)
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        Change::Namespace(key(&object.metadata).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_of_a_node_is_no_change() {
+        let read = |beat: &str, images: &str, ready: &str| -> Node {
+            let mut node: Node = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "a", "labels": {"k": "v"}, "annotations": {"x": beat},
+                    "managedFields": [{"manager": "kubelet"}], "resourceVersion": beat},
+                "spec": {"podCIDR": "10.0.0.0/24", "unschedulable": true},
+                "status": {
+                    "images": [{"names": [images]}],
+                    "conditions": [
+                        {"type": "Ready", "status": ready, "lastHeartbeatTime": beat},
+                        {"type": "MemoryPressure", "status": "False"},
+                    ],
+                },
+            }))
+            .unwrap();
+            node.slim();
+            node
+        };
+        let (first, beat) = ("2026-11-23T02:00:00Z", "2026-11-23T02:00:10Z");
+        let node = read(first, "a", "True");
+        assert!(!read(beat, "b", "True").differs(&node));
+        assert!(read(beat, "b", "False").differs(&node));
+        let json = serde_json::to_string(&node).unwrap();
+        assert!(!json.contains("images") && !json.contains("managedFields"), "{json}");
+    }
+
+    #[test]
+    fn a_revision_keeps_our_annotation_only() {
+        let text = include_str!("../../../tests/fixtures/knative/revision.direct-undefaulted.yaml");
+        let mut revision: Revision = serde_saphyr::from_str(text).unwrap();
+        let annotations = revision.metadata.annotations.get_or_insert_default();
+        annotations.insert(WARM_KEY.into(), "false".into());
+        revision.slim();
+        let keys: Vec<_> = revision.metadata.annotations.unwrap().into_keys().collect();
+        assert_eq!(keys, [WARM_KEY]);
+    }
+}

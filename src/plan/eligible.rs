@@ -1,0 +1,190 @@
+//! Which nodes could run a Pod: the scheduler's own rules, as far as they depend on the node and
+//! not on what else runs there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration,
+};
+
+use super::Policy;
+use super::demand::PodConstraints;
+
+const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
+const OS_LABEL: &str = "kubernetes.io/os";
+
+/// What planning needs to know of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeFacts<'a> {
+    /// `metadata.name`.
+    pub name: &'a str,
+    /// Labels.
+    pub labels: &'a BTreeMap<String, String>,
+    /// Taints.
+    pub taints: &'a [Taint],
+    /// `spec.unschedulable`: cordoned.
+    pub cordoned: bool,
+    /// The node's `Ready` condition is True.
+    pub ready: bool,
+    /// The node's warmer is connected to the leader, and that is us.
+    pub connected: bool,
+    /// The Node object is being deleted.
+    pub leaving: bool,
+}
+
+impl<'a> NodeFacts<'a> {
+    /// Reads a Node; `connected` holds the nodes whose warmer is known to be connected.
+    pub fn new(node: &'a Node, connected: &BTreeSet<String>) -> Self {
+        static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let spec = node.spec.as_ref();
+        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+        NodeFacts {
+            name,
+            labels: node.metadata.labels.as_ref().unwrap_or(&NO_LABELS),
+            taints: spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default(),
+            cordoned: spec.and_then(|spec| spec.unschedulable).unwrap_or_default(),
+            ready: conditions
+                .is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True")),
+            connected: connected.contains(name),
+            leaving: node.metadata.deletion_timestamp.is_some(),
+        }
+    }
+}
+
+/// Why a node is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exclusion {
+    /// The Node object is being deleted.
+    Leaving,
+    /// No container runtime stands behind it.
+    VirtualKubelet,
+    /// Its containers are not Linux containers.
+    OperatingSystem,
+    /// Neither Ready, nor is its warmer connected.
+    NotReady,
+    /// Cordoned.
+    Cordoned,
+    /// Has a taint (its key) that is not tolerated.
+    Taint(String),
+    /// Lacks a label of the node selector (its key).
+    NodeSelector(String),
+    /// No term of the required node affinity holds.
+    NodeAffinity,
+}
+
+impl fmt::Display for Exclusion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exclusion::Leaving => f.write_str("node is being deleted"),
+            Exclusion::VirtualKubelet => f.write_str("virtual-kubelet node"),
+            Exclusion::OperatingSystem => f.write_str("node does not run Linux"),
+            Exclusion::NotReady => f.write_str("node is not ready"),
+            Exclusion::Cordoned => f.write_str("node is cordoned"),
+            Exclusion::Taint(key) => write!(f, "taint {key} is not tolerated"),
+            Exclusion::NodeSelector(key) => write!(f, "label {key} is not as selected"),
+            Exclusion::NodeAffinity => f.write_str("required node affinity does not hold"),
+        }
+    }
+}
+
+/// Whether Pods with these constraints could be started on the node.
+pub fn may_start(
+    node: &NodeFacts<'_>,
+    pod: &PodConstraints,
+    policy: &Policy,
+) -> Result<(), Exclusion> {
+    if node.leaving {
+        return Err(Exclusion::Leaving);
+    }
+    if node.labels.get("type").is_some_and(|value| value == "virtual-kubelet")
+        || node.taints.iter().any(|taint| taint.key == "virtual-kubelet.io/provider")
+    {
+        return Err(Exclusion::VirtualKubelet);
+    }
+    if node.labels.get(OS_LABEL).is_some_and(|os| os != "linux") {
+        return Err(Exclusion::OperatingSystem);
+    }
+    if !node.ready && !node.connected {
+        return Err(Exclusion::NotReady);
+    }
+    if node.cordoned && !tolerates_cordon(pod) {
+        return Err(Exclusion::Cordoned);
+    }
+    if let Some(taint) = node.taints.iter().find(|taint| repels(taint, pod, policy)) {
+        return Err(Exclusion::Taint(taint.key.clone()));
+    }
+    if let Some((key, _)) =
+        pod.node_selector.iter().find(|(key, value)| node.labels.get(*key) != Some(value))
+    {
+        return Err(Exclusion::NodeSelector(key.clone()));
+    }
+    if let Some(terms) = &pod.required_terms
+        && !terms.iter().any(|term| holds(term, node))
+    {
+        return Err(Exclusion::NodeAffinity);
+    }
+    Ok(())
+}
+
+fn tolerates_cordon(pod: &PodConstraints) -> bool {
+    let taint =
+        Taint { key: UNSCHEDULABLE_TAINT.into(), effect: "NoSchedule".into(), ..Taint::default() };
+    pod.tolerations.iter().any(|toleration| tolerates(toleration, &taint))
+}
+
+fn repels(taint: &Taint, pod: &PodConstraints, policy: &Policy) -> bool {
+    matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
+        && !policy.startup_taints.iter().any(|key| matches_key(key, &taint.key))
+        && !pod.tolerations.iter().any(|toleration| tolerates(toleration, taint))
+}
+
+/// A key, or the start of keys when it ends with `*`.
+fn matches_key(pattern: &str, key: &str) -> bool {
+    pattern.strip_suffix('*').map_or(pattern == key, |start| key.starts_with(start))
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let filled = |text: &Option<String>| text.as_deref().unwrap_or_default().to_owned();
+    let (effect, key) = (filled(&toleration.effect), filled(&toleration.key));
+    if !effect.is_empty() && effect != taint.effect {
+        return false;
+    }
+    match filled(&toleration.operator).as_str() {
+        "Exists" => key.is_empty() || key == taint.key,
+        "" | "Equal" => key == taint.key && filled(&toleration.value) == filled(&taint.value),
+        _ => false,
+    }
+}
+
+/// A term without any requirement holds nowhere, as in the scheduler.
+fn holds(term: &NodeSelectorTerm, node: &NodeFacts<'_>) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    if expressions.is_empty() && fields.is_empty() {
+        return false;
+    }
+    expressions.iter().all(|wanted| meets(wanted, node.labels.get(&wanted.key).map(String::as_str)))
+        && fields
+            .iter()
+            .all(|wanted| wanted.key == "metadata.name" && meets(wanted, Some(node.name)))
+}
+
+fn meets(wanted: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = wanted.values.as_deref().unwrap_or_default();
+    let listed = value.is_some_and(|value| values.iter().any(|one| one == value));
+    let numbers = || -> Option<(i64, i64)> {
+        let [bound] = values else { return None };
+        Some((value?.parse().ok()?, bound.parse().ok()?))
+    };
+    match wanted.operator.as_str() {
+        "In" => listed,
+        "NotIn" => !listed,
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => numbers().is_some_and(|(value, bound)| value > bound),
+        "Lt" => numbers().is_some_and(|(value, bound)| value < bound),
+        _ => false,
+    }
+}

@@ -1,0 +1,310 @@
+//! From a Revision seen at admission to its ImageWarms: a bounded queue that never makes the
+//! webhook wait, and a worker that plans and writes. What is lost here, the leader repairs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::Client;
+use kube::runtime::reflector::ObjectRef;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{ImageWarm, Revision};
+use crate::cluster::apply::{self, ApplyError, Created};
+use crate::cluster::watch::Stores;
+use crate::plan::demand::{demand, says_no};
+use crate::plan::fan_out::fan_out;
+use crate::plan::{NodeFacts, Policy};
+
+/// Revisions that are fanned out at the same time; their writes share one limit.
+const REVISIONS_AT_ONCE: usize = 8;
+/// A Namespace that is younger than our watch is given this long to show its label.
+const NAMESPACE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How Revisions become ImageWarms.
+#[derive(clap::Args, Clone, Debug)]
+pub struct FanOutArgs {
+    /// Revisions seen at admission that may wait for their fan-out. One that finds no place is
+    /// left to the leader, which makes its ImageWarms a few seconds later.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_one,
+          env = "IMAGEWARM_FAN_OUT_QUEUE")]
+    pub fan_out_queue: usize,
+
+    /// ImageWarms that are created at the same time, each over a connection of its own.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one,
+          env = "IMAGEWARM_FAN_OUT_CONCURRENCY")]
+    pub fan_out_concurrency: usize,
+}
+
+impl Default for FanOutArgs {
+    fn default() -> Self {
+        FanOutArgs { fan_out_queue: 1024, fan_out_concurrency: 16 }
+    }
+}
+
+/// Parses a number that must not be 0.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// Takes Revisions at admission.
+#[derive(Clone, Debug)]
+pub struct FanOut {
+    sender: mpsc::Sender<Revision>,
+    metrics: FanOutMetrics,
+}
+
+impl FanOut {
+    /// Takes a Revision without waiting; false when there is no room for it.
+    pub fn offer(&self, revision: Revision) -> bool {
+        let taken = self.sender.try_send(revision).is_ok();
+        if taken {
+            self.metrics.queued.inc();
+        } else {
+            self.metrics.dropped.inc();
+        }
+        taken
+    }
+}
+
+/// The other end of the queue.
+#[derive(Debug)]
+pub struct FanOutQueue {
+    receiver: mpsc::Receiver<Revision>,
+}
+
+/// The queue's two ends.
+pub fn queue(args: &FanOutArgs, metrics: &FanOutMetrics) -> (FanOut, FanOutQueue) {
+    let (sender, receiver) = mpsc::channel(args.fan_out_queue);
+    (FanOut { sender, metrics: metrics.clone() }, FanOutQueue { receiver })
+}
+
+/// What the worker needs.
+#[derive(Clone)]
+pub struct FanOutWorker {
+    /// The API server.
+    pub client: Client,
+    /// Nodes and Namespaces.
+    pub stores: Stores,
+    /// The operator's decisions.
+    pub policy: Arc<Policy>,
+    /// Counts.
+    pub metrics: FanOutMetrics,
+}
+
+impl FanOutWorker {
+    /// Works until `shutdown`, and then through what was taken already.
+    pub async fn run(self, args: FanOutArgs, queue: FanOutQueue, shutdown: CancellationToken) {
+        let mut receiver = queue.receiver;
+        let writes = Arc::new(Semaphore::new(args.fan_out_concurrency));
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() >= REVISIONS_AT_ONCE {
+                running.join_next().await;
+            }
+            let revision = tokio::select! {
+                biased;
+                revision = receiver.recv() => revision,
+                () = shutdown.cancelled(), if !receiver.is_closed() => {
+                    receiver.close();
+                    continue;
+                }
+                Some(_) = running.join_next() => continue,
+            };
+            let Some(revision) = revision else { break };
+            self.metrics.queued.dec();
+            let (worker, writes) = (self.clone(), writes.clone());
+            let limit = args.fan_out_concurrency;
+            running.spawn(async move { worker.fan_out(revision, &writes, limit).await });
+        }
+        while running.join_next().await.is_some() {}
+    }
+
+    async fn fan_out(&self, revision: Revision, writes: &Semaphore, limit: usize) {
+        let began = Instant::now();
+        let planned = self.plan(&revision).await;
+        if planned.is_empty() {
+            return;
+        }
+        let images: BTreeSet<&str> = planned.iter().map(|warm| warm.spec.image.as_str()).collect();
+        let nodes: BTreeSet<&str> =
+            planned.iter().map(|warm| warm.spec.node_name.as_str()).collect();
+        let (images, nodes) = (images.len(), nodes.len());
+
+        let tally = Tally::default();
+        let hopeless = CancellationToken::new();
+        futures::stream::iter(planned)
+            .for_each_concurrent(limit, |warm| {
+                let (tally, hopeless) = (&tally, &hopeless);
+                async move {
+                    let Ok(_place) = writes.acquire().await else { return };
+                    if !hopeless.is_cancelled() {
+                        self.create(&warm, tally, hopeless).await;
+                    }
+                }
+            })
+            .await;
+        let took = began.elapsed();
+        self.metrics.duration.observe(took.as_secs_f64());
+        let (created, existed, failed) = tally.read();
+        tracing::info!(
+            namespace = revision.metadata.namespace.as_deref().unwrap_or_default(),
+            revision = revision.metadata.name.as_deref().unwrap_or_default(),
+            images,
+            nodes,
+            created,
+            existed,
+            failed,
+            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "revision fanned out"
+        );
+    }
+
+    /// What the Revision wants; nothing where somebody said no.
+    async fn plan(&self, revision: &Revision) -> Vec<ImageWarm> {
+        let Some(namespace) = revision.metadata.namespace.as_deref() else { return Vec::new() };
+        let opted_out = self.namespace_opted_out(namespace).await;
+        let demand = demand(revision, opted_out, &self.policy);
+        if demand.images.is_empty() {
+            return Vec::new();
+        }
+        let nodes = self.stores.nodes.state();
+        let nobody = BTreeSet::new();
+        let nodes: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &nobody)).collect();
+        fan_out(revision, &demand, &nodes, &self.policy)
+    }
+
+    async fn namespace_opted_out(&self, namespace: &str) -> bool {
+        let until = Instant::now() + NAMESPACE_PATIENCE;
+        loop {
+            if let Some(found) = self.stores.namespace(namespace) {
+                return says_no(found.metadata.labels.as_ref())
+                    || found.metadata.deletion_timestamp.is_some();
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    async fn create(&self, warm: &ImageWarm, tally: &Tally, hopeless: &CancellationToken) {
+        if self.stores.image_warms.get(&ObjectRef::from_obj(warm)).is_some() {
+            tally.existed.fetch_add(1, Ordering::Relaxed);
+            self.metrics.count(Outcome::Existed);
+            return;
+        }
+        match apply::create(&self.client, warm).await {
+            Ok(Created::New) => {
+                tally.created.fetch_add(1, Ordering::Relaxed);
+                self.metrics.count(Outcome::Created);
+            }
+            Ok(Created::Existed) => {
+                tally.existed.fetch_add(1, Ordering::Relaxed);
+                self.metrics.count(Outcome::Existed);
+            }
+            Err(error) => {
+                tally.failed.fetch_add(1, Ordering::Relaxed);
+                self.metrics.count(Outcome::Failed);
+                let whole_namespace =
+                    matches!(error, ApplyError::NamespaceTerminating | ApplyError::Forbidden(_));
+                if whole_namespace {
+                    hopeless.cancel();
+                }
+                tracing::warn!(
+                    namespace = warm.metadata.namespace.as_deref().unwrap_or_default(),
+                    image = %warm.spec.image,
+                    node = %warm.spec.node_name,
+                    %error,
+                    "cannot create ImageWarm"
+                );
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    created: AtomicUsize,
+    existed: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Tally {
+    fn read(&self) -> (usize, usize, usize) {
+        let read = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        (read(&self.created), read(&self.existed), read(&self.failed))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Outcome {
+    Created,
+    Existed,
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: Outcome,
+}
+
+/// Counts of the fan-out.
+#[derive(Clone, Debug)]
+pub struct FanOutMetrics {
+    queued: Gauge,
+    dropped: Counter,
+    image_warms: Family<OutcomeLabels, Counter>,
+    duration: Histogram,
+}
+
+impl FanOutMetrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = FanOutMetrics {
+            queued: Gauge::default(),
+            dropped: Counter::default(),
+            image_warms: Family::default(),
+            duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+        };
+        registry.register(
+            "fan_out_queue_length",
+            "Revisions that wait for their fan-out",
+            metrics.queued.clone(),
+        );
+        registry.register(
+            "fan_out_dropped",
+            "Revisions that found the queue full and were left to the leader",
+            metrics.dropped.clone(),
+        );
+        registry.register(
+            "fan_out_image_warms",
+            "ImageWarms that a fan-out created, found, or failed to create",
+            metrics.image_warms.clone(),
+        );
+        registry.register(
+            "fan_out_duration_seconds",
+            "Time from the start of a Revision's fan-out to its last ImageWarm",
+            metrics.duration.clone(),
+        );
+        metrics
+    }
+
+    fn count(&self, outcome: Outcome) {
+        self.image_warms.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+}

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cluster::client::{self, ClientArgs};
+use crate::cluster::client::ClientArgs;
 use crate::command::{reference, status};
-use crate::telemetry::logs::{self, LogArgs};
+use crate::telemetry::logs;
 use crate::wiring::{self, ControllerCommand, WarmerCommand};
 
 /// Warms container images on every node the moment a Knative Revision is created.
@@ -85,7 +85,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             block_on(wiring::warmer(*command))
         }
         Command::Status(command) => block_on(async move {
-            let client = client::connect(&command.client).await?;
+            let client = command.client.connect().await?;
             let all_ready = status::run(&command.status, client, &mut io::stdout()).await?;
             Ok(Exit::from(all_ready))
         }),

@@ -38,8 +38,6 @@ use server::DispatchServer;
 use standings::{StandingFn, Standings};
 use status_writer::{ApiServerSink, StatusSink, StatusWriter};
 
-/// A node without a stream for this long counts as one without a warmer.
-const GRACE: Duration = Duration::from_secs(30);
 /// Messages that a warmer may leave unread beside one of each kind for each of its orders.
 const UNREAD: usize = 1024;
 /// Events of warmers on their way to the index; full, the streams themselves wait.
@@ -57,11 +55,11 @@ pub struct DispatchArgs {
     /// Address that warmers connect to (gRPC over TLS).
     #[arg(
         long,
-        env = "IMAGEWARM_DISPATCH_BIND",
+        env = "IMAGEWARM_DISPATCH_LISTEN",
         default_value = "0.0.0.0:8444",
         value_name = "IP:PORT"
     )]
-    pub dispatch_bind: SocketAddr,
+    pub dispatch_listen: SocketAddr,
 
     /// Most pulls that may run at the same time, on all nodes together, against one registry.
     #[arg(
@@ -82,6 +80,17 @@ pub struct DispatchArgs {
         value_parser = at_least_one
     )]
     pub dispatch_connections: usize,
+
+    /// A node without a stream for this long is told to have no warmer: what is not yet Ready
+    /// there shows WaitingForWarmer.
+    #[arg(
+        long,
+        env = "IMAGEWARM_WAITING_AFTER",
+        default_value = "30s",
+        value_name = "DURATION",
+        value_parser = crate::settings::duration
+    )]
+    pub waiting_after: Duration,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -469,7 +478,7 @@ impl Dispatcher {
 }
 
 fn empty_index(args: &DispatchArgs) -> Index {
-    Index::new(args.registry_pulls, i64::try_from(GRACE.as_millis()).unwrap_or(i64::MAX))
+    Index::new(args.registry_pulls, i64::try_from(args.waiting_after.as_millis()).unwrap_or(i64::MAX))
 }
 
 fn now() -> i64 {

@@ -56,7 +56,7 @@ pub struct DispatchServer {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address} (--dispatch-bind)")]
+    #[error("cannot listen on {address} (--dispatch-listen)")]
     Bind {
         /// The address.
         address: std::net::SocketAddr,
@@ -73,9 +73,9 @@ pub enum ServeError {
 }
 
 impl DispatchServer {
-    /// Serves on `--dispatch-bind` until `shutdown`.
+    /// Serves on `--dispatch-listen` until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let address = self.args.dispatch_bind;
+        let address = self.args.dispatch_listen;
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| ServeError::Bind { address, source })?;

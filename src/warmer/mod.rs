@@ -85,19 +85,12 @@ pub struct WarmerArgs {
     pub parallel_pulls: u16,
 
     /// A pull that makes no progress for this long is given up and tried again later.
-    #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = duration)]
+    #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = crate::settings::duration)]
     pub pull_idle_timeout: Duration,
 
     /// How often the runtime is asked whether it still holds an image.
-    #[arg(long, env = "IMAGEWARM_PRESENCE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = duration)]
+    #[arg(long, env = "IMAGEWARM_PRESENCE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = crate::settings::duration)]
     pub presence_interval: Duration,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "must be a time of at least one second, such as 90s or 2m".to_owned();
-    let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
-    let duration = Duration::try_from(span).map_err(|_| wrong())?;
-    if duration < Duration::from_secs(1) { Err(wrong()) } else { Ok(duration) }
 }
 
 /// Why a warmer cannot start.

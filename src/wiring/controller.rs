@@ -1,13 +1,12 @@
 //! `imagewarm controller`: one replica of the imagecontroller.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use kube::runtime::reflector::ObjectRef;
 use tokio::sync::watch;
 
 use super::{Parts, certificates};
@@ -24,14 +23,10 @@ use crate::telemetry::health::{self, HealthArgs, Readiness};
 use crate::telemetry::listen::listen;
 use crate::telemetry::logs::LogArgs;
 use crate::telemetry::metrics;
-use crate::webhook::fan_out::{self, FanOutContext, FanOutMetrics};
+use crate::webhook::fan_out::{self, FanOutArgs, FanOutMetrics, FanOutWorker};
 use crate::webhook::router::{self, BodyLimits};
 use crate::webhook::server::{self, Limits};
 use crate::webhook::{Reviewer, WebhookArgs, WebhookMetrics};
-
-/// Between the signal and the end of admission: time for the Service to forget this replica, so
-/// that no request is sent to a closed port.
-const LEAVE_SERVICE: Duration = Duration::from_secs(3);
 
 /// Flags of `imagewarm controller`.
 #[derive(Args, Debug)]
@@ -58,6 +53,8 @@ pub struct ControllerCommand {
     #[command(flatten)]
     webhook: WebhookArgs,
     #[command(flatten)]
+    fan_out: FanOutArgs,
+    #[command(flatten)]
     dispatch: DispatchArgs,
     #[command(flatten)]
     token_review: TokenReviewArgs,
@@ -69,7 +66,7 @@ pub struct ControllerCommand {
 
 /// Runs one replica until a signal, or until a part of it fails.
 pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
-    let client = client::connect(&command.client).await?;
+    let client = command.client.connect().await?;
     let version = client::check_server_version(&client).await?;
     let identity = command.identity.clone().unwrap_or_else(default_identity);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), kubernetes = version, identity, "starting");
@@ -91,9 +88,11 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     let policy = Arc::new(command.controller.policy());
     let concurrency = usize::from(command.controller.fan_out_concurrency);
 
-    let (stores, watches) = caches::start(&client, stop.clone());
+    let (stores, mut watches) = caches::watch(client.clone(), stop.clone()).await;
     parts.add("watches", async move {
-        watches.await;
+        while let Some(ended) = watches.join_next().await {
+            ended?;
+        }
         Ok(())
     });
 
@@ -141,36 +140,40 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     );
     let connected: watch::Receiver<Arc<BTreeSet<String>>> = dispatcher.connected();
     let reviewer = Arc::new(ApiServerReviewer::new(client.clone(), &command.token_review));
-    let dispatch_server = dispatcher.serve(dispatch_listener, resolver.clone(), reviewer)?;
+    let dispatch_server = dispatcher.server(reviewer, resolver.clone());
     let dispatch_stop = stop.clone();
-    parts.add("dispatch server", async move { Ok(dispatch_server.run(dispatch_stop).await?) });
+    parts.add("dispatch server", async move {
+        Ok(dispatch_server.serve(dispatch_listener, dispatch_stop).await?)
+    });
     let dispatcher_stop = stop.clone();
     parts.add("dispatcher", async move {
         dispatcher.run(dispatcher_stop).await;
         Ok(())
     });
 
-    let (queue, worker) = fan_out::queue(fan_out_metrics);
-    let fan_out = FanOutContext {
+    let (sightings, queue) = fan_out::queue(&command.fan_out, &fan_out_metrics);
+    let worker = FanOutWorker {
         client: client.clone(),
         stores: stores.clone(),
         policy: policy.clone(),
-        connected: connected.clone(),
-        concurrency,
+        metrics: fan_out_metrics,
     };
-    let nodes = stores.clone();
+    let caches = stores.clone();
+    let node_exists = move |name: &str| {
+        let own = caches.synced.borrow().own;
+        own.then(|| caches.nodes.get(&ObjectRef::new(name)).is_some())
+    };
     let reviewer = Reviewer::new(
-        Arc::new(queue),
+        Arc::new(move |revision| sightings.offer(revision)),
         Arc::new(client.clone()),
-        Arc::new(move |name: &str| nodes.node_exists(name)),
+        Arc::new(node_exists),
         &command.webhook,
         webhook_metrics.clone(),
     );
-    // Admission outlives the rest by a little: see LEAVE_SERVICE.
-    let admission_stop = stop.child_token();
-    let worker_stop = stop.clone();
+    let admission_stop = stop.clone();
+    let (fan_out_args, worker_stop) = (command.fan_out.clone(), stop.clone());
     parts.add("fan-out", async move {
-        worker.run(fan_out, worker_stop).await;
+        worker.run(fan_out_args, queue, worker_stop).await;
         Ok(())
     });
     let tls = imagewarm_webhook_certs::server_config(resolver, server::ALPN)?;

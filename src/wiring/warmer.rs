@@ -10,7 +10,7 @@ use crate::telemetry::health::{self, HealthArgs, Readiness};
 use crate::telemetry::listen::listen;
 use crate::telemetry::logs::LogArgs;
 use crate::telemetry::metrics;
-use crate::warmer::{self, WarmerArgs, WarmerMetrics};
+use crate::warmer::{Warmer, WarmerArgs, WarmerMetrics};
 
 /// Flags of `imagewarm warmer`.
 #[derive(Args, Debug)]
@@ -31,13 +31,15 @@ pub async fn warmer(command: WarmerCommand) -> anyhow::Result<Exit> {
     let registry = Arc::new(registry);
 
     let mut parts = Parts::new();
+    let warmer = Warmer::new(&command.warmer, warmer_metrics)?;
+    let connected = warmer.connected();
     let stop = parts.stop.clone();
-    let (streaming, is_streaming) = tokio::sync::watch::channel(false);
     parts.add("warmer", async move {
-        Ok(warmer::run(&command.warmer, warmer_metrics, streaming, stop).await?)
+        warmer.run(stop).await;
+        Ok(())
     });
     let readiness = Readiness::default().with("stream", move || {
-        let open = *is_streaming.borrow();
+        let open = *connected.borrow();
         if open { Ok(()) } else { Err("no stream to the controller".into()) }
     });
     let health_stop = parts.stop.clone();

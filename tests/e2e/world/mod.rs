@@ -187,7 +187,7 @@ impl World {
     pub async fn start_warmer(&self, node: &str) -> Result<()> {
         let started =
             self.cluster.start_warmer(BINARY.as_ref(), self.node(node)?.as_ref(), &[]).await?;
-        started.wait_ready(DEADLINE).await?;
+        wait_ready(&started).await?;
         locked(&self.warmers).insert(node.to_owned(), started);
         Ok(())
     }
@@ -218,7 +218,7 @@ impl World {
     async fn controllers_are_ready(&self) -> Result<()> {
         let controllers: Vec<_> = locked(&self.controllers).values().cloned().collect();
         for controller in controllers {
-            controller.wait_ready(DEADLINE).await?;
+            wait_ready(&controller).await?;
         }
         Ok(())
     }
@@ -423,6 +423,11 @@ impl World {
     pub fn folder(&self) -> &Path {
         self.cluster.folder()
     }
+}
+
+async fn wait_ready(process: &Imagewarm) -> Result<()> {
+    let health = process.health().context("no health port")?;
+    process.wait_ready(health, "/readyz", DEADLINE).await
 }
 
 fn locked<T>(value: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -1,1 +1,23 @@
-//! .
+//! TLS certificates for Kubernetes admission webhooks, without cert-manager: a self-signed CA and
+//! a serving certificate, kept in a Secret that any of several replicas creates, all load, and
+//! whoever comes first renews; swapped into the running TLS server without a restart.
+//!
+//! ```text
+//! issue ─▶ Bundle ─▶ secret (POST, or GET the winner's) ─▶ keeper ─▶ serve (rustls resolver)
+//!             └ check: what is wrong with it, when is it due      └▶ watch: the CA to publish
+//! ```
+//!
+//! `issue` and `check` are pure but for the randomness of keys; `now` is an argument. Putting the
+//! CA into webhook configurations is the caller's part.
+
+pub mod check;
+pub mod issue;
+pub mod keeper;
+pub mod secret;
+pub mod serve;
+
+pub use check::{BundleError, Part, Validity};
+pub use issue::{Bundle, IssueError, Lifetimes};
+pub use keeper::{Keeper, Served, Settings};
+pub use secret::{SecretStore, StoreError};
+pub use serve::{Resolver, server_config};

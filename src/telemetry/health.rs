@@ -1,0 +1,174 @@
+//! `/livez`, `/readyz` and `/metrics` in plain HTTP on a port of their own, so that probes and
+//! scrapers need no certificate and never compete with admission.
+
+use std::fmt::Write;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::metrics;
+
+/// How long answers that have begun may take after the stop.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Settings of the health server.
+#[derive(clap::Args, Clone, Debug)]
+pub struct HealthArgs {
+    /// Where /livez, /readyz and /metrics are served, in plain HTTP
+    #[arg(
+        long,
+        env = "IMAGEWARM_HEALTH_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "[::]:8080",
+        help_heading = "Health"
+    )]
+    pub health_listen: SocketAddr,
+}
+
+type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Named conditions that must all hold before the program is sent any work. Each is asked anew for
+/// every probe, so it must be cheap and may turn bad again.
+#[derive(Clone, Default)]
+pub struct Readiness {
+    checks: Vec<(&'static str, Check)>,
+}
+
+impl Readiness {
+    /// Adds a check; its error says in a few words what is missing.
+    pub fn with(
+        mut self,
+        name: &'static str,
+        check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.checks.push((name, Arc::new(check)));
+        self
+    }
+
+    /// Whether all hold, and the list of all of them for people.
+    pub fn report(&self) -> (bool, String) {
+        let mut ready = true;
+        let mut text = String::new();
+        for (name, check) in &self.checks {
+            // Writing to a String cannot fail.
+            let _ = match check() {
+                Ok(()) => writeln!(text, "[+] {name}: ok"),
+                Err(missing) => {
+                    ready = false;
+                    writeln!(text, "[-] {name}: {missing}")
+                }
+            };
+        }
+        text.push_str(if ready { "ready\n" } else { "not ready\n" });
+        (ready, text)
+    }
+}
+
+#[derive(Clone)]
+struct Health {
+    readiness: Readiness,
+    registry: Arc<Registry>,
+}
+
+/// The three pages.
+pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(scrape))
+        .with_state(Health { readiness, registry })
+}
+
+/// Serves until `stop`, then lets answers that have begun finish.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    let server =
+        axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+    tokio::select! {
+        result = async { server.await } => result,
+        () = drained => Ok(()),
+    }
+}
+
+async fn readyz(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
+    let (ready, text) = health.readiness.report();
+    let verbose = query.is_some_and(|query| {
+        query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="))
+    });
+    match (ready, verbose) {
+        (true, false) => "ready\n".into_response(),
+        (true, true) => text.into_response(),
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
+    }
+}
+
+async fn scrape(State(health): State<Health>) -> Response {
+    match metrics::encode(&health.registry) {
+        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn pages_tell_the_state_and_the_server_stops() {
+        let synced = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&synced);
+        let readiness =
+            Readiness::default().with("certificate", || Ok(())).with("caches", move || {
+                seen.load(Ordering::Relaxed).then_some(()).ok_or("nodes are not listed yet".into())
+            });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let router = router(readiness, Arc::new(metrics::registry()));
+        let server = tokio::spawn(serve(listener, router, stop.clone()));
+
+        assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        let answer = get(address, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("[+] certificate: ok\n[-] caches: nodes are not listed yet\n"));
+        synced.store(true, Ordering::Relaxed);
+        assert!(get(address, "/readyz").await.ends_with("\r\n\r\nready\n"));
+        assert!(get(address, "/readyz?verbose").await.contains("[+] caches: ok\n"));
+        let answer = get(address, "/metrics").await;
+        assert!(answer.contains("application/openmetrics-text") && answer.ends_with("# EOF\n"));
+
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(10), server).await.unwrap().unwrap().unwrap();
+    }
+}

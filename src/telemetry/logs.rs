@@ -1,0 +1,124 @@
+//! Logs to standard error, one line per event, for people or as JSON. Standard output belongs to
+//! the commands.
+
+use std::io::{self, IsTerminal};
+use std::str::FromStr;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Which events are logged: a level, or the filter language of `tracing`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl FromStr for LogFilter {
+    type Err = LogError;
+
+    fn from_str(text: &str) -> Result<Self, LogError> {
+        // A lone word that is no level would silently be taken as the name of a module.
+        let is_word = !text.contains(['=', ',', '[']);
+        if text.is_empty()
+            || is_word && tracing_subscriber::filter::LevelFilter::from_str(text).is_err()
+        {
+            return Err(LogError::Filter {
+                text: text.to_owned(),
+                detail: "no such level".to_owned(),
+            });
+        }
+        match EnvFilter::try_new(text) {
+            Ok(_) => Ok(LogFilter(text.to_owned())),
+            Err(error) => {
+                Err(LogError::Filter { text: text.to_owned(), detail: error.to_string() })
+            }
+        }
+    }
+}
+
+/// Why logging cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The filter cannot be read.
+    #[error(
+        "{text:?} is no log filter ({detail}): use off, error, warn, info, debug, trace, or \
+         directives such as info,imagewarm::webhook=debug"
+    )]
+    Filter {
+        /// As given.
+        text: String,
+        /// What the parser said.
+        detail: String,
+    },
+    /// Logging was begun twice.
+    #[error("logging has begun already")]
+    AlreadyInitialized,
+}
+
+/// Settings of the log.
+#[derive(clap::Args, Clone, Debug)]
+pub struct LogArgs {
+    /// How log lines look: `text` for people, `json` with one object per line for collectors
+    #[arg(
+        long,
+        global = true,
+        env = "IMAGEWARM_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        help_heading = "Logs"
+    )]
+    pub log_format: LogFormat,
+
+    /// What is logged: off, error, warn, info, debug, trace, or directives for single modules such
+    /// as `info,imagewarm::webhook=debug`
+    #[arg(
+        long,
+        global = true,
+        env = "IMAGEWARM_LOG_LEVEL",
+        value_name = "FILTER",
+        default_value = "info",
+        help_heading = "Logs"
+    )]
+    pub log_level: LogFilter,
+}
+
+/// Begins to log; once per process.
+pub fn init(args: &LogArgs) -> Result<(), LogError> {
+    let filter = EnvFilter::try_new(&args.log_level.0).map_err(|error| LogError::Filter {
+        text: args.log_level.0.clone(),
+        detail: error.to_string(),
+    })?;
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(true);
+    let result = match args.log_format {
+        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).finish().try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+    };
+    result.map_err(|_| LogError::AlreadyInitialized)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn filters_are_judged_at_start() {
+        for good in ["info", "DEBUG", "off", "warn,imagewarm::webhook=trace", "imagewarm=debug"] {
+            LogFilter::from_str(good).unwrap();
+        }
+        for bad in ["", "loud", "imagewarm=loud", "a=b=c"] {
+            let error = LogFilter::from_str(bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("{bad:?}")) && error.contains("info"), "{error}");
+        }
+    }
+}

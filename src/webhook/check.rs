@@ -1,0 +1,329 @@
+//! The pure rules of an ImageWarm: what its defaults are, and what may stand in its spec. Works on
+//! JSON, since `/mutate` sees objects before the API server has checked their schema.
+
+use serde_json::Value;
+
+use super::field_error::{Fault, FieldError};
+use crate::api::ImageWarmSpec;
+use crate::image::Reference;
+
+/// At most so many pull secrets.
+pub const MOST_SECRETS: usize = 16;
+/// Longest name of an object.
+const LONGEST_NAME: usize = 253;
+/// Longest image reference, as in the CRD.
+const LONGEST_IMAGE: usize = 1024;
+
+/// Says what is wrong with an image reference; a seam for tests of everything else.
+pub type ImageRule = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
+/// The grammar of `distribution/reference`.
+pub fn image_rule(image: &str) -> Result<(), String> {
+    Reference::parse(image).map(drop).map_err(|error| error.to_string())
+}
+
+/// Which parts of a spec are to be judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// `spec.image`.
+    pub image: bool,
+    /// `spec.nodeName`.
+    pub node_name: bool,
+    /// `spec.imagePullSecrets`.
+    pub secrets: bool,
+}
+
+impl Changed {
+    /// Everything, for a new object.
+    pub const ALL: Changed = Changed { image: true, node_name: true, secrets: true };
+
+    /// What differs between two specs.
+    pub fn between(old: &Value, new: &Value) -> Self {
+        let differs = |field| old[field] != new[field];
+        Changed {
+            image: differs("image"),
+            node_name: differs("nodeName"),
+            secrets: differs("imagePullSecrets"),
+        }
+    }
+}
+
+/// Removes white space around the changed names, and repeated secrets. Nothing else is touched:
+/// what has another shape than expected stays for the schema to refuse.
+pub fn apply_defaults(spec: &mut Value, changed: Changed) {
+    if changed.image {
+        trim(&mut spec["image"]);
+    }
+    if changed.node_name {
+        trim(&mut spec["nodeName"]);
+    }
+    if changed.secrets
+        && let Some(secrets) = spec.get_mut("imagePullSecrets").and_then(Value::as_array_mut)
+    {
+        for secret in secrets.iter_mut() {
+            if let Some(name) = secret.get_mut("name") {
+                trim(name);
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        // Only what has a name can be a repetition.
+        secrets.retain(|secret| secret["name"].as_str().is_none_or(|n| seen.insert(n.to_owned())));
+    }
+}
+
+fn trim(value: &mut Value) {
+    if let Value::String(text) = value
+        && text.trim().len() != text.len()
+    {
+        *text = text.trim().to_owned();
+    }
+}
+
+/// Judges a spec that this program is about to write; what needs no cluster.
+pub fn check_spec(spec: &ImageWarmSpec) -> Vec<FieldError> {
+    match serde_json::to_value(spec) {
+        Ok(spec) => check_value(&spec, Changed::ALL, &image_rule),
+        Err(error) => {
+            vec![FieldError::new("spec", Fault::Invalid, &Value::Null, error.to_string())]
+        }
+    }
+}
+
+/// Judges the changed parts of `spec`, all problems at once; what needs no cluster.
+pub fn check_value(spec: &Value, changed: Changed, image_rule: &ImageRule) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if !spec.is_object() {
+        let detail = "an image and a nodeName are needed";
+        errors.push(FieldError::new("spec", required_or_invalid(spec), spec, detail));
+        return errors;
+    }
+    if changed.image {
+        check_image(&spec["image"], image_rule, &mut errors);
+    }
+    if changed.node_name {
+        check_name("spec.nodeName".to_owned(), &spec["nodeName"], "Node", &mut errors);
+    }
+    if changed.secrets {
+        check_secrets(&spec["imagePullSecrets"], &mut errors);
+    }
+    errors
+}
+
+fn check_image(image: &Value, image_rule: &ImageRule, errors: &mut Vec<FieldError>) {
+    let example = "such as registry.example.com/team/app:v1";
+    let detail = match image.as_str() {
+        None | Some("") => format!("an image reference is needed, {example}"),
+        Some(text) if text.len() > LONGEST_IMAGE => {
+            format!("it may have at most {LONGEST_IMAGE} bytes")
+        }
+        Some(text) => match image_rule(text) {
+            Ok(()) => return,
+            Err(detail) => detail,
+        },
+    };
+    errors.push(FieldError::new("spec.image", required_or_invalid(image), image, detail));
+}
+
+fn check_secrets(secrets: &Value, errors: &mut Vec<FieldError>) {
+    let field = "spec.imagePullSecrets";
+    match secrets {
+        Value::Null => {}
+        Value::Array(secrets) => {
+            if secrets.len() > MOST_SECRETS {
+                let detail = format!("there may be at most {MOST_SECRETS}");
+                errors.push(FieldError::new(field, Fault::TooMany, &secrets.len().into(), detail));
+            }
+            for (at, secret) in secrets.iter().take(MOST_SECRETS).enumerate() {
+                let element = format!("{field}[{at}]");
+                if secret.is_object() {
+                    check_name(format!("{element}.name"), &secret["name"], "Secret", errors);
+                } else {
+                    let detail = "it must be an object with the name of a Secret";
+                    errors.push(FieldError::new(element, Fault::Invalid, secret, detail));
+                }
+            }
+        }
+        other => {
+            let detail = "it must be a list of objects with the name of a Secret";
+            errors.push(FieldError::new(field, Fault::Invalid, other, detail));
+        }
+    }
+}
+
+fn check_name(field: String, name: &Value, kind: &str, errors: &mut Vec<FieldError>) {
+    let detail = match name.as_str() {
+        None if !name.is_null() => format!("it must be the name of a {kind}, a string"),
+        None | Some("") => format!("the name of a {kind} is needed"),
+        Some(text) if text.len() > LONGEST_NAME => {
+            format!("the name of a {kind} has at most {LONGEST_NAME} characters")
+        }
+        Some(text) if !is_dns1123_subdomain(text) => format!(
+            "the name of a {kind} is a DNS-1123 subdomain: lower case letters, digits, '-' and \
+             '.', where each part begins and ends with a letter or digit"
+        ),
+        Some(_) => return,
+    };
+    errors.push(FieldError::new(field, required_or_invalid(name), name, detail));
+}
+
+fn required_or_invalid(value: &Value) -> Fault {
+    if value.is_null() || value.as_str() == Some("") { Fault::Required } else { Fault::Invalid }
+}
+
+/// Whether `text` can be the name of a Node or a Secret.
+pub fn is_dns1123_subdomain(text: &str) -> bool {
+    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        bytes.first().is_some_and(alphanumeric)
+            && bytes.last().is_some_and(alphanumeric)
+            && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
+    };
+    text.len() <= LONGEST_NAME && text.split('.').all(is_label)
+}
+
+/// The well-formed secrets of a spec, each name once, with the path of its field; those that
+/// `old` names already are left out.
+pub fn new_secrets<'a>(spec: &'a Value, old: &Value) -> Vec<(String, &'a str)> {
+    let names = |spec: &'a Value| -> Vec<Option<&'a str>> {
+        let secrets = spec["imagePullSecrets"].as_array();
+        secrets.into_iter().flatten().map(|secret| secret["name"].as_str()).collect()
+    };
+    let old: Vec<&str> = {
+        let secrets = old["imagePullSecrets"].as_array();
+        secrets.into_iter().flatten().filter_map(|secret| secret["name"].as_str()).collect()
+    };
+    let mut seen = std::collections::HashSet::new();
+    let named = names(spec).into_iter().take(MOST_SECRETS).enumerate();
+    named
+        .filter_map(|(at, name)| Some((at, name?)))
+        .filter(|(_, name)| is_dns1123_subdomain(name) && !old.contains(name) && seen.insert(*name))
+        .map(|(at, name)| (format!("spec.imagePullSecrets[{at}].name"), name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use serde_json::json;
+
+    fn rule(image: &str) -> Result<(), String> {
+        if image.contains(' ') { Err("invalid reference format".into()) } else { Ok(()) }
+    }
+
+    fn told(spec: Value) -> Vec<String> {
+        let errors = check_value(&spec, Changed::ALL, &rule);
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once_with_path_and_value() {
+        let errors = told(json!({
+            "image": "a b", "nodeName": "Node_A",
+            "imagePullSecrets": [{"name": "good"}, {"name": "-x"}, {}, 7, {"name": 8}],
+        }));
+        let subdomain = "is a DNS-1123 subdomain: lower case letters, digits, '-' and '.', \
+                         where each part begins and ends with a letter or digit";
+        assert_eq!(
+            errors,
+            [
+                "spec.image: Invalid value: \"a b\": invalid reference format".to_owned(),
+                format!("spec.nodeName: Invalid value: \"Node_A\": the name of a Node {subdomain}"),
+                format!(
+                    "spec.imagePullSecrets[1].name: Invalid value: \"-x\": the name of a Secret \
+                     {subdomain}"
+                ),
+                "spec.imagePullSecrets[2].name: Required value: the name of a Secret is needed"
+                    .into(),
+                "spec.imagePullSecrets[3]: Invalid value: 7: it must be an object with the name \
+                 of a Secret"
+                    .into(),
+                "spec.imagePullSecrets[4].name: Invalid value: 8: it must be the name of a \
+                 Secret, a string"
+                    .into(),
+            ]
+        );
+    }
+
+    #[test]
+    fn odd_shapes_and_sizes_are_told() {
+        let cases = [
+            (Value::Null, "spec: Required value: an image and a nodeName are needed"),
+            (json!([]), "spec: Invalid value: []: an image and a nodeName are needed"),
+            (
+                json!({"image": "a", "nodeName": "n", "imagePullSecrets": "s"}),
+                "spec.imagePullSecrets: Invalid value: \"s\": it must be a list of objects with the \
+              name of a Secret",
+            ),
+            (
+                json!({"image": "", "nodeName": "n"}),
+                "spec.image: Required value: an image reference is needed, such as \
+              registry.example.com/team/app:v1",
+            ),
+            (
+                json!({"image": 7, "nodeName": "n"}),
+                "spec.image: Invalid value: 7: an image reference is needed, such as \
+              registry.example.com/team/app:v1",
+            ),
+            (json!({"image": "a"}), "spec.nodeName: Required value: the name of a Node is needed"),
+            (
+                json!({"image": "a", "nodeName": "n",
+                    "imagePullSecrets": vec![json!({"name": "s"}); 17]}),
+                "spec.imagePullSecrets: Too many: 17: there may be at most 16",
+            ),
+        ];
+        for (spec, message) in cases {
+            assert_eq!(told(spec), [message]);
+        }
+        let long = told(json!({"image": "a".repeat(5000), "nodeName": "n".repeat(254)}));
+        assert_eq!(long.len(), 2);
+        assert!(long.iter().all(|message| message.len() < 500));
+    }
+
+    #[test]
+    fn names_follow_dns_1123() {
+        let longest = "a".repeat(253);
+        for good in ["a", "1", "node-a", "ip-10-0-0-1.example.com", "a.b", longest.as_str()] {
+            assert!(is_dns1123_subdomain(good), "{good}");
+        }
+        let too_long = "a".repeat(254);
+        for bad in ["", ".", "a.", ".a", "a..b", "-a", "a-", "A", "a_b", "ä", "a b", &too_long] {
+            assert!(!is_dns1123_subdomain(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn defaults_touch_white_space_and_repetitions_only() {
+        let mut spec = json!({
+            "image": "\tapp \n", "nodeName": " n", "extra": " x ",
+            "imagePullSecrets": [{"name": "a "}, {"name": "b"}, {"name": " a", "x": 1}, 7, {}, {}],
+        });
+        apply_defaults(&mut spec, Changed::ALL);
+        let expected = json!({
+            "image": "app", "nodeName": "n", "extra": " x ",
+            "imagePullSecrets": [{"name": "a"}, {"name": "b"}, 7, {}, {}],
+        });
+        assert_eq!(spec, expected);
+        apply_defaults(&mut spec, Changed::ALL);
+        assert_eq!(spec, expected);
+
+        let mut kept =
+            json!({"image": " a", "nodeName": " n", "imagePullSecrets": [{"name": " s"}]});
+        let before = kept.clone();
+        apply_defaults(&mut kept, Changed::default());
+        assert_eq!(kept, before);
+    }
+
+    #[test]
+    fn only_new_secrets_are_asked_about() {
+        let old = json!({"imagePullSecrets": [{"name": "a"}]});
+        let new = json!({"imagePullSecrets":
+            [{"name": "a"}, {"name": "b"}, {"name": "B"}, {"name": "b"}, 7, {"name": "c"}]});
+        let asked: Vec<_> = new_secrets(&new, &old);
+        let name = |at| format!("spec.imagePullSecrets[{at}].name");
+        assert_eq!(asked, [(name(1), "b"), (name(5), "c")]);
+        assert_eq!(new_secrets(&new, &Value::Null).len(), 3);
+    }
+}

@@ -1,0 +1,120 @@
+//! What is wrong with one field, in the words of Kubernetes' own validation: path, kind of fault,
+//! value, and what would be right.
+
+use std::fmt;
+
+use super::review::{Cause, Details, Status};
+use crate::api::GROUP;
+
+/// Longer values are cut in messages; whole ones may be megabytes.
+const LONGEST_VALUE: usize = 256;
+
+/// The kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The value cannot be right.
+    Invalid,
+    /// There must be a value.
+    Required,
+    /// The list is too long.
+    TooMany,
+    /// The value names something that does not exist, or is of no use.
+    Unusable,
+    /// The value could not be judged, through no fault of its own.
+    NotJudged,
+}
+
+impl Fault {
+    const fn words(self) -> &'static str {
+        match self {
+            Fault::Invalid | Fault::Unusable => "Invalid value",
+            Fault::Required => "Required value",
+            Fault::TooMany => "Too many",
+            Fault::NotJudged => "Internal error",
+        }
+    }
+
+    const fn cause(self) -> &'static str {
+        match self {
+            Fault::Invalid | Fault::Unusable => "FieldValueInvalid",
+            Fault::Required => "FieldValueRequired",
+            Fault::TooMany => "FieldValueTooMany",
+            Fault::NotJudged => "InternalError",
+        }
+    }
+}
+
+/// One field, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Path of the field, such as `spec.imagePullSecrets[1].name`.
+    pub field: String,
+    /// The kind of fault.
+    pub fault: Fault,
+    /// The value as JSON, perhaps cut; empty where there is none.
+    pub value: String,
+    /// What is wrong, and what would be right.
+    pub detail: String,
+}
+
+impl FieldError {
+    /// Cuts long values.
+    pub fn new(
+        field: impl Into<String>,
+        fault: Fault,
+        value: &serde_json::Value,
+        detail: impl Into<String>,
+    ) -> Self {
+        let value = match (fault, value) {
+            (Fault::Required, _) | (_, serde_json::Value::Null) => String::new(),
+            (_, serde_json::Value::String(text)) => format!("{:?}", cut(text)),
+            (_, other) => cut(&other.to_string()),
+        };
+        FieldError { field: field.into(), fault, value, detail: detail.into() }
+    }
+
+    fn body(&self) -> String {
+        let separator = if self.value.is_empty() { "" } else { ": " };
+        format!("{}{separator}{}: {}", self.fault.words(), self.value, self.detail)
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.body())
+    }
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_VALUE) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The denial that tells all of `errors`. It is the caller's fault (422) unless nothing but a
+/// failure to judge stands against the object (503: try again).
+pub fn denial(kind: &str, name: &str, errors: &[FieldError]) -> Status {
+    let list: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    let list = list.join("; ");
+    if errors.iter().all(|error| error.fault == Fault::NotJudged) {
+        let message = format!("{kind} {name:?} could not be judged, try again: {list}");
+        return Status { code: 503, reason: "ServiceUnavailable", message, details: None };
+    }
+    let causes = errors.iter().map(|error| Cause {
+        reason: error.fault.cause(),
+        message: error.body(),
+        field: error.field.clone(),
+    });
+    Status {
+        code: 422,
+        reason: "Invalid",
+        message: format!("{kind} {name:?} is invalid: {list}"),
+        details: Some(Details {
+            name: name.to_owned(),
+            group: GROUP.to_owned(),
+            kind: kind.to_owned(),
+            causes: causes.collect(),
+        }),
+    }
+}

@@ -1,0 +1,359 @@
+//! AdmissionReview v1 in and out. Requests are read tolerantly, answers written exactly: the patch
+//! in base64, and `patchType` only beside a patch.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
+/// The API server cuts a longer warning off.
+const LONGEST_WARNING: usize = 256;
+
+/// Why a body is no AdmissionReview that can be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ReviewError {
+    /// Not JSON by its own word.
+    #[error("content type is {0:?}: it must be application/json")]
+    ContentType(String),
+    /// Not JSON, or of another shape.
+    #[error("the body is no AdmissionReview")]
+    Syntax(#[from] serde_json::Error),
+    /// Another type or version.
+    #[error("the body is {api_version:?} {kind:?}: it must be {API_VERSION} {KIND}")]
+    Type {
+        /// As given.
+        api_version: String,
+        /// As given.
+        kind: String,
+    },
+    /// There is nothing to answer.
+    #[error("the AdmissionReview has no request")]
+    NoRequest,
+    /// The answer could not be matched to the request.
+    #[error("request.uid is missing or empty")]
+    NoUid,
+    /// More than the limit.
+    #[error("the body is longer than {0} bytes")]
+    TooLong(usize),
+    /// The body did not arrive in time.
+    #[error("the body did not arrive in time")]
+    TimedOut,
+    /// The body broke off.
+    #[error("the body broke off")]
+    BrokenOff,
+}
+
+impl ReviewError {
+    /// The HTTP status that fits.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            ReviewError::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ReviewError::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ReviewError::TimedOut => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Incoming {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+    request: Option<Request>,
+}
+
+/// Group, version and kind of the object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct GroupVersionKind {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// API version.
+    pub version: String,
+    /// Kind.
+    pub kind: String,
+}
+
+/// What is about to happen to the object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Operation {
+    /// It is made.
+    #[serde(rename = "CREATE")]
+    Create,
+    /// It is changed.
+    #[serde(rename = "UPDATE")]
+    Update,
+    /// Anything else, which is never judged.
+    #[default]
+    #[serde(other)]
+    Other,
+}
+
+/// `request` of an AdmissionReview, as far as it is used.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    /// Repeated in the answer.
+    #[serde(default)]
+    pub uid: String,
+    /// What the object is.
+    #[serde(default)]
+    pub kind: GroupVersionKind,
+    /// `status`, `scale`, or absent for the object itself.
+    #[serde(default)]
+    pub sub_resource: Option<String>,
+    /// Absent with `generateName`.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Namespace of the object.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// What is about to happen.
+    #[serde(default)]
+    pub operation: Operation,
+    /// True when nothing will be stored.
+    #[serde(default)]
+    pub dry_run: Option<bool>,
+    /// The object as it shall be.
+    #[serde(default)]
+    pub object: Value,
+    /// The object as it is; null on CREATE.
+    #[serde(default)]
+    pub old_object: Value,
+}
+
+impl Request {
+    /// Reads a body.
+    pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Self, ReviewError> {
+        let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
+        if !media_type.trim().eq_ignore_ascii_case("application/json") {
+            return Err(ReviewError::ContentType(content_type.unwrap_or_default().to_owned()));
+        }
+        let review: Incoming = serde_json::from_slice(body)?;
+        if review.api_version != API_VERSION || review.kind != KIND {
+            let Incoming { api_version, kind, .. } = review;
+            return Err(ReviewError::Type { api_version, kind });
+        }
+        let request = review.request.ok_or(ReviewError::NoRequest)?;
+        if request.uid.is_empty() {
+            return Err(ReviewError::NoUid);
+        }
+        Ok(request)
+    }
+
+    /// Whether the object is of this group and kind, and itself the subject.
+    pub fn is_about(&self, group: &str, kind: &str) -> bool {
+        self.kind.group == group
+            && self.kind.kind == kind
+            && self.sub_resource.as_deref().unwrap_or_default().is_empty()
+    }
+
+    /// Whether the object is being deleted, and only waits for its finalizers.
+    pub fn is_going(&self) -> bool {
+        !self.object["metadata"]["deletionTimestamp"].is_null()
+    }
+
+    /// The object's name for people; `generateName…` has none yet.
+    pub fn display_name(&self) -> &str {
+        let metadata = &self.object["metadata"];
+        [self.name.as_deref(), metadata["name"].as_str(), metadata["generateName"].as_str()]
+            .into_iter()
+            .flatten()
+            .find(|name| !name.is_empty())
+            .unwrap_or_default()
+    }
+}
+
+/// `status` of a denial: metav1.Status, as far as the API server uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// HTTP code that the caller gets.
+    pub code: u16,
+    /// For programs.
+    pub reason: &'static str,
+    /// For people; the API server puts the webhook's name before it.
+    pub message: String,
+    /// Names the object and each field; kubectl prints it as a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Details>,
+}
+
+/// `status.details`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Details {
+    /// Name of the object.
+    pub name: String,
+    /// Group of the object.
+    pub group: String,
+    /// Kind of the object.
+    pub kind: String,
+    /// Each thing that is wrong.
+    pub causes: Vec<Cause>,
+}
+
+/// One element of `status.details.causes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cause {
+    /// For programs, such as `FieldValueInvalid`.
+    pub reason: &'static str,
+    /// What is wrong.
+    pub message: String,
+    /// Path of the field.
+    pub field: String,
+}
+
+/// `response` of an AdmissionReview.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Response {
+    uid: String,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outgoing<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: &'a Response,
+}
+
+impl Response {
+    /// Lets the object pass as it is.
+    pub fn allow(request: &Request) -> Self {
+        Response {
+            uid: request.uid.clone(),
+            allowed: true,
+            status: None,
+            patch: None,
+            patch_type: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Refuses the object.
+    pub fn deny(request: &Request, status: Status) -> Self {
+        Response { allowed: false, status: Some(status), ..Response::allow(request) }
+    }
+
+    /// Changes the object from `old` to `new`; nothing where they are equal.
+    pub fn with_change(mut self, old: &Value, new: &Value) -> Result<Self, serde_json::Error> {
+        let patch = json_patch::diff(old, new);
+        if !patch.0.is_empty() {
+            self.patch = Some(STANDARD.encode(serde_json::to_vec(&patch)?));
+            self.patch_type = Some("JSONPatch");
+        }
+        Ok(self)
+    }
+
+    /// Tells the caller something that does not stop it. Warnings travel in HTTP headers.
+    pub fn with_warning(mut self, warning: &str) -> Self {
+        let printable = warning.chars().filter(|c| !c.is_control());
+        self.warnings.push(printable.take(LONGEST_WARNING).collect());
+        self
+    }
+
+    /// Whether the object passes.
+    pub fn is_allowed(&self) -> bool {
+        self.allowed
+    }
+
+    /// Whether the object is changed.
+    pub fn is_patched(&self) -> bool {
+        self.patch.is_some()
+    }
+
+    /// The whole AdmissionReview as JSON.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&Outgoing { api_version: API_VERSION, kind: KIND, response: self })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use serde_json::json;
+
+    const JSON: Option<&str> = Some("application/json; charset=utf-8");
+
+    fn parse(review: &Value) -> Result<Request, ReviewError> {
+        Request::parse(JSON, review.to_string().as_bytes())
+    }
+
+    #[test]
+    fn sparse_and_unknown_things_are_tolerated() {
+        let request = parse(&json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "later": 1,
+            "request": {"uid": "u", "operation": "CONNECT", "dryRun": null, "name": null,
+                        "oldObject": null, "novelty": {}},
+        }))
+        .unwrap();
+        assert_eq!(request.operation, Operation::Other);
+        assert!(request.object.is_null() && request.dry_run.is_none());
+        assert_eq!(request.display_name(), "");
+    }
+
+    #[test]
+    fn what_cannot_be_answered_says_why() {
+        let typed = |request: Value| {
+            json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+                   "request": request})
+        };
+        let cases = [
+            (json!([]), "the body is no AdmissionReview"),
+            (
+                json!({"apiVersion": "admission.k8s.io/v1beta1", "kind": "AdmissionReview"}),
+                "the body is \"admission.k8s.io/v1beta1\" \"AdmissionReview\": it must be \
+              admission.k8s.io/v1 AdmissionReview",
+            ),
+            (typed(Value::Null), "the AdmissionReview has no request"),
+            (typed(json!({"uid": ""})), "request.uid is missing or empty"),
+            (typed(json!({})), "request.uid is missing or empty"),
+        ];
+        for (review, message) in cases {
+            let error = parse(&review).err().unwrap();
+            assert_eq!((error.to_string().as_str(), error.status().as_u16()), (message, 400));
+        }
+        assert_eq!(Request::parse(None, b"{}").err().unwrap().status().as_u16(), 415);
+        assert_eq!(Request::parse(Some("text/plain"), b"{}").err().unwrap().status(), 415);
+    }
+
+    #[test]
+    fn a_patch_is_base64_and_has_a_type_only_when_there_is_one() {
+        let request = parse(&json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {"uid": "u"},
+        }))
+        .unwrap();
+        let same = Response::allow(&request).with_change(&json!({}), &json!({})).unwrap();
+        let json: Value = serde_json::from_slice(&same.to_json().unwrap()).unwrap();
+        assert_eq!(json["response"], json!({"uid": "u", "allowed": true}));
+
+        let changed = Response::allow(&request)
+            .with_change(&json!({"a": " x"}), &json!({"a": "x"}))
+            .unwrap()
+            .with_warning("odd\r\nthing");
+        let json: Value = serde_json::from_slice(&changed.to_json().unwrap()).unwrap();
+        assert_eq!(json["response"]["patchType"], "JSONPatch");
+        assert_eq!(json["response"]["warnings"], json!(["oddthing"]));
+        let patch = STANDARD.decode(json["response"]["patch"].as_str().unwrap()).unwrap();
+        let patch: Value = serde_json::from_slice(&patch).unwrap();
+        assert_eq!(patch, json!([{"op": "replace", "path": "/a", "value": "x"}]));
+    }
+}

@@ -1,0 +1,147 @@
+//! The two paths, `/mutate` and `/validate`: reads a body within limits of size and time, has it
+//! answered, and counts. What is no AdmissionReview gets a 4xx with a `Status` that says why.
+
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request as HttpRequest, State};
+use axum::response::{IntoResponse, Response as HttpResponse};
+use axum::routing::post;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tracing::{debug, info, warn};
+
+use super::metrics::{Path, Verdict};
+use super::mutate::mutate;
+use super::review::{Request, Response, ReviewError};
+use super::validate::validate;
+use super::{Reviewer, WebhookArgs};
+
+/// The patience of an API server that does not announce any: its own default.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
+/// Kept back of the API server's patience for the way back.
+const WAY_BACK: Duration = Duration::from_millis(500);
+
+/// Limits of a body.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimits {
+    /// In bytes.
+    pub size: usize,
+    /// For all of it.
+    pub time: Duration,
+}
+
+impl From<&WebhookArgs> for BodyLimits {
+    fn from(args: &WebhookArgs) -> Self {
+        BodyLimits { size: args.webhook_max_body, time: args.webhook_body_timeout }
+    }
+}
+
+#[derive(Clone)]
+struct Webhook {
+    reviewer: Reviewer,
+    limits: BodyLimits,
+}
+
+/// The webhook without its TLS server.
+pub fn router(reviewer: Reviewer, limits: BodyLimits) -> Router {
+    let on = |path| {
+        post(async move |State(webhook): State<Webhook>, request: HttpRequest| {
+            webhook.answer(path, request).await
+        })
+    };
+    Router::new()
+        .route("/mutate", on(Path::Mutate))
+        .route("/validate", on(Path::Validate))
+        .with_state(Webhook { reviewer, limits })
+}
+
+impl Webhook {
+    async fn answer(self, path: Path, http: HttpRequest) -> HttpResponse {
+        let began = Instant::now();
+        let patience = patience(http.uri().query().unwrap_or_default());
+        let (verdict, answer) = match self.read(http).await {
+            Ok(request) => {
+                let left = patience.saturating_sub(WAY_BACK).saturating_sub(began.elapsed());
+                let response = match path {
+                    Path::Mutate => mutate(&self.reviewer, &request, left).await,
+                    Path::Validate => validate(&self.reviewer, &request, left).await,
+                };
+                let verdict = verdict(&response);
+                tell(path, verdict, &request);
+                (verdict, written(&response))
+            }
+            Err(error) => {
+                warn!(?path, %error, "a request was no AdmissionReview");
+                (Verdict::Malformed, malformed(&error))
+            }
+        };
+        self.reviewer.metrics.answered(path, verdict, began.elapsed().as_secs_f64());
+        answer
+    }
+
+    async fn read(&self, http: HttpRequest) -> Result<Request, ReviewError> {
+        let (head, body) = http.into_parts();
+        let body = read_body(body, self.limits).await?;
+        let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        Request::parse(content_type, &body)
+    }
+}
+
+async fn read_body(body: Body, limits: BodyLimits) -> Result<Bytes, ReviewError> {
+    let collect = Limited::new(body, limits.size).collect();
+    match tokio::time::timeout(limits.time, collect).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ReviewError::TooLong(limits.size)),
+        Ok(Err(_)) => Err(ReviewError::BrokenOff),
+        Err(_) => Err(ReviewError::TimedOut),
+    }
+}
+
+/// The API server announces how long it waits: `?timeout=2s`, whole seconds up to 30.
+fn patience(query: &str) -> Duration {
+    let announced = query.split('&').find_map(|pair| pair.strip_prefix("timeout="));
+    announced
+        .and_then(|text| text.strip_suffix('s')?.parse().ok())
+        .map_or(DEFAULT_PATIENCE, Duration::from_secs)
+}
+
+fn verdict(response: &Response) -> Verdict {
+    match (response.is_allowed(), response.is_patched()) {
+        (false, _) => Verdict::Denied,
+        (true, true) => Verdict::Patched,
+        (true, false) => Verdict::Allowed,
+    }
+}
+
+fn tell(path: Path, verdict: Verdict, request: &Request) {
+    let namespace = request.namespace.as_deref().unwrap_or_default();
+    let (kind, name) = (&request.kind.kind, request.display_name());
+    match verdict {
+        Verdict::Denied => info!(?path, kind, namespace, name, uid = request.uid, "denied"),
+        _ => debug!(?path, ?verdict, kind, namespace, name, uid = request.uid, "answered"),
+    }
+}
+
+fn written(response: &Response) -> HttpResponse {
+    match response.to_json() {
+        Ok(json) => ([(CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(_) => http::StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+fn malformed(error: &ReviewError) -> HttpResponse {
+    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
+    let status = serde_json::json!({
+        "apiVersion": "v1", "kind": "Status", "status": "Failure",
+        "code": error.status().as_u16(), "reason": "BadRequest",
+        "message": format!("{error}{}", source.unwrap_or_default()),
+    });
+    let json = [(CONTENT_TYPE, "application/json")];
+    (error.status(), json, status.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests;

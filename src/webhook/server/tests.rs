@@ -1,0 +1,256 @@
+//! The server over loopback, with real TLS: both protocols, clients that dawdle or talk nonsense,
+//! the connection limit, and the drain.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::net::SocketAddr;
+
+use axum::routing::{get, post};
+use hyper::client::conn::{http1, http2};
+use imagewarm_webhook_certs::{Bundle, Lifetimes, Resolver, server_config};
+use prometheus_client::registry::Registry;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream as ClientStream;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+
+use super::*;
+use crate::telemetry::metrics;
+
+/// Nothing here takes so long unless it is broken.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct Bench {
+    address: SocketAddr,
+    connector: [TlsConnector; 2],
+    registry: Registry,
+    metrics: WebhookMetrics,
+    stop: CancellationToken,
+    server: JoinHandle<()>,
+    /// One permit for each `/slow` that has begun.
+    begun: Arc<Semaphore>,
+    /// Lets `/slow` answer.
+    release: CancellationToken,
+}
+
+fn limits() -> Limits {
+    Limits {
+        connections: 16,
+        handshake: DEADLINE,
+        head: DEADLINE,
+        idle: Duration::from_secs(60),
+        drain: Duration::from_secs(15),
+    }
+}
+
+async fn bench(limits: Limits) -> Bench {
+    let now = jiff::Timestamp::now();
+    let bundle = Bundle::issue(&["localhost".to_owned()], Lifetimes::default(), now).unwrap();
+    let resolver = Arc::new(Resolver::default());
+    resolver.swap(bundle.certified_key().unwrap());
+    let connector = |protocol: &[u8]| {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(bundle.ca_cert_pem.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        TlsConnector::from(Arc::new(config))
+    };
+    let (begun, release) = (Arc::new(Semaphore::new(0)), CancellationToken::new());
+    let (tell, wait) = (Arc::clone(&begun), release.clone());
+    let router = Router::new().route("/echo", post(async |body: String| body)).route(
+        "/slow",
+        get(async move || {
+            tell.add_permits(1);
+            wait.cancelled().await;
+            "done"
+        }),
+    );
+    let mut registry = Registry::default();
+    let metrics = WebhookMetrics::register(&mut registry);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let tls = server_config(resolver, ALPN).unwrap();
+    let connector = [connector(b"http/1.1"), connector(b"h2")];
+    let server = tokio::spawn(serve(listener, tls, router, limits, metrics.clone(), stop.clone()));
+    Bench { address, connector, registry, metrics, stop, server, begun, release }
+}
+
+impl Bench {
+    async fn tcp(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    async fn tls(&self, connector: usize) -> io::Result<ClientStream<TcpStream>> {
+        let name = ServerName::try_from("localhost").unwrap();
+        self.connector[connector].connect(name, self.tcp().await).await
+    }
+
+    async fn h1(&self) -> http1::SendRequest<String> {
+        let stream = TokioIo::new(self.tls(0).await.unwrap());
+        let (sender, connection) = http1::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn h2(&self) -> http2::SendRequest<String> {
+        let stream = TokioIo::new(self.tls(1).await.unwrap());
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn stopped(self) {
+        self.stop.cancel();
+        timeout(DEADLINE, self.server).await.unwrap().unwrap();
+        assert_eq!(self.metrics.connections.get(), 0);
+    }
+}
+
+fn request(method: &str, path: &str, body: &str) -> hyper::Request<String> {
+    let uri = format!("https://localhost{path}");
+    hyper::Request::builder()
+        .method(method)
+        .uri(uri)
+        .header("host", "localhost")
+        .body(body.to_owned())
+        .unwrap()
+}
+
+async fn text(answer: hyper::Response<Incoming>) -> String {
+    use http_body_util::BodyExt;
+    String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+/// Reads until the server closes; an abrupt end is an end, too.
+async fn until_closed(mut stream: impl tokio::io::AsyncRead + Unpin) -> Vec<u8> {
+    let mut all = Vec::new();
+    let _ = timeout(DEADLINE, stream.read_to_end(&mut all)).await.expect("not closed in time");
+    all
+}
+
+#[tokio::test]
+async fn both_protocols_are_served_and_connections_reused() {
+    let bench = bench(limits()).await;
+    let mut h1 = bench.h1().await;
+    let mut h2 = bench.h2().await;
+    for word in ["one", "two"] {
+        let answer = h1.send_request(request("POST", "/echo", word)).await.unwrap();
+        assert_eq!(answer.version(), hyper::Version::HTTP_11);
+        assert_eq!(text(answer).await, word);
+        h1.ready().await.unwrap();
+        let answer = h2.send_request(request("POST", "/echo", word)).await.unwrap();
+        assert_eq!(answer.version(), hyper::Version::HTTP_2);
+        assert_eq!(text(answer).await, word);
+    }
+    assert_eq!(bench.metrics.connections.get(), 2);
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn nonsense_and_dawdling_at_the_handshake_are_cut() {
+    let bench = bench(Limits { handshake: Duration::from_millis(200), ..limits() }).await;
+    let mut plain = bench.tcp().await;
+    plain.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    assert!(!until_closed(plain).await.starts_with(b"HTTP"));
+    let half_open = bench.tcp().await;
+    until_closed(half_open).await;
+    let text = metrics::encode(&bench.registry).unwrap();
+    for fault in ["Failed", "TimedOut"] {
+        let line = format!("webhook_handshake_failures_total{{fault=\"{fault}\"}} 1");
+        assert!(text.contains(&line), "{text}");
+    }
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn a_slow_head_is_cut_but_a_resting_connection_is_not() {
+    let bench = bench(Limits { head: Duration::from_millis(200), ..limits() }).await;
+    let mut resting = bench.h1().await;
+    let answer = resting.send_request(request("POST", "/echo", "x")).await.unwrap();
+    assert_eq!(text(answer).await, "x");
+
+    let mut slow = bench.tls(0).await.unwrap();
+    slow.write_all(b"POST /echo HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+    until_closed(slow).await;
+    assert_eq!(bench.metrics.slow_heads.get(), 1);
+
+    // It has now rested for longer than a head may take.
+    resting.ready().await.unwrap();
+    let answer = resting.send_request(request("POST", "/echo", "y")).await.unwrap();
+    assert_eq!(text(answer).await, "y");
+
+    // A dawdler on a connection that was good before is cut as well.
+    let mut later = bench.tls(0).await.unwrap();
+    let head = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nz";
+    later.write_all(head).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nz") {
+        answer.push(timeout(DEADLINE, later.read_u8()).await.unwrap().unwrap());
+    }
+    later.write_all(b"POST").await.unwrap();
+    until_closed(later).await;
+    assert_eq!(bench.metrics.slow_heads.get(), 2);
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_rests_too_long_is_closed() {
+    let bench = bench(Limits { idle: Duration::from_millis(200), ..limits() }).await;
+    until_closed(bench.tls(0).await.unwrap()).await;
+    assert_eq!(bench.metrics.slow_heads.get(), 0);
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn what_is_beyond_the_limit_waits_for_a_slot() {
+    let bench = bench(Limits { connections: 1, ..limits() }).await;
+    let first = bench.h1().await;
+    let mut second = Box::pin(bench.tls(0));
+    // The second is in the kernel's queue: no answer while the first is open.
+    assert!(timeout(Duration::from_millis(300), second.as_mut()).await.is_err());
+    drop(first);
+    timeout(DEADLINE, second).await.unwrap().unwrap();
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn the_drain_lets_answers_finish_and_accepts_nothing_new() {
+    let bench = bench(limits()).await;
+    let resting = bench.tls(0).await.unwrap();
+    let (mut h1, mut h2) = (bench.h1().await, bench.h2().await);
+    let slow = [
+        tokio::spawn(h1.send_request(request("GET", "/slow", ""))),
+        tokio::spawn(h2.send_request(request("GET", "/slow", ""))),
+    ];
+    drop(timeout(DEADLINE, bench.begun.acquire_many(2)).await.unwrap().unwrap());
+    bench.stop.cancel();
+    until_closed(resting).await;
+    timeout(DEADLINE, async { while TcpStream::connect(bench.address).await.is_ok() {} })
+        .await
+        .unwrap();
+    assert!(!bench.server.is_finished());
+    bench.release.cancel();
+    for answer in slow {
+        let answer = timeout(DEADLINE, answer).await.unwrap().unwrap().unwrap();
+        assert_eq!(text(answer).await, "done");
+    }
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn the_drain_ends_at_its_deadline() {
+    let bench = bench(Limits { drain: Duration::from_millis(100), ..limits() }).await;
+    let mut h1 = bench.h1().await;
+    let stuck = tokio::spawn(h1.send_request(request("GET", "/slow", "")));
+    drop(timeout(DEADLINE, bench.begun.acquire()).await.unwrap().unwrap());
+    bench.stopped().await;
+    assert!(timeout(DEADLINE, stuck).await.unwrap().unwrap().is_err());
+}

@@ -1,0 +1,129 @@
+//! Tells a request head that trickles in from a connection that merely rests between requests.
+//! hyper has one timeout for both; an attacker should be cut off soon, while the API server's
+//! resting connections must outlive its own idle timeout.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Requests of one connection, counted by its service.
+#[derive(Default)]
+pub struct Requests {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Requests {
+    /// A request's head is complete. The request ends when the guard is dropped.
+    pub fn begin(self: &Arc<Self>) -> Running {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Running(Arc::clone(self))
+    }
+
+    fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    fn is_resting(&self) -> bool {
+        self.begun() == self.ended.load(Ordering::Relaxed)
+    }
+}
+
+/// A request that is being answered.
+pub struct Running(Arc<Requests>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// An HTTP/1.1 connection whose reads fail when a head takes too long.
+pub struct SlowHead<S> {
+    stream: S,
+    requests: Arc<Requests>,
+    limit: Option<Duration>,
+    cut: Counter,
+    /// How many requests had begun when the first byte of the next head came, and its deadline.
+    head: Option<(u64, Pin<Box<Sleep>>)>,
+}
+
+impl<S> SlowHead<S> {
+    /// Watches `stream`, whose service counts in `requests`; no limit watches nothing.
+    pub fn new(stream: S, requests: Arc<Requests>, limit: Option<Duration>, cut: Counter) -> Self {
+        SlowHead { stream, requests, limit, cut, head: None }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for SlowHead<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let begun = this.requests.begun();
+        this.head.take_if(|(at, _)| *at != begun);
+        let before = buf.filled().len();
+        match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            Poll::Ready(result) => {
+                let came = result.is_ok() && buf.filled().len() > before;
+                if let Some(limit) = this.limit
+                    && came
+                    && this.head.is_none()
+                    && this.requests.is_resting()
+                {
+                    let deadline = sleep_until(Instant::now() + limit);
+                    this.head = Some((begun, Box::pin(deadline)));
+                }
+                Poll::Ready(result)
+            }
+            Poll::Pending => {
+                let Some((_, deadline)) = &mut this.head else { return Poll::Pending };
+                if deadline.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                this.head = None;
+                this.cut.inc();
+                Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)))
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for SlowHead<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

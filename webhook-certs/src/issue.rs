@@ -1,0 +1,165 @@
+//! Makes the CA and the serving certificate (ECDSA P-256). No I/O and no clock; the only effect is
+//! the randomness of the keys.
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
+};
+
+/// Certificates begin this long before they are made, for clients whose clock is behind.
+pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(1);
+
+/// How long new certificates are valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// Of the CA.
+    pub ca: SignedDuration,
+    /// Of the serving certificate; never beyond the CA's end.
+    pub serving: SignedDuration,
+}
+
+impl Default for Lifetimes {
+    /// Ten years and ninety days.
+    fn default() -> Self {
+        Lifetimes {
+            ca: SignedDuration::from_hours(10 * 365 * 24),
+            serving: SignedDuration::from_hours(90 * 24),
+        }
+    }
+}
+
+/// A CA and the serving certificate that it signed, with both keys, as PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// What clients trust. Where there are several, the first belongs to `ca_key_pem`.
+    pub ca_cert_pem: String,
+    /// The CA's private key.
+    pub ca_key_pem: String,
+    /// The serving certificate, perhaps followed by its chain.
+    pub cert_pem: String,
+    /// The serving certificate's private key.
+    pub key_pem: String,
+}
+
+/// Keys stay out of every log.
+impl fmt::Debug for Bundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bundle")
+            .field("ca_cert_pem", &self.ca_cert_pem)
+            .field("ca_key_pem", &"redacted")
+            .field("cert_pem", &self.cert_pem)
+            .field("key_pem", &"redacted")
+            .finish()
+    }
+}
+
+/// Why no certificate could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// A certificate must be for somebody.
+    #[error("no server name was given: at least one DNS name or IP address is needed")]
+    NoNames,
+    /// The wanted lifetime does not fit the calendar, or is not positive.
+    #[error("a lifetime of {0} is not possible: it must be positive and end before the year 9999")]
+    Lifetime(SignedDuration),
+    /// The key or certificate library refused, usually a name.
+    #[error("the certificate cannot be made")]
+    Crypto(#[from] rcgen::Error),
+}
+
+impl Bundle {
+    /// Makes a new CA and a serving certificate for `names` (DNS names or IP addresses).
+    pub fn issue(
+        names: &[String],
+        lifetimes: Lifetimes,
+        now: Timestamp,
+    ) -> Result<Self, IssueError> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
+        // The time keeps CAs apart by name, so that a client that trusts two finds the right one.
+        params.distinguished_name = common_name(&format!("webhook CA {now:.0}"));
+        let not_after = end(now, lifetimes.ca)?;
+        set_validity(&mut params, now, not_after)?;
+        let certificate = params.self_signed(&key)?;
+        let ca_cert_pem = certificate.pem();
+        let ca_key_pem = key.serialize_pem();
+        let issuer = Issuer::new(params, key);
+        let (cert_pem, key_pem) =
+            serving(&issuer, names, end(now, lifetimes.serving)?.min(not_after), now)?;
+        Ok(Bundle { ca_cert_pem, ca_key_pem, cert_pem, key_pem })
+    }
+
+    /// Makes a new serving certificate from the same CA, which must be good until `ca_not_after`.
+    pub fn renew(
+        &self,
+        names: &[String],
+        lifetimes: Lifetimes,
+        ca_not_after: Timestamp,
+        now: Timestamp,
+    ) -> Result<Self, IssueError> {
+        let key = KeyPair::from_pem(&self.ca_key_pem)?;
+        let issuer = Issuer::from_ca_cert_pem(&self.ca_cert_pem, key)?;
+        let not_after = end(now, lifetimes.serving)?.min(ca_not_after);
+        let (cert_pem, key_pem) = serving(&issuer, names, not_after, now)?;
+        Ok(Bundle { cert_pem, key_pem, ..self.clone() })
+    }
+}
+
+fn serving(
+    issuer: &Issuer<'_, KeyPair>,
+    names: &[String],
+    not_after: Timestamp,
+    now: Timestamp,
+) -> Result<(String, String), IssueError> {
+    if names.is_empty() {
+        return Err(IssueError::NoNames);
+    }
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new(names.to_vec())?;
+    params.distinguished_name = common_name("webhook server");
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    set_validity(&mut params, now, not_after)?;
+    let certificate = params.signed_by(&key, issuer)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
+fn common_name(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}
+
+fn end(now: Timestamp, lifetime: SignedDuration) -> Result<Timestamp, IssueError> {
+    if !lifetime.is_positive() {
+        return Err(IssueError::Lifetime(lifetime));
+    }
+    now.checked_add(lifetime).map_err(|_| IssueError::Lifetime(lifetime))
+}
+
+fn set_validity(
+    params: &mut CertificateParams,
+    now: Timestamp,
+    not_after: Timestamp,
+) -> Result<(), IssueError> {
+    // rcgen counts in the `time` crate's type; only this function speaks it.
+    let from_epoch = |at: Timestamp| {
+        let seconds = u64::try_from(at.as_second()).unwrap_or(0);
+        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds)
+    };
+    let not_before = now.checked_sub(CLOCK_SKEW).map_err(|_| IssueError::Lifetime(CLOCK_SKEW))?;
+    params.not_before = from_epoch(not_before);
+    params.not_after = from_epoch(not_after);
+    Ok(())
+}

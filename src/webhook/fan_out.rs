@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::Sightings;
 use crate::api::{ImageWarm, Revision};
 use crate::cluster::apply::{self, ApplyError, Created};
 use crate::cluster::watch::Stores;
@@ -68,9 +69,8 @@ pub struct FanOut {
     metrics: FanOutMetrics,
 }
 
-impl FanOut {
-    /// Takes a Revision without waiting; false when there is no room for it.
-    pub fn offer(&self, revision: Revision) -> bool {
+impl Sightings for FanOut {
+    fn offer(&self, revision: Revision) -> bool {
         let taken = self.sender.try_send(revision).is_ok();
         if taken {
             self.metrics.queued.inc();

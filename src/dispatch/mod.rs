@@ -478,7 +478,10 @@ impl Dispatcher {
 }
 
 fn empty_index(args: &DispatchArgs) -> Index {
-    Index::new(args.registry_pulls, i64::try_from(args.waiting_after.as_millis()).unwrap_or(i64::MAX))
+    Index::new(
+        args.registry_pulls,
+        i64::try_from(args.waiting_after.as_millis()).unwrap_or(i64::MAX),
+    )
 }
 
 fn now() -> i64 {

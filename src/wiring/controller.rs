@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
 use clap::Args;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::watch;
@@ -14,9 +13,9 @@ use crate::cli::Exit;
 use crate::cluster::client::{self, ClientArgs};
 use crate::cluster::token_review::{ApiServerReviewer, TokenReviewArgs};
 use crate::cluster::watch as caches;
-use crate::controller::lease::{self, Leadership, LeaseArgs};
-use crate::controller::metrics::ControllerMetrics;
-use crate::controller::{Controller, ControllerArgs};
+use crate::controller::{
+    Controller, ControllerArgs, ControllerMetrics, Elector, Leadership, LeaseArgs,
+};
 use crate::dispatch::metrics::DispatchMetrics;
 use crate::dispatch::{DispatchArgs, Dispatcher, LeaderView};
 use crate::telemetry::health::{self, HealthArgs, Readiness};
@@ -86,7 +85,6 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     let mut parts = Parts::new();
     let stop = parts.stop.clone();
     let policy = Arc::new(command.controller.policy());
-    let concurrency = usize::from(command.controller.fan_out_concurrency);
 
     let (stores, mut watches) = caches::watch(client.clone(), stop.clone()).await;
     parts.add("watches", async move {
@@ -96,14 +94,18 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
         Ok(())
     });
 
-    let (claim, leadership) = watch::channel(Leadership::default());
-    let (lease_client, lease_stop) = (client.clone(), stop.clone());
-    let (namespace, address) = (command.namespace.clone(), command.dispatch_advertise.clone());
-    let lease_args = command.lease.clone();
+    command.lease.check()?;
+    let (elector, leadership) = Elector::new(
+        client.clone(),
+        command.lease.clone(),
+        &command.namespace,
+        &identity,
+        &command.dispatch_advertise,
+    );
+    let election_stop = stop.clone();
     parts.add("leader election", async move {
-        lease::run(lease_client, &namespace, &identity, &address, &lease_args, claim, lease_stop)
-            .await
-            .context("leader election")
+        elector.run(election_stop).await;
+        Ok(())
     });
 
     let keeper = certificates::keeper(&client, &command.namespace);
@@ -133,7 +135,7 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     let dispatcher = Dispatcher::new(
         client.clone(),
         stores.clone(),
-        policy.clone(),
+        (*policy).clone(),
         leader_view,
         command.dispatch.clone(),
         dispatch_metrics,
@@ -164,7 +166,7 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
         own.then(|| caches.nodes.get(&ObjectRef::new(name)).is_some())
     };
     let reviewer = Reviewer::new(
-        Arc::new(move |revision| sightings.offer(revision)),
+        Arc::new(sightings),
         Arc::new(client.clone()),
         Arc::new(node_exists),
         &command.webhook,
@@ -187,10 +189,10 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     let controller = Controller {
         client,
         stores: stores.clone(),
-        policy,
-        connected,
+        args: command.controller.clone(),
         leadership,
-        concurrency,
+        connected,
+        instance: identity,
         metrics: controller_metrics,
     };
     let controller_stop = stop.clone();

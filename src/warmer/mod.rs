@@ -407,17 +407,3 @@ async fn sleep_until(at_unix_ms: Option<i64>) {
         None => std::future::pending().await,
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_read_and_checked() {
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        for text in ["", "0s", "-1m", "10", "soon", "10ms"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-    }
-}

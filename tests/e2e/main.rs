@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
@@ -24,7 +24,7 @@ use tokio::sync::OnceCell;
 use world::World;
 
 /// A test: gets the running world, and says what was wrong.
-pub type Test = fn(&World) -> BoxFuture<'_, anyhow::Result<()>>;
+pub type Test = fn(&World) -> LocalBoxFuture<'_, anyhow::Result<()>>;
 
 /// Pairs each async function with its name.
 #[macro_export]

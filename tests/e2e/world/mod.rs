@@ -24,7 +24,6 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use xtask::cluster::{Cluster, Imagewarm, NAMESPACE, Options, TokenFor, WARMER_ACCOUNT};
 use xtask::http_get::http_get;
 use xtask::images::TestImage;
-use xtask::process::Signal;
 
 pub use objects::{Pushed, containers};
 

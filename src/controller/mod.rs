@@ -1,1 +1,17 @@
-//! STUB.
+//! The leader's work beside dispatch: put right what the fan-out missed, follow new nodes, resolve
+//! moved tags, collect what nobody wants, and tell of failures.
+//!
+//! `lease` finds the leader. `reconcile` is the loop: observe (from the stores), plan (pure, in
+//! `plan/`), apply (in `cluster/`). `collect` looks at the live cluster before it deletes anything.
+
+pub mod args;
+mod collect;
+mod events;
+pub mod lease;
+pub mod metrics;
+mod reconcile;
+
+pub use args::{ControllerArgs, LeaseArgs};
+pub use lease::{Elector, Leadership};
+pub use metrics::ControllerMetrics;
+pub use reconcile::Controller;

@@ -1,0 +1,192 @@
+//! Deletes what the plan found to be unwanted, after a live look: a watch may be behind, and a type
+//! that is being removed takes its objects along before it goes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::Client;
+use kube::runtime::reflector::ObjectRef;
+
+use super::ControllerMetrics;
+use super::reconcile::StillLeading;
+use crate::api::{CREATED_FOR_ANNOTATION, ImageWarm, Revision};
+use crate::cluster::apply::{self, ApplyError, Presence};
+use crate::cluster::watch::Stores;
+use crate::plan::diff::{Cause, Deletion};
+
+/// How long an object must have been found unwanted, run after run.
+const SETTLE: Duration = Duration::from_secs(2);
+/// When to look again at what could not be deleted, or need not be after all.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Deletes, and remembers since when objects are unwanted.
+pub(super) struct Collector {
+    client: Client,
+    concurrency: usize,
+    still: StillLeading,
+    metrics: ControllerMetrics,
+    /// By uid.
+    unwanted_since: HashMap<String, Instant>,
+}
+
+/// What a deletion depends on, asked once for all objects that share it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Question {
+    /// Is this Node gone?
+    Node(String),
+    /// Is this Revision (namespace, name) gone, or known not to want the image?
+    Revision(String, String),
+    /// The Revision was never named: only whether Knative's types are served can be asked.
+    Unnamed,
+}
+
+impl Collector {
+    pub(super) fn new(
+        client: Client,
+        concurrency: u16,
+        still: StillLeading,
+        metrics: ControllerMetrics,
+    ) -> Self {
+        let unwanted_since = HashMap::new();
+        Collector { client, concurrency: concurrency.into(), still, metrics, unwanted_since }
+    }
+
+    /// Deletes what is ripe; says when to look again.
+    pub(super) async fn collect(
+        &mut self,
+        candidates: Vec<Deletion>,
+        stores: &Stores,
+    ) -> Option<Instant> {
+        let (ripe, next) = self.ripe(candidates);
+        if ripe.is_empty() {
+            return next;
+        }
+        match apply::knative_is_served(&self.client).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::info!("nothing is deleted while Knative's types are not served");
+                return Some(Instant::now() + AGAIN);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask for Knative's types before deleting");
+                return Some(Instant::now() + AGAIN);
+            }
+        }
+        let mut by_question: BTreeMap<Question, Vec<Deletion>> = BTreeMap::new();
+        for deletion in ripe {
+            by_question.entry(question(&deletion)).or_default().push(deletion);
+        }
+        let (mut deleted, mut kept) = (0_usize, 0_usize);
+        for (question, deletions) in by_question {
+            if !self.granted(&question, stores).await {
+                kept += deletions.len();
+                continue;
+            }
+            let done = self.delete(deletions).await;
+            deleted += done.0;
+            kept += done.1;
+        }
+        tracing::info!(deleted, kept, "unwanted ImageWarms deleted");
+        let again = (kept > 0).then(|| Instant::now() + AGAIN);
+        [again, next].into_iter().flatten().min()
+    }
+
+    /// Those that were unwanted for long enough, and when the next ones will have been.
+    fn ripe(&mut self, candidates: Vec<Deletion>) -> (Vec<Deletion>, Option<Instant>) {
+        let now = Instant::now();
+        let uid = |one: &Deletion| one.warm.metadata.uid.clone().unwrap_or_default();
+        let named: HashSet<String> = candidates.iter().map(uid).collect();
+        self.unwanted_since.retain(|uid, _| named.contains(uid));
+        let mut next = None;
+        let mut ripe = Vec::new();
+        for candidate in candidates {
+            let since = *self.unwanted_since.entry(uid(&candidate)).or_insert(now);
+            if since + SETTLE <= now {
+                ripe.push(candidate);
+            } else {
+                next = Some(next.map_or(since + SETTLE, |at: Instant| at.min(since + SETTLE)));
+            }
+        }
+        (ripe, next)
+    }
+
+    /// The live look.
+    async fn granted(&self, question: &Question, stores: &Stores) -> bool {
+        if !self.still.yes() || !stores.synced.borrow().may_delete() {
+            return false;
+        }
+        let looked = match question {
+            Question::Unnamed => return true,
+            Question::Node(node) => apply::find_node(&self.client, node).await,
+            Question::Revision(namespace, name) => {
+                apply::find_revision(&self.client, namespace, name).await
+            }
+        };
+        match (looked, question) {
+            (Ok(Presence::Absent), _) => true,
+            // It exists: then our list must have it, and it was found not to want the image.
+            (Ok(Presence::Present), Question::Revision(namespace, name)) => {
+                stores.revisions.get(&ObjectRef::<Revision>::new(name).within(namespace)).is_some()
+            }
+            (Ok(Presence::Present | Presence::TypeAbsent), _) => false,
+            (Err(error), _) => {
+                tracing::warn!(%error, ?question, "cannot look before deleting");
+                false
+            }
+        }
+    }
+
+    /// How many were deleted, and how many stay for now.
+    async fn delete(&self, deletions: Vec<Deletion>) -> (usize, usize) {
+        let results: Vec<bool> = futures::stream::iter(deletions)
+            .map(|deletion| async move {
+                if !self.still.yes() {
+                    return false;
+                }
+                match apply::delete(&self.client, &deletion.warm).await {
+                    Ok(_) => {
+                        self.metrics.deleted(deletion.cause);
+                        true
+                    }
+                    // Changed since: the next run decides anew.
+                    Err(ApplyError::Conflict) => false,
+                    Err(error) => {
+                        self.metrics.write_failed();
+                        note(&deletion.warm, &error);
+                        false
+                    }
+                }
+            })
+            .buffer_unordered(self.concurrency)
+            .collect()
+            .await;
+        let deleted = results.iter().filter(|deleted| **deleted).count();
+        (deleted, results.len() - deleted)
+    }
+}
+
+fn note(warm: &ImageWarm, error: &ApplyError) {
+    tracing::warn!(
+        namespace = warm.metadata.namespace.as_deref().unwrap_or_default(),
+        name = warm.metadata.name.as_deref().unwrap_or_default(),
+        %error,
+        "cannot delete ImageWarm"
+    );
+}
+
+fn question(deletion: &Deletion) -> Question {
+    let warm = &deletion.warm;
+    if deletion.cause == Cause::NodeGone {
+        return Question::Node(warm.spec.node_name.clone());
+    }
+    let annotations = warm.metadata.annotations.as_ref();
+    let created_for = annotations.and_then(|all| all.get(CREATED_FOR_ANNOTATION));
+    match created_for.and_then(|token| token.rsplit_once('/')) {
+        Some((_, name)) if !name.is_empty() => {
+            let namespace = warm.metadata.namespace.clone().unwrap_or_default();
+            Question::Revision(namespace, name.to_owned())
+        }
+        _ => Question::Unnamed,
+    }
+}

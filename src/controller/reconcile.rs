@@ -1,0 +1,304 @@
+//! The leader's loop: observe (a snapshot of the stores), plan (pure), apply (bounded writes). Each
+//! run looks at everything; what was missed once is put right by the next.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use tokio::sync::{broadcast, watch};
+use tokio::time::{sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::collect::Collector;
+use super::events::Teller;
+use super::{ControllerArgs, ControllerMetrics, Leadership};
+use crate::api::{ImageWarm, Revision};
+use crate::cluster::apply::{self, ApplyError};
+use crate::cluster::watch::{Change, Stores};
+use crate::plan::demand::says_no;
+use crate::plan::diff::Creation;
+use crate::plan::failures::{Failure, failures};
+use crate::plan::{NodeFacts, Observed, Plan, Policy, diff};
+
+/// Changes come in bursts; one run answers for all of a burst.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+const DEBOUNCE_MAX: Duration = Duration::from_secs(5);
+/// A run may take a third of the time.
+const DEBOUNCE_SHARE: u32 = 2;
+/// Everything is looked at again after this time, whatever was told.
+const RESYNC: Duration = Duration::from_secs(300);
+/// A creation is taken for granted until the watch must have shown it.
+const CREATED_PAUSE: Duration = Duration::from_secs(10);
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// What was refused will be refused again, until somebody changes something.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+
+/// The leader's work.
+pub struct Controller {
+    /// The API server.
+    pub client: Client,
+    /// What is watched.
+    pub stores: Stores,
+    /// Settings.
+    pub args: ControllerArgs,
+    /// Whether this replica leads.
+    pub leadership: watch::Receiver<Leadership>,
+    /// Nodes whose warmer is connected to this replica.
+    pub connected: watch::Receiver<Arc<BTreeSet<String>>>,
+    /// Name of this replica, for Events.
+    pub instance: String,
+    /// Counts.
+    pub metrics: ControllerMetrics,
+}
+
+/// Which replica leads may change at any moment; each write asks.
+#[derive(Clone)]
+pub(super) struct StillLeading(watch::Receiver<Leadership>);
+
+impl StillLeading {
+    pub(super) fn yes(&self) -> bool {
+        self.0.borrow().leading
+    }
+}
+
+/// What a leader remembers from run to run; forgotten with the leadership.
+struct Memory {
+    /// Creations that are not to be tried before this moment, by namespace and name.
+    held_back: HashMap<(String, String), Instant>,
+    collector: Collector,
+    teller: Teller,
+}
+
+/// A snapshot of the stores.
+struct Snapshot {
+    image_warms: Vec<Arc<ImageWarm>>,
+    revisions: Vec<Arc<Revision>>,
+    nodes: Vec<Arc<Node>>,
+    opted_out: BTreeSet<String>,
+    terminating: BTreeSet<String>,
+    connected: Arc<BTreeSet<String>>,
+    may_delete: bool,
+}
+
+impl Controller {
+    /// Runs until `shutdown`; works while this replica leads.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let forever = async {
+            while self.leadership.wait_for(|now| now.leading).await.is_ok() {
+                self.metrics.leading(true);
+                self.lead().await;
+                self.metrics.leading(false);
+            }
+        };
+        shutdown.run_until_cancelled(forever).await;
+    }
+
+    async fn lead(&mut self) {
+        let still = StillLeading(self.leadership.clone());
+        let mut changes = self.stores.changes.subscribe();
+        let mut memory = Memory {
+            held_back: HashMap::new(),
+            collector: Collector::new(
+                self.client.clone(),
+                self.args.repair_concurrency,
+                still.clone(),
+                self.metrics.clone(),
+            ),
+            teller: Teller::new(self.client.clone(), self.instance.clone()),
+        };
+        while still.yes() {
+            let began = Instant::now();
+            let next = self.reconcile(&mut memory, &still).await;
+            let took = began.elapsed();
+            self.metrics.reconciled(took);
+            sleep((took * DEBOUNCE_SHARE).clamp(DEBOUNCE, DEBOUNCE_MAX)).await;
+            self.wait(&mut changes, next.unwrap_or(began + RESYNC)).await;
+        }
+    }
+
+    /// Until there is a reason to look again.
+    async fn wait(&mut self, changes: &mut broadcast::Receiver<Change>, until: Instant) {
+        let mut synced = self.stores.synced.clone();
+        synced.mark_unchanged();
+        let woken = async {
+            tokio::select! {
+                told = changes.recv() => {
+                    if told.is_err() && changes.is_closed() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+                Ok(()) = synced.changed() => {}
+                Ok(()) = self.connected.changed() => {}
+                _ = self.leadership.wait_for(|now| !now.leading) => return,
+                () = sleep_until(until.into()) => return,
+            }
+            sleep(DEBOUNCE).await;
+        };
+        woken.await;
+        // The rest of the burst is covered by the run that follows.
+        while !matches!(
+            changes.try_recv(),
+            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed)
+        ) {}
+    }
+
+    /// One run; says when to look again although nothing changes.
+    async fn reconcile(&mut self, memory: &mut Memory, still: &StillLeading) -> Option<Instant> {
+        let snapshot = self.observe()?;
+        let (policy, patience) = (self.args.policy(), self.args.patience());
+        let now = Timestamp::now();
+        // Thousands of nodes keep a thread busy for longer than others should wait for it.
+        let planned = tokio::task::spawn_blocking(move || plan(&snapshot, &policy, patience, now));
+        let Ok(Planned { plan, failures, reasons }) = planned.await else {
+            tracing::error!("planning failed");
+            return Some(Instant::now() + RETRY_PAUSE);
+        };
+        self.metrics.states(reasons.into_iter());
+        let planned_at = Instant::now();
+        let recheck = plan
+            .recheck_at
+            .map(|at| planned_at + Duration::try_from(at.duration_since(now)).unwrap_or_default());
+        let retry = self.create(plan.create, memory, still).await;
+        let collect = memory.collector.collect(plan.delete, &self.stores).await;
+        let tell = memory.teller.tell(failures, &self.stores).await;
+        [recheck, retry, collect, tell].into_iter().flatten().min()
+    }
+
+    /// `None` while the lists are not to be trusted even for creations.
+    fn observe(&self) -> Option<Snapshot> {
+        let mut synced = self.stores.synced.clone();
+        let before = *synced.borrow_and_update();
+        if !before.own || !before.revisions {
+            return None;
+        }
+        let mut snapshot = Snapshot {
+            image_warms: self.stores.image_warms.state(),
+            revisions: self.stores.revisions.state(),
+            nodes: self.stores.nodes.state(),
+            opted_out: BTreeSet::new(),
+            terminating: BTreeSet::new(),
+            connected: self.connected.borrow().clone(),
+            may_delete: before.may_delete(),
+        };
+        for namespace in self.stores.namespaces.state() {
+            let name = || namespace.metadata.name.clone().unwrap_or_default();
+            if says_no(namespace.metadata.labels.as_ref()) {
+                snapshot.opted_out.insert(name());
+            }
+            if namespace.metadata.deletion_timestamp.is_some() {
+                snapshot.terminating.insert(name());
+            }
+        }
+        // A list that was emptied or filled while it was read says nothing about what is gone.
+        snapshot.may_delete &= !synced.has_changed().unwrap_or(false);
+        Some(snapshot)
+    }
+
+    async fn create(
+        &self,
+        wanted: Vec<Creation>,
+        memory: &mut Memory,
+        still: &StillLeading,
+    ) -> Option<Instant> {
+        let now = Instant::now();
+        memory.held_back.retain(|_, until| *until > now);
+        let free: Vec<Creation> = wanted
+            .into_iter()
+            .filter(|one| !memory.held_back.contains_key(&key(&one.object)))
+            .collect();
+        if free.is_empty() {
+            return memory.held_back.values().min().copied();
+        }
+        let limit = usize::from(self.args.repair_concurrency);
+        let results: Vec<_> = futures::stream::iter(free)
+            .map(|creation| async move {
+                if !still.yes() {
+                    return None;
+                }
+                let result = apply::create(&self.client, &creation.object).await;
+                Some((creation, result))
+            })
+            .buffer_unordered(limit)
+            .filter_map(std::future::ready)
+            .collect()
+            .await;
+
+        let (mut created, mut existed, mut failed) = (0_usize, 0_usize, 0_usize);
+        for (creation, result) in results {
+            let pause = match &result {
+                Ok(apply::Created::New) => {
+                    created += 1;
+                    self.metrics.repaired(creation.repair);
+                    CREATED_PAUSE
+                }
+                Ok(apply::Created::Existed) => {
+                    existed += 1;
+                    CREATED_PAUSE
+                }
+                Err(error) => {
+                    failed += 1;
+                    self.metrics.write_failed();
+                    note_failure(&creation.object, error)
+                }
+            };
+            memory.held_back.insert(key(&creation.object), Instant::now() + pause);
+        }
+        tracing::info!(created, existed, failed, "missing ImageWarms created");
+        memory.held_back.values().min().copied()
+    }
+}
+
+fn key(warm: &ImageWarm) -> (String, String) {
+    let metadata = &warm.metadata;
+    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+/// How long not to try this again.
+fn note_failure(warm: &ImageWarm, error: &ApplyError) -> Duration {
+    tracing::warn!(
+        namespace = warm.metadata.namespace.as_deref().unwrap_or_default(),
+        image = %warm.spec.image,
+        node = %warm.spec.node_name,
+        reason = error.reason(),
+        %error,
+        "cannot create ImageWarm"
+    );
+    match error {
+        ApplyError::Retryable(_) | ApplyError::Conflict => RETRY_PAUSE,
+        _ => REFUSED_PAUSE,
+    }
+}
+
+/// All that follows from a snapshot.
+struct Planned {
+    plan: Plan,
+    failures: Vec<Failure>,
+    reasons: Vec<Option<crate::api::Reason>>,
+}
+
+fn plan(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    patience: crate::plan::diff::Patience,
+    now: Timestamp,
+) -> Planned {
+    let nodes: Vec<_> =
+        snapshot.nodes.iter().map(|node| NodeFacts::new(node, &snapshot.connected)).collect();
+    let observed = Observed {
+        image_warms: &snapshot.image_warms,
+        revisions: &snapshot.revisions,
+        nodes: &nodes,
+        opted_out: &snapshot.opted_out,
+        terminating: &snapshot.terminating,
+        may_delete: snapshot.may_delete,
+    };
+    Planned {
+        plan: diff(&observed, policy, patience, now),
+        failures: failures(&snapshot.image_warms, &snapshot.revisions, policy),
+        reasons: snapshot.image_warms.iter().map(|warm| warm.reason()).collect(),
+    }
+}

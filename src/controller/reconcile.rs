@@ -18,7 +18,7 @@ use super::events::Teller;
 use super::{ControllerArgs, ControllerMetrics, Leadership};
 use crate::api::{ImageWarm, Revision};
 use crate::cluster::apply::{self, ApplyError};
-use crate::cluster::watch::{Change, Stores};
+use crate::cluster::watch::{Change, Stores, Synced};
 use crate::plan::demand::says_no;
 use crate::plan::diff::Creation;
 use crate::plan::failures::{Failure, failures};
@@ -110,20 +110,25 @@ impl Controller {
             ),
             teller: Teller::new(self.client.clone(), self.instance.clone()),
         };
+        let mut synced = self.stores.synced.clone();
         while still.yes() {
             let began = Instant::now();
+            synced.mark_unchanged();
             let next = self.reconcile(&mut memory, &still).await;
             let took = began.elapsed();
             self.metrics.reconciled(took);
             sleep((took * DEBOUNCE_SHARE).clamp(DEBOUNCE, DEBOUNCE_MAX)).await;
-            self.wait(&mut changes, next.unwrap_or(began + RESYNC)).await;
+            self.wait(&mut changes, &mut synced, next.unwrap_or(began + RESYNC)).await;
         }
     }
 
     /// Until there is a reason to look again.
-    async fn wait(&mut self, changes: &mut broadcast::Receiver<Change>, until: Instant) {
-        let mut synced = self.stores.synced.clone();
-        synced.mark_unchanged();
+    async fn wait(
+        &mut self,
+        changes: &mut broadcast::Receiver<Change>,
+        synced: &mut watch::Receiver<Synced>,
+        until: Instant,
+    ) {
         let woken = async {
             tokio::select! {
                 told = changes.recv() => {

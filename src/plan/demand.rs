@@ -156,3 +156,6 @@ pub fn is_subdomain(name: &str) -> bool {
     };
     name.len() <= 253 && name.split('.').all(label)
 }
+
+#[cfg(test)]
+mod tests;

@@ -291,3 +291,6 @@ impl<'a> Eligible<'a> {
         self.known[at].1.iter().copied()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -188,3 +188,6 @@ fn meets(wanted: &NodeSelectorRequirement, value: Option<&str>) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

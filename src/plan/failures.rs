@@ -108,3 +108,6 @@ fn of_revision(
     };
     by_reason.into_iter().map(failure).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,3 +76,6 @@ fn owned_by(owner: &OwnerReference) -> OwnerReference {
         block_owner_deletion: Some(false),
     }
 }
+
+#[cfg(test)]
+mod tests;

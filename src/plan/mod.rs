@@ -7,6 +7,8 @@ pub mod eligible;
 pub mod failures;
 pub mod fan_out;
 pub mod policy;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod want;
 
 pub use demand::Demand;

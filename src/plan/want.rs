@@ -141,3 +141,6 @@ fn check_for(warm: &ImageWarm, tag: &Reference, wanting: &[&Asking]) -> Option<S
 fn started_after(started: Option<&Time>, revision: &Revision) -> bool {
     started.is_some_and(|started| started.0.as_second() > created(revision))
 }
+
+#[cfg(test)]
+mod tests;

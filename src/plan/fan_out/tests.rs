@@ -1,0 +1,50 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::plan::demand::demand;
+use crate::plan::sample::{node, revision, tainted};
+
+#[test]
+fn one_for_each_image_and_eligible_node() {
+    let nodes = [node("a"), tainted(node("b"), "k", "NoSchedule"), node("c")];
+    let facts: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
+    let asked = revision("r-00001", 0, &["app:v1", "side:v1"]);
+    let policy = Policy::default();
+    let made = fan_out(&asked, &demand(&asked, false, &policy), &facts, &policy);
+    let pairs: Vec<_> =
+        made.iter().map(|w| (w.spec.image.as_str(), w.spec.node_name.as_str())).collect();
+    let (app, side) = ("docker.io/library/app:v1", "docker.io/library/side:v1");
+    assert_eq!(pairs, [(app, "a"), (app, "c"), (side, "a"), (side, "c")]);
+    let names: BTreeSet<_> = made.iter().map(|warm| warm.metadata.name.clone()).collect();
+    assert_eq!(names.len(), 4);
+    assert!(made.iter().all(ImageWarm::is_managed));
+}
+
+#[test]
+fn the_object_is_complete() {
+    let review: serde_json::Value = serde_json::from_str(include_str!(
+        "../../../tests/fixtures/knative/admission-review.revision-create.mutating.json"
+    ))
+    .unwrap();
+    let mut seen: Revision = serde_json::from_value(review["request"]["object"].clone()).unwrap();
+    seen.spec.image_pull_secrets =
+        vec![k8s_openapi::api::core::v1::LocalObjectReference { name: "regcred".into() }];
+    let demand = demand(&seen, false, &Policy::default());
+    let warm = image_warm(&seen, &demand, &demand.images[0].reference, "node-a");
+    insta::assert_snapshot!(serde_json::to_string_pretty(&warm).unwrap());
+}
+
+#[test]
+fn without_owner_or_name_nothing_is_invented() {
+    let mut asked = revision("r", 0, &["app"]);
+    asked.metadata.owner_references = None;
+    asked.metadata.name = None;
+    asked.metadata.generate_name = Some("r-".into());
+    let demand = demand(&asked, false, &Policy::default());
+    let warm = image_warm(&asked, &demand, &demand.images[0].reference, "a");
+    assert_eq!(warm.metadata.owner_references, None);
+    let annotations = warm.metadata.annotations.unwrap();
+    assert!(!annotations.contains_key(CREATED_FOR_ANNOTATION));
+}

@@ -1,0 +1,239 @@
+//! Rendering, with ImageWarms as the API server returns them.
+#![allow(clippy::unwrap_used)]
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::api::ImageWarm;
+
+fn warm(
+    name: &str,
+    node: &str,
+    image: &str,
+    ready: Option<(&str, &str, &str)>,
+    more: Value,
+) -> ImageWarm {
+    let mut status = more;
+    if let Some((condition, reason, message)) = ready {
+        status["conditions"] = json!([{
+            "type": "Ready", "status": condition, "reason": reason, "message": message,
+        }]);
+    }
+    serde_json::from_value(json!({
+        "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+        "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"image": image, "nodeName": node},
+        "status": status,
+    }))
+    .unwrap()
+}
+
+fn now() -> Timestamp {
+    "2026-11-23T02:30:12Z".parse().unwrap()
+}
+
+const APP: &str = "registry.example.com/shop/app:v1";
+const SIDECAR: &str = "docker.io/library/proxy@sha256:4c5f1d6a1d0e7b1f5f7f6a4be5a3f7a1f2a6f1d4c7f7e1a2b3c4d5e6f7a8b9c0";
+
+fn mixed() -> Vec<Row> {
+    let denied = "pull access denied,\nrepository does not exist or may require authorization";
+    Row::from_all(
+        &[
+            warm(
+                "7",
+                "node-c",
+                SIDECAR,
+                Some(("False", "Unauthorized", denied)),
+                json!({"attempts": 4}),
+            ),
+            warm(
+                "1",
+                "node-a",
+                APP,
+                Some(("True", "Pulled", "")),
+                json!({
+                    "sizeBytes": 52_428_800, "took": "2.4s", "attempts": 1,
+                    "digest": "sha256:0f3c7f4d6a1e",
+                }),
+            ),
+            warm(
+                "2",
+                "node-b",
+                APP,
+                Some(("Unknown", "Pulling", "")),
+                json!({
+                    "progress": {"downloadedBytes": 21_000_000, "totalBytes": 50_000_000},
+                    "startedAt": "2026-11-23T02:30:10Z",
+                }),
+            ),
+            warm(
+                "3",
+                "node-c",
+                APP,
+                Some(("Unknown", "Pulling", "")),
+                json!({
+                    "startedAt": "2026-11-23T02:30:00Z",
+                }),
+            ),
+            warm("4", "node-d", APP, Some(("Unknown", "Queued", "")), json!({})),
+            warm("5", "node-e", APP, None, json!({})),
+            warm(
+                "6",
+                "node-a",
+                SIDECAR,
+                Some(("False", "Unauthorized", denied)),
+                json!({"attempts": 2}),
+            ),
+        ],
+        now(),
+    )
+}
+
+#[test]
+fn mixed_states() {
+    insta::assert_snapshot!(render_table(&mixed(), false, false), @"
+    NODE    IMAGE                                         STATE         PROGRESS        SIZE     TOOK
+    node-a  docker.io/library/proxy@sha256:4c5f1d6a1d0e…  Unauthorized
+    node-c  docker.io/library/proxy@sha256:4c5f1d6a1d0e…  Unauthorized
+    node-a  registry.example.com/shop/app:v1              Pulled                        52.4 MB  2.4s
+    node-b  registry.example.com/shop/app:v1              Pulling       42% of 50.0 MB
+    node-c  registry.example.com/shop/app:v1              Pulling       for 12s
+    node-d  registry.example.com/shop/app:v1              Queued
+    node-e  registry.example.com/shop/app:v1              (new)
+
+    1 of 7 ready, 2 pulling, 1 queued, 1 waiting, 2 failed: Unauthorized
+
+    docker.io/library/proxy@sha256:4c5f1d6a1d0e… (shop) on node-a, node-c
+      Unauthorized: pull access denied, repository does not exist or may require authorization
+    ");
+}
+
+#[test]
+fn all_namespaces_and_wide() {
+    insta::assert_snapshot!(render_table(&mixed()[..2], true, true), @"
+    NAMESPACE  NODE    IMAGE                                         STATE         PROGRESS  SIZE  TOOK  TRIES  DIGEST
+    shop       node-a  docker.io/library/proxy@sha256:4c5f1d6a1d0e…  Unauthorized                        2
+    shop       node-c  docker.io/library/proxy@sha256:4c5f1d6a1d0e…  Unauthorized                        4
+
+    0 of 2 ready, 2 failed: Unauthorized
+
+    docker.io/library/proxy@sha256:4c5f1d6a1d0e… (shop) on node-a, node-c
+      Unauthorized: pull access denied, repository does not exist or may require authorization
+    ");
+}
+
+#[test]
+fn everything_ready() {
+    let rows = Row::from_all(
+        &[
+            warm(
+                "1",
+                "node-a",
+                APP,
+                Some(("True", "Pulled", "")),
+                json!({"sizeBytes": 999, "took": "1m 2s"}),
+            ),
+            warm(
+                "2",
+                "node-b",
+                APP,
+                Some(("True", "AlreadyPresent", "")),
+                json!({"sizeBytes": 1_500_000_000_i64}),
+            ),
+        ],
+        now(),
+    );
+    insta::assert_snapshot!(render_table(&rows, false, false), @"
+    NODE    IMAGE                             STATE           PROGRESS  SIZE     TOOK
+    node-a  registry.example.com/shop/app:v1  Pulled                    999 B    1m 2s
+    node-b  registry.example.com/shop/app:v1  AlreadyPresent            1.50 GB
+
+    2 of 2 ready
+    ");
+    assert!(Summary::of(&rows).all_ready() && Summary::of(&rows).is_settled());
+}
+
+#[test]
+fn one_failure_on_many_nodes_is_told_once() {
+    let warms: Vec<_> = (0..1000)
+        .map(|n| {
+            warm(
+                "x",
+                &format!("node-{n:03}"),
+                APP,
+                Some(("False", "NotFound", "manifest unknown")),
+                json!({}),
+            )
+        })
+        .collect();
+    let text = failures(&Row::from_all(&warms, now()));
+    insta::assert_snapshot!(text.trim(), @"
+    registry.example.com/shop/app:v1 (shop) on node-000, node-001, node-002 and 997 more
+      NotFound: manifest unknown
+    ");
+}
+
+#[test]
+fn summary_lines() {
+    let line = |states: &[(&str, &str)]| {
+        let warms: Vec<_> = states
+            .iter()
+            .map(|(status, reason)| warm("x", "n", APP, Some((status, reason, "")), json!({})))
+            .collect();
+        Summary::of(&Row::from_all(&warms, now())).line()
+    };
+    assert_eq!(line(&[]), "0 of 0 ready");
+    assert_eq!(
+        line(&[("True", "Pulled"), ("Unknown", "Pulling"), ("False", "Unauthorized")]),
+        "1 of 3 ready, 1 pulling, 1 failed: Unauthorized"
+    );
+    assert_eq!(
+        line(&[("False", "NotFound"), ("False", "Unauthorized"), ("False", "NotFound")]),
+        "0 of 3 ready, 3 failed: 2 NotFound, 1 Unauthorized"
+    );
+}
+
+#[test]
+fn what_is_final() {
+    for (status, reason, is_final) in [
+        ("True", "Pulled", true),
+        ("True", "AlreadyPresent", true),
+        ("False", "Unauthorized", true),
+        ("False", "NodeGone", true),
+        ("False", "SomethingNewer", true),
+        ("False", "RegistryUnreachable", false),
+        ("False", "Removed", false),
+        ("Unknown", "Pulling", false),
+        ("Unknown", "WaitingForWarmer", false),
+    ] {
+        let row = Row::new(&warm("x", "n", APP, Some((status, reason, "")), json!({})), now());
+        assert_eq!(row.is_final, is_final, "{status} {reason}");
+    }
+    assert!(!Row::new(&warm("x", "n", APP, None, json!({})), now()).is_final);
+}
+
+#[test]
+fn json_has_counts_and_items() {
+    let value: Value = serde_json::from_str(&render_json(&mixed())).unwrap();
+    assert_eq!(
+        value["summary"],
+        json!({"total": 7, "ready": 1, "pulling": 2, "queued": 1, "waiting": 1,
+               "failed": {"Unauthorized": 2}})
+    );
+    let pulling = value["items"].as_array().unwrap().iter().find(|item| item["node"] == "node-b");
+    assert_eq!(
+        pulling.unwrap(),
+        &json!({"namespace": "shop", "node": "node-b", "image": APP, "ready": false,
+                "reason": "Pulling", "message": "", "downloadedBytes": 21_000_000,
+                "totalBytes": 50_000_000, "sizeBytes": null, "took": null, "digest": null,
+                "attempts": null})
+    );
+}
+
+#[test]
+fn text_of_others_cannot_move_the_cursor() {
+    let row = warm("x", "n", "app", Some(("False", "NotFound", "\u{1b}[2Jgone\r\n")), json!({}));
+    let text = render_table(&Row::from_all(&[row], now()), false, false);
+    assert!(!text.contains(['\u{1b}', '\r']), "{text:?}");
+}

@@ -1,5 +1,6 @@
 //! The shipped manifests hang together, and keep to what is promised of them: who may do what,
 //! what a webhook can hold up, and how the Pods are confined.
+#![allow(clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -349,6 +350,8 @@ fn pods_are_confined() {
         for host in ["hostNetwork", "hostPID", "hostIPC"] {
             assert!(pod[host].is_null(), "{place}: {host}");
         }
+        // Services would set IMAGEWARM_… variables, which are settings of the program.
+        assert_eq!(pod["enableServiceLinks"], false, "{place}");
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{place}");
         assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux"}), "{place}");
         let container = container(&workload);

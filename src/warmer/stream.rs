@@ -321,7 +321,10 @@ impl Link {
 
     fn lost(&mut self, error: StreamError) -> LinkEvent {
         self.state = State::Closed;
-        if self.opened_at.take().is_some_and(|at| at.elapsed() >= GOOD) {
+        // A controller that is replaced ends its streams in good order: the next is near.
+        let handed_over =
+            matches!(&error, StreamError::Ended(status) if status.code() == Code::Unavailable);
+        if self.opened_at.take().is_some_and(|at| handed_over || at.elapsed() >= GOOD) {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);

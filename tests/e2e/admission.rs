@@ -214,7 +214,7 @@ async fn secrets_must_exist_and_be_pull_secrets(world: &World) -> Result<()> {
     for (name, word) in [
         ("missing", "does not exist"),
         ("opaque", "kubernetes.io/dockerconfigjson"),
-        ("broken", "registry.example.com"),
+        ("broken", "base64"),
     ] {
         let case = order("app", &node, &[name]);
         let message = refusal(world, &namespace, &case)

@@ -62,7 +62,7 @@ async fn a_token_reports_for_its_own_node_only(world: &World) -> Result<()> {
             ..Outcome::default()
         };
         let lie = FromWarmer { message: Some(from_warmer::Message::Outcome(lie)) };
-        let (first, mut stream) = world
+        let (first, mut stream, _open) = world
             .open_stream(Some(&token), vec![hello(u64::MAX), lie])
             .await
             .context("node A's own token was refused")?;

@@ -1,3 +1,5 @@
+//! Tests of reading pull secrets.
+
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::{Arc, Mutex};

@@ -49,7 +49,7 @@ pub(super) async fn follow(
     let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
     let mut store: Store = listed.into_iter().map(|warm| (key(&warm), warm)).collect();
     let mut relisted = Store::new();
-    let mut view = View { screen, drawn: 0, said: BTreeMap::new(), out };
+    let mut view = View { screen, drawn: 0, text: String::new(), said: BTreeMap::new(), out };
     let mut settled_since: Option<Instant> = None;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -86,6 +86,8 @@ struct View<'a> {
     screen: Screen,
     /// Lines on the terminal that the next drawing replaces.
     drawn: usize,
+    /// What stands there: nothing is drawn anew that has not changed.
+    text: String,
     /// States as last told, by namespace, node and image.
     said: BTreeMap<(String, String, String), String>,
     out: &'a mut dyn Write,
@@ -101,10 +103,14 @@ impl View<'_> {
                     [] => empty(scope),
                     rows => live_view(rows, scope.namespace.is_none()),
                 };
+                if text == self.text {
+                    return Ok(());
+                }
                 self.erase()?;
                 // Without line wrapping, so that the number of lines is known.
                 write!(self.out, "\x1b[?7l{text}\x1b[?7h")?;
                 self.drawn = text.lines().count();
+                self.text = text;
                 self.out.flush()
             }
         }
@@ -187,8 +193,13 @@ mod tests {
     #[test]
     fn lines_tell_each_change_once() {
         let mut out = Vec::new();
-        let mut view =
-            View { screen: Screen::Lines, drawn: 0, said: BTreeMap::new(), out: &mut out };
+        let mut view = View {
+            screen: Screen::Lines,
+            drawn: 0,
+            text: String::new(),
+            said: BTreeMap::new(),
+            out: &mut out,
+        };
         let scope = Scope { namespace: None };
         view.show(&[row(1, Phase::Pulling, "Pulling"), row(2, Phase::Waiting, "")], &scope)
             .unwrap();
@@ -205,8 +216,13 @@ mod tests {
     #[test]
     fn a_terminal_is_drawn_over() {
         let mut out = Vec::new();
-        let mut view =
-            View { screen: Screen::Terminal, drawn: 0, said: BTreeMap::new(), out: &mut out };
+        let mut view = View {
+            screen: Screen::Terminal,
+            drawn: 0,
+            text: String::new(),
+            said: BTreeMap::new(),
+            out: &mut out,
+        };
         let scope = Scope { namespace: None };
         view.show(&[row(1, Phase::Pulling, "Pulling")], &scope).unwrap();
         view.show(&[row(1, Phase::Ready, "Pulled")], &scope).unwrap();

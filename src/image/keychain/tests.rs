@@ -1,3 +1,5 @@
+//! Tests of credential matching, each case by name.
+
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use base64::Engine;

@@ -1,3 +1,5 @@
+//! Tests of the reference grammar.
+
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use proptest::prelude::*;

@@ -35,6 +35,13 @@ const BINARY: &str = env!("CARGO_BIN_EXE_imagewarm");
 /// Small waits, so that the tests need not wait for a day's defaults.
 const CONTROLLER_FLAGS: [&str; 4] = ["--collect-grace", "3s", "--waiting-after", "3s"];
 
+/// The first answer, the rest of them, and what keeps the sending side open.
+pub type OpenStream = (
+    Option<FromController>,
+    tonic::Streaming<FromController>,
+    tokio::sync::mpsc::Sender<FromWarmer>,
+);
+
 pub struct World {
     cluster: Cluster,
     controllers: Mutex<BTreeMap<String, Arc<Imagewarm>>>,
@@ -219,7 +226,17 @@ impl World {
         for controller in controllers {
             wait_ready(&controller).await?;
         }
-        Ok(())
+        // The API server keeps connections to replicas that are gone; as with a real Service it
+        // takes a moment until it finds the new ones.
+        let probe = json!({
+            "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+            "metadata": {"generateName": "probe-"},
+            "spec": {"image": "app", "nodeName": "probe"},
+        });
+        self.eventually("admission answers", async || {
+            Ok(self.post_raw("default", &probe).await?.is_none().then_some(()))
+        })
+        .await
     }
 
     /// Ends both controllers as a rollout would, and checks that they end well.
@@ -252,7 +269,9 @@ impl World {
             Api::namespaced(self.client(), NAMESPACE);
         let lease = leases.get("imagewarm-leader").await?;
         let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
-        let name = holder.split('@').next().unwrap_or_default().to_owned();
+        // `NAME-RUN@ADDRESS`, with another RUN for each start of the process.
+        let name = holder.split('@').next().unwrap_or_default();
+        let name = name.rsplit_once('-').map_or(name, |(name, _)| name).to_owned();
         let leader = locked(&self.controllers).remove(&name);
         leader.with_context(|| format!("the leader {holder:?} is none of ours"))?.kill();
         Ok(name)
@@ -363,12 +382,12 @@ impl World {
     }
 
     /// Opens a stream to the leader with this token and says these messages; returns the first
-    /// answer and the stream, whose sending side stays open.
+    /// answer, the stream, and what keeps its sending side open.
     pub async fn open_stream(
         &self,
         token: Option<&str>,
         messages: Vec<FromWarmer>,
-    ) -> Result<(Option<FromController>, tonic::Streaming<FromController>), tonic::Status> {
+    ) -> Result<OpenStream, tonic::Status> {
         let internal = |error: &dyn std::fmt::Display| tonic::Status::internal(error.to_string());
         let ca = std::fs::read(self.cluster.dispatch_ca_file()).map_err(|e| internal(&e))?;
         let tls = ClientTlsConfig::new()
@@ -381,8 +400,11 @@ impl World {
                 .map_err(|e| internal(&e))?;
             let channel = endpoint.connect().await.map_err(|e| internal(&e))?;
             let mut client = DispatchClient::new(channel);
-            let said = tokio_stream::iter(messages.clone());
-            let said = futures::StreamExt::chain(said, futures::stream::pending());
+            let (sender, said) = tokio::sync::mpsc::channel(messages.len().max(1));
+            for message in messages.clone() {
+                let _ = sender.try_send(message);
+            }
+            let said = tokio_stream::wrappers::ReceiverStream::new(said);
             let mut request = tonic::Request::new(said);
             if let Some(token) = token {
                 let value = HeaderValue::from_str(&format!("Bearer {token}"));
@@ -400,7 +422,7 @@ impl World {
                 }
             };
             match answer.await {
-                Ok(opened) => return Ok(opened),
+                Ok((first, stream)) => return Ok((first, stream, sender)),
                 Err(status) if status.code() == tonic::Code::FailedPrecondition => {
                     let leader = status.metadata().get(imagewarm::protocol::LEADER_METADATA);
                     match leader.and_then(|leader| leader.to_str().ok()) {

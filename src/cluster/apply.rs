@@ -86,7 +86,19 @@ pub fn one_line(error: &kube::Error) -> String {
             "" => format!("status {} {}", status.code, status.reason),
             message => message.to_owned(),
         },
-        other => other.to_string().replace('\n', " "),
+        other => {
+            // "client error (Connect)" alone does not say that the connection was refused.
+            let mut text = other.to_string();
+            let mut source = std::error::Error::source(other);
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                if !text.contains(&cause_text) {
+                    text = format!("{text}: {cause_text}");
+                }
+                source = cause.source();
+            }
+            text.replace('\n', " ")
+        }
     }
 }
 
@@ -304,4 +316,82 @@ fn api(client: &Client, warm: &ImageWarm) -> Api<ImageWarm> {
 
 fn name(warm: &ImageWarm) -> String {
     warm.metadata.name.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::response::{StatusCause, StatusDetails};
+
+    use super::*;
+
+    fn refused(code: u16, name: &str, cause: &str) -> Status {
+        Status {
+            code,
+            message: "m".into(),
+            details: Some(StatusDetails {
+                name: name.into(),
+                group: String::new(),
+                kind: String::new(),
+                uid: String::new(),
+                causes: vec![StatusCause {
+                    reason: cause.into(),
+                    message: String::new(),
+                    field: String::new(),
+                }],
+                retry_after_seconds: 0,
+            }),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn errors_by_what_to_do_next() {
+        let cases = [
+            (404, "", "NotFound"),
+            (409, "", "Conflict"),
+            (403, "", "Forbidden"),
+            (403, "NamespaceTerminating", "NamespaceTerminating"),
+            (422, "", "Invalid"),
+            (429, "", "Retryable"),
+            (500, "", "Retryable"),
+            (503, "", "Retryable"),
+        ];
+        for (code, cause, reason) in cases {
+            let error = kube::Error::Api(refused(code, "x", cause).boxed());
+            assert_eq!(ApplyError::from(error).reason(), reason, "{code} {cause}");
+        }
+    }
+
+    #[test]
+    fn only_a_404_that_names_the_object_speaks_of_the_object() {
+        assert_eq!(absence(&refused(404, "r-1", ""), "r-1"), Presence::Absent);
+        assert_eq!(absence(&refused(404, "", ""), "r-1"), Presence::TypeAbsent);
+        assert_eq!(
+            absence(&Status { code: 404, ..Status::default() }, "r-1"),
+            Presence::TypeAbsent
+        );
+    }
+
+    #[test]
+    fn merge_patches() {
+        let cases = [
+            (json!(null), json!({"a": 1}), json!({"a": 1})),
+            (json!({"a": 1}), json!({"a": 1}), json!({})),
+            (json!({"a": 1, "b": 2}), json!({"b": 3}), json!({"a": null, "b": 3})),
+            (json!({"m": {"x": 1, "y": 2}}), json!({"m": {"y": 2}}), json!({"m": {"x": null}})),
+            (json!({"l": [1, 2]}), json!({"l": [2]}), json!({"l": [2]})),
+        ];
+        for (old, new, patch) in cases {
+            assert_eq!(merge_patch(&old, &new), patch, "{old} to {new}");
+            let mut patched = old.clone();
+            json_patch::merge(&mut patched, &patch);
+            assert_eq!(patched, new);
+        }
+    }
+
+    #[test]
+    fn long_notes_are_cut_between_characters() {
+        assert_eq!(shortened("aää".into(), 4), "aä");
+        assert_eq!(shortened("aä".into(), 9), "aä");
+    }
 }

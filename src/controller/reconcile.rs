@@ -88,7 +88,7 @@ impl Controller {
     /// Runs until `shutdown`; works while this replica leads.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let forever = async {
-            while self.leadership.wait_for(|now| now.leading).await.is_ok() {
+            while leadership_won(&mut self.leadership).await {
                 self.metrics.leading(true);
                 self.lead().await;
                 self.metrics.leading(false);
@@ -138,7 +138,7 @@ impl Controller {
                 }
                 Ok(()) = synced.changed() => {}
                 Ok(()) = self.connected.changed() => {}
-                () = async { drop(self.leadership.wait_for(|now| !now.leading).await) } => return,
+                () = leadership_lost(&mut self.leadership) => return,
                 () = sleep_until(until.into()) => return,
             }
             sleep(DEBOUNCE).await;
@@ -255,6 +255,15 @@ impl Controller {
         tracing::info!(created, existed, failed, "missing ImageWarms created");
         memory.held_back.values().min().copied()
     }
+}
+
+/// False when nobody will tell any more.
+async fn leadership_won(leadership: &mut watch::Receiver<Leadership>) -> bool {
+    leadership.wait_for(|now| now.leading).await.is_ok()
+}
+
+async fn leadership_lost(leadership: &mut watch::Receiver<Leadership>) {
+    drop(leadership.wait_for(|now| !now.leading).await);
 }
 
 fn key(warm: &ImageWarm) -> (String, String) {

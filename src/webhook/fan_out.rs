@@ -308,3 +308,6 @@ impl FanOutMetrics {
         self.image_warms.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 }
+
+#[cfg(test)]
+mod tests;

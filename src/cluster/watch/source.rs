@@ -29,7 +29,7 @@ const WATCH_SECONDS: u32 = 290;
 const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
 /// How soon a CRD is noticed that was installed later.
 const ABSENT_PAUSE: Duration = Duration::from_secs(2);
-const PAUSE_MIN: Duration = Duration::from_millis(200);
+const PAUSE_MIN: Duration = Duration::from_millis(400);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// The types that are watched.
@@ -151,7 +151,10 @@ impl<K: Watched> Source<K> {
                 Err(end) => end,
             };
             match end {
-                End::Relist => sleep(PAUSE_MIN).await,
+                End::Relist => {
+                    self.progress.set(K::KIND, Currency::Stale);
+                    sleep(PAUSE_MIN).await;
+                }
                 End::Absent => {
                     self.note_absence();
                     sleep(ABSENT_PAUSE).await;
@@ -190,6 +193,9 @@ impl<K: Watched> Source<K> {
     }
 
     fn current(&mut self) {
+        if self.failures > 0 {
+            tracing::info!(kind = ?K::KIND, failures = self.failures, "watching again");
+        }
         self.failures = 0;
         self.progress.set(K::KIND, Currency::Current);
     }
@@ -208,9 +214,13 @@ impl<K: Watched> Source<K> {
 
     async fn pause(&mut self, error: &str) {
         self.progress.set(K::KIND, Currency::Stale);
-        tracing::warn!(kind = ?K::KIND, %error, "cannot list or watch; trying again");
+        if self.failures == 0 {
+            tracing::warn!(kind = ?K::KIND, %error, "cannot list or watch; trying again");
+        } else {
+            tracing::debug!(kind = ?K::KIND, %error, failures = self.failures, "still cannot list or watch");
+        }
         let most = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
-        self.failures += 1;
+        self.failures = self.failures.saturating_add(1);
         sleep(most.mul_f64(rand::random_range(0.5..1.0))).await;
     }
 

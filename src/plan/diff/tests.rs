@@ -208,13 +208,13 @@ fn a_reserve_revision_keeps_what_exists_and_causes_nothing() {
 fn opting_out_and_pausing() {
     let mut asked = revision("r", 100, &["app:v1"]);
     let exists = warm(&asked, "app:v1", "a", 100);
-    let mut world = World::new(&["a", "b"], &[&asked], &[exists.clone()]);
+    let mut world = World::new(&["a", "b"], &[&asked], std::slice::from_ref(&exists));
     world.policy.paused = true;
     assert!(idle(&world.plan(1000)));
     world.revisions.clear();
     assert!(idle(&world.plan(1000)));
 
-    let mut world = World::new(&["a", "b"], &[&asked], &[exists.clone()]);
+    let mut world = World::new(&["a", "b"], &[&asked], std::slice::from_ref(&exists));
     world.opted_out.insert("ns".into());
     assert_eq!(created(&world.plan(1000)), NOTHING);
     assert_eq!(deleted(&world.plan(1000)), ["app:v1 on a: Unwanted"]);

@@ -1,0 +1,127 @@
+#![allow(clippy::unwrap_used)]
+
+use http::{Request, Response, StatusCode};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::client::Body;
+use kube::core::PartialObjectMeta;
+use serde_json::json;
+use std::sync::Mutex;
+
+use super::*;
+use crate::api::WARM_KEY;
+use crate::plan::sample::{node, revision, warm};
+
+/// An API server that answers every POST alike, and remembers what it was sent.
+#[derive(Clone, Default)]
+struct Server {
+    paths: Arc<Mutex<Vec<String>>>,
+    in_flight: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl Server {
+    fn client(&self, status: StatusCode, cause: &'static str) -> Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move {
+                server.paths.lock().unwrap().push(request.uri().path().to_owned());
+                let now = server.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+                server.most.fetch_max(now, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                server.in_flight.fetch_sub(1, Ordering::SeqCst);
+                let body = if status.is_success() {
+                    request.into_body().collect_bytes().await.unwrap().to_vec()
+                } else {
+                    let details = json!({"causes": [{"reason": cause}]});
+                    let body = json!({"kind": "Status", "status": "Failure", "code": status.as_u16(),
+                        "message": "no", "reason": "X", "details": details});
+                    serde_json::to_vec(&body).unwrap()
+                };
+                let mut response = Response::new(Body::from(body));
+                *response.status_mut() = status;
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    fn posts(&self) -> usize {
+        self.paths.lock().unwrap().len()
+    }
+}
+
+fn namespace(label: Option<&str>) -> PartialObjectMeta<Namespace> {
+    let labels = label.map_or(json!({}), |value| json!({WARM_KEY: value}));
+    serde_json::from_value(json!({"metadata": {"name": "ns", "labels": labels}})).unwrap()
+}
+
+fn stores(nodes: usize, warms: Vec<ImageWarm>, label: Option<&str>) -> Stores {
+    let nodes = (0..nodes).map(|n| node(&format!("n{n}"))).collect();
+    Stores::fixed(warms, vec![], vec![], nodes, vec![namespace(label)])
+}
+
+/// Offers the Revisions, and runs until all are done.
+async fn fan_out_all(client: Client, stores: Stores, limit: usize, revisions: Vec<Revision>) {
+    let args = FanOutArgs { fan_out_queue: 10, fan_out_concurrency: limit };
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (fan_out, queue) = queue(&args, &metrics);
+    let worker = FanOutWorker { client, stores, policy: Arc::default(), metrics };
+    for revision in revisions {
+        assert!(fan_out.offer(revision));
+    }
+    let shutdown = CancellationToken::new();
+    shutdown.cancel(); // what was taken is finished all the same
+    tokio::time::timeout(Duration::from_secs(20), worker.run(args, queue, shutdown)).await.unwrap();
+}
+
+#[tokio::test]
+async fn creates_every_object_within_the_limit() {
+    let server = Server::default();
+    let client = server.client(StatusCode::CREATED, "");
+    let revisions = vec![revision("r-1", 0, &["a", "b"]), revision("r-2", 0, &["c"])];
+    fan_out_all(client, stores(10, vec![], None), 4, revisions).await;
+    assert_eq!(server.posts(), 30);
+    let most = server.most.load(Ordering::SeqCst);
+    assert!((2..=4).contains(&most), "{most}");
+    let path = server.paths.lock().unwrap()[0].clone();
+    assert_eq!(path, "/apis/caching.knative.dev/v1alpha1/namespaces/ns/imagewarms");
+}
+
+#[tokio::test]
+async fn what_exists_is_not_sent_again_and_a_conflict_is_no_failure() {
+    let server = Server::default();
+    let asked = revision("r-1", 0, &["a"]);
+    let exists = warm(&asked, "a", "n0", 0);
+    let client = server.client(StatusCode::CONFLICT, "");
+    fan_out_all(client, stores(3, vec![exists], None), 4, vec![asked]).await;
+    assert_eq!(server.posts(), 2);
+}
+
+#[tokio::test]
+async fn a_terminating_namespace_is_given_up() {
+    let server = Server::default();
+    let client = server.client(StatusCode::FORBIDDEN, "NamespaceTerminating");
+    let asked = revision("r-1", 0, &["a"]);
+    fan_out_all(client, stores(100, vec![], None), 2, vec![asked]).await;
+    assert!(server.posts() <= 4, "{}", server.posts());
+}
+
+#[tokio::test]
+async fn an_opted_out_namespace_gets_nothing() {
+    let server = Server::default();
+    let client = server.client(StatusCode::CREATED, "");
+    let asked = revision("r-1", 0, &["a"]);
+    fan_out_all(client, stores(3, vec![], Some("false")), 2, vec![asked]).await;
+    assert_eq!(server.posts(), 0);
+}
+
+#[test]
+fn a_full_queue_refuses_at_once() {
+    let args = FanOutArgs { fan_out_queue: 1, ..FanOutArgs::default() };
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (fan_out, _queue) = queue(&args, &metrics);
+    assert!(fan_out.offer(revision("r-1", 0, &["a"])));
+    assert!(!fan_out.offer(revision("r-2", 0, &["a"])));
+    assert_eq!((metrics.dropped.get(), metrics.queued.get()), (1, 1));
+}

@@ -103,7 +103,9 @@ impl Standings {
 /// Progress in a status, the commonest change of all, changes no standing.
 fn decides_the_same(old: &ImageWarm, new: &ImageWarm) -> bool {
     let checked = |warm: &ImageWarm| {
-        warm.status.as_ref().map(|status| (status.checked_for.clone(), status.digest.clone()))
+        let status = warm.status.as_ref()?;
+        let times = (status.started_at.clone(), status.finished_at.clone());
+        Some((status.checked_for.clone(), status.digest.clone(), times))
     };
     old.metadata.annotations == new.metadata.annotations
         && old.metadata.labels == new.metadata.labels

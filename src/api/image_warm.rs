@@ -1,5 +1,7 @@
 //! `ImageWarm`: the order to hold one image on one node, and what became of it. The field docs
 //! below are the CRD's documentation (`kubectl explain imagewarm`).
+// The lint takes the columns' equal types for repeats.
+#![allow(clippy::duplicated_attributes)]
 
 use std::collections::BTreeMap;
 

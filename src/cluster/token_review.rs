@@ -131,7 +131,11 @@ impl ApiServerReviewer {
     }
 
     /// The running or remembered answer, or a new question.
-    fn entry(&self, key: [u8; 32], token: &str) -> Result<Shared<BoxFuture<'static, Verdict>>, TokenError> {
+    fn entry(
+        &self,
+        key: [u8; 32],
+        token: &str,
+    ) -> Result<Shared<BoxFuture<'static, Verdict>>, TokenError> {
         let now = SystemTime::now();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = known.get(&key).filter(|entry| entry.believed_until > now) {
@@ -157,10 +161,7 @@ impl ApiServerReviewer {
 }
 
 impl TokenReviewer for ApiServerReviewer {
-    fn review<'a>(
-        &'a self,
-        token: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Verdict> + Send + 'a>> {
+    fn review<'a>(&'a self, token: &'a str) -> Pin<Box<dyn Future<Output = Verdict> + Send + 'a>> {
         Box::pin(async move {
             let token = token.trim();
             if token.is_empty() {

@@ -91,19 +91,24 @@ impl CredentialSource for ApiServerCredentials {
 type Key = (String, Vec<PullIdentity>, Reference);
 /// Shared without copying; `Arc` so that a secret exists once in memory.
 type Answer = Arc<Result<Vec<Credential>, Refusal>>;
+type Question = Shared<BoxFuture<'static, Answer>>;
 
 /// Answers [`CredentialJob`]s. Cheap to clone.
 #[derive(Clone)]
 pub struct CredentialDesk {
     source: Arc<dyn CredentialSource>,
     places: Arc<Semaphore>,
-    known: Arc<Mutex<HashMap<Key, (Instant, Shared<BoxFuture<'static, Answer>>)>>>,
+    known: Arc<Mutex<HashMap<Key, (Instant, Question)>>>,
 }
 
 impl CredentialDesk {
     /// A desk that looks up in `source`.
     pub fn new(source: Arc<dyn CredentialSource>) -> Self {
-        CredentialDesk { source, places: Arc::new(Semaphore::new(IN_FLIGHT)), known: Arc::default() }
+        CredentialDesk {
+            source,
+            places: Arc::new(Semaphore::new(IN_FLIGHT)),
+            known: Arc::default(),
+        }
     }
 
     /// Credentials for the job, in the order in which they are to be tried.

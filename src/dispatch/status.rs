@@ -217,7 +217,8 @@ fn is_digest(text: &str) -> bool {
 
 /// At most `limit` bytes of `text`, without control characters.
 fn shorten(text: &str, limit: usize) -> String {
-    let mut short: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut short: String =
+        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if short.len() > limit {
         let mut end = limit;
         while !short.is_char_boundary(end) {
@@ -318,7 +319,8 @@ mod tests {
         let pulling = Pulling { attempt: 2, started_at: Some(at(3)), ..Pulling::default() };
         let pulling = after(&queued, &Report::Pulling(pulling), 5).unwrap();
         assert_eq!(ready(&pulling), (ConditionStatus::Unknown, Reason::Pulling));
-        let failed = after(&pulling, &Report::Outcome(outcome(false, Reason::NotFound)), 6).unwrap();
+        let failed =
+            after(&pulling, &Report::Outcome(outcome(false, Reason::NotFound)), 6).unwrap();
         assert_eq!(ready(&failed), (ConditionStatus::False, Reason::NotFound));
         assert_eq!(failed.status.unwrap().took, None);
     }

@@ -96,7 +96,9 @@ impl StatusSink for ApiServerSink {
     }
 }
 
-async fn finish(call: impl Future<Output = kube::Result<ImageWarm>>) -> Result<ImageWarm, SinkError> {
+async fn finish(
+    call: impl Future<Output = kube::Result<ImageWarm>>,
+) -> Result<ImageWarm, SinkError> {
     let answer = tokio::time::timeout(WRITE_TIMEOUT, call)
         .await
         .map_err(|_| SinkError::Unavailable("no answer in time".into()))?;
@@ -349,15 +351,19 @@ mod tests {
         }
         shutdown.cancel();
         run.await.unwrap();
-        let writes = memory.writes.lock().unwrap().clone();
-        writes
+        memory.writes.lock().unwrap().clone()
     }
 
     #[tokio::test]
     async fn what_comes_meanwhile_is_joined_and_the_final_state_wins() {
         let pulling = || Report::Pulling(Pulling::default());
-        let reports =
-            vec![pulling(), pulling(), outcome(Reason::NotFound), outcome(Reason::Pulled), pulling()];
+        let reports = vec![
+            pulling(),
+            pulling(),
+            outcome(Reason::NotFound),
+            outcome(Reason::Pulled),
+            pulling(),
+        ];
         assert_eq!(written(vec![], reports).await, ["Pulling", "Pulled"]);
     }
 

@@ -68,10 +68,7 @@ const WORDS: &[(Reason, &[&str])] = &[
             "context deadline exceeded",
         ],
     ),
-    (
-        Reason::NotFound,
-        &["manifest unknown", "name unknown", "repository not found", "not found"],
-    ),
+    (Reason::NotFound, &["manifest unknown", "name unknown", "repository not found", "not found"]),
 ];
 
 /// The reason for a failure: `status` is the HTTP status of the runtime's API, where there was an
@@ -97,40 +94,128 @@ mod tests {
     fn what_runtimes_say_has_a_typed_reason() {
         let table = [
             // dockerd 20.10
-            (Some(500), "Get \"http://r.test/v2/a/manifests/v1\": no basic auth credentials", Unauthorized),
-            (Some(500), "Get \"http://r.test/v2/\": unauthorized: authentication required", Unauthorized),
-            (Some(404), "manifest for r.test/a:v9 not found: manifest unknown: manifest unknown", NotFound),
-            (Some(404), "pull access denied for library/nope, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", Unauthorized),
-            (None, "no matching manifest for linux/amd64 in the manifest list entries", PlatformMismatch),
-            (Some(400), "invalid reference format: repository name must be lowercase", InvalidImage),
+            (
+                Some(500),
+                "Get \"http://r.test/v2/a/manifests/v1\": no basic auth credentials",
+                Unauthorized,
+            ),
+            (
+                Some(500),
+                "Get \"http://r.test/v2/\": unauthorized: authentication required",
+                Unauthorized,
+            ),
+            (
+                Some(404),
+                "manifest for r.test/a:v9 not found: manifest unknown: manifest unknown",
+                NotFound,
+            ),
+            (
+                Some(404),
+                "pull access denied for library/nope, repository does not exist or may require 'docker login': denied: requested access to the resource is denied",
+                Unauthorized,
+            ),
+            (
+                None,
+                "no matching manifest for linux/amd64 in the manifest list entries",
+                PlatformMismatch,
+            ),
+            (
+                Some(400),
+                "invalid reference format: repository name must be lowercase",
+                InvalidImage,
+            ),
             (Some(400), "something new", InvalidImage),
-            (Some(500), "Get \"https://127.0.0.1:1/v2/\": dial tcp 127.0.0.1:1: connect: connection refused", RegistryUnreachable),
-            (Some(500), "Get \"https://r.test/v2/\": x509: certificate signed by unknown authority", RegistryUnreachable),
-            (Some(500), "Get \"https://r.test/v2/\": dial tcp: lookup r.test on 10.0.0.1:53: read udp: i/o timeout", RegistryUnreachable),
+            (
+                Some(500),
+                "Get \"https://127.0.0.1:1/v2/\": dial tcp 127.0.0.1:1: connect: connection refused",
+                RegistryUnreachable,
+            ),
+            (
+                Some(500),
+                "Get \"https://r.test/v2/\": x509: certificate signed by unknown authority",
+                RegistryUnreachable,
+            ),
+            (
+                Some(500),
+                "Get \"https://r.test/v2/\": dial tcp: lookup r.test on 10.0.0.1:53: read udp: i/o timeout",
+                RegistryUnreachable,
+            ),
             (None, "unexpected EOF", RegistryUnreachable),
-            (None, "write /var/lib/docker/tmp/GetImageBlob1: no space left on device", DiskPressure),
-            (None, "failed to register layer: Error processing tar file(exit status 1)", InvalidImage),
+            (
+                None,
+                "write /var/lib/docker/tmp/GetImageBlob1: no space left on device",
+                DiskPressure,
+            ),
+            (
+                None,
+                "failed to register layer: Error processing tar file(exit status 1)",
+                InvalidImage,
+            ),
             (None, "failed to register layer: write /x: no space left on device", DiskPressure),
             (Some(500), "toomanyrequests: You have reached your pull rate limit.", RateLimited),
             // dockerd 29
-            (Some(500), "pull access denied, repository does not exist or may require authorization: server message", Unauthorized),
-            (Some(500), "failed to resolve reference \"r.test/a:v1\": unexpected status from HEAD request to https://r.test/v2/a/manifests/v1: 401 Unauthorized", Unauthorized),
-            (Some(404), "failed to resolve reference \"r.test/a:v9\": r.test/a:v9: not found", NotFound),
-            (Some(404), "no matching manifest for linux/amd64 in the manifest list entries", PlatformMismatch),
-            (Some(400), "client version 1.24 is too old. Minimum supported API version is 1.40", RuntimeUnavailable),
+            (
+                Some(500),
+                "pull access denied, repository does not exist or may require authorization: server message",
+                Unauthorized,
+            ),
+            (
+                Some(500),
+                "failed to resolve reference \"r.test/a:v1\": unexpected status from HEAD request to https://r.test/v2/a/manifests/v1: 401 Unauthorized",
+                Unauthorized,
+            ),
+            (
+                Some(404),
+                "failed to resolve reference \"r.test/a:v9\": r.test/a:v9: not found",
+                NotFound,
+            ),
+            (
+                Some(404),
+                "no matching manifest for linux/amd64 in the manifest list entries",
+                PlatformMismatch,
+            ),
+            (
+                Some(400),
+                "client version 1.24 is too old. Minimum supported API version is 1.40",
+                RuntimeUnavailable,
+            ),
             // containerd
-            (None, "failed to resolve reference: unexpected status from HEAD request: 401 Unauthorized", Unauthorized),
-            (None, "pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials", Unauthorized),
+            (
+                None,
+                "failed to resolve reference: unexpected status from HEAD request: 401 Unauthorized",
+                Unauthorized,
+            ),
+            (
+                None,
+                "pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials",
+                Unauthorized,
+            ),
             (None, "no match for platform in manifest sha256:00: not found", PlatformMismatch),
-            (None, "failed to do request: Head \"https://r.test\": dial tcp: connect: connection refused", RegistryUnreachable),
+            (
+                None,
+                "failed to do request: Head \"https://r.test\": dial tcp: connect: connection refused",
+                RegistryUnreachable,
+            ),
             // CRI-O
-            (None, "initializing source docker://r.test/a: reading manifest v1: authentication required", Unauthorized),
+            (
+                None,
+                "initializing source docker://r.test/a: reading manifest v1: authentication required",
+                Unauthorized,
+            ),
             (None, "reading manifest v9 in r.test/a: manifest unknown", NotFound),
-            (None, "choosing an image from manifest list: no image found in image index for architecture \"amd64\"", PlatformMismatch),
+            (
+                None,
+                "choosing an image from manifest list: no image found in image index for architecture \"amd64\"",
+                PlatformMismatch,
+            ),
             (None, "RegistryUnavailable: pinging container registry r.test", RegistryUnreachable),
             (None, "http: server gave HTTP response to HTTPS client", RegistryUnreachable),
             // nobody's words
-            (Some(500), "received unexpected HTTP status: 503 Service Unavailable", RegistryUnreachable),
+            (
+                Some(500),
+                "received unexpected HTTP status: 503 Service Unavailable",
+                RegistryUnreachable,
+            ),
             (Some(404), "", NotFound),
             (None, "", RegistryUnreachable),
         ];

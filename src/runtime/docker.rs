@@ -321,7 +321,9 @@ mod tests {
         let retrying = serde_json::json!({"status": "Retrying in 5 seconds", "id": "b"});
         assert_eq!(told.take(&line(retrying)), None);
         told.take(&line(serde_json::json!({"status": "Digest: sha256:00"})));
-        told.take(&line(serde_json::json!({"status": "Status: Downloaded newer image for app:v1"})));
+        told.take(&line(
+            serde_json::json!({"status": "Status: Downloaded newer image for app:v1"}),
+        ));
         assert_eq!((told.digest.as_deref(), told.downloaded), (Some("sha256:00"), Some(true)));
         told.take(&line(serde_json::json!({"status": "Status: Image is up to date for app:v1"})));
         assert_eq!(told.downloaded, Some(false));

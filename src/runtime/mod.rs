@@ -97,7 +97,9 @@ pub enum EndpointError {
     #[error("`{0}` is no runtime endpoint: it must look like unix:///var/run/docker.sock")]
     Scheme(String),
     /// Nothing is there.
-    #[error("there is no runtime socket at {path}: is the runtime running, and its folder mounted?")]
+    #[error(
+        "there is no runtime socket at {path}: is the runtime running, and its folder mounted?"
+    )]
     Absent {
         /// Where it should be.
         path: PathBuf,

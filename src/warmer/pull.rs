@@ -1,8 +1,8 @@
 //! One job from start to end: a look, or a pull with its grant, its credentials in turn, and an end
 //! when nothing moves for too long. Says what happened; what follows from it is the queue's part.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;

@@ -128,9 +128,8 @@ impl Queue {
         let old = std::mem::replace(&mut entry.assign, assign);
         let new = &entry.assign;
         let checked = entry.last.as_ref().map_or("", |last| last.checked_for.as_str());
-        let to_check = !new.check_for.is_empty()
-            && new.check_for != old.check_for
-            && new.check_for != checked;
+        let to_check =
+            !new.check_for.is_empty() && new.check_for != old.check_for && new.check_for != checked;
         let failed = entry.last.as_ref().is_some_and(|last| !last.present);
         let payer_changed = failed && new.identity_mark != old.identity_mark;
         match entry.state {
@@ -289,7 +288,14 @@ impl Entry {
         }
     }
 
-    fn failed(&mut self, job: &Job, reason: Reason, message: String, now: i64, jitter: f64) -> Outcome {
+    fn failed(
+        &mut self,
+        job: &Job,
+        reason: Reason,
+        message: String,
+        now: i64,
+        jitter: f64,
+    ) -> Outcome {
         self.attempts += 1;
         let retry_at = now + retry_delay(self.attempts, reason, jitter);
         // What the node held of the tag before does not count any more: it has to be pulled.

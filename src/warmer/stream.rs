@@ -48,7 +48,8 @@ impl std::str::FromStr for ServerAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "must look like https://imagewarm-dispatch.imagewarm-system.svc:8444".to_owned();
+        let wrong =
+            || "must look like https://imagewarm-dispatch.imagewarm-system.svc:8444".to_owned();
         let address = text.strip_prefix("https://").ok_or_else(wrong)?.trim_end_matches('/');
         Self::parse(address).ok_or_else(wrong)
     }
@@ -80,7 +81,8 @@ impl StreamSettings {
         name: Option<&str>,
     ) -> Result<ServerName<'static>, String> {
         let name = name.unwrap_or(&server.host).to_owned();
-        ServerName::try_from(name.clone()).map_err(|_| format!("`{name}` is no DNS name or address"))
+        ServerName::try_from(name.clone())
+            .map_err(|_| format!("`{name}` is no DNS name or address"))
     }
 }
 
@@ -245,7 +247,7 @@ pub(super) enum LinkEvent {
 enum State {
     Closed,
     Opening(BoxFuture<'static, Result<Session, StreamError>>),
-    Open(Session),
+    Open(Box<Session>),
 }
 
 /// The stream, or the way to the next one.
@@ -293,7 +295,7 @@ impl Link {
             State::Closed => std::future::pending().await,
             State::Opening(opening) => match opening.await {
                 Ok(session) => {
-                    self.state = State::Open(session);
+                    self.state = State::Open(Box::new(session));
                     self.opened_at = Some(tokio::time::Instant::now());
                     LinkEvent::Opened
                 }
@@ -351,7 +353,8 @@ mod tests {
             let expected = ServerAddress { host: host.into(), port };
             assert_eq!(text.parse::<ServerAddress>(), Ok(expected));
         }
-        for text in ["http://a:1", "https://a", "a:1", "https://", "https://u@a:1", "https://a:1/x"] {
+        for text in ["http://a:1", "https://a", "a:1", "https://", "https://u@a:1", "https://a:1/x"]
+        {
             assert!(text.parse::<ServerAddress>().is_err(), "{text}");
         }
     }

@@ -9,11 +9,8 @@ use crate::protocol::{Progress, PullRequest};
 const GRACE: i64 = 30_000;
 
 fn warm(uid: &str, node: &str, image: &str) -> ImageWarm {
-    let spec = ImageWarmSpec {
-        image: image.into(),
-        node_name: node.into(),
-        ..ImageWarmSpec::default()
-    };
+    let spec =
+        ImageWarmSpec { image: image.into(), node_name: node.into(), ..ImageWarmSpec::default() };
     let mut warm = ImageWarm::new(uid, spec);
     warm.metadata.uid = Some(uid.into());
     warm.metadata.namespace = Some("default".into());
@@ -241,16 +238,8 @@ fn running_pulls_keep_their_places_through_a_reconnect() {
 #[test]
 fn a_node_without_a_warmer_is_told_of_after_a_while() {
     let mut index = index(1);
-    index.apply(
-        Arc::new(with_ready(warm("a3", "a", "app"), Reason::Pulled)),
-        standing(0),
-        0,
-    );
-    index.apply(
-        Arc::new(with_ready(warm("a4", "a", "app"), Reason::NotFound)),
-        standing(0),
-        0,
-    );
+    index.apply(Arc::new(with_ready(warm("a3", "a", "app"), Reason::Pulled)), standing(0), 0);
+    index.apply(Arc::new(with_ready(warm("a4", "a", "app"), Reason::NotFound)), standing(0), 0);
     index.open(1, "a", &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     index.close(1, 1_000);

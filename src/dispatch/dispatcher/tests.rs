@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -16,12 +17,12 @@ use kube::runtime::watcher::Event;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::credentials::CredentialFuture;
-use super::status_writer::{SinkError, SinkFuture};
 use super::*;
 use crate::api::{ImageWarm, ImageWarmSpec, ImageWarmStatus, Reason, Revision};
 use crate::cluster::token_review::{TokenError, WarmerIdentity};
 use crate::cluster::watch::Synced;
+use crate::dispatch::credentials::CredentialFuture;
+use crate::dispatch::status_writer::{SinkError, SinkFuture};
 use crate::image::Reference;
 use crate::plan::want::{PullIdentity, Standing};
 use crate::runtime::fake::{FakeRuntime, Script};
@@ -110,8 +111,7 @@ impl Cluster {
     }
 
     fn stores(&self) -> Stores {
-        let synced =
-            Synced { own: true, revisions: true, images: true, ..Synced::default() };
+        let synced = Synced { own: true, revisions: true, images: true, ..Synced::default() };
         Stores {
             image_warms: self.store.clone(),
             revisions: filled(),
@@ -201,7 +201,8 @@ impl CredentialSource for TwoCredentials {
 fn standing(warm: &ImageWarm, _: &[Arc<Revision>], _: &Policy) -> Standing {
     let annotations: BTreeMap<_, _> = warm.metadata.annotations.clone().unwrap_or_default();
     let checked = warm.status.as_ref().and_then(|status| status.checked_for.clone());
-    let check_for = annotations.get("check").cloned().filter(|check| Some(check) != checked.as_ref());
+    let check_for =
+        annotations.get("check").cloned().filter(|check| Some(check) != checked.as_ref());
     Standing { check_for, ..Standing::default() }
 }
 
@@ -214,8 +215,7 @@ struct Authority {
 impl Authority {
     fn new() -> Self {
         let names = ["dispatch.test".to_owned()];
-        let bundle =
-            Bundle::issue(&names, Lifetimes::default(), jiff::Timestamp::now()).unwrap();
+        let bundle = Bundle::issue(&names, Lifetimes::default(), jiff::Timestamp::now()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("ca.crt"), &bundle.ca_cert_pem).unwrap();
         let resolver = Arc::new(Resolver::default());
@@ -270,11 +270,8 @@ impl Replica {
         }
         let args = Line::parse_from(["controller"]).args;
         let (leader, leader_view) = watch::channel(view);
-        let parts = Parts {
-            sink: cluster.clone(),
-            credentials: Arc::new(TwoCredentials),
-            standing,
-        };
+        let parts =
+            Parts { sink: cluster.clone(), credentials: Arc::new(TwoCredentials), standing };
         let dispatcher = Dispatcher::with_parts(
             parts,
             cluster.stores(),
@@ -400,8 +397,7 @@ async fn a_warmer_goes_to_the_leader_and_follows_it() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
     let runtime = FakeRuntime::default().with("r.test/slow:v1", Script::Slow(30));
     let first = Replica::start(&cluster, &authority, leads()).await;
-    let elsewhere =
-        LeaderView { leading: false, leader_address: Some(first.address.to_string()) };
+    let elsewhere = LeaderView { leading: false, leader_address: Some(first.address.to_string()) };
     let second = Replica::start(&cluster, &authority, elsewhere).await;
     cluster.order("slow", "node-a", "r.test/slow:v1");
     let node = Node::start(&authority, second.address, "node-a", &runtime);

@@ -145,6 +145,12 @@ pub async fn delete(client: &Client, warm: &ImageWarm) -> Result<bool, ApplyErro
     }
 }
 
+/// The object as it is now; [`ApplyError::NotFound`] also when another has taken its name.
+pub async fn read(client: &Client, warm: &ImageWarm) -> Result<ImageWarm, ApplyError> {
+    let now = bounded(api(client, warm).get(&name(warm))).await?;
+    if now.metadata.uid == warm.metadata.uid { Ok(now) } else { Err(ApplyError::NotFound) }
+}
+
 /// Writes the status in place of the one that `warm` has, provided that nobody changed the object
 /// since `warm` was read. Returns the object as it is now.
 pub async fn patch_status(

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod client;
+pub mod leadership;
 pub mod publish_ca;
 pub mod secrets;
 pub mod token_review;

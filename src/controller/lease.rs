@@ -16,19 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::LeaseArgs;
 use crate::cluster::apply::ApplyError;
+use crate::cluster::leadership::Leadership;
 use decide::{Action, Record, Sighting, decide};
 
 /// One look at the Lease with one write.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Who leads, as far as this replica knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Leadership {
-    /// Whether this replica leads.
-    pub leading: bool,
-    /// `host:port` of the leader's dispatch server, while one is known.
-    pub leader_address: Option<String>,
-}
 
 /// Takes part in the election.
 pub struct Elector {

@@ -12,6 +12,6 @@ pub mod metrics;
 mod reconcile;
 
 pub use args::{ControllerArgs, LeaseArgs};
-pub use lease::{Elector, Leadership};
+pub use lease::Elector;
 pub use metrics::ControllerMetrics;
 pub use reconcile::Controller;

@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::collect::Collector;
 use super::events::Teller;
-use super::{ControllerArgs, ControllerMetrics, Leadership};
+use super::{ControllerArgs, ControllerMetrics};
 use crate::api::{ImageWarm, Revision};
 use crate::cluster::apply::{self, ApplyError};
+use crate::cluster::leadership::Leadership;
 use crate::cluster::watch::{Change, Stores, Synced};
 use crate::plan::demand::says_no;
 use crate::plan::diff::Creation;

@@ -91,13 +91,14 @@ impl CredentialSource for ApiServerCredentials {
 type Key = (String, Vec<PullIdentity>, Reference);
 /// Shared without copying; `Arc` so that a secret exists once in memory.
 type Answer = Arc<Result<Vec<Credential>, Refusal>>;
+type Question = Shared<BoxFuture<'static, Answer>>;
 
 /// Answers [`CredentialJob`]s. Cheap to clone.
 #[derive(Clone)]
 pub struct CredentialDesk {
     source: Arc<dyn CredentialSource>,
     places: Arc<Semaphore>,
-    known: Arc<Mutex<HashMap<Key, (Instant, Shared<BoxFuture<'static, Answer>>)>>>,
+    known: Arc<Mutex<HashMap<Key, (Instant, Question)>>>,
 }
 
 impl CredentialDesk {

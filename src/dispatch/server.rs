@@ -10,26 +10,26 @@ use std::time::{Duration, SystemTime};
 use futures::Stream;
 use rustls::server::ResolvesServerCert;
 use rustls::{ServerConfig, version};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tonic::metadata::{MetadataMap, MetadataValue};
-use tonic::transport::server::{Connected, Server};
+use tonic::transport::server::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::metrics::{ConnectionRefusal, DispatchMetrics, StreamEnd};
-use super::{DispatchArgs, Input, LeaderView, Opened, Outgoing};
+use super::DispatchArgs;
+use super::accept::Accept;
+use super::dispatcher::{Input, Opened, Outgoing};
+use super::metrics::{DispatchMetrics, StreamEnd};
+use crate::cluster::leadership::Leadership;
 use crate::cluster::token_review::{TokenError, TokenReviewer};
 use crate::protocol::dispatch_server::{Dispatch, DispatchServer as Service};
 use crate::protocol::{FromController, FromWarmer, Hello, LEADER_METADATA, from_warmer};
 
-const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A silent connection is asked for a sign of life, and given up without one.
 const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_ANSWER: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// The server that warmers connect to; made by [`super::Dispatcher::server`].
 pub struct DispatchServer {
     pub(super) inputs: mpsc::Sender<Input>,
-    pub(super) leader: watch::Receiver<LeaderView>,
+    pub(super) leader: watch::Receiver<Leadership>,
     pub(super) reviewer: Arc<dyn TokenReviewer>,
     pub(super) certificates: Arc<dyn ResolvesServerCert>,
     pub(super) args: DispatchArgs,
@@ -136,114 +136,10 @@ impl DispatchServer {
     }
 }
 
-/// The accept loop: a slow or broken handshake holds nobody else up.
-struct Accept {
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    places: Arc<Semaphore>,
-    metrics: DispatchMetrics,
-    ready: mpsc::Sender<io::Result<Connection>>,
-}
-
-impl Accept {
-    async fn run(self, shutdown: CancellationToken) {
-        let mut handshakes = JoinSet::new();
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                Some(_) = handshakes.join_next() => {}
-                accepted = self.listener.accept() => match accepted {
-                    Ok((tcp, _)) => match self.places.clone().try_acquire_owned() {
-                        Ok(place) => {
-                            let (acceptor, ready) = (self.acceptor.clone(), self.ready.clone());
-                            let metrics = self.metrics.clone();
-                            handshakes.spawn(handshake(tcp, place, acceptor, ready, metrics));
-                        }
-                        Err(_) => self.metrics.connection_refused(ConnectionRefusal::TooMany),
-                    },
-                    Err(error) => {
-                        // Out of file descriptors, mostly: trying again at once would only spin.
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                }
-            }
-        }
-    }
-}
-
-async fn handshake(
-    tcp: TcpStream,
-    place: OwnedSemaphorePermit,
-    acceptor: TlsAcceptor,
-    ready: mpsc::Sender<io::Result<Connection>>,
-    metrics: DispatchMetrics,
-) {
-    // Without it small messages wait for the peer's delayed acknowledgement.
-    let _ = tcp.set_nodelay(true);
-    match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
-        Ok(Ok(tls)) => {
-            let _ = ready.send(Ok(Connection { tls, _place: place })).await;
-        }
-        Ok(Err(error)) => {
-            metrics.connection_refused(ConnectionRefusal::Handshake);
-            tracing::debug!(%error, "TLS handshake failed");
-        }
-        Err(_) => metrics.connection_refused(ConnectionRefusal::HandshakeTimeout),
-    }
-}
-
-/// A connection and its place among those allowed.
-struct Connection {
-    tls: TlsStream<TcpStream>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(context, bytes)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(context)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(context)
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(context, slices)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
-    }
-}
-
 /// The gRPC service.
 struct Sessions {
     inputs: mpsc::Sender<Input>,
-    leader: watch::Receiver<LeaderView>,
+    leader: watch::Receiver<Leadership>,
     reviewer: Arc<dyn TokenReviewer>,
     metrics: DispatchMetrics,
     readers: TaskTracker,
@@ -389,7 +285,7 @@ impl Stream for SessionStream {
 }
 
 /// The answer with which a stream ends, or is not accepted.
-pub(super) fn end_status(end: StreamEnd, leader: &LeaderView) -> Status {
+pub(super) fn end_status(end: StreamEnd, leader: &Leadership) -> Status {
     match end {
         StreamEnd::NotLeading => {
             let mut status = Status::failed_precondition("this replica does not lead");

@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Client, ResourceExt};
-use serde_json::{Value, json};
+use kube::{Client, ResourceExt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,29 +17,15 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::{DispatchMetrics, WriteResult};
 use super::status::{Report, next_status};
 use crate::api::{ImageWarm, ImageWarmStatus};
+use crate::cluster::apply::{self, ApplyError};
 
 /// Writes in flight; the API server is fastest with 8 to 32.
 const IN_FLIGHT: usize = 16;
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Why a status could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum SinkError {
-    /// Somebody else wrote in between: read it again.
-    #[error("the ImageWarm was changed in between")]
-    Conflict,
-    /// There is nothing left to write to, or it may not be written at all.
-    #[error("the status cannot be written: {0}")]
-    Refused(String),
-    /// The API server does not answer now.
-    #[error("the API server does not answer: {0}")]
-    Unavailable(String),
-}
-
 /// A future of a [`StatusSink`] method.
-pub type SinkFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, SinkError>> + Send + 'a>>;
+pub type SinkFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ApplyError>> + Send + 'a>>;
 
 /// Where statuses are stored.
 pub trait StatusSink: Send + Sync + 'static {
@@ -66,10 +50,6 @@ impl ApiServerSink {
     pub fn new(client: Client) -> Self {
         ApiServerSink { client }
     }
-
-    fn api(&self, warm: &ImageWarm) -> Api<ImageWarm> {
-        Api::namespaced(self.client.clone(), warm.namespace().as_deref().unwrap_or_default())
-    }
 }
 
 impl StatusSink for ApiServerSink {
@@ -78,56 +58,12 @@ impl StatusSink for ApiServerSink {
         warm: &'a ImageWarm,
         status: &'a ImageWarmStatus,
     ) -> SinkFuture<'a, ImageWarm> {
-        Box::pin(async move {
-            let patch = status_patch(warm, status)
-                .map_err(|error| SinkError::Refused(error.to_string()))?;
-            let (api, name) = (self.api(warm), warm.name_any());
-            let parameters = PatchParams::default();
-            let patch = Patch::Merge(&patch);
-            finish(api.patch_status(&name, &parameters, &patch)).await
-        })
+        Box::pin(apply::patch_status(&self.client, warm, status))
     }
 
     fn read<'a>(&'a self, warm: &'a ImageWarm) -> SinkFuture<'a, ImageWarm> {
-        Box::pin(async move {
-            let (api, name) = (self.api(warm), warm.name_any());
-            finish(api.get(&name)).await
-        })
+        Box::pin(apply::read(&self.client, warm))
     }
-}
-
-async fn finish(
-    call: impl Future<Output = kube::Result<ImageWarm>>,
-) -> Result<ImageWarm, SinkError> {
-    let answer = tokio::time::timeout(WRITE_TIMEOUT, call)
-        .await
-        .map_err(|_| SinkError::Unavailable("no answer in time".into()))?;
-    answer.map_err(|error| match error {
-        kube::Error::Api(status) if status.code == 409 => SinkError::Conflict,
-        kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => {
-            SinkError::Refused(status.message.clone())
-        }
-        error => SinkError::Unavailable(error.to_string()),
-    })
-}
-
-/// A merge patch that makes the status of exactly this version of `warm` equal to `status`. The
-/// uid keeps it from an object that was made anew under the same name.
-fn status_patch(warm: &ImageWarm, status: &ImageWarmStatus) -> serde_json::Result<Value> {
-    let mut next = serde_json::to_value(status)?;
-    let old = serde_json::to_value(&warm.status)?;
-    if let (Some(next), Some(old)) = (next.as_object_mut(), old.as_object()) {
-        for key in old.keys() {
-            next.entry(key.clone()).or_insert(Value::Null);
-        }
-    }
-    Ok(json!({
-        "metadata": {
-            "uid": warm.metadata.uid,
-            "resourceVersion": warm.metadata.resource_version,
-        },
-        "status": next,
-    }))
 }
 
 /// A report to be written.
@@ -239,11 +175,9 @@ impl StatusWriter {
             };
             let error = match self.sink.write(&warm, &status).await {
                 Ok(_) => return self.metrics.write(WriteResult::Written),
-                Err(SinkError::Conflict) => {
+                Err(ApplyError::Conflict) => {
                     self.metrics.write(WriteResult::Conflict);
                     match self.sink.read(&warm).await {
-                        // Made anew under the same name: not what the report speaks of.
-                        Ok(latest) if latest.metadata.uid != warm.metadata.uid => return,
                         Ok(latest) => {
                             warm = Arc::new(latest);
                             continue;
@@ -254,21 +188,25 @@ impl StatusWriter {
                 Err(error) => error,
             };
             match error {
-                SinkError::Refused(error) => {
-                    self.metrics.write(WriteResult::Refused);
-                    tracing::debug!(name = %warm.name_any(), %error, "status not written");
-                    return;
-                }
-                SinkError::Unavailable(error) if !intent.report.is_final() => {
+                ApplyError::Retryable(error) if !intent.report.is_final() => {
                     self.metrics.write(WriteResult::Dropped);
                     tracing::debug!(name = %warm.name_any(), %error, "progress not written");
                     return;
                 }
-                SinkError::Conflict | SinkError::Unavailable(_) => {
+                ApplyError::Conflict | ApplyError::Retryable(_) => {
                     self.metrics.write(WriteResult::Retried);
                     let jitter = rand::random_range(0.5..1.0);
                     tokio::time::sleep(pause.mul_f64(jitter)).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                // Deleted meanwhile, or its namespace is: nothing to tell anybody.
+                ApplyError::NotFound | ApplyError::NamespaceTerminating => {
+                    return self.metrics.write(WriteResult::Refused);
+                }
+                error => {
+                    self.metrics.write(WriteResult::Refused);
+                    tracing::warn!(name = %warm.name_any(), %error, "status not written");
+                    return;
                 }
             }
         }
@@ -285,7 +223,7 @@ mod tests {
     /// Stores one object; the first writes fail as told.
     struct Memory {
         stored: Mutex<ImageWarm>,
-        failures: Mutex<VecDeque<SinkError>>,
+        failures: Mutex<VecDeque<ApplyError>>,
         writes: Mutex<Vec<String>>,
     }
 
@@ -303,7 +241,7 @@ mod tests {
                 }
                 let mut stored = self.stored.lock().unwrap();
                 if warm.metadata.resource_version != stored.metadata.resource_version {
-                    return Err(SinkError::Conflict);
+                    return Err(ApplyError::Conflict);
                 }
                 stored.status = Some(status.clone());
                 let version = self.writes.lock().unwrap().len() + 1;
@@ -332,7 +270,7 @@ mod tests {
         })
     }
 
-    async fn written(failures: Vec<SinkError>, reports: Vec<Report>) -> Vec<String> {
+    async fn written(failures: Vec<ApplyError>, reports: Vec<Report>) -> Vec<String> {
         let mut warm = ImageWarm::default();
         warm.metadata.resource_version = Some("0".into());
         let memory = Arc::new(Memory {
@@ -351,8 +289,7 @@ mod tests {
         }
         shutdown.cancel();
         run.await.unwrap();
-        let writes = memory.writes.lock().unwrap().clone();
-        writes
+        memory.writes.lock().unwrap().clone()
     }
 
     #[tokio::test]
@@ -371,32 +308,11 @@ mod tests {
     #[tokio::test]
     async fn a_final_state_survives_conflicts_and_an_absent_api_server() {
         let failures =
-            vec![SinkError::Conflict, SinkError::Unavailable("down".into()), SinkError::Conflict];
+            vec![ApplyError::Conflict, ApplyError::Retryable("down".into()), ApplyError::Conflict];
         assert_eq!(written(failures, vec![outcome(Reason::Pulled)]).await, ["Pulled"]);
-        let failures = vec![SinkError::Unavailable("down".into())];
+        let failures = vec![ApplyError::Retryable("down".into())];
         assert!(written(failures, vec![Report::Pulling(Pulling::default())]).await.is_empty());
-        let failures = vec![SinkError::Refused("not found".into())];
+        let failures = vec![ApplyError::NotFound];
         assert!(written(failures, vec![outcome(Reason::Pulled)]).await.is_empty());
-    }
-
-    #[test]
-    fn the_patch_removes_what_is_no_more_and_names_the_version() {
-        let mut warm = ImageWarm::default();
-        warm.metadata.resource_version = Some("7".into());
-        warm.metadata.uid = Some("u".into());
-        let progress = crate::api::Progress::default();
-        warm.status = Some(ImageWarmStatus {
-            progress: Some(progress),
-            took: Some("1.0s".into()),
-            ..ImageWarmStatus::default()
-        });
-        let next = ImageWarmStatus { took: Some("2.0s".into()), ..ImageWarmStatus::default() };
-        assert_eq!(
-            status_patch(&warm, &next).unwrap(),
-            json!({
-                "metadata": {"uid": "u", "resourceVersion": "7"},
-                "status": {"progress": null, "took": "2.0s"},
-            })
-        );
     }
 }

@@ -1,6 +1,7 @@
 //! The node side: one stream to the leading controller, a queue of orders, a few jobs at a time
 //! over the node's runtime, and reports. It needs no right in Kubernetes and keeps nothing on disk.
 
+mod args;
 mod metrics;
 mod pull;
 mod queue;
@@ -8,7 +9,6 @@ mod report;
 mod stream;
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::protocol::from_controller::Message;
 use crate::protocol::{FromController, Hello, Outcome, PROTOCOL_VERSION, Progress, PullGrant};
 use crate::runtime::{self, EndpointError, Runtime, RuntimeVersion};
+pub use args::WarmerArgs;
 pub use metrics::WarmerMetrics;
 use pull::{JobEvent, now};
 use queue::{Ended, Job, Queue, Step};
@@ -33,65 +34,6 @@ const EVENTS: usize = 64;
 /// How often the controller hears that a pull waits for a place.
 const QUEUED_EVERY_MS: i64 = 3_000;
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Settings of the warmer.
-#[derive(clap::Args, Clone, Debug)]
-pub struct WarmerArgs {
-    /// The controller's dispatch server.
-    #[arg(
-        long,
-        env = "IMAGEWARM_DISPATCH_SERVER",
-        default_value = "https://imagewarm-dispatch.imagewarm-system.svc:8444",
-        value_name = "https://HOST:PORT"
-    )]
-    pub dispatch_server: ServerAddress,
-
-    /// Name that the dispatch server's certificate must carry; by default the host of
-    /// --dispatch-server.
-    #[arg(long, env = "IMAGEWARM_DISPATCH_SERVER_NAME", value_name = "NAME")]
-    pub dispatch_server_name: Option<String>,
-
-    /// File with the certificate authority of the dispatch server (PEM). Read again for each
-    /// connection; it may appear later.
-    #[arg(
-        long,
-        env = "IMAGEWARM_DISPATCH_CA_FILE",
-        default_value = "/etc/imagewarm/ca/ca.crt",
-        value_name = "FILE"
-    )]
-    pub dispatch_ca_file: PathBuf,
-
-    /// File with the ServiceAccount token of this Pod, for the audience `imagewarm`. Read again for
-    /// each connection.
-    #[arg(
-        long,
-        env = "IMAGEWARM_TOKEN_FILE",
-        default_value = "/var/run/secrets/imagewarm/token",
-        value_name = "FILE"
-    )]
-    pub token_file: PathBuf,
-
-    /// Socket of the node's container runtime.
-    #[arg(
-        long,
-        env = "IMAGEWARM_RUNTIME_ENDPOINT",
-        default_value = "unix:///var/run/docker.sock",
-        value_name = "unix:///PATH"
-    )]
-    pub runtime_endpoint: String,
-
-    /// Most images that this node pulls at the same time.
-    #[arg(long, env = "IMAGEWARM_PARALLEL_PULLS", default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub parallel_pulls: u16,
-
-    /// A pull that makes no progress for this long is given up and tried again later.
-    #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = crate::settings::duration)]
-    pub pull_idle_timeout: Duration,
-
-    /// How often the runtime is asked whether it still holds an image.
-    #[arg(long, env = "IMAGEWARM_PRESENCE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = crate::settings::duration)]
-    pub presence_interval: Duration,
-}
 
 /// Why a warmer cannot start.
 #[derive(Debug, thiserror::Error)]

@@ -247,7 +247,7 @@ pub(super) enum LinkEvent {
 enum State {
     Closed,
     Opening(BoxFuture<'static, Result<Session, StreamError>>),
-    Open(Session),
+    Open(Box<Session>),
 }
 
 /// The stream, or the way to the next one.
@@ -295,7 +295,7 @@ impl Link {
             State::Closed => std::future::pending().await,
             State::Opening(opening) => match opening.await {
                 Ok(session) => {
-                    self.state = State::Open(session);
+                    self.state = State::Open(Box::new(session));
                     self.opened_at = Some(tokio::time::Instant::now());
                     LinkEvent::Opened
                 }

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::MANAGED_BY;
+use crate::cluster::leadership::Leadership;
 use crate::cluster::publish_ca::{self, CaBundles, PublishError, WebhookConfigurations};
-use crate::controller::lease::Leadership;
 
 /// Secret that holds CA and serving certificate.
 const SECRET: &str = "imagewarm-certs";

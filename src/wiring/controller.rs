@@ -13,11 +13,9 @@ use crate::cli::Exit;
 use crate::cluster::client::{self, ClientArgs};
 use crate::cluster::token_review::{ApiServerReviewer, TokenReviewArgs};
 use crate::cluster::watch as caches;
-use crate::controller::{
-    Controller, ControllerArgs, ControllerMetrics, Elector, Leadership, LeaseArgs,
-};
+use crate::controller::{Controller, ControllerArgs, ControllerMetrics, Elector, LeaseArgs};
 use crate::dispatch::metrics::DispatchMetrics;
-use crate::dispatch::{DispatchArgs, Dispatcher, LeaderView};
+use crate::dispatch::{DispatchArgs, Dispatcher};
 use crate::telemetry::health::{self, HealthArgs, Readiness};
 use crate::telemetry::listen::listen;
 use crate::telemetry::logs::LogArgs;
@@ -131,12 +129,11 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
         Ok(())
     });
 
-    let leader_view = leader_view(&mut parts, leadership.clone());
     let dispatcher = Dispatcher::new(
         client.clone(),
         stores.clone(),
         (*policy).clone(),
-        leader_view,
+        leadership.clone(),
         command.dispatch.clone(),
         dispatch_metrics,
     );
@@ -227,30 +224,6 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
         Ok(health::serve(health_listener, router, health_stop).await?)
     });
     parts.run().await
-}
-
-/// Tells the dispatch server who leads, in its own words.
-fn leader_view(
-    parts: &mut Parts,
-    mut leadership: watch::Receiver<Leadership>,
-) -> watch::Receiver<LeaderView> {
-    let view = |leadership: &Leadership| LeaderView {
-        leading: leadership.leading,
-        leader_address: leadership.leader_address.clone(),
-    };
-    let (sender, receiver) = watch::channel(view(&leadership.borrow()));
-    let stop = parts.stop.clone();
-    parts.add("leader view", async move {
-        loop {
-            tokio::select! {
-                changed = leadership.changed() => if changed.is_err() { break },
-                () = stop.cancelled() => break,
-            }
-            sender.send_replace(view(&leadership.borrow_and_update()));
-        }
-        Ok(())
-    });
-    receiver
 }
 
 fn default_identity() -> String {

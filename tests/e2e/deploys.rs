@@ -181,7 +181,7 @@ async fn dry_run_creates_nothing(world: &World) -> Result<()> {
 async fn a_refused_revision_leaves_no_orphans(world: &World) -> Result<()> {
     let namespace = world.namespace("refused").await?;
     let app = world.push("refused", "v1").await?;
-    let _policy = world.refuse_revisions(&namespace).await?;
+    world.refuse_revisions(&namespace).await?;
     let refused = world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await;
     ensure!(refused.is_err(), "the policy did not refuse the Revision");
     // Our webhook came before the refusal: the orders exist, until the leader collects them.

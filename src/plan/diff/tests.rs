@@ -1,3 +1,5 @@
+//! Tests of `plan/diff.rs`.
+
 #![allow(clippy::unwrap_used)]
 
 use k8s_openapi::api::core::v1::Node;

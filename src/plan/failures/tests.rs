@@ -1,3 +1,5 @@
+//! Tests of `plan/failures.rs`.
+
 #![allow(clippy::unwrap_used)]
 
 use super::*;

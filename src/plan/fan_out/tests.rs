@@ -1,3 +1,5 @@
+//! Tests of `plan/fan_out.rs`.
+
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;

@@ -1,3 +1,5 @@
+//! Tests of `plan/want.rs`.
+
 #![allow(clippy::unwrap_used)]
 
 use super::*;

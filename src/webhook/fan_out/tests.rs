@@ -1,3 +1,5 @@
+//! Tests of `webhook/fan_out.rs`.
+
 #![allow(clippy::unwrap_used)]
 
 use http::{Request, Response, StatusCode};

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -16,12 +17,13 @@ use kube::runtime::watcher::Event;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::credentials::CredentialFuture;
-use super::status_writer::{SinkError, SinkFuture};
 use super::*;
 use crate::api::{ImageWarm, ImageWarmSpec, ImageWarmStatus, Reason, Revision};
+use crate::cluster::apply::ApplyError;
 use crate::cluster::token_review::{TokenError, WarmerIdentity};
 use crate::cluster::watch::Synced;
+use crate::dispatch::credentials::CredentialFuture;
+use crate::dispatch::status_writer::SinkFuture;
 use crate::image::Reference;
 use crate::plan::want::{PullIdentity, Standing};
 use crate::runtime::fake::{FakeRuntime, Script};
@@ -56,7 +58,7 @@ struct Cluster {
     changes: broadcast::Sender<Change>,
     /// Every status that was written: name, reason.
     written: Mutex<Vec<(String, String)>>,
-    failures: Mutex<VecDeque<SinkError>>,
+    failures: Mutex<VecDeque<ApplyError>>,
 }
 
 impl Cluster {
@@ -145,9 +147,9 @@ impl StatusSink for Cluster {
                 return Err(error);
             }
             let name = warm.metadata.name.clone().unwrap();
-            let stored = self.get(&name).ok_or_else(|| SinkError::Refused("gone".into()))?;
+            let stored = self.get(&name).ok_or(ApplyError::NotFound)?;
             if stored.metadata.resource_version != warm.metadata.resource_version {
-                return Err(SinkError::Conflict);
+                return Err(ApplyError::Conflict);
             }
             let mut next = warm.clone();
             next.status = Some(status.clone());
@@ -162,7 +164,7 @@ impl StatusSink for Cluster {
     fn read<'a>(&'a self, warm: &'a ImageWarm) -> SinkFuture<'a, ImageWarm> {
         Box::pin(async move {
             let name = warm.metadata.name.as_deref().unwrap();
-            let stored = self.get(name).ok_or_else(|| SinkError::Refused("gone".into()))?;
+            let stored = self.get(name).ok_or(ApplyError::NotFound)?;
             Ok((*stored).clone())
         })
     }
@@ -254,14 +256,14 @@ impl Authority {
 /// A running replica.
 struct Replica {
     address: SocketAddr,
-    leader: watch::Sender<LeaderView>,
+    leader: watch::Sender<Leadership>,
     connected: watch::Receiver<Arc<BTreeSet<String>>>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Replica {
-    async fn start(cluster: &Arc<Cluster>, authority: &Authority, view: LeaderView) -> Self {
+    async fn start(cluster: &Arc<Cluster>, authority: &Authority, view: Leadership) -> Self {
         #[derive(Parser)]
         struct Line {
             #[command(flatten)]
@@ -298,8 +300,8 @@ impl Replica {
     }
 }
 
-fn leads() -> LeaderView {
-    LeaderView { leading: true, leader_address: None }
+fn leads() -> Leadership {
+    Leadership { leading: true, leader_address: None }
 }
 
 struct Node {
@@ -396,7 +398,7 @@ async fn a_warmer_goes_to_the_leader_and_follows_it() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
     let runtime = FakeRuntime::default().with("r.test/slow:v1", Script::Slow(30));
     let first = Replica::start(&cluster, &authority, leads()).await;
-    let elsewhere = LeaderView { leading: false, leader_address: Some(first.address.to_string()) };
+    let elsewhere = Leadership { leading: false, leader_address: Some(first.address.to_string()) };
     let second = Replica::start(&cluster, &authority, elsewhere).await;
     cluster.order("slow", "node-a", "r.test/slow:v1");
     let node = Node::start(&authority, second.address, "node-a", &runtime);
@@ -406,7 +408,7 @@ async fn a_warmer_goes_to_the_leader_and_follows_it() {
     until("the pull runs", || (runtime.calls().lock().unwrap().len() == 1).then_some(())).await;
 
     // The leadership moves while the pull runs: it goes on, and its end is reported to the new one.
-    first.leader.send_replace(LeaderView {
+    first.leader.send_replace(Leadership {
         leading: false,
         leader_address: Some(second.address.to_string()),
     });
@@ -432,7 +434,7 @@ async fn a_replica_that_comes_back_finds_everything_as_it_was() {
     cluster.order("stuck", "node-a", "r.test/stuck:v1");
     let node = Node::start(&authority, replica.address, "node-a", &runtime);
     cluster.wait_for("app", Reason::Pulled).await;
-    replica.leader.send_replace(LeaderView::default());
+    replica.leader.send_replace(Leadership::default());
     until("the stream is closed", || replica.connected.borrow().is_empty().then_some(())).await;
     cluster.delete("stuck");
     cluster.order("new", "node-a", "r.test/new:v1");

@@ -1,0 +1,86 @@
+//! The warmer's settings.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::stream::ServerAddress;
+
+/// Settings of the warmer.
+#[derive(clap::Args, Clone, Debug)]
+pub struct WarmerArgs {
+    /// The controller's dispatch server.
+    #[arg(
+        long,
+        env = "IMAGEWARM_DISPATCH_SERVER",
+        default_value = "https://imagewarm-dispatch.imagewarm-system.svc:8444",
+        value_name = "https://HOST:PORT"
+    )]
+    pub dispatch_server: ServerAddress,
+
+    /// Name that the dispatch server's certificate must carry; by default the host of
+    /// --dispatch-server.
+    #[arg(long, env = "IMAGEWARM_DISPATCH_SERVER_NAME", value_name = "NAME")]
+    pub dispatch_server_name: Option<String>,
+
+    /// File with the certificate authority of the dispatch server (PEM). Read again for each
+    /// connection; it may appear later.
+    #[arg(
+        long,
+        env = "IMAGEWARM_DISPATCH_CA_FILE",
+        default_value = "/etc/imagewarm/ca/ca.crt",
+        value_name = "FILE"
+    )]
+    pub dispatch_ca_file: PathBuf,
+
+    /// File with the ServiceAccount token of this Pod, for the audience `imagewarm`. Read again for
+    /// each connection.
+    #[arg(
+        long,
+        env = "IMAGEWARM_TOKEN_FILE",
+        default_value = "/var/run/secrets/imagewarm/token",
+        value_name = "FILE"
+    )]
+    pub token_file: PathBuf,
+
+    /// Socket of the node's container runtime.
+    #[arg(
+        long,
+        env = "IMAGEWARM_RUNTIME_ENDPOINT",
+        default_value = "unix:///var/run/docker.sock",
+        value_name = "unix:///PATH"
+    )]
+    pub runtime_endpoint: String,
+
+    /// Most images that this node pulls at the same time.
+    #[arg(long, env = "IMAGEWARM_PARALLEL_PULLS", default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub parallel_pulls: u16,
+
+    /// A pull that makes no progress for this long is given up and tried again later.
+    #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = duration)]
+    pub pull_idle_timeout: Duration,
+
+    /// How often the runtime is asked whether it still holds an image.
+    #[arg(long, env = "IMAGEWARM_PRESENCE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = duration)]
+    pub presence_interval: Duration,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "must be a time of at least one second, such as 90s or 2m".to_owned();
+    let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    let duration = Duration::try_from(span).map_err(|_| wrong())?;
+    if duration < Duration::from_secs(1) { Err(wrong()) } else { Ok(duration) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_and_checked() {
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        for text in ["", "0s", "-1m", "10", "soon", "10ms"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

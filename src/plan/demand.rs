@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
 use super::Policy;
 use super::want::PullIdentity;
 use crate::api::knative::{Container, ContainerStatus, ROUTING_STATE_LABEL};
-use crate::api::{Revision, WARM_KEY};
+use crate::api::{Revision, SecretReference, WARM_KEY};
 use crate::image::Reference;
 
 /// `maxItems` of an `ImageWarm`'s `imagePullSecrets`.
@@ -19,7 +19,7 @@ const PULL_SECRETS_MAX: usize = 16;
 pub struct Demand {
     /// Every distinct image once, in order of appearance.
     pub images: Vec<WantedImage>,
-    /// In whose name the images may be pulled.
+    /// In whose name the images may be pulled; secrets as the Revision names them, valid or not.
     pub identity: PullIdentity,
     /// Where its Pods may run.
     pub placement: PodConstraints,
@@ -37,7 +37,12 @@ pub struct WantedImage {
 impl WantedImage {
     /// Whether `image` is this image, by the Revision's own name or by its digest.
     pub fn is(&self, image: &Reference) -> bool {
-        self.reference == *image || self.resolved.as_ref() == Some(image)
+        self.names().any(|name| name == image)
+    }
+
+    /// Its names: the Revision's own, and the digest where that is known.
+    pub fn names(&self) -> impl Iterator<Item = &Reference> {
+        [&self.reference].into_iter().chain(&self.resolved)
     }
 }
 
@@ -123,15 +128,21 @@ fn digest(container: &Container, at: usize, statuses: &[ContainerStatus]) -> Opt
 }
 
 fn identity(revision: &Revision) -> PullIdentity {
-    let mut secrets: Vec<String> = Vec::new();
-    for secret in &revision.spec.image_pull_secrets {
-        let name = &secret.name;
-        if is_subdomain(name) && !secrets.contains(name) && secrets.len() < PULL_SECRETS_MAX {
-            secrets.push(name.clone());
-        }
-    }
+    let named = &revision.spec.image_pull_secrets;
+    let secrets = named.iter().map(|secret| secret.name.clone()).collect();
     let account = revision.spec.service_account_name.as_deref().filter(|name| !name.is_empty());
     PullIdentity { secrets, service_account: Some(account.unwrap_or("default").to_owned()) }
+}
+
+/// Those of the secrets that an `ImageWarm` can name.
+pub fn valid_secrets(names: &[String]) -> Vec<SecretReference> {
+    let mut secrets: Vec<SecretReference> = Vec::new();
+    for name in names.iter().filter(|name| is_subdomain(name)) {
+        if !secrets.iter().any(|known| known.name == *name) && secrets.len() < PULL_SECRETS_MAX {
+            secrets.push(SecretReference { name: name.clone() });
+        }
+    }
+    secrets
 }
 
 fn placement(revision: &Revision) -> PodConstraints {

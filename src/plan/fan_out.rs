@@ -5,23 +5,27 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::Policy;
-use super::demand::Demand;
+use super::demand::{Demand, is_routable, valid_secrets};
 use super::eligible::{NodeFacts, may_start};
 use crate::api::knative::configuration_owner;
 use crate::api::{
     CREATED_FOR_ANNOTATION, ImageWarm, ImageWarmSpec, MANAGED_BY, MANAGED_BY_LABEL, Revision,
-    SERVICE_ACCOUNT_ANNOTATION, SecretReference, revision_token,
+    SERVICE_ACCOUNT_ANNOTATION, revision_token,
 };
 use crate::image::Reference;
 use crate::image::object_name::object_name;
 
-/// All that is wanted for a Revision that was just seen, by the names that it uses itself.
+/// All that is wanted for a Revision that was just seen, by the names that it uses itself. Nothing
+/// for one that may not get traffic: a restored backup brings back many of those.
 pub fn fan_out(
     revision: &Revision,
     demand: &Demand,
     nodes: &[NodeFacts<'_>],
     policy: &Policy,
 ) -> Vec<ImageWarm> {
+    if !is_routable(revision) {
+        return Vec::new();
+    }
     let eligible =
         || nodes.iter().filter(|node| may_start(node, &demand.placement, policy).is_ok());
     let one_image = |image: &Reference| -> Vec<ImageWarm> {
@@ -37,12 +41,16 @@ pub fn image_warm(
     image: &Reference,
     node: &str,
 ) -> ImageWarm {
-    let secrets = demand.identity.secrets.iter().map(|name| SecretReference { name: name.clone() });
+    let secrets = valid_secrets(&demand.identity.secrets);
     let mut annotations = BTreeMap::new();
     if let Some(token) = revision_token(revision) {
         annotations.insert(CREATED_FOR_ANNOTATION.to_owned(), token);
     }
-    if let Some(account) = &demand.identity.service_account {
+    // Names that cannot be stored must not read as none: then the ServiceAccount's would apply.
+    let account = demand.identity.service_account.as_ref();
+    if let Some(account) =
+        account.filter(|_| secrets.is_empty() == demand.identity.secrets.is_empty())
+    {
         annotations.insert(SERVICE_ACCOUNT_ANNOTATION.to_owned(), account.clone());
     }
     ImageWarm {
@@ -59,7 +67,7 @@ pub fn image_warm(
         spec: ImageWarmSpec {
             image: image.as_str().to_owned(),
             node_name: node.to_owned(),
-            image_pull_secrets: secrets.collect(),
+            image_pull_secrets: secrets,
         },
         status: None,
     }

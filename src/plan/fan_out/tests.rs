@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::plan::demand::demand;
-use crate::plan::sample::{node, revision, tainted};
+use crate::plan::sample::{node, revision, route, tainted};
 
 #[test]
 fn one_for_each_image_and_eligible_node() {
@@ -22,6 +22,47 @@ fn one_for_each_image_and_eligible_node() {
     let names: BTreeSet<_> = made.iter().map(|warm| warm.metadata.name.clone()).collect();
     assert_eq!(names.len(), 4);
     assert!(made.iter().all(ImageWarm::is_managed));
+}
+
+#[test]
+fn nothing_for_a_revision_that_may_not_get_traffic() {
+    let nodes = [node("a")];
+    let facts: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
+    let policy = Policy::default();
+    let mut asked = revision("r-00001", 0, &["app:v1"]);
+    for (state, made) in [("active", 1), ("pending", 1), ("reserve", 0)] {
+        route(&mut asked, state);
+        let found = fan_out(&asked, &demand(&asked, false, &policy), &facts, &policy);
+        assert_eq!(found.len(), made, "{state}");
+    }
+}
+
+#[test]
+fn secrets_that_cannot_be_stored_do_not_open_those_of_the_service_account() {
+    let order = |names: &[&str]| {
+        let mut asked = revision("r", 0, &["app:v1"]);
+        let secret =
+            |name: &&str| k8s_openapi::api::core::v1::LocalObjectReference { name: (*name).into() };
+        asked.spec.image_pull_secrets = names.iter().map(secret).collect();
+        let demand = demand(&asked, false, &Policy::default());
+        image_warm(&asked, &demand, &demand.images[0].reference, "a")
+    };
+    let cases: [(&[&str], &[&str], bool); 4] = [
+        (&[], &[], true),
+        (&["a", "Upper", "a", "", "b.c"], &["a", "b.c"], true),
+        (&["Upper"], &[], false),
+        (&[""], &[], false),
+    ];
+    for (named, stored, account) in cases {
+        let order = order(named);
+        let secrets: Vec<_> = order.spec.image_pull_secrets.iter().map(|s| &s.name).collect();
+        assert_eq!(secrets, stored, "{named:?}");
+        let annotations = order.metadata.annotations.unwrap();
+        assert_eq!(annotations.contains_key(SERVICE_ACCOUNT_ANNOTATION), account, "{named:?}");
+    }
+    let many: Vec<String> = (0..20).map(|n| format!("s{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(order(&many).spec.image_pull_secrets.len(), 16);
 }
 
 #[test]

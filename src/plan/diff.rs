@@ -122,8 +122,9 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
         }
         let young_until = created(&revision.metadata, patience.fan_out + TRUNCATION);
         for wanted in &demand.images {
+            let orders = existing.orders(namespace, wanted);
             for node in eligible.of(&demand.placement) {
-                let Some((image, repair)) = existing.missing(namespace, wanted, node) else {
+                let Some((image, repair)) = orders.missing(wanted, node) else {
                     continue;
                 };
                 if young_until > now {
@@ -179,18 +180,23 @@ fn collect(
     for (revision, demand) in demands {
         for image in &demand.images {
             let namespace = namespace(&revision.metadata.namespace);
-            wanted.insert((namespace, image.reference.as_str()));
-            wanted.extend(image.resolved.iter().map(|image| (namespace, image.as_str())));
+            wanted.extend(image.names().map(|image| (namespace, image.as_str())));
         }
     }
+    let is_wanted = |warm: &ImageWarm| {
+        let (namespace, text) = (namespace(&warm.metadata.namespace), warm.spec.image.as_str());
+        // What we make is canonical; a copy made by hand, labels and all, need not be.
+        wanted.contains(&(namespace, text))
+            || Reference::parse(text)
+                .is_ok_and(|image| wanted.contains(&(namespace, image.as_str())))
+    };
     for warm in observed.image_warms {
         if !warm.is_managed() || warm.metadata.deletion_timestamp.is_some() {
             continue;
         }
-        let key = (namespace(&warm.metadata.namespace), warm.spec.image.as_str());
         let cause = if !nodes.contains(warm.spec.node_name.as_str()) {
             Cause::NodeGone
-        } else if !wanted.contains(&key) {
+        } else if !is_wanted(warm) {
             Cause::Unwanted
         } else {
             continue;
@@ -207,53 +213,57 @@ fn collect(
     plan.delete.sort_by_cached_key(name);
 }
 
-/// Existing ImageWarms by namespace and image, then by node.
+/// Orders for one image, by node. Hand-made ones may stand beside ours.
+type OnNodes<'a> = HashMap<&'a str, Vec<&'a ImageWarm>>;
+
+/// Existing ImageWarms by namespace and image. Those that are being deleted stand for nothing.
 struct Existing<'a> {
-    by_image: HashMap<(&'a str, Reference), HashMap<&'a str, &'a ImageWarm>>,
+    by_image: HashMap<(&'a str, Reference), OnNodes<'a>>,
 }
 
 impl<'a> Existing<'a> {
     fn new(image_warms: &'a [Arc<ImageWarm>]) -> Self {
         let mut parsed: HashMap<&str, Option<Reference>> = HashMap::new();
-        let mut by_image: HashMap<(&str, Reference), HashMap<&str, &ImageWarm>> = HashMap::new();
-        for warm in image_warms {
+        let mut by_image: HashMap<(&str, Reference), OnNodes<'a>> = HashMap::new();
+        for warm in image_warms.iter().filter(|warm| warm.metadata.deletion_timestamp.is_none()) {
             let text = warm.spec.image.as_str();
             let image = parsed.entry(text).or_insert_with(|| Reference::parse(text).ok());
             let Some(image) = image.clone() else { continue };
             let key = (namespace(&warm.metadata.namespace), image);
             let on_nodes = by_image.entry(key).or_default();
-            let node = warm.spec.node_name.as_str();
-            // A hand-made one beside ours: the order of a list must not decide.
-            let stays =
-                on_nodes.get(node).is_some_and(|other| other.metadata.name <= warm.metadata.name);
-            if !stays {
-                on_nodes.insert(node, warm);
-            }
+            on_nodes.entry(warm.spec.node_name.as_str()).or_default().push(warm);
         }
         Existing { by_image }
     }
 
-    fn get(&self, namespace: &'a str, image: &Reference, node: &str) -> Option<&'a ImageWarm> {
-        self.by_image.get(&(namespace, image.clone()))?.get(node).copied()
+    fn orders(&self, namespace: &'a str, wanted: &WantedImage) -> Orders<'_, 'a> {
+        let get = |image: &Reference| self.by_image.get(&(namespace, image.clone()));
+        Orders {
+            by_name: get(&wanted.reference),
+            by_digest: wanted.resolved.as_ref().and_then(get),
+        }
     }
+}
 
+/// What exists for one wanted image.
+struct Orders<'e, 'a> {
+    by_name: Option<&'e OnNodes<'a>>,
+    by_digest: Option<&'e OnNodes<'a>>,
+}
+
+impl Orders<'_, '_> {
     /// What has to be made so that `node` gets the wanted image, if anything.
-    fn missing<'w>(
-        &self,
-        namespace: &'a str,
-        wanted: &'w WantedImage,
-        node: &str,
-    ) -> Option<(&'w Reference, Repair)> {
-        let by_name = self.get(namespace, &wanted.reference, node);
+    fn missing<'w>(&self, wanted: &'w WantedImage, node: &str) -> Option<(&'w Reference, Repair)> {
+        let by_name = self.by_name.and_then(|orders| orders.get(node));
         let Some(resolved) = &wanted.resolved else {
             return by_name.is_none().then_some((&wanted.reference, Repair::Missing));
         };
-        if self.get(namespace, resolved, node).is_some() {
+        if self.by_digest.is_some_and(|orders| orders.contains_key(node)) {
             return None;
         }
         match by_name {
             None => Some((resolved, Repair::Missing)),
-            Some(warm) if stands_for(warm, resolved) => None,
+            Some(warms) if warms.iter().any(|warm| stands_for(warm, resolved)) => None,
             Some(_) => Some((resolved, Repair::MovedTag)),
         }
     }
@@ -266,7 +276,8 @@ fn stands_for(warm: &ImageWarm, resolved: &Reference) -> bool {
         (Some(digest), _) if Some(digest) == resolved.digest() => true,
         (_, Some(Reason::Pulling)) => true,
         (Some(_), _) => false,
-        (None, Some(Reason::NotFound)) => false, // the tag is gone; its digest may still be there
+        // The tag is gone, or names something else by now; its digest may still be there.
+        (None, Some(Reason::NotFound | Reason::PlatformMismatch | Reason::InvalidImage)) => false,
         (None, reason) => reason.map(Reason::ready) != Some(ConditionStatus::True),
     }
 }

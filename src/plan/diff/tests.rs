@@ -4,12 +4,12 @@
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use proptest::prelude::*;
 
 use super::*;
-use crate::api::{MANAGED_BY_LABEL, WARM_KEY};
+use crate::api::WARM_KEY;
 use crate::plan::sample::{
-    at, because, digest, holding, labelled, node, resolve, revision, route, tainted, warm,
+    at, because, digest, holding, labelled, node, reference, resolve, revision, route, tainted,
+    warm,
 };
 
 /// A cluster in plain vectors.
@@ -83,6 +83,20 @@ fn idle(plan: &Plan) -> bool {
     plan.create.is_empty() && plan.delete.is_empty()
 }
 
+/// The same order, made by hand in another spelling; its name sorts before ours.
+fn by_hand(mut warm: ImageWarm) -> ImageWarm {
+    warm.metadata.name = warm.metadata.name.map(|name| format!("a-{name}"));
+    warm.metadata.labels = None;
+    warm.spec.image = warm.spec.image.replace("docker.io/library/", "");
+    warm
+}
+
+/// The same, being deleted.
+fn leaving(mut warm: ImageWarm) -> ImageWarm {
+    warm.metadata.deletion_timestamp = warm.metadata.creation_timestamp.clone();
+    warm
+}
+
 const NOTHING: [&str; 0] = [];
 
 #[test]
@@ -135,10 +149,20 @@ fn digests_and_tags() {
         ("pulling anew", vec![because(holding(tag(), '2'), Reason::Pulling)], vec![]),
         ("cannot log in", vec![because(tag(), Reason::Unauthorized)], vec![]),
         ("tag gone", vec![because(tag(), Reason::NotFound)], moved.clone()),
+        ("tag broken", vec![because(tag(), Reason::InvalidImage)], moved.clone()),
+        ("other platforms", vec![because(tag(), Reason::PlatformMismatch)], moved.clone()),
         ("tag moved", vec![holding(tag(), '2')], moved.clone()),
         ("pulled, digest unknown", vec![because(tag(), Reason::Pulled)], moved.clone()),
         ("tag moved, digest ordered", vec![holding(tag(), '2'), by_digest.clone()], vec![]),
         ("digest alone", vec![by_digest.clone()], vec![]),
+        ("digest on its way out", vec![leaving(by_digest.clone())], moved.clone()),
+        ("tag on its way out", vec![leaving(holding(tag(), '1'))], moved.clone()),
+        ("one of two holds it", vec![by_hand(holding(tag(), '2')), holding(tag(), '1')], vec![]),
+        (
+            "none of two holds it",
+            vec![by_hand(holding(tag(), '2')), holding(tag(), '3')],
+            moved.clone(),
+        ),
         ("nothing", vec![], moved.clone()),
     ];
     for (name, warms, expected) in cases {
@@ -167,8 +191,8 @@ fn collection() {
     let kept = warm(&asked, "app:v1", "a", 100);
     let old = warm(&other, "old:v1", "a", 100);
     let lost = warm(&asked, "app:v1", "z", 100);
-    let mut by_hand = old.clone();
-    by_hand.metadata.labels.as_mut().unwrap().remove(MANAGED_BY_LABEL);
+    let mut ours_in_other_words = kept.clone();
+    ours_in_other_words.spec.image = "index.docker.io/library/app:v1".into();
     let world = |warms: &[&ImageWarm]| {
         let warms: Vec<_> = warms.iter().map(|warm| (*warm).clone()).collect();
         World::new(&["a"], &[&asked], &warms)
@@ -176,7 +200,8 @@ fn collection() {
 
     let plan = world(&[&kept, &old, &lost]).plan(130);
     assert_eq!(deleted(&plan), ["app:v1 on z: NodeGone", "old:v1 on a: Unwanted"]);
-    assert_eq!(deleted(&world(&[&kept, &by_hand]).plan(130)), NOTHING);
+    assert_eq!(deleted(&world(&[&kept, &by_hand(old.clone())]).plan(130)), NOTHING);
+    assert_eq!(deleted(&world(&[&ours_in_other_words]).plan(130)), NOTHING);
 
     let early = world(&[&kept, &old]).plan(129);
     assert!(idle(&early));
@@ -241,11 +266,9 @@ fn nothing_is_made_where_a_namespace_or_revision_is_being_deleted() {
 #[test]
 fn a_hand_made_order_counts() {
     let asked = revision("r", 100, &["app:v1"]);
-    let mut by_hand = warm(&asked, "app:v1", "a", 100);
-    by_hand.metadata.name = Some("mine".into());
-    by_hand.metadata.labels = None;
-    by_hand.spec.image = "app:v1".into();
-    assert!(idle(&World::new(&["a"], &[&asked], &[by_hand]).plan(1000)));
+    let mine = by_hand(warm(&asked, "app:v1", "a", 100));
+    assert_eq!(mine.spec.image, "app:v1");
+    assert!(idle(&World::new(&["a"], &[&asked], &[mine]).plan(1000)));
 }
 
 #[test]
@@ -281,123 +304,4 @@ fn five_thousand_nodes_and_fifty_images_take_well_under_a_second() {
     assert!(took < Duration::from_secs(30), "{took:?}");
 }
 
-fn any_revision() -> impl Strategy<Value = Revision> {
-    let images = prop::collection::vec(
-        prop::sample::select(vec!["app:v1", "app:v2", "side", "dev.local/x", "UP"]),
-        1..4,
-    );
-    let digest = prop::option::of(prop::sample::select(vec!['1', '2']));
-    let state = prop::sample::select(vec!["active", "pending", "reserve"]);
-    (0..6_u8, 0..300_i64, images, digest, state, any::<bool>()).prop_map(
-        |(name, created, images, digest, state, selects)| {
-            let mut one = revision(&format!("r-{name}"), created, &images);
-            route(&mut one, state);
-            if selects {
-                one.spec.node_selector.insert("disk".into(), "ssd".into());
-            }
-            if let Some(letter) = digest {
-                one.spec.containers.retain(|c| c.image != "UP");
-                resolve(&mut one, letter);
-            }
-            one
-        },
-    )
-}
-
-fn any_warm() -> impl Strategy<Value = ImageWarm> {
-    let image = prop::sample::select(vec![
-        "app:v1".to_owned(),
-        "app:v2".to_owned(),
-        "side".to_owned(),
-        format!("app@{}", digest('1')),
-        "gone:v1".to_owned(),
-    ]);
-    let reason = prop::option::of(prop::sample::select(Reason::ALL.to_vec()));
-    let letter = prop::option::of(prop::sample::select(vec!['1', '2', '3']));
-    (image, 0..5_u8, 0..300_i64, reason, letter).prop_map(
-        |(image, node, created, reason, letter)| {
-            let maker = revision("maker", created, &[&image]);
-            let mut one = warm(&maker, &image, &format!("n{node}"), created);
-            if let Some(letter) = letter {
-                one = holding(one, letter);
-            }
-            if let Some(reason) = reason {
-                one = because(one, reason);
-            }
-            one
-        },
-    )
-}
-
-fn any_world() -> impl Strategy<Value = World> {
-    let nodes = prop::collection::btree_map(0..5_u8, 0..4_u8, 0..5);
-    (
-        prop::collection::vec(any_revision(), 0..6),
-        prop::collection::vec(any_warm(), 0..12),
-        nodes,
-        any::<bool>(),
-        prop::bool::weighted(0.1),
-    )
-        .prop_map(|(mut revisions, mut warms, nodes, unsynced, out)| {
-            revisions.sort_by_key(|one| one.metadata.name.clone());
-            revisions.dedup_by_key(|one| one.metadata.name.clone());
-            warms.sort_by_key(|one| one.metadata.name.clone());
-            warms.dedup_by_key(|one| one.metadata.name.clone());
-            let node = |(name, kind): (u8, u8)| {
-                let node = node(&format!("n{name}"));
-                match kind {
-                    0 => tainted(node, "k", "NoSchedule"),
-                    1 => labelled(node, "disk", "ssd"),
-                    _ => node,
-                }
-            };
-            World {
-                warms: warms.into_iter().map(Arc::new).collect(),
-                revisions: revisions.into_iter().map(Arc::new).collect(),
-                nodes: nodes.into_iter().map(node).collect(),
-                opted_out: if out { BTreeSet::from(["ns".to_owned()]) } else { BTreeSet::new() },
-                unsynced,
-                ..World::default()
-            }
-        })
-}
-
-proptest! {
-    #[test]
-    fn applied_to_its_own_output_it_does_nothing(world in any_world(), now in 0..600_i64) {
-        let mut world = world;
-        let plan = world.plan(now);
-        world.apply(&plan, now);
-        let again = world.plan(now);
-        prop_assert!(idle(&again), "{:?} {:?}", created(&again), deleted(&again));
-    }
-
-    #[test]
-    fn the_order_of_lists_does_not_matter(world in any_world(), now in 0..600_i64) {
-        let mut turned = world.clone();
-        turned.warms.reverse();
-        turned.revisions.reverse();
-        turned.nodes.reverse();
-        let (one, other) = (world.plan(now), turned.plan(now));
-        prop_assert_eq!(one.create, other.create);
-        prop_assert_eq!(one.delete, other.delete);
-        prop_assert_eq!(one.recheck_at, other.recheck_at);
-    }
-
-    #[test]
-    fn in_the_end_every_wanted_image_is_ordered_and_nothing_else(world in any_world()) {
-        let mut world = world;
-        world.unsynced = false;
-        let plan = world.plan(10_000);
-        prop_assert_eq!(plan.recheck_at, None);
-        world.apply(&plan, 10_000);
-        for warm in &world.warms {
-            let node = world.nodes.iter().any(|node| node.metadata.name.as_ref() == Some(&warm.spec.node_name));
-            prop_assert!(node, "{}", brief(warm));
-        }
-        for creation in &plan.create {
-            let name = &creation.object.metadata.name;
-            prop_assert_eq!(world.warms.iter().filter(|warm| warm.metadata.name == *name).count(), 1);
-        }
-    }
-}
+mod properties;

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Policy;
-use super::demand::{demand, is_routable};
+use super::demand::{WantedImage, demand, is_routable};
 use crate::api::{ConditionStatus, ImageWarm, Reason, Revision};
+use crate::image::Reference;
 
 /// One reason for which images of a Revision are not on its nodes.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,11 +52,17 @@ pub fn failures(
     if troubled.is_empty() {
         return Vec::new();
     }
-    let mut by_image: HashMap<(&str, &str), Vec<&ImageWarm>> = HashMap::new();
+    let mut parsed: HashMap<&str, Option<Reference>> = HashMap::new();
+    let mut by_image = ByImage::new();
     for warm in image_warms {
         let namespace = warm.metadata.namespace.as_deref().unwrap_or_default();
-        if troubled.contains(namespace) {
-            by_image.entry((namespace, &warm.spec.image)).or_default().push(warm);
+        if !troubled.contains(namespace) || warm.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let text = warm.spec.image.as_str();
+        let image = parsed.entry(text).or_insert_with(|| Reference::parse(text).ok());
+        if let Some(image) = image.clone() {
+            by_image.entry((namespace, image)).or_default().push(warm);
         }
     }
     let mut found: Vec<Failure> = revisions
@@ -70,32 +77,30 @@ pub fn failures(
     found
 }
 
-fn of_revision(
-    revision: &Arc<Revision>,
-    by_image: &HashMap<(&str, &str), Vec<&ImageWarm>>,
-    policy: &Policy,
-) -> Vec<Failure> {
-    let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
-    let demand = demand(revision, false, policy);
-    let names =
-        demand.images.iter().flat_map(|image| [Some(&image.reference), image.resolved.as_ref()]);
-    let mut names: Vec<_> = names.flatten().map(|image| image.as_str()).collect();
-    names.dedup();
+type ByImage<'a> = HashMap<(&'a str, Reference), Vec<&'a ImageWarm>>;
 
+fn of_revision(revision: &Arc<Revision>, by_image: &ByImage<'_>, policy: &Policy) -> Vec<Failure> {
+    let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
     let mut all: BTreeSet<&str> = BTreeSet::new();
     let mut by_reason: BTreeMap<Reason, BTreeMap<&str, &str>> = BTreeMap::new();
     let mut undecided = false;
-    for warm in names.iter().filter_map(|image| by_image.get(&(namespace, *image))).flatten() {
-        let node = warm.spec.node_name.as_str();
-        all.insert(node);
-        match warm.reason() {
-            Some(Reason::Removed) => {} // heals by itself
-            Some(reason) if reason.ready() == ConditionStatus::False => {
-                let message = warm.ready().map_or("", |ready| ready.message.as_str());
-                by_reason.entry(reason).or_default().entry(node).or_insert(message);
+    for image in &demand(revision, false, policy).images {
+        for (node, warms) in decisive(image, namespace, by_image) {
+            all.insert(node);
+            let ready = |warm: &&ImageWarm| warm.reason().map(Reason::ready);
+            if warms.iter().any(|warm| ready(warm) == Some(ConditionStatus::True)) {
+                continue;
             }
-            Some(reason) => undecided |= reason.ready() == ConditionStatus::Unknown,
-            None => undecided = true,
+            for warm in warms {
+                match warm.reason() {
+                    Some(Reason::Removed) => {} // heals by itself
+                    Some(reason) if reason.ready() == ConditionStatus::False => {
+                        let message = warm.ready().map_or("", |ready| ready.message.as_str());
+                        by_reason.entry(reason).or_default().entry(node).or_insert(message);
+                    }
+                    _ => undecided = true,
+                }
+            }
         }
     }
     let failure = |(reason, nodes): (Reason, BTreeMap<&str, &str>)| Failure {
@@ -107,6 +112,27 @@ fn of_revision(
         undecided,
     };
     by_reason.into_iter().map(failure).collect()
+}
+
+/// The orders that decide about the image, by node: those by digest where there are any, for then
+/// it no longer matters what became of the tag.
+fn decisive<'a>(
+    image: &WantedImage,
+    namespace: &str,
+    by_image: &ByImage<'a>,
+) -> BTreeMap<&'a str, Vec<&'a ImageWarm>> {
+    let orders = |name: &Reference| by_image.get(&(namespace, name.clone())).into_iter().flatten();
+    let mut by_node: BTreeMap<&str, Vec<&ImageWarm>> = BTreeMap::new();
+    for warm in image.resolved.iter().flat_map(orders) {
+        by_node.entry(&warm.spec.node_name).or_default().push(warm);
+    }
+    let by_digest: BTreeSet<&str> = by_node.keys().copied().collect();
+    for warm in orders(&image.reference) {
+        if !by_digest.contains(warm.spec.node_name.as_str()) {
+            by_node.entry(&warm.spec.node_name).or_default().push(warm);
+        }
+    }
+    by_node
 }
 
 #[cfg(test)]

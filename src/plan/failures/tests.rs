@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::plan::sample::{because, revision, route, warm};
+use crate::plan::sample::{because, digest, holding, resolve, revision, route, warm};
 
 #[test]
 fn one_for_each_revision_and_reason() {
@@ -33,4 +33,37 @@ fn one_for_each_revision_and_reason() {
     assert!(found.iter().all(|failure| failure.undecided));
     let healthy = [order("app:v1", "a", Reason::Pulled)];
     assert!(failures(&healthy, &revisions, &Policy::default()).is_empty());
+}
+
+#[test]
+fn a_tag_that_is_gone_is_no_failure_where_the_digest_is_ordered() {
+    let mut asked = revision("r-1", 0, &["app:v1"]);
+    resolve(&mut asked, '1');
+    let by_digest = format!("app@{}", digest('1'));
+    let tag = |node| Arc::new(because(warm(&asked, "app:v1", node, 0), Reason::NotFound));
+    let order = |node| warm(&asked, &by_digest, node, 0);
+    let told = |warms: &[Arc<ImageWarm>]| {
+        let found = failures(warms, &[Arc::new(asked.clone())], &Policy::default());
+        found.iter().map(Failure::note).collect::<Vec<_>>()
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(told(&[tag("a"), Arc::new(holding(order("a"), '1'))]), none);
+    assert_eq!(told(&[tag("a"), Arc::new(order("a"))]), none, "still on its way");
+    let failed = Arc::new(because(order("a"), Reason::Unauthorized));
+    assert_eq!(told(&[tag("a"), failed]), ["Unauthorized on 1 of 1 nodes"]);
+    let held = Arc::new(holding(order("a"), '1'));
+    assert_eq!(told(&[tag("a"), held, tag("b")]), ["NotFound on 1 of 2 nodes"]);
+}
+
+#[test]
+fn any_spelling_counts_and_what_is_being_deleted_does_not() {
+    let asked = revision("r-1", 0, &["app:v1"]);
+    let mut by_hand = because(warm(&asked, "app:v1", "a", 0), Reason::NotFound);
+    by_hand.spec.image = "index.docker.io/library/app:v1".into();
+    let told = |warm: &ImageWarm| {
+        failures(&[Arc::new(warm.clone())], &[Arc::new(asked.clone())], &Policy::default()).len()
+    };
+    assert_eq!(told(&by_hand), 1);
+    by_hand.metadata.deletion_timestamp = by_hand.metadata.creation_timestamp.clone();
+    assert_eq!(told(&by_hand), 0);
 }

@@ -19,6 +19,7 @@ crate::tests![
     an_unknown_node_is_a_warning,
     an_update_is_judged_by_what_it_changes,
     image_and_node_cannot_be_changed,
+    the_crds_own_rules_refuse_nonsense_without_a_webhook,
     our_own_writes_are_not_sent_to_us,
 ];
 
@@ -292,6 +293,30 @@ async fn image_and_node_cannot_be_changed(world: &World) -> Result<()> {
             orders.patch(&made.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await;
         let message = refused.err().context("the change was accepted")?.to_string();
         ensure!(message.contains(&format!("{field} cannot be changed")), "{message}");
+    }
+    Ok(())
+}
+
+async fn the_crds_own_rules_refuse_nonsense_without_a_webhook(world: &World) -> Result<()> {
+    let namespace = world.namespace("rules").await?;
+    // The controller's own account is the one that the webhooks leave out.
+    let orders: Api<ImageWarm> = Api::namespaced(world.controller_client().await?, &namespace);
+    let seventeen: Vec<String> = (0..17).map(|number| format!("secret-{number}")).collect();
+    let seventeen: Vec<&str> = seventeen.iter().map(String::as_str).collect();
+    let long = "a".repeat(1025);
+    for (case, part) in [
+        (order("", "node-a", &[]), "spec.image"),
+        (order(&long, "node-a", &[]), "spec.image"),
+        (order("app", "", &[]), "spec.nodeName"),
+        (order("app", "Node_A", &[]), "must be the name of a Node"),
+        (order("app", &"a".repeat(254), &[]), "spec.nodeName"),
+        (order("app", "node-a", &["Not_A_Name"]), "must be the name of a Secret"),
+        (order("app", "node-a", &seventeen), "spec.imagePullSecrets"),
+    ] {
+        let params = PostParams { dry_run: true, ..PostParams::default() };
+        let refused = orders.create(&params, &serde_json::from_value(case.clone())?).await;
+        let message = refused.err().with_context(|| format!("accepted: {case}"))?.to_string();
+        ensure!(message.contains(part), "no {part:?} in: {message}");
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! A Revision is created: which ImageWarms appear, and what the nodes' dockerds hold in the end.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use imagewarm::api::{MANAGED_BY, MANAGED_BY_LABEL, Reason};
 use serde_json::json;
 
@@ -12,6 +12,7 @@ crate::tests![
     a_cordoned_node_is_left_out,
     a_repushed_tag_is_warmed_again_by_a_new_revision,
     a_new_revision_of_an_unchanged_tag_downloads_nothing,
+    a_known_digest_is_what_repairs_and_new_nodes_pull,
     opted_out_revisions_and_namespaces_are_left_alone,
     dry_run_creates_nothing,
     a_refused_revision_leaves_no_orphans,
@@ -149,6 +150,37 @@ async fn a_new_revision_of_an_unchanged_tag_downloads_nothing(world: &World) -> 
         ensure!(warm.reason() == Some(Reason::AlreadyPresent), "{:?}", warm.status);
     }
     Ok(())
+}
+
+async fn a_known_digest_is_what_repairs_and_new_nodes_pull(world: &World) -> Result<()> {
+    let namespace = world.namespace("resolved").await?;
+    let app = world.push("resolved", "v1").await?;
+    world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
+    let by_tag = world.all_ready(&namespace, 3).await?;
+    // Knative resolves the tag; then somebody pushes other content under it.
+    world.resolve(&namespace, "hello-00001", &[("container-0", &app.by_digest())]).await?;
+    world.push("resolved", "v1").await?;
+    world.leader_has_caught_up().await?;
+    let after = world.warms(&namespace).await?;
+    ensure!(after.len() == 3, "the same digest costs no new ImageWarm: {after:?}");
+    world.delete_image_warm(&by_tag[0]).await?;
+    let after = world.all_ready(&namespace, 3).await?;
+    let made = after.iter().find(|warm| warm.spec.node_name == by_tag[0].spec.node_name);
+    let made = made.context("the deleted order was not made again")?;
+    ensure!(made.spec.image == app.by_digest(), "repaired by {}", made.spec.image);
+    ensure!(made.reason() == Some(Reason::AlreadyPresent), "{:?}", made.status);
+
+    let joined = world.join_node("resolved").await?;
+    let checked = async {
+        let warms = world.all_ready(&namespace, 4).await?;
+        let there = warms.iter().find(|warm| warm.spec.node_name == joined);
+        let image = there.map(|warm| warm.spec.image.clone());
+        ensure!(image == Some(app.by_digest()), "the new node pulls {image:?}");
+        Ok(())
+    }
+    .await;
+    world.remove_node(&joined).await?;
+    checked
 }
 
 async fn opted_out_revisions_and_namespaces_are_left_alone(world: &World) -> Result<()> {

@@ -10,6 +10,7 @@ crate::tests![
     the_next_leader_takes_over,
     knative_may_be_absent_come_and_go,
     a_webhook_configuration_is_repaired,
+    an_install_in_any_order_ends_ready,
 ];
 
 async fn a_deploy_without_any_webhook_is_healed(world: &World) -> Result<()> {
@@ -91,6 +92,30 @@ async fn a_webhook_configuration_is_repaired(world: &World) -> Result<()> {
     let namespace = world.namespace("repaired").await?;
     let app = world.push("repaired", "v1").await?;
     world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
+    world.all_ready(&namespace, 3).await?;
+    Ok(())
+}
+
+async fn an_install_in_any_order_ends_ready(world: &World) -> Result<()> {
+    world.stop_controllers().await?;
+    world.delete_webhooks_and_certificates().await?;
+    // The controllers come before the webhook configurations: alive, and not ready.
+    world.start_controllers_unready().await?;
+    let told = world
+        .eventually("readiness tells what is missing", async || {
+            let said = world.readiness().await?;
+            Ok(said.iter().all(|text| text.contains("[-] caBundle")).then_some(()))
+        })
+        .await;
+    world.apply_manifests().await?;
+    world.controllers_are_ready().await?;
+    told?;
+    ensure!(world.ca_bundle_is_right().await?, "ready without the right CA");
+    ensure!(world.webhooks_are_owned().await?, "an uninstall would leave the webhooks behind");
+    let namespace = world.namespace("install").await?;
+    let app = world.push("install", "v1").await?;
+    world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
+    // The warmers find the new CA by themselves.
     world.all_ready(&namespace, 3).await?;
     Ok(())
 }

@@ -16,7 +16,7 @@ use imagewarm::protocol::{FromController, FromWarmer};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -221,7 +221,36 @@ impl World {
         Ok(())
     }
 
-    async fn controllers_are_ready(&self) -> Result<()> {
+    /// Starts both without waiting for them.
+    pub async fn start_controllers_unready(&self) -> Result<()> {
+        for name in ["controller-1", "controller-2"] {
+            self.start_controller(name).await?;
+        }
+        Ok(())
+    }
+
+    /// What both say at /readyz, however ready they are.
+    pub async fn readiness(&self) -> Result<Vec<String>> {
+        let controllers: Vec<_> = locked(&self.controllers).values().cloned().collect();
+        let mut said = vec![];
+        for controller in controllers {
+            let address = controller.health().context("no health port")?;
+            // Not there yet says nothing.
+            said.push(http_get(address, "/readyz").await.map(|(_, text)| text).unwrap_or_default());
+        }
+        Ok(said)
+    }
+
+    /// A client with the controllers' own account.
+    pub async fn controller_client(&self) -> Result<Client> {
+        let account = xtask::cluster::CONTROLLER_ACCOUNT;
+        let path = self.cluster.kubeconfig_for(NAMESPACE, account).await?;
+        let kubeconfig = kube::config::Kubeconfig::read_from(path)?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
+        Ok(Client::try_from(config)?)
+    }
+
+    pub async fn controllers_are_ready(&self) -> Result<()> {
         let controllers: Vec<_> = locked(&self.controllers).values().cloned().collect();
         for controller in controllers {
             wait_ready(&controller).await?;
@@ -252,9 +281,7 @@ impl World {
     }
 
     pub async fn start_controllers(&self) -> Result<()> {
-        for name in ["controller-1", "controller-2"] {
-            self.start_controller(name).await?;
-        }
+        self.start_controllers_unready().await?;
         self.controllers_are_ready().await
     }
 
@@ -350,6 +377,36 @@ impl World {
         let validating = validating.into_iter().map(|webhook| webhook.client_config);
         let mut bundles = mutating.chain(validating).map(|client| client.ca_bundle);
         Ok(bundles.all(|bundle| bundle.is_some_and(|bundle| bundle.0 == ca.as_bytes())))
+    }
+
+    /// As if nothing but the controllers had been installed yet.
+    pub async fn delete_webhooks_and_certificates(&self) -> Result<()> {
+        let mutating: Api<MutatingWebhookConfiguration> = Api::all(self.client());
+        mutating.delete("imagewarm", &Default::default()).await?;
+        let validating: Api<ValidatingWebhookConfiguration> = Api::all(self.client());
+        validating.delete("imagewarm", &Default::default()).await?;
+        let secrets: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
+        secrets.delete("imagewarm-certs", &Default::default()).await?;
+        let maps: Api<ConfigMap> = Api::namespaced(self.client(), NAMESPACE);
+        maps.delete("imagewarm-dispatch-ca", &Default::default()).await?;
+        Ok(())
+    }
+
+    pub async fn apply_manifests(&self) -> Result<()> {
+        self.cluster.apply_deploy().await
+    }
+
+    /// Whether both configurations go with our Namespace.
+    pub async fn webhooks_are_owned(&self) -> Result<bool> {
+        let mutating: Api<MutatingWebhookConfiguration> = Api::all(self.client());
+        let validating: Api<ValidatingWebhookConfiguration> = Api::all(self.client());
+        let owners = [
+            mutating.get("imagewarm").await?.metadata.owner_references,
+            validating.get("imagewarm").await?.metadata.owner_references,
+        ];
+        Ok(owners.iter().all(|owners| {
+            owners.iter().flatten().any(|o| o.kind == "Namespace" && o.name == NAMESPACE)
+        }))
     }
 
     // ----- tokens and streams

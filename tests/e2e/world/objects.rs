@@ -139,6 +139,30 @@ impl World {
         Ok(configurations.create(&PostParams::default(), &serde_json::from_value(body)?).await?)
     }
 
+    /// Writes the digests that Knative found into the Revision's status.
+    pub async fn resolve(
+        &self,
+        namespace: &str,
+        name: &str,
+        digests: &[(&str, &str)],
+    ) -> Result<()> {
+        let statuses: Vec<_> = digests
+            .iter()
+            .map(|(container, image)| json!({"name": container, "imageDigest": image}))
+            .collect();
+        let revisions: Api<Revision> = Api::namespaced(self.client(), namespace);
+        let body = json!({"status": {"containerStatuses": statuses}});
+        revisions.patch_status(name, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
+    pub async fn delete_image_warm(&self, warm: &ImageWarm) -> Result<()> {
+        let namespace = warm.metadata.namespace.as_deref().unwrap_or_default();
+        let warms: Api<ImageWarm> = Api::namespaced(self.client(), namespace);
+        warms.delete(&warm.name_any(), &Default::default()).await?;
+        Ok(())
+    }
+
     pub async fn delete_configuration(&self, namespace: &str, name: &str) -> Result<()> {
         configurations(self.client(), namespace).delete(name, &Default::default()).await?;
         Ok(())

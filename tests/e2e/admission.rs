@@ -324,10 +324,16 @@ async fn the_crds_own_rules_refuse_nonsense_without_a_webhook(world: &World) -> 
 async fn our_own_writes_are_not_sent_to_us(world: &World) -> Result<()> {
     let namespace = world.namespace("own-writes").await?;
     let image = world.push("own-writes", "v1").await?;
-    let before = world.metric_sum("imagewarm_admission_requests_total", "imagewarm").await?;
+    let calls = async || world.metric_sum("imagewarm_webhook_requests_total", "verdict").await;
+    let before = calls().await?;
     world.revision(&namespace, "hello-00001", crate::world::containers(&[&image.tag])).await?;
     world.all_ready(&namespace, 3).await?;
-    let after = world.metric_sum("imagewarm_admission_requests_total", "imagewarm").await?;
-    ensure!(before == after, "{} webhook calls for our own ImageWarms", after - before);
+    let made = calls().await? - before;
+    ensure!(made == 1.0, "{made} webhook calls, and not one for the Revision alone");
+    // What a person makes is seen by both webhooks, so the count is a real one.
+    let node = world.nodes().remove(0);
+    world.hand_made(&namespace, "by-hand", &image.tag, &node, &[]).await?;
+    let made = calls().await? - before;
+    ensure!(made == 3.0, "{made} webhook calls for a Revision and a hand-made ImageWarm");
     Ok(())
 }

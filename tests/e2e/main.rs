@@ -4,6 +4,7 @@
 //! or remove CRDs, and put everything back.
 
 mod admission;
+mod commands;
 mod deploys;
 mod failures;
 mod nodes;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         admission::TESTS,
         nodes::TESTS,
         trust::TESTS,
+        commands::TESTS,
         outages::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {

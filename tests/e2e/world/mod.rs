@@ -107,6 +107,13 @@ impl World {
         Ok(Pushed { tag: registry.image(repository, tag), digest })
     }
 
+    /// Pushes an image that takes a moment to pull.
+    pub async fn push_large(&self, repository: &str, tag: &str) -> Result<Pushed> {
+        let registry = &self.cluster.registry_plain;
+        let digest = registry.push(&TestImage::new(&[30_000_000]), repository, tag).await?;
+        Ok(Pushed { tag: registry.image(repository, tag), digest })
+    }
+
     /// The same to the registry with TLS and password.
     pub async fn push_private(&self, repository: &str, tag: &str) -> Result<Pushed> {
         let registry = self.cluster.registry_tls.as_ref().context("no private registry")?;
@@ -493,13 +500,33 @@ impl World {
         Err(tonic::Status::unavailable("no leader was found"))
     }
 
-    /// Runs the binary to its end.
-    pub fn run(arguments: &[&str]) -> Result<std::process::Output> {
-        Ok(std::process::Command::new(BINARY).args(arguments).output()?)
+    // ----- commands
+
+    /// Runs `imagewarm` as an operator does; returns its exit code and what it printed.
+    pub async fn imagewarm(&self, arguments: &[&str]) -> Result<(i32, String)> {
+        self.command(BINARY.as_ref(), arguments).await
     }
 
-    pub fn folder(&self) -> &Path {
-        self.cluster.folder()
+    /// Runs `kubectl`, which must succeed; returns what it printed.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let (code, said) = self.command(self.cluster.kubectl(), arguments).await?;
+        if code != 0 {
+            bail!("kubectl {arguments:?} ended with {code}:\n{said}");
+        }
+        Ok(said)
+    }
+
+    async fn command(&self, program: &Path, arguments: &[&str]) -> Result<(i32, String)> {
+        let command = tokio::process::Command::new(program)
+            .args(arguments)
+            .env("KUBECONFIG", self.cluster.kubeconfig_path())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(DEADLINE, command)
+            .await
+            .with_context(|| format!("{program:?} {arguments:?} did not end"))??;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned()))
     }
 }
 

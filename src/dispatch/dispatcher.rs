@@ -100,7 +100,7 @@ impl Dispatcher {
         let parts = Parts {
             sink: Arc::new(ApiServerSink::new(client.clone())),
             credentials: Arc::new(ApiServerCredentials::new(client)),
-            standing: crate::plan::want::standing,
+            standing: crate::plan::want::standing_among,
         };
         Self::with_parts(parts, stores, policy, leader, args, metrics)
     }

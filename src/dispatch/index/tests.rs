@@ -72,6 +72,10 @@ fn words(index: &mut Index) -> Vec<String> {
         }
         Effect::Close(to, end) => format!("{to} close {end:?}"),
         Effect::Resolve(job) => format!("{} resolve {}", job.session, job.uid),
+        Effect::LookAgain(_, mut uids) => {
+            uids.sort();
+            format!("again {}", uids.join(" "))
+        }
         Effect::Status(uid, _, report) => {
             let what = match report {
                 Report::WaitingForWarmer => "waiting".to_owned(),
@@ -290,4 +294,68 @@ fn an_object_being_deleted_is_withdrawn() {
     going.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
     index.apply(Arc::new(going), standing(1), 0);
     assert_eq!(words(&mut index), ["1 withdraw a1"]);
+}
+
+#[test]
+fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
+    let found = |password: &str| {
+        Ok(vec![Credential {
+            username: "u".into(),
+            password: password.into(),
+            identity_token: String::new(),
+            registry_token: String::new(),
+        }])
+    };
+    let missing =
+        || Err(Refusal { reason: Reason::SecretMissing, message: "no answer in time".into() });
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(2, "b", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    let job = index.take_effects().into_iter().find_map(|effect| match effect {
+        Effect::Resolve(job) => Some(job),
+        _ => None,
+    });
+    index.resolved(&job.unwrap(), found("old"), 0);
+    index.message(1, &outcome("a1", Reason::Unauthorized), 0);
+    let image = "registry.test/app:v1";
+    let failed = |index: &mut Index, uid: &str, node: &str, reason: Reason| {
+        let warm = with_ready(warm(uid, node, image), reason);
+        index.apply(Arc::new(warm), standing(1), 0);
+    };
+    failed(&mut index, "a1", "a", Reason::Unauthorized);
+    failed(&mut index, "a2", "a", Reason::NotFound);
+    failed(&mut index, "b1", "b", Reason::SecretMissing);
+    failed(&mut index, "c1", "nobody", Reason::SecretMissing);
+    words(&mut index);
+
+    index.tick(14_000);
+    assert!(words(&mut index).is_empty(), "too soon");
+    index.tick(23_000);
+    assert_eq!(words(&mut index), ["again a1 b1"], "one look for all that ask for the same");
+    index.tick(24_000);
+    assert!(words(&mut index).is_empty(), "asked already");
+
+    let both = ["a1".to_owned(), "b1".to_owned()];
+    index.looked_again(&both, &missing());
+    assert!(words(&mut index).is_empty(), "nothing to try");
+    let mark = index.orders["b1"].assign.identity_mark;
+    index.looked_again(&both, &found("old"));
+    assert_eq!(words(&mut index), ["2 assign b1"], "a1 was refused with the very same");
+    assert_ne!(index.orders["b1"].assign.identity_mark, mark);
+    index.looked_again(&both, &found("new"));
+    assert_eq!(words(&mut index), ["1 assign a1", "2 assign b1"]);
+    index.looked_again(&both, &found("new"));
+    assert!(words(&mut index).is_empty(), "once for each change");
+
+    // The mark stays when the object changes, so that nothing is hurried twice.
+    failed(&mut index, "b1", "b", Reason::SecretMissing);
+    assert!(words(&mut index).is_empty());
+    // What runs reads the Secrets itself; what is well or gone needs none.
+    index.message(2, &request("b1"), 25_000);
+    failed(&mut index, "a1", "a", Reason::Pulled);
+    words(&mut index);
+    index.tick(60_000);
+    let said = words(&mut index);
+    assert!(said.iter().all(|word| !word.starts_with("again")), "{said:?}");
 }

@@ -176,6 +176,12 @@ impl Dispatcher {
         writes.spawn(self.writer.clone().run(writer_end.clone()));
 
         loop {
+            self.carry_out();
+            // Before a look at the leadership, which ends at the same moment: what is still to be
+            // written must not be forgotten for that.
+            if shutdown.is_cancelled() {
+                break;
+            }
             self.follow_leadership(&mut changes);
             self.carry_out();
             let settle_at = self.settle_at;
@@ -194,8 +200,14 @@ impl Dispatcher {
                 }
             }
         }
-        self.end_streams(StreamEnd::Shutdown);
         self.inputs.close();
+        while let Ok(input) = self.inputs.try_recv() {
+            if let Input::Message(session, message) = input {
+                self.index.message(session, &message, now());
+            }
+        }
+        self.carry_out();
+        self.end_streams(StreamEnd::Shutdown);
         writer_end.cancel();
         if tokio::time::timeout(DRAIN, writes.join_next()).await.is_err() {
             tracing::warn!("not every status could be written before the end");

@@ -73,6 +73,8 @@ struct Order {
     queued_since: Option<i64>,
     pulling_since: Option<i64>,
     progress_written: Option<i64>,
+    /// The stream that waits for credentials; asked for once, however often it asks.
+    asked: Option<SessionId>,
     /// What the last pull could be paid with, and how often something new was found after it.
     purse: Purse,
     hurried: u64,
@@ -192,6 +194,7 @@ impl Index {
             queued_since: old.as_ref().and_then(|old| old.queued_since),
             pulling_since: old.as_ref().and_then(|old| old.pulling_since),
             progress_written: old.as_ref().and_then(|old| old.progress_written),
+            asked: old.as_ref().and_then(|old| old.asked),
             purse: old.as_ref().map_or(Purse::Unknown, |old| old.purse),
             hurried,
         };
@@ -306,7 +309,7 @@ impl Index {
         match message {
             FromWarmer::PullRequest(_) => {
                 let (domain, priority) = (order.image.domain(), order.assign.priority);
-                if self.grants.request(uid, domain, priority) {
+                if order.asked != Some(session) && self.grants.request(uid, domain, priority) {
                     self.start(uid, session, now);
                 }
             }
@@ -339,6 +342,7 @@ impl Index {
         let refused = found.is_err();
         if let Some(order) = self.orders.get_mut(&job.uid) {
             order.purse = self.unpaid.purse(&found);
+            order.asked = order.asked.filter(|asked| *asked != job.session);
         }
         if self.orders.contains_key(&job.uid)
             && self.sessions.contains_key(&job.session)
@@ -390,6 +394,7 @@ impl Index {
     fn start(&mut self, uid: &str, session: SessionId, now: i64) {
         let Some(order) = self.orders.get_mut(uid) else { return };
         order.pulling_since = Some(now);
+        order.asked = Some(session);
         let job = order.credential_job(uid, session);
         self.effects.push(Effect::Resolve(job));
     }
@@ -398,6 +403,7 @@ impl Index {
     fn end_pull(&mut self, uid: &str, now: i64) {
         if let Some(order) = self.orders.get_mut(uid) {
             (order.queued_since, order.pulling_since, order.progress_written) = (None, None, None);
+            order.asked = None;
         }
         for next in self.grants.end(uid) {
             let session = self

@@ -56,7 +56,13 @@ pub(crate) struct Opened {
 }
 
 pub(crate) type Outgoing = Result<FromController, Status>;
-type Resolved = (CredentialJob, Result<Vec<Credential>, Refusal>);
+type Found = Result<Vec<Credential>, Refusal>;
+
+/// The end of a look for credentials.
+enum Looked {
+    ForPull(CredentialJob, Found),
+    Again(Vec<String>, Found),
+}
 
 /// The task that owns the index. It works only while this replica leads.
 pub struct Dispatcher {
@@ -75,7 +81,7 @@ pub struct Dispatcher {
     inputs: mpsc::Receiver<Input>,
     inputs_sender: mpsc::Sender<Input>,
     connected: watch::Sender<Arc<BTreeSet<String>>>,
-    jobs: JoinSet<Resolved>,
+    jobs: JoinSet<Looked>,
     /// When standings are to be worked out anew.
     settle_at: Option<Instant>,
 }
@@ -100,7 +106,7 @@ impl Dispatcher {
         let parts = Parts {
             sink: Arc::new(ApiServerSink::new(client.clone())),
             credentials: Arc::new(ApiServerCredentials::new(client)),
-            standing: crate::plan::want::standing,
+            standing: crate::plan::want::standing_among,
         };
         Self::with_parts(parts, stores, policy, leader, args, metrics)
     }
@@ -170,6 +176,12 @@ impl Dispatcher {
         writes.spawn(self.writer.clone().run(writer_end.clone()));
 
         loop {
+            self.carry_out();
+            // Before a look at the leadership, which ends at the same moment: what is still to be
+            // written must not be forgotten for that.
+            if shutdown.is_cancelled() {
+                break;
+            }
             self.follow_leadership(&mut changes);
             self.carry_out();
             let settle_at = self.settle_at;
@@ -179,12 +191,7 @@ impl Dispatcher {
                 changed = synced.changed(), if synced_open => synced_open = changed.is_ok(),
                 change = changes.recv(), if self.active => self.on_changes(change, &mut changes),
                 Some(input) = self.inputs.recv() => self.on_inputs(input),
-                Some(Ok((job, found))) = self.jobs.join_next() => {
-                    if found.is_err() {
-                        self.metrics.credentials_refused.inc();
-                    }
-                    self.index.resolved(&job, found, now());
-                }
+                Some(Ok(looked)) = self.jobs.join_next() => self.on_looked(looked),
                 () = sleep_until(settle_at), if settle_at.is_some() => self.settle(),
                 _ = tick.tick() => {
                     self.index.tick(now());
@@ -193,8 +200,14 @@ impl Dispatcher {
                 }
             }
         }
-        self.end_streams(StreamEnd::Shutdown);
         self.inputs.close();
+        while let Ok(input) = self.inputs.try_recv() {
+            if let Input::Message(session, message) = input {
+                self.index.message(session, &message, now());
+            }
+        }
+        self.carry_out();
+        self.end_streams(StreamEnd::Shutdown);
         writer_end.cancel();
         if tokio::time::timeout(DRAIN, writes.join_next()).await.is_err() {
             tracing::warn!("not every status could be written before the end");
@@ -253,6 +266,18 @@ impl Dispatcher {
                 Err(TryRecvError::Lagged(missed)) => Err(RecvError::Lagged(missed)),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return,
             };
+        }
+    }
+
+    fn on_looked(&mut self, looked: Looked) {
+        match looked {
+            Looked::ForPull(job, found) => {
+                if found.is_err() {
+                    self.metrics.credentials_refused.inc();
+                }
+                self.index.resolved(&job, found, now());
+            }
+            Looked::Again(uids, found) => self.index.looked_again(&uids, &found),
         }
     }
 
@@ -343,7 +368,14 @@ impl Dispatcher {
                         let desk = self.desk.clone();
                         self.jobs.spawn(async move {
                             let found = desk.answer(&job).await;
-                            (job, found)
+                            Looked::ForPull(job, found)
+                        });
+                    }
+                    Effect::LookAgain(job, uids) => {
+                        let desk = self.desk.clone();
+                        self.jobs.spawn(async move {
+                            let found = desk.answer(&job).await;
+                            Looked::Again(uids, found)
                         });
                     }
                     Effect::Status(uid, warm, report) => self.writer.submit(&uid, warm, report),

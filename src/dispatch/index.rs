@@ -3,6 +3,7 @@
 //! since 1970).
 
 mod messages;
+mod unpaid;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::protocol::{
     from_controller::Message as ToWarmer, from_warmer::Message as FromWarmer,
 };
 use messages::{assign, grant, needs_resend, ready};
+use unpaid::{Purse, Unpaid};
 
 /// Names one stream for as long as this process runs.
 pub type SessionId = u64;
@@ -31,6 +33,8 @@ pub enum Effect {
     Close(SessionId, StreamEnd),
     /// Find the credentials, and call [`Index::resolved`].
     Resolve(CredentialJob),
+    /// Find them once more for these orders, and call [`Index::looked_again`].
+    LookAgain(CredentialJob, Vec<String>),
     /// Write what was reported.
     Status(String, Arc<ImageWarm>, Report),
 }
@@ -69,6 +73,23 @@ struct Order {
     queued_since: Option<i64>,
     pulling_since: Option<i64>,
     progress_written: Option<i64>,
+    /// The stream that waits for credentials; asked for once, however often it asks.
+    asked: Option<SessionId>,
+    /// What the last pull could be paid with, and how often something new was found after it.
+    purse: Purse,
+    hurried: u64,
+}
+
+impl Order {
+    fn credential_job(&self, uid: &str, session: SessionId) -> CredentialJob {
+        CredentialJob {
+            uid: uid.to_owned(),
+            session,
+            namespace: self.warm.metadata.namespace.clone().unwrap_or_default(),
+            identities: self.identities.clone(),
+            image: self.image.clone(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -87,6 +108,7 @@ pub struct Index {
     nodes: HashMap<String, Node>,
     sessions: HashMap<SessionId, String>,
     grants: Grants,
+    unpaid: Unpaid,
     grace_ms: i64,
     effects: Vec<Effect>,
     ignored: u64,
@@ -101,6 +123,7 @@ impl Index {
             nodes: HashMap::new(),
             sessions: HashMap::new(),
             grants: Grants::new(registry_pulls),
+            unpaid: Unpaid::default(),
             grace_ms,
             effects: Vec::new(),
             ignored: 0,
@@ -156,9 +179,12 @@ impl Index {
                 return;
             }
         };
-        let assign = assign(&uid, &warm, &image, &standing);
+        let mut assign = assign(&uid, &warm, &image, &standing);
         let node_name = warm.spec.node_name.clone();
         let old = self.orders.remove(&uid);
+        let hurried = old.as_ref().map_or(0, |old| old.hurried);
+        assign.identity_mark = assign.identity_mark.wrapping_add(hurried);
+        self.unpaid.note(&uid, warm.reason(), now);
         let resend = old.as_ref().is_none_or(|old| needs_resend(&old.assign, &assign));
         let order = Order {
             warm,
@@ -168,6 +194,9 @@ impl Index {
             queued_since: old.as_ref().and_then(|old| old.queued_since),
             pulling_since: old.as_ref().and_then(|old| old.pulling_since),
             progress_written: old.as_ref().and_then(|old| old.progress_written),
+            asked: old.as_ref().and_then(|old| old.asked),
+            purse: old.as_ref().map_or(Purse::Unknown, |old| old.purse),
+            hurried,
         };
         self.orders.insert(uid.clone(), order);
         let node = self.node(&node_name, now);
@@ -184,6 +213,7 @@ impl Index {
     /// An ImageWarm is gone.
     pub fn delete(&mut self, uid: &str, now: i64) {
         let Some(order) = self.orders.remove(uid) else { return };
+        self.unpaid.forget(uid);
         self.end_pull(uid, now);
         let name = &order.warm.spec.node_name;
         if let Some(node) = self.nodes.get_mut(name) {
@@ -279,7 +309,7 @@ impl Index {
         match message {
             FromWarmer::PullRequest(_) => {
                 let (domain, priority) = (order.image.domain(), order.assign.priority);
-                if self.grants.request(uid, domain, priority) {
+                if order.asked != Some(session) && self.grants.request(uid, domain, priority) {
                     self.start(uid, session, now);
                 }
             }
@@ -310,6 +340,10 @@ impl Index {
         now: i64,
     ) {
         let refused = found.is_err();
+        if let Some(order) = self.orders.get_mut(&job.uid) {
+            order.purse = self.unpaid.purse(&found);
+            order.asked = order.asked.filter(|asked| *asked != job.session);
+        }
         if self.orders.contains_key(&job.uid)
             && self.sessions.contains_key(&job.session)
             && self.grants.is_in_flight(&job.uid)
@@ -344,6 +378,7 @@ impl Index {
         for uid in ended {
             self.end_pull(&uid, now);
         }
+        self.look_again(now);
     }
 
     fn node(&mut self, name: &str, now: i64) -> &mut Node {
@@ -359,19 +394,16 @@ impl Index {
     fn start(&mut self, uid: &str, session: SessionId, now: i64) {
         let Some(order) = self.orders.get_mut(uid) else { return };
         order.pulling_since = Some(now);
-        self.effects.push(Effect::Resolve(CredentialJob {
-            uid: uid.to_owned(),
-            session,
-            namespace: order.warm.metadata.namespace.clone().unwrap_or_default(),
-            identities: order.identities.clone(),
-            image: order.image.clone(),
-        }));
+        order.asked = Some(session);
+        let job = order.credential_job(uid, session);
+        self.effects.push(Effect::Resolve(job));
     }
 
     /// The pull is over, or was never begun: whoever waited for its place starts.
     fn end_pull(&mut self, uid: &str, now: i64) {
         if let Some(order) = self.orders.get_mut(uid) {
             (order.queued_since, order.pulling_since, order.progress_written) = (None, None, None);
+            order.asked = None;
         }
         for next in self.grants.end(uid) {
             let session = self

@@ -108,7 +108,8 @@ impl Docker {
         let stream = client.create_image(Some(options), None, credential.map(docker_credentials));
         let mut stream = std::pin::pin!(stream);
         let mut told = Told::default();
-        while let Some(line) = stream.try_next().await.map_err(failure)? {
+        let failed = |error| without(credential, failure(error));
+        while let Some(line) = stream.try_next().await.map_err(failed)? {
             if let Some(sum) = told.take(&line) {
                 progress(sum);
             }
@@ -244,7 +245,10 @@ fn same_platform(image: (Option<&str>, Option<&str>), engine: &RuntimeVersion) -
         None | Some("") => true,
         Some(image) => engine.is_empty() || image == engine,
     };
-    same(image.0, &engine.os) && same(image.1, &engine.architecture)
+    // What a 64-bit machine runs as well, and what runtimes take where there is nothing better.
+    let smaller =
+        matches!((image.1, &*engine.architecture), (Some("386"), "amd64") | (Some("arm"), "arm64"));
+    same(image.0, &engine.os) && (smaller || same(image.1, &engine.architecture))
 }
 
 fn docker_credentials(credential: &Credential) -> DockerCredentials {
@@ -289,8 +293,45 @@ fn failure(error: Error) -> RuntimeError {
         // Everything else happened between here and the socket.
         error => (Reason::RuntimeUnavailable, format!("docker does not answer: {error}")),
     };
-    let message = message.trim().chars().take(LONGEST_MESSAGE).collect();
-    RuntimeError { reason, message }
+    RuntimeError { reason, message: one_line(&message) }
+}
+
+/// For a status and a log: short, on one line, and without what makes a URL a key: signed queries
+/// of blob stores, and `user:password@`.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        let Some((scheme, rest)) = word.split_once("://") else {
+            line.push_str(word);
+            continue;
+        };
+        let end = rest.find(['"', '\'', '>']).unwrap_or(rest.len());
+        let (url, after) = rest.split_at(end);
+        let (path, query) = url.split_once('?').map_or((url, ""), |(path, _)| (path, "?…"));
+        let authority = path.split('/').next().unwrap_or_default();
+        let host = authority.rfind('@').map_or(0, |at| at + 1);
+        let colon = if query.is_empty() || !after.is_empty() { "" } else { ":" };
+        let colon = if word.ends_with(':') { colon } else { "" };
+        for part in [scheme, "://", path.get(host..).unwrap_or_default(), query, after, colon] {
+            line.push_str(part);
+        }
+    }
+    line.chars().filter(|c| !c.is_control()).take(LONGEST_MESSAGE).collect()
+}
+
+/// No engine is known to repeat a credential; if one does, it ends here.
+fn without(credential: Option<&Credential>, mut error: RuntimeError) -> RuntimeError {
+    let Some(credential) = credential else { return error };
+    for secret in [&credential.password, &credential.identity_token, &credential.registry_token] {
+        // Shorter ones would tear ordinary words apart, and show themselves by it.
+        if secret.len() >= 6 {
+            error.message = error.message.replace(secret.as_str(), "…");
+        }
+    }
+    error
 }
 
 #[cfg(test)]
@@ -367,6 +408,36 @@ mod tests {
         };
         assert!(same_platform((Some("linux"), Some("amd64")), &engine));
         assert!(same_platform((None, Some("")), &engine));
+        assert!(same_platform((Some("linux"), Some("386")), &engine));
         assert!(!same_platform((Some("linux"), Some("arm64")), &engine));
+        assert!(!same_platform((Some("windows"), Some("386")), &engine));
+    }
+
+    #[test]
+    fn failures_are_short_and_hold_no_key() {
+        let table = [
+            ("  no such\n\timage\u{7} ", "no such image"),
+            (
+                "Get \"https://u:p@blobs.test/a/b?X-Signature=abc&x=1\": EOF",
+                "Get \"https://blobs.test/a/b?…\": EOF",
+            ),
+            ("from https://blobs.test/a?sig=abc: EOF", "from https://blobs.test/a?…: EOF"),
+            ("Head \"http://r.test/v2/\": refused", "Head \"http://r.test/v2/\": refused"),
+        ];
+        for (said, told) in table {
+            let error = failure(Error::DockerStreamError { error: said.into() });
+            assert_eq!(error.message, told);
+        }
+        let long = failure(Error::DockerStreamError { error: "ä".repeat(5_000) });
+        assert_eq!(long.message.chars().count(), LONGEST_MESSAGE);
+
+        let credential = Credential {
+            username: "u".into(),
+            password: "hunter22".into(),
+            identity_token: String::new(),
+            registry_token: String::new(),
+        };
+        let error = RuntimeError { reason: Reason::Unauthorized, message: "u:hunter22 no".into() };
+        assert_eq!(without(Some(&credential), error).message, "u:… no");
     }
 }

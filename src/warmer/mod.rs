@@ -253,6 +253,8 @@ impl Warmer {
 
     fn on_job_event(&mut self, event: JobEvent) {
         match event {
+            // Withdrawn just before: nobody would ever grant it, so its end is now.
+            JobEvent::Ask(uid, _) if !self.queue.knows(&uid) => {}
             JobEvent::Ask(uid, reply) => {
                 self.outbox.request(&uid);
                 self.asking.insert(uid, reply);
@@ -289,7 +291,10 @@ impl Warmer {
 
     fn withdraw(&mut self, uid: &str) {
         self.outbox.forget(uid);
-        if self.queue.withdraw(uid)
+        let unwanted = self.queue.withdraw(uid);
+        // Without an order there will be no grant: another order for the image must ask itself.
+        let waits = self.asking.remove(uid).is_some();
+        if (unwanted || waits)
             && let Some((_, handle)) = self.running.values().find(|(job, _)| job.uid == uid)
         {
             handle.abort();

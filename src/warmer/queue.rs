@@ -95,6 +95,11 @@ impl Queue {
         self.entries.len()
     }
 
+    /// Whether there is such an order.
+    pub fn knows(&self, uid: &str) -> bool {
+        self.entries.contains_key(uid)
+    }
+
     /// A new stream begins: orders that it does not name will be withdrawn.
     pub fn welcome(&mut self) {
         self.entries.values_mut().for_each(|entry| entry.confirmed = false);
@@ -135,7 +140,10 @@ impl Queue {
         match entry.state {
             State::Running => {
                 entry.again |= to_check || payer_changed;
-                None
+                // A look that finds what is known says nothing: the controller may not know it yet.
+                let looks =
+                    self.running.get(&entry.assign.uid).is_some_and(|(_, s)| *s == Step::Look);
+                entry.last.clone().filter(|_| looks)
             }
             State::Due(..) if to_check || payer_changed || entry.image != image => {
                 entry.state = State::Due(first_step(new, &image), now);

@@ -18,14 +18,14 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::api::{ImageWarm, ImageWarmSpec, ImageWarmStatus, Reason, Revision};
+use crate::api::{ImageWarm, ImageWarmSpec, ImageWarmStatus, Reason};
 use crate::cluster::apply::ApplyError;
 use crate::cluster::token_review::{TokenError, WarmerIdentity};
 use crate::cluster::watch::Synced;
 use crate::dispatch::credentials::CredentialFuture;
 use crate::dispatch::status_writer::SinkFuture;
 use crate::image::Reference;
-use crate::plan::want::{PullIdentity, Standing};
+use crate::plan::want::{Asking, PullIdentity, Standing};
 use crate::runtime::fake::{FakeRuntime, Script};
 use crate::warmer::{Warmer, WarmerArgs, WarmerMetrics};
 
@@ -199,7 +199,7 @@ impl CredentialSource for TwoCredentials {
     }
 }
 
-fn standing(warm: &ImageWarm, _: &[Arc<Revision>], _: &Policy) -> Standing {
+fn standing(warm: &ImageWarm, _: &[Asking], _: &Policy) -> Standing {
     let annotations: BTreeMap<_, _> = warm.metadata.annotations.clone().unwrap_or_default();
     let checked = warm.status.as_ref().and_then(|status| status.checked_for.clone());
     let check_for =

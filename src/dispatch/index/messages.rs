@@ -4,10 +4,13 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
 use super::Refusal;
-use crate::api::{ConditionStatus, ImageWarm};
+use crate::api::{ConditionStatus, ImageWarm, Reason};
 use crate::image::{Credential, Reference};
 use crate::plan::want::Standing;
 use crate::protocol::{self, Assign, PullGrant};
+
+/// All credentials of one grant together, in bytes: well below the longest message.
+const CREDENTIALS_MAX: usize = 128 * 1024;
 
 pub(super) fn ready(warm: &ImageWarm) -> ConditionStatus {
     warm.ready().map_or(ConditionStatus::Unknown, |ready| ready.status)
@@ -44,9 +47,28 @@ pub(super) fn needs_resend(old: &Assign, new: &Assign) -> bool {
         || old.image != new.image
 }
 
+/// A message that is too long would end the stream, again and again.
+fn small_enough(credentials: Vec<Credential>) -> Result<Vec<Credential>, Refusal> {
+    let length = |one: &Credential| {
+        let parts = [&one.username, &one.password, &one.identity_token, &one.registry_token];
+        parts.iter().map(|part| part.len()).sum::<usize>()
+    };
+    let bytes: usize = credentials.iter().map(length).sum();
+    if bytes <= CREDENTIALS_MAX {
+        return Ok(credentials);
+    }
+    Err(Refusal {
+        reason: Reason::SecretMissing,
+        message: format!(
+            "the pull secrets hold {bytes} bytes of credentials for this image: at most \
+             {CREDENTIALS_MAX} can be used"
+        ),
+    })
+}
+
 pub(super) fn grant(uid: &str, found: Result<Vec<Credential>, Refusal>) -> PullGrant {
     let mut grant = PullGrant { uid: uid.to_owned(), ..PullGrant::default() };
-    match found {
+    match found.and_then(small_enough) {
         Ok(credentials) => {
             grant.credentials = credentials
                 .into_iter()

@@ -72,6 +72,10 @@ fn words(index: &mut Index) -> Vec<String> {
         }
         Effect::Close(to, end) => format!("{to} close {end:?}"),
         Effect::Resolve(job) => format!("{} resolve {}", job.session, job.uid),
+        Effect::LookAgain(_, mut uids) => {
+            uids.sort();
+            format!("again {}", uids.join(" "))
+        }
         Effect::Status(uid, _, report) => {
             let what = match report {
                 Report::WaitingForWarmer => "waiting".to_owned(),
@@ -290,4 +294,143 @@ fn an_object_being_deleted_is_withdrawn() {
     going.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
     index.apply(Arc::new(going), standing(1), 0);
     assert_eq!(words(&mut index), ["1 withdraw a1"]);
+}
+
+#[test]
+fn a_request_that_is_repeated_costs_one_look() {
+    let mut index = index(1);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    words(&mut index);
+    index.message(1, &request("a1"), 1);
+    assert!(words(&mut index).is_empty());
+    index.close(1, 2);
+    index.open(2, "a", &hello(2, &[]), 3);
+    words(&mut index);
+    index.message(2, &request("a1"), 4);
+    assert_eq!(words(&mut index), ["2 resolve a1"], "another stream needs its own answer");
+}
+
+#[test]
+fn credentials_that_no_message_can_carry_are_refused() {
+    let credential = |length: usize| Credential {
+        username: "u".into(),
+        password: "p".repeat(length),
+        identity_token: String::new(),
+        registry_token: String::new(),
+    };
+    assert_eq!(grant("a", Ok(vec![credential(100)])).credentials.len(), 1);
+    let refused = grant("a", Ok(vec![credential(100), credential(200_000)]));
+    assert_eq!((refused.credentials.len(), &*refused.refused_reason), (0, "SecretMissing"));
+}
+
+#[test]
+fn no_place_is_ever_lost() {
+    let uids = ["a1", "a2", "b1"];
+    let mut random = 7_u64;
+    let mut index = index(1);
+    let mut session = 0;
+    for now in 0..20_000_i64 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let pick = usize::try_from(random >> 40).unwrap();
+        let (uid, node) = (uids[pick % 3], ["a", "b"][pick % 2]);
+        match pick / 6 % 8 {
+            0 => {
+                session += 1;
+                let pulling = if pick % 5 == 0 { &[uid][..] } else { &[] };
+                index.open(session, node, &hello(session, pulling), now);
+            }
+            1 => index.close(session, now),
+            2 => index.delete(uid, now),
+            3 => {
+                let image = ["r.test/x:v1", "s.test/y:v1"][pick % 2];
+                let warm = with_ready(warm(uid, &uid[..1], image), Reason::Unauthorized);
+                index.apply(Arc::new(warm), standing(now), now);
+            }
+            4 => index.message(session, &outcome(uid, Reason::Pulled), now),
+            5 => index.tick(now * 100),
+            _ => index.message(session, &request(uid), now),
+        }
+        for effect in index.take_effects() {
+            if let Effect::Resolve(job) = effect
+                && pick % 3 > 0
+            {
+                let refused = Refusal { reason: Reason::SecretMissing, message: String::new() };
+                index.resolved(&job, if pick % 3 == 1 { Ok(vec![]) } else { Err(refused) }, now);
+            }
+        }
+    }
+    // Warmers that come back with nothing at work give every place back.
+    for node in ["a", "b"] {
+        session += 1;
+        index.open(session, node, &hello(session, &[]), 20_000);
+        index.close(session, 20_000);
+    }
+    assert_eq!(index.pulls(), (0, 0));
+    uids.iter().for_each(|uid| index.delete(uid, 20_001));
+    assert_eq!((index.orders(), index.nodes.len()), (0, 0));
+}
+
+#[test]
+fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
+    let found = |password: &str| {
+        Ok(vec![Credential {
+            username: "u".into(),
+            password: password.into(),
+            identity_token: String::new(),
+            registry_token: String::new(),
+        }])
+    };
+    let missing =
+        || Err(Refusal { reason: Reason::SecretMissing, message: "no answer in time".into() });
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(2, "b", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    let job = index.take_effects().into_iter().find_map(|effect| match effect {
+        Effect::Resolve(job) => Some(job),
+        _ => None,
+    });
+    index.resolved(&job.unwrap(), found("old"), 0);
+    index.message(1, &outcome("a1", Reason::Unauthorized), 0);
+    let image = "registry.test/app:v1";
+    let failed = |index: &mut Index, uid: &str, node: &str, reason: Reason| {
+        let warm = with_ready(warm(uid, node, image), reason);
+        index.apply(Arc::new(warm), standing(1), 0);
+    };
+    failed(&mut index, "a1", "a", Reason::Unauthorized);
+    failed(&mut index, "a2", "a", Reason::NotFound);
+    failed(&mut index, "b1", "b", Reason::SecretMissing);
+    failed(&mut index, "c1", "nobody", Reason::SecretMissing);
+    words(&mut index);
+
+    index.tick(14_000);
+    assert!(words(&mut index).is_empty(), "too soon");
+    index.tick(23_000);
+    assert_eq!(words(&mut index), ["again a1 b1"], "one look for all that ask for the same");
+    index.tick(24_000);
+    assert!(words(&mut index).is_empty(), "asked already");
+
+    let both = ["a1".to_owned(), "b1".to_owned()];
+    index.looked_again(&both, &missing());
+    assert!(words(&mut index).is_empty(), "nothing to try");
+    let mark = index.orders["b1"].assign.identity_mark;
+    index.looked_again(&both, &found("old"));
+    assert_eq!(words(&mut index), ["2 assign b1"], "a1 was refused with the very same");
+    assert_ne!(index.orders["b1"].assign.identity_mark, mark);
+    index.looked_again(&both, &found("new"));
+    assert_eq!(words(&mut index), ["1 assign a1", "2 assign b1"]);
+    index.looked_again(&both, &found("new"));
+    assert!(words(&mut index).is_empty(), "once for each change");
+
+    // The mark stays when the object changes, so that nothing is hurried twice.
+    failed(&mut index, "b1", "b", Reason::SecretMissing);
+    assert!(words(&mut index).is_empty());
+    // What runs reads the Secrets itself; what is well or gone needs none.
+    index.message(2, &request("b1"), 25_000);
+    failed(&mut index, "a1", "a", Reason::Pulled);
+    words(&mut index);
+    index.tick(60_000);
+    let said = words(&mut index);
+    assert!(said.iter().all(|word| !word.starts_with("again")), "{said:?}");
 }

@@ -16,7 +16,7 @@ use imagewarm::webhook::fan_out::FanOutMetrics;
 use prometheus_client::registry::Registry;
 
 /// Labels by metric. A registry shows none before something was counted, so they are told here, and
-/// checked against the sources: each is a field of a set of labels there.
+/// checked against what the sources declare.
 const LABELS: &[(&str, &[&str])] = &[
     ("imagewarm_repairs_total", &["kind"]),
     ("imagewarm_deletes_total", &["cause"]),
@@ -37,26 +37,44 @@ struct Metric {
     help: String,
 }
 
-/// What the text form says of each metric, in the order in which they were registered.
+/// The metrics of a registry, in the order in which they were registered.
 fn described(registry: &Registry) -> Vec<Metric> {
     let text = metrics::encode(registry).expect("metrics have a text form");
-    let mut found: Vec<Metric> = Vec::new();
-    for line in text.lines() {
-        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|it| it.split_once(' ')) {
-            // The registry ends each help with a full stop.
-            let help = help.trim_end_matches('.').to_owned();
-            found.push(Metric { name: name.to_owned(), kind: String::new(), help });
-        } else if let Some((_, kind)) =
-            line.strip_prefix("# TYPE ").and_then(|it| it.split_once(' '))
-        {
-            let last = found.last_mut().expect("HELP comes before TYPE");
-            last.kind = kind.to_owned();
-            if kind == "counter" {
-                last.name.push_str("_total");
-            }
+    let types: BTreeMap<&str, &str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    // The text form leaves out a metric with labels that has counted nothing; the registry's own
+    // description has all of them.
+    let all = format!("{registry:?}");
+    let metric = |descriptor: &str| {
+        let (name, rest) = descriptor.split_once('"').expect("a name ends");
+        let (_, help) = rest.split_once("help: \"").expect("help follows the name");
+        let (help, _) = help.split_once("\", unit: ").expect("the unit follows the help");
+        let name = format!("imagewarm_{name}");
+        let labelled = LABELS.iter().map(|(name, _)| *name);
+        let labelled = labelled.map(|full| (full, full.trim_end_matches("_total")));
+        match (types.get(name.as_str()), labelled.clone().find(|(_, bare)| *bare == name)) {
+            (Some(&kind), _) => Metric {
+                name: if kind == "counter" { format!("{name}_total") } else { name },
+                kind: kind.to_owned(),
+                help: help.trim_end_matches('.').to_owned(),
+            },
+            (None, Some((full, _))) => Metric {
+                name: full.to_owned(),
+                kind: kind_by_name(full).to_owned(),
+                help: help.trim_end_matches('.').to_owned(),
+            },
+            (None, None) => panic!("{name} has labels: name them in LABELS"),
         }
+    };
+    all.split("Descriptor { name: \"").skip(1).map(metric).collect()
+}
+
+fn kind_by_name(name: &str) -> &'static str {
+    match name {
+        _ if name.ends_with("_total") => "counter",
+        _ if name.ends_with("_seconds") => "histogram",
+        _ => "gauge",
     }
-    found
 }
 
 fn controller() -> Vec<Metric> {
@@ -153,34 +171,38 @@ fn names_are_told_once_and_end_in_their_unit() {
     }
 }
 
-/// Fields of every `EncodeLabelSet` in the sources.
-fn label_sets(folder: &Path, found: &mut Vec<Vec<String>>) {
+/// Labels and type of every metric with labels in the sources, as they are declared.
+fn families(folder: &Path, found: &mut Vec<(Vec<String>, String)>) {
     for entry in fs::read_dir(folder).expect("the sources can be read") {
         let path: PathBuf = entry.expect("the sources can be read").path();
         if path.is_dir() {
-            label_sets(&path, found);
+            families(&path, found);
             continue;
         }
         let text = fs::read_to_string(&path).expect("the sources can be read");
-        for set in text.split("EncodeLabelSet)]").skip(1) {
-            let fields = set.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
-            let (fields, _) = fields.expect("a set of labels is a struct with fields");
-            let names = fields.split(',').filter_map(|field| field.split_once(':'));
-            found.push(names.map(|(name, _)| name.trim().to_owned()).collect());
+        for family in text.split(": Family<").skip(1) {
+            let (set, rest) = family.split_once(',').expect("a family has a type");
+            let kind = rest.trim_start().split([',', '>']).next().unwrap_or_default();
+            let set =
+                text.split_once(&format!("struct {set} {{")).and_then(|(_, it)| it.split_once('}'));
+            let (fields, _) = set.expect("the set of labels is a struct of the same file");
+            let fields = fields.split(',').filter_map(|field| field.split_once(':'));
+            let fields = fields.map(|(name, _)| name.trim().trim_start_matches("pub ").to_owned());
+            found.push((fields.collect(), kind.to_lowercase()));
         }
     }
 }
 
 #[test]
 fn labels_are_those_of_the_code() {
-    let mut sets = Vec::new();
-    label_sets(&root().join("src"), &mut sets);
-    for set in &sets {
-        let told = LABELS.iter().any(|(_, labels)| *labels == set.as_slice());
-        assert!(told, "no metric is said to have the labels {set:?}");
-    }
-    for (name, labels) in LABELS {
-        let exists = sets.iter().any(|set| *labels == set.as_slice());
-        assert!(exists, "{name}: no labels {labels:?} in the code");
-    }
+    let mut declared = Vec::new();
+    families(&root().join("src"), &mut declared);
+    let told = |(name, labels): &(&str, &[&str])| {
+        let labels: Vec<_> = labels.iter().map(|&label| label.to_owned()).collect();
+        (labels, kind_by_name(name).to_owned())
+    };
+    let mut told: Vec<_> = LABELS.iter().map(told).collect();
+    declared.sort_unstable();
+    told.sort_unstable();
+    assert_eq!(told, declared, "LABELS, and what the code declares");
 }

@@ -12,6 +12,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(duration).ok().filter(|duration| !duration.is_zero()).ok_or_else(wrong)
 }
 
+/// Reads a number of things of which there must be some.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or("not a whole number of at least 1".into())
+}
+
 /// Reads `host:port`. A Pod's IPv6 address before `:port` gets the brackets that it lacks: a
 /// manifest can only put the two side by side.
 pub fn host_and_port(text: &str) -> Result<String, String> {

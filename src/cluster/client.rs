@@ -3,11 +3,12 @@
 //! The client speaks HTTP/1.1 (each watch and each call in flight is a connection of its own) and
 //! retries 429, 503 and 504; the time limits here and in `apply` bound these retries too.
 
+use std::io::ErrorKind::NotFound;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kube::client::ClientBuilder;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::timeout::TimeoutLayer;
 
@@ -104,7 +105,16 @@ impl ClientArgs {
         if self.context.is_some() || variable.is_some() {
             return Config::from_kubeconfig(&options).await.map_err(bad);
         }
-        Config::infer().await.map_err(|error| ClientError::NoConfig(first_line(&error)))
+        match Config::infer().await {
+            Ok(config) => Ok(config),
+            // Why there is no way at all; or what is wrong with the file that would have been it.
+            Err(error) => match Config::from_kubeconfig(&options).await {
+                Err(KubeconfigError::ReadConfig(cause, _)) if cause.kind() == NotFound => {
+                    Err(ClientError::NoConfig(first_line(&error)))
+                }
+                tried => tried.map_err(bad),
+            },
+        }
     }
 }
 

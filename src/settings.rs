@@ -1,5 +1,6 @@
 //! How values of flags are read, the same for all programs.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -11,6 +12,25 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(duration).ok().filter(|duration| !duration.is_zero()).ok_or_else(wrong)
 }
 
+/// Reads a number of things of which there must be some.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or("not a whole number of at least 1".into())
+}
+
+/// Reads `host:port`. A Pod's IPv6 address before `:port` gets the brackets that it lacks: a
+/// manifest can only put the two side by side.
+pub fn host_and_port(text: &str) -> Result<String, String> {
+    let wrong = || format!("{text:?} is no address: use host:port");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
+    let address = match host.parse::<Ipv6Addr>() {
+        Ok(host) => format!("[{host}]:{port}"),
+        Err(_) => text.to_owned(),
+    };
+    let authority: http::uri::Authority = address.parse().map_err(|_| wrong())?;
+    if authority.host().is_empty() || address.contains('@') { Err(wrong()) } else { Ok(address) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -20,6 +40,21 @@ mod tests {
         assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
         for bad in ["", "5", "-5s", "0s", "soon"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_need_a_host_and_a_port() {
+        for (text, address) in [
+            ("10.0.0.1:8444", "10.0.0.1:8444"),
+            ("controller.example:1", "controller.example:1"),
+            ("[fd00::1]:8444", "[fd00::1]:8444"),
+            ("fd00::1:8444", "[fd00::1]:8444"),
+        ] {
+            assert_eq!(host_and_port(text).as_deref(), Ok(address), "{text}");
+        }
+        for bad in ["", "host", ":8444", "host:", "host:0", "host:99999", "a b:1", "u@h:1"] {
+            assert!(host_and_port(bad).is_err(), "{bad}");
         }
     }
 }

@@ -3,11 +3,12 @@
 //! The client speaks HTTP/1.1 (each watch and each call in flight is a connection of its own) and
 //! retries 429, 503 and 504; the time limits here and in `apply` bound these retries too.
 
+use std::io::ErrorKind::NotFound;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kube::client::ClientBuilder;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::timeout::TimeoutLayer;
 
@@ -43,8 +44,13 @@ pub enum ClientError {
     )]
     NoConfig(String),
     /// A kubeconfig was named, or found, but cannot be used.
-    #[error("cannot use the kubeconfig: {0}")]
-    BadConfig(String),
+    #[error("cannot use the kubeconfig {file}: {cause}")]
+    BadConfig {
+        /// Where it is.
+        file: String,
+        /// What is wrong.
+        cause: String,
+    },
     /// The configuration cannot be turned into a client.
     #[error("cannot set up the client for {server}: {cause}")]
     Setup {
@@ -82,16 +88,39 @@ impl ClientArgs {
     async fn config(&self) -> Result<Config, ClientError> {
         let options =
             KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
-        let bad = |error: kube::config::KubeconfigError| ClientError::BadConfig(error.to_string());
+        let variable = std::env::var_os("KUBECONFIG");
+        let file = match (&self.kubeconfig, &variable) {
+            (Some(path), _) => path.display().to_string(),
+            (None, Some(paths)) => paths.display().to_string(),
+            (None, None) => "~/.kube/config".into(),
+        };
+        let bad = |error| ClientError::BadConfig { file, cause: first_line(&error) };
         if let Some(path) = &self.kubeconfig {
-            let kubeconfig = Kubeconfig::read_from(path).map_err(bad)?;
+            let kubeconfig = match Kubeconfig::read_from(path) {
+                Ok(kubeconfig) => kubeconfig,
+                Err(error) => return Err(bad(error)),
+            };
             return Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(bad);
         }
-        if self.context.is_some() || std::env::var_os("KUBECONFIG").is_some() {
+        if self.context.is_some() || variable.is_some() {
             return Config::from_kubeconfig(&options).await.map_err(bad);
         }
-        Config::infer().await.map_err(|error| ClientError::NoConfig(error.to_string()))
+        match Config::infer().await {
+            Ok(config) => Ok(config),
+            // Why there is no way at all; or what is wrong with the file that would have been it.
+            Err(error) => match Config::from_kubeconfig(&options).await {
+                Err(KubeconfigError::ReadConfig(cause, _)) if cause.kind() == NotFound => {
+                    Err(ClientError::NoConfig(first_line(&error)))
+                }
+                tried => tried.map_err(bad),
+            },
+        }
     }
+}
+
+/// Errors of the YAML parser go on with an excerpt of the file, which may hold a credential.
+fn first_line(error: &dyn std::error::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Makes the client from defaults: `$KUBECONFIG`, the user's kubeconfig, or the Pod's own account.

@@ -13,6 +13,7 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
 use crate::api::ImageWarm;
+use crate::cluster::apply::one_line;
 pub use row::{Phase, Row, Summary};
 pub use table::{render_json, render_table};
 
@@ -69,8 +70,8 @@ pub enum StatusError {
     #[error("cannot list ImageWarms: no answer within {} s", PAGE_TIMEOUT.as_secs())]
     Timeout,
     /// The API server answered with an error, or could not be reached.
-    #[error("cannot list ImageWarms")]
-    Api(#[source] Box<kube::Error>),
+    #[error("cannot list ImageWarms: {}", one_line(.0))]
+    Api(Box<kube::Error>),
     /// The output is closed or full.
     #[error("cannot write the status")]
     Output(#[from] io::Error),

@@ -37,7 +37,7 @@ pub struct DispatchArgs {
         env = "IMAGEWARM_REGISTRY_PULLS",
         default_value_t = 500,
         value_name = "COUNT",
-        value_parser = at_least_one
+        value_parser = crate::settings::at_least_one
     )]
     pub registry_pulls: usize,
 
@@ -47,7 +47,7 @@ pub struct DispatchArgs {
         env = "IMAGEWARM_DISPATCH_CONNECTIONS",
         default_value_t = 10_000,
         value_name = "COUNT",
-        value_parser = at_least_one
+        value_parser = crate::settings::at_least_one
     )]
     pub dispatch_connections: usize,
 
@@ -61,11 +61,4 @@ pub struct DispatchArgs {
         value_parser = crate::settings::duration
     )]
     pub waiting_after: std::time::Duration,
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("not a whole number of at least 1".into()),
-        Ok(count) => Ok(count),
-    }
 }

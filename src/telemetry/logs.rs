@@ -92,7 +92,12 @@ pub struct LogArgs {
 
 /// Begins to log; once per process.
 pub fn init(args: &LogArgs) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(&args.log_level.0).map_err(|error| LogError::Filter {
+    let mut filter = args.log_level.0.clone();
+    if !filter.contains("kube_client") {
+        // It reports each call that fails; so does the caller, which knows what it was for.
+        filter.push_str(",kube_client::client::builder=off");
+    }
+    let filter = EnvFilter::try_new(filter).map_err(|error| LogError::Filter {
         text: args.log_level.0.clone(),
         detail: error.to_string(),
     })?;

@@ -33,7 +33,8 @@ pub struct WebhookArgs {
         long,
         env = "IMAGEWARM_WEBHOOK_MAX_BODY",
         value_name = "BYTES",
-        default_value_t = 8 * 1024 * 1024
+        default_value_t = 8 * 1024 * 1024,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..)
     )]
     pub webhook_max_body: usize,
 

@@ -37,12 +37,12 @@ const NAMESPACE_PATIENCE: Duration = Duration::from_millis(250);
 pub struct FanOutArgs {
     /// Revisions seen at admission that may wait for their fan-out. One that finds no place is
     /// left to the leader, which makes its ImageWarms a few seconds later.
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_one,
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = crate::settings::at_least_one,
           env = "IMAGEWARM_FAN_OUT_QUEUE")]
     pub fan_out_queue: usize,
 
     /// ImageWarms that are created at the same time, each over a connection of its own.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one,
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = crate::settings::at_least_one,
           env = "IMAGEWARM_FAN_OUT_CONCURRENCY")]
     pub fan_out_concurrency: usize,
 }
@@ -54,14 +54,6 @@ impl Default for FanOutArgs {
 }
 
 /// Parses a number that must not be 0.
-pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("must be at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}")),
-    }
-}
-
 /// Takes Revisions at admission.
 #[derive(Clone, Debug)]
 pub struct FanOut {

@@ -15,13 +15,13 @@ use crate::cluster::leadership::Leadership;
 use crate::cluster::publish_ca::{self, CaBundles, PublishError, WebhookConfigurations};
 
 /// Secret that holds CA and serving certificate.
-const SECRET: &str = "imagewarm-certs";
+pub const SECRET: &str = "imagewarm-certs";
 /// ConfigMap by which warmers learn the CA.
-const CONFIG_MAP: &str = "imagewarm-dispatch-ca";
+pub const CONFIG_MAP: &str = "imagewarm-dispatch-ca";
 /// Name of both webhook configurations.
-const CONFIGURATION: &str = "imagewarm";
+pub const CONFIGURATION: &str = "imagewarm";
 /// Services whose names the certificate is good for.
-const SERVICES: [&str; 2] = ["imagewarm-webhook", "imagewarm-dispatch"];
+pub const SERVICES: [&str; 2] = ["imagewarm-webhook", "imagewarm-dispatch"];
 
 /// How often the Secret is looked at.
 const CHECK: Duration = Duration::from_secs(60);

@@ -16,6 +16,7 @@ use crate::cluster::watch as caches;
 use crate::controller::{Controller, ControllerArgs, ControllerMetrics, Elector, LeaseArgs};
 use crate::dispatch::metrics::DispatchMetrics;
 use crate::dispatch::{DispatchArgs, Dispatcher};
+use crate::settings::host_and_port;
 use crate::telemetry::health::{self, HealthArgs, Readiness};
 use crate::telemetry::listen::listen;
 use crate::telemetry::logs::LogArgs;
@@ -38,7 +39,8 @@ pub struct ControllerCommand {
     identity: Option<String>,
 
     /// Address by which warmers reach this replica's dispatch port, once it leads.
-    #[arg(long, env = "IMAGEWARM_DISPATCH_ADVERTISE", value_name = "HOST:PORT")]
+    #[arg(long, env = "IMAGEWARM_DISPATCH_ADVERTISE", value_name = "HOST:PORT",
+          value_parser = host_and_port)]
     dispatch_advertise: String,
 
     #[command(flatten)]
@@ -63,6 +65,7 @@ pub struct ControllerCommand {
 
 /// Runs one replica until a signal, or until a part of it fails.
 pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
+    command.lease.check()?;
     let client = command.client.connect().await?;
     let version = client::check_server_version(&client).await?;
     let identity = command.identity.clone().unwrap_or_else(default_identity);
@@ -92,7 +95,6 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
         Ok(())
     });
 
-    command.lease.check()?;
     let (elector, leadership) = Elector::new(
         client.clone(),
         command.lease.clone(),

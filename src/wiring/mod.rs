@@ -1,7 +1,7 @@
 //! Puts the parts of the two long-running programs together: what each owns, in which order it
 //! starts, what makes it ready, and in which order it ends.
 
-mod certificates;
+pub mod certificates;
 mod controller;
 mod warmer;
 

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+mod program;
+
 const NAMESPACE: &str = "imagewarm-system";
 const CONTROLLER: &str = "imagecontroller";
 const WARMER: &str = "imagewarmer";

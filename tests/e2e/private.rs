@@ -12,7 +12,8 @@ crate::tests![
     a_wrong_password_is_unauthorized,
     no_credentials_are_unauthorized,
     a_missing_secret_is_told_by_name,
-    a_corrected_secret_heals,
+    a_new_deploy_tries_a_corrected_secret_at_once,
+    a_corrected_secret_heals_by_itself,
     a_hand_made_order_uses_its_own_secrets,
 ];
 
@@ -84,7 +85,7 @@ async fn a_missing_secret_is_told_by_name(world: &World) -> Result<()> {
     Ok(())
 }
 
-async fn a_corrected_secret_heals(world: &World) -> Result<()> {
+async fn a_new_deploy_tries_a_corrected_secret_at_once(world: &World) -> Result<()> {
     let namespace = world.namespace("private-heal").await?;
     let app = world.push_private("heal", "v1").await?;
     let mut spec = containers(&[&app.tag]);
@@ -94,6 +95,19 @@ async fn a_corrected_secret_heals(world: &World) -> Result<()> {
     world.pull_secret(&namespace, "late", None).await?;
     // The next deploy is what a user does; it tries again at once.
     world.revision(&namespace, "hello-00002", spec).await?;
+    world.all_ready(&namespace, 3).await?;
+    Ok(())
+}
+
+async fn a_corrected_secret_heals_by_itself(world: &World) -> Result<()> {
+    let namespace = world.namespace("private-mend").await?;
+    let app = world.push_private("mend", "v1").await?;
+    world.pull_secret(&namespace, "regcred", Some("canary-mistyped")).await?;
+    let mut spec = containers(&[&app.tag]);
+    spec["imagePullSecrets"] = json!([{"name": "regcred"}]);
+    world.revision(&namespace, "hello-00001", spec).await?;
+    world.all_failed(&namespace, 3, Reason::Unauthorized).await?;
+    world.mend_pull_secret(&namespace, "regcred").await?;
     world.all_ready(&namespace, 3).await?;
     Ok(())
 }

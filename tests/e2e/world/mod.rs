@@ -33,7 +33,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const BINARY: &str = env!("CARGO_BIN_EXE_imagewarm");
 
 /// Small waits, so that the tests need not wait for a day's defaults.
-const CONTROLLER_FLAGS: [&str; 4] = ["--collect-grace", "3s", "--waiting-after", "3s"];
+const CONTROLLER_FLAGS: [&str; 6] =
+    ["--collect-grace", "3s", "--waiting-after", "3s", "--log-level", EVERYTHING];
+const WARMER_FLAGS: [&str; 2] = ["--log-level", EVERYTHING];
+/// All that we log ourselves, for the test that looks for credentials in it.
+const EVERYTHING: &str = "info,imagewarm=trace,imagewarm_webhook_certs=trace,kube_client=off";
 
 /// The first answer, the rest of them, and what keeps the sending side open.
 pub type OpenStream = (
@@ -198,8 +202,10 @@ impl World {
     // ----- warmers
 
     pub async fn start_warmer(&self, node: &str) -> Result<()> {
-        let started =
-            self.cluster.start_warmer(BINARY.as_ref(), self.node(node)?.as_ref(), &[]).await?;
+        let started = self
+            .cluster
+            .start_warmer(BINARY.as_ref(), self.node(node)?.as_ref(), &WARMER_FLAGS)
+            .await?;
         wait_ready(&started).await?;
         locked(&self.warmers).insert(node.to_owned(), started);
         Ok(())
@@ -498,6 +504,25 @@ impl World {
             }
         }
         Err(tonic::Status::unavailable("no leader was found"))
+    }
+
+    /// The logs of all controllers and warmers, by process.
+    pub fn logs(&self) -> Vec<(String, String)> {
+        let processes = self.cluster.imagewarm_processes();
+        processes.iter().map(|process| (process.name().to_owned(), process.log())).collect()
+    }
+
+    /// Every password that the tests use, plain and as it stands in pull secrets.
+    pub fn passwords(&self) -> Vec<String> {
+        let real = self.cluster.registry_tls.as_ref().and_then(|tls| tls.password.clone());
+        let mut words: Vec<String> = real.into_iter().collect();
+        words.extend(["canary-not-the-password".into(), "canary-mistyped".into()]);
+        let encode = |word: &String| {
+            let pair = format!("{}:{word}", xtask::cluster::USER);
+            base64::Engine::encode(&base64::prelude::BASE64_STANDARD, pair)
+        };
+        let encoded: Vec<_> = words.iter().map(encode).collect();
+        words.into_iter().chain(encoded).filter(|word| !word.is_empty()).collect()
     }
 
     // ----- commands

@@ -257,6 +257,14 @@ impl World {
         Ok(())
     }
 
+    /// Puts the right password into a pull secret.
+    pub async fn mend_pull_secret(&self, namespace: &str, name: &str) -> Result<()> {
+        let secrets: Api<Secret> = Api::namespaced(self.client(), namespace);
+        let body = json!({"stringData": {".dockerconfigjson": self.docker_config_json(None)}});
+        secrets.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
     pub async fn service_account(
         &self,
         namespace: &str,

@@ -291,10 +291,10 @@ impl Warmer {
 
     fn withdraw(&mut self, uid: &str) {
         self.outbox.forget(uid);
-        let unwanted = self.queue.withdraw(uid);
-        // Without an order there will be no grant: another order for the image must ask itself.
-        let waits = self.asking.remove(uid).is_some();
-        if (unwanted || waits)
+        // Without an order there will be no grant: its job ends, and another order for the image asks
+        // for its own.
+        self.asking.remove(uid);
+        if self.queue.withdraw(uid)
             && let Some((_, handle)) = self.running.values().find(|(job, _)| job.uid == uid)
         {
             handle.abort();

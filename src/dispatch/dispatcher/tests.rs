@@ -264,12 +264,21 @@ struct Replica {
 
 impl Replica {
     async fn start(cluster: &Arc<Cluster>, authority: &Authority, view: Leadership) -> Self {
+        Self::with_limit(cluster, authority, view, 500).await
+    }
+
+    async fn with_limit(
+        cluster: &Arc<Cluster>,
+        authority: &Authority,
+        view: Leadership,
+        registry_pulls: usize,
+    ) -> Self {
         #[derive(Parser)]
         struct Line {
             #[command(flatten)]
             args: DispatchArgs,
         }
-        let args = Line::parse_from(["controller"]).args;
+        let args = DispatchArgs { registry_pulls, ..Line::parse_from(["controller"]).args };
         let (leader, leader_view) = watch::channel(view);
         let parts =
             Parts { sink: cluster.clone(), credentials: Arc::new(TwoCredentials), standing };
@@ -446,6 +455,43 @@ async fn a_replica_that_comes_back_finds_everything_as_it_was() {
     assert_eq!(runtime.calls().lock().unwrap().len(), 3);
     node.stop().await;
     replica.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_that_goes_while_it_waits_holds_no_other_up() {
+    let (cluster, authority) = (Cluster::new(), Authority::new());
+    let runtime = FakeRuntime::default().with("r.test/stuck:v1", Script::Stuck);
+    let replica = Replica::with_limit(&cluster, &authority, leads(), 1).await;
+    cluster.order("stuck", "node-a", "r.test/stuck:v1");
+    let node = Node::start(&authority, replica.address, "node-a", &runtime);
+    until("a pull runs", || (runtime.calls().lock().unwrap().len() == 1).then_some(())).await;
+    cluster.order("first", "node-a", "r.test/app:v1");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cluster.order("second", "node-a", "r.test/app:v1");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cluster.delete("first");
+    cluster.delete("stuck");
+    cluster.wait_for("second", Reason::Pulled).await;
+    node.stop().await;
+    replica.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_statuses_are_written_although_the_leadership_ends_as_well() {
+    for _ in 0..4 {
+        let (cluster, authority) = (Cluster::new(), Authority::new());
+        cluster.failures.lock().unwrap().push_back(ApplyError::Retryable("busy".into()));
+        cluster.order("app", "node-a", "r.test/app:v1");
+        let replica = Replica::start(&cluster, &authority, leads()).await;
+        let node = Node::start(&authority, replica.address, "node-a", &FakeRuntime::default());
+        let failed = || cluster.failures.lock().unwrap().is_empty().then_some(());
+        until("a write failed", failed).await;
+        replica.shutdown.cancel();
+        replica.leader.send_replace(Leadership::default());
+        replica.stop().await;
+        assert_eq!(cluster.get("app").unwrap().reason(), Some(Reason::Pulled));
+        node.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -242,3 +242,36 @@ proptest! {
         prop_assert_eq!(waiting, queue.orders());
     }
 }
+
+#[test]
+fn what_is_known_is_told_again_even_while_a_look_runs() {
+    let mut queue = queue();
+    queue.assign(order("t", "r.test/app:v1"), 0);
+    let job = queue.next(0).unwrap();
+    assert_eq!(queue.assign(order("t", "r.test/app:v1"), 1), None, "the pull's end will tell");
+    queue.ended(&job, Ended::Pulled(0, held(true)), 2, 0.5);
+    assert_eq!(queue.next(100_000).map(|job| job.step), Some(Step::Look));
+    let told = words(queue.assign(order("t", "r.test/app:v1"), 100_001));
+    assert_eq!(told, Some((true, "Pulled".to_owned())));
+}
+
+#[test]
+fn a_check_that_failed_is_tried_again_until_it_heals() {
+    let mut queue = queue();
+    queue.assign(order("t", "r.test/app:v1"), 0);
+    let job = queue.next(0).unwrap();
+    queue.ended(&job, Ended::Pulled(0, held(true)), 1, 0.5);
+    let believed = Assign { believed_present: true, ..order("t", "r.test/app:v1") };
+    queue.assign(Assign { check_for: "u/r".into(), ..believed }, 2);
+    let check = queue.next(2).unwrap();
+    assert_eq!((check.step, &*check.check_for), (Step::Pull, "u/r"));
+    let down = Err(error(Reason::RegistryUnreachable));
+    let failed = queue.ended(&check, Ended::Pulled(2, down), 3, 0.5);
+    assert_eq!(words(failed), Some((false, "RegistryUnreachable".to_owned())));
+    // The controller stored the failure: nothing is to be checked any more, but to be pulled.
+    queue.assign(order("t", "r.test/app:v1"), 4);
+    let again = queue.next(queue.wake_at(4).unwrap()).unwrap();
+    assert_eq!(again.step, Step::Pull, "a look would find the old content");
+    let healed = queue.ended(&again, Ended::Pulled(2_000, held(false)), 2_001, 0.5);
+    assert_eq!(words(healed), Some((true, "AlreadyPresent".to_owned())));
+}

@@ -59,7 +59,8 @@ fn settings_exist_and_have_the_default_that_is_told() {
         }
     }
     for flag in quoted(&readme).filter_map(|word| word.strip_prefix("--")) {
-        let own = flags.contains(flag.split([' ', '=']).next().unwrap_or_default());
+        let flag = flag.split([' ', '=']).next().unwrap_or_default();
+        let own = flags.contains(flag);
         // Those of `cargo xtask`.
         assert!(
             own || ["keep", "nodes", "binary", "filter", "no-skips"].contains(&flag),

@@ -1,14 +1,20 @@
-//! Generates the dispatch protocol's client and server from `proto/`, without protoc.
+//! Generates the dispatch protocol's client and server, and the container runtime interface's
+//! client, from `proto/`, without protoc.
 
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["proto/dispatch/v1/dispatch.proto"];
     println!("cargo::rerun-if-changed=proto");
-    let descriptors = protox::compile(files, ["proto"])?;
+    let dispatch = protox::compile(["proto/dispatch/v1/dispatch.proto"], ["proto"])?;
     tonic_prost_build::configure()
         // A derived Debug would print passwords; src/protocol.rs writes these by hand.
         .skip_debug(["imagewarm.dispatch.v1.Credential"])
-        .compile_fds(descriptors)?;
+        .compile_fds(dispatch)?;
+    let cri = protox::compile(["proto/cri/runtime/v1/api.proto"], ["proto/cri"])?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        // The same, in src/runtime/cri/api.rs.
+        .skip_debug(["runtime.v1.AuthConfig"])
+        .compile_fds(cri)?;
     Ok(())
 }

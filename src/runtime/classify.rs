@@ -74,15 +74,20 @@ const WORDS: &[(Reason, &[&str])] = &[
 /// The reason for a failure: `status` is the HTTP status of the runtime's API, where there was an
 /// answer of its own; `text` the runtime's words, in the answer or in the stream.
 pub fn classify(status: Option<u16>, text: &str) -> Reason {
-    let text = text.to_ascii_lowercase();
-    let hit = WORDS.iter().find(|(_, words)| words.iter().any(|word| text.contains(word)));
-    match (hit, status) {
-        (Some((reason, _)), _) => *reason,
+    match (by_words(text), status) {
+        (Some(reason), _) => reason,
         (None, Some(400)) => Reason::InvalidImage,
         (None, Some(404)) => Reason::NotFound,
         // What nobody has words for is most often the registry's fault, and passes.
         (None, _) => Reason::RegistryUnreachable,
     }
+}
+
+/// What the words mean, where they are known.
+pub(super) fn by_words(text: &str) -> Option<Reason> {
+    let text = text.to_ascii_lowercase();
+    let hit = WORDS.iter().find(|(_, words)| words.iter().any(|word| text.contains(word)));
+    hit.map(|(reason, _)| *reason)
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use tokio::sync::OnceCell;
 
 use super::classify::classify;
 use super::{
-    EndpointError, PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture,
-    RuntimeVersion,
+    EndpointError, LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, Runtime, RuntimeError,
+    RuntimeFuture, RuntimeVersion, digest_of,
 };
 use crate::api::Reason;
 use crate::image::{Credential, Reference};
@@ -27,7 +27,6 @@ use crate::image::{Credential, Reference};
 const ANSWER: u64 = 30;
 /// A pull ends by lack of progress, which the caller watches, not by the clock.
 const PULL: Duration = Duration::from_secs(7 * 24 * 3600);
-const LONGEST_MESSAGE: usize = 1_000;
 
 /// A Docker Engine.
 pub struct Docker {
@@ -87,7 +86,7 @@ impl Docker {
             return Ok(Look::OtherPlatform(format!("{os}/{architecture}")));
         }
         Ok(Look::Here(PresentImage {
-            digest: digest_of(image, found.repo_digests.unwrap_or_default()),
+            digest: digest_of(image, &found.repo_digests.unwrap_or_default()),
             size_bytes: found.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
         }))
     }
@@ -227,16 +226,6 @@ fn spellings(image: &Reference) -> Vec<String> {
     let familiar =
         name.strip_prefix("docker.io/library/").or_else(|| name.strip_prefix("docker.io/"));
     std::iter::once(name).chain(familiar).map(Into::into).collect()
-}
-
-fn digest_of(image: &Reference, repo_digests: Vec<String>) -> Option<String> {
-    if let Some(digest) = image.digest() {
-        return Some(digest.to_owned());
-    }
-    repo_digests.iter().find_map(|name| {
-        let found = Reference::parse(name).ok()?;
-        (found.repository() == image.repository()).then(|| found.digest().map(Into::into))?
-    })
 }
 
 /// What an image or the engine does not tell is not held against it.

@@ -26,11 +26,18 @@ pub(crate) struct FakeRuntime {
     scripts: HashMap<String, Script>,
     held: Arc<Mutex<HashMap<String, PresentImage>>>,
     calls: Arc<Mutex<Vec<String>>>,
+    silent: bool,
 }
 
 impl FakeRuntime {
     pub(crate) fn with(mut self, image: &str, script: Script) -> Self {
         self.scripts.insert(image.into(), script);
+        self
+    }
+
+    /// Tells no progress.
+    pub(crate) fn silent(mut self) -> Self {
+        self.silent = true;
         self
     }
 
@@ -59,6 +66,10 @@ impl Runtime for FakeRuntime {
         })
     }
 
+    fn tells_progress(&self) -> bool {
+        !self.silent
+    }
+
     fn present<'a>(
         &'a self,
         image: &'a Reference,
@@ -85,6 +96,9 @@ impl Runtime for FakeRuntime {
                 Some(Script::Slow(steps)) => {
                     for step in 1..=*steps {
                         tokio::time::sleep(Duration::from_millis(100)).await;
+                        if self.silent {
+                            continue;
+                        }
                         progress(PullProgress { downloaded_bytes: step, total_bytes: *steps });
                     }
                 }

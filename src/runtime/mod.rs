@@ -2,19 +2,23 @@
 //! of Kubernetes objects, orders or retries; those belong to `warmer/`.
 
 pub mod classify;
+pub mod cri;
 pub mod docker;
+mod endpoint;
 #[cfg(test)]
 pub(crate) mod fake;
 
 use std::fmt;
 use std::future::Future;
-use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use crate::api::Reason;
 use crate::image::{Credential, Reference};
+
+pub use self::endpoint::{EndpointError, connect};
+
+/// Of a runtime's own words, in characters.
+const LONGEST_MESSAGE: usize = 1_000;
 
 /// A future of a [`Runtime`] method.
 pub type RuntimeFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -23,6 +27,12 @@ pub type RuntimeFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Runtime: Send + Sync + fmt::Debug {
     /// Asks the runtime who it is; fails with [`Reason::RuntimeUnavailable`] when it is down.
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>>;
+
+    /// Whether `pull` calls its `progress` while it moves. Where it does not, nobody can tell a
+    /// slow pull from a stuck one.
+    fn tells_progress(&self) -> bool {
+        true
+    }
 
     /// Looks whether the runtime holds `image`, without asking any registry.
     fn present<'a>(
@@ -58,7 +68,7 @@ pub struct RuntimeVersion {
 pub struct PresentImage {
     /// Digest under which the registry serves it, where the runtime remembers one.
     pub digest: Option<String>,
-    /// Size on the node, unpacked, in bytes.
+    /// Size on the node, as the runtime counts it, in bytes: unpacked or (containerd) packed.
     pub size_bytes: u64,
 }
 
@@ -90,63 +100,31 @@ pub struct RuntimeError {
     pub message: String,
 }
 
-/// Why a `--runtime-endpoint` cannot be used at all.
-#[derive(Debug, thiserror::Error)]
-pub enum EndpointError {
-    /// Only local sockets are supported.
-    #[error("`{0}` is no runtime endpoint: it must look like unix:///var/run/docker.sock")]
-    Scheme(String),
-    /// Nothing is there.
-    #[error(
-        "there is no runtime socket at {path}: is the runtime running, and its folder mounted?"
-    )]
-    Absent {
-        /// Where it should be.
-        path: PathBuf,
-        /// Why it cannot be looked at.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Something else is there.
-    #[error("{0} is not a socket")]
-    NotASocket(PathBuf),
-    /// The client cannot be made.
-    #[error("the runtime's client cannot be made: {0}")]
-    Client(String),
-}
-
-/// The runtime behind `endpoint`, such as `unix:///var/run/docker.sock`. Its socket must exist; it
-/// need not answer yet.
-pub fn connect(endpoint: &str) -> Result<Arc<dyn Runtime>, EndpointError> {
-    let path = endpoint
-        .strip_prefix("unix://")
-        .filter(|path| path.starts_with('/'))
-        .map(PathBuf::from)
-        .ok_or_else(|| EndpointError::Scheme(endpoint.to_owned()))?;
-    let metadata = std::fs::metadata(&path)
-        .map_err(|source| EndpointError::Absent { path: path.clone(), source })?;
-    if !metadata.file_type().is_socket() {
-        return Err(EndpointError::NotASocket(path));
+/// The digest of `image` in what the runtime tells of it: the one of the same repository.
+fn digest_of(image: &Reference, repo_digests: &[String]) -> Option<String> {
+    if let Some(digest) = image.digest() {
+        return Some(digest.to_owned());
     }
-    Ok(Arc::new(docker::Docker::connect(&path)?))
+    repo_digests.iter().find_map(|name| {
+        let found = Reference::parse(name).ok()?;
+        (found.repository() == image.repository()).then(|| found.digest().map(Into::into))?
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
-    fn an_unusable_endpoint_is_one_clear_error() {
-        let table = [
-            ("tcp://127.0.0.1:2375", "must look like unix://"),
-            ("/var/run/docker.sock", "must look like unix://"),
-            ("unix://relative.sock", "must look like unix://"),
-            ("unix:///nonexistent/docker.sock", "no runtime socket at /nonexistent/docker.sock"),
-            ("unix:///dev/null", "is not a socket"),
+    fn the_digest_is_that_of_the_same_repository() {
+        let digest = format!("sha256:{}", "b".repeat(64));
+        let image = Reference::parse("busybox:1").unwrap();
+        let digests = vec![
+            format!("r.test/mirror/busybox@sha256:{}", "a".repeat(64)),
+            format!("busybox@{digest}"),
         ];
-        for (endpoint, words) in table {
-            let error = connect(endpoint).err().map(|error| error.to_string()).unwrap_or_default();
-            assert!(error.contains(words), "{endpoint}: {error}");
-        }
+        assert_eq!(digest_of(&image, &digests), Some(digest));
+        assert_eq!(digest_of(&image, &[]), None);
     }
 }

@@ -42,22 +42,23 @@ pub struct WarmerArgs {
     )]
     pub token_file: PathBuf,
 
-    /// Socket of the node's container runtime.
-    #[arg(
-        long,
-        env = "IMAGEWARM_RUNTIME_ENDPOINT",
-        default_value = "unix:///var/run/docker.sock",
-        value_name = "unix:///PATH"
-    )]
-    pub runtime_endpoint: String,
+    /// Socket of the node's container runtime: Docker's, or one that speaks CRI (containerd,
+    /// CRI-O). By default the one that is found at its usual place.
+    #[arg(long, env = "IMAGEWARM_RUNTIME_ENDPOINT", value_name = "unix:///PATH")]
+    pub runtime_endpoint: Option<String>,
 
     /// Most images that this node pulls at the same time.
     #[arg(long, env = "IMAGEWARM_PARALLEL_PULLS", default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub parallel_pulls: u16,
 
-    /// A pull that makes no progress for this long is given up and tried again later.
+    /// A pull by Docker that makes no progress for this long is given up and tried again later.
     #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = duration)]
     pub pull_idle_timeout: Duration,
+
+    /// A pull over CRI, which tells no progress, is given up after this long and tried again later.
+    /// It then starts from zero, so this must be longer than the largest image takes.
+    #[arg(long, env = "IMAGEWARM_PULL_DEADLINE", default_value = "30m", value_name = "DURATION", value_parser = duration)]
+    pub pull_deadline: Duration,
 
     /// How often the runtime is asked whether it still holds an image.
     #[arg(long, env = "IMAGEWARM_PRESENCE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = duration)]

@@ -23,7 +23,7 @@ use crate::protocol::{FromController, Hello, Outcome, PROTOCOL_VERSION, Progress
 use crate::runtime::{self, EndpointError, Runtime, RuntimeVersion};
 pub use args::WarmerArgs;
 pub use metrics::WarmerMetrics;
-use pull::{JobEvent, now};
+use pull::{JobEvent, Patience, now};
 use queue::{Ended, Job, Queue, Step};
 use report::Outbox;
 use stream::{Link, LinkEvent, StreamSettings};
@@ -53,7 +53,7 @@ pub struct Warmer {
     queue: Queue,
     outbox: Outbox,
     metrics: WarmerMetrics,
-    idle: Duration,
+    patience: Patience,
     epoch: u64,
     jobs: JoinSet<Ended>,
     running: HashMap<Id, (Job, AbortHandle)>,
@@ -81,7 +81,7 @@ impl Warmer {
     /// A warmer over the runtime that `args` names. What cannot ever work is an error here; what
     /// may come later (files, the controller, an answer of the runtime) is waited for.
     pub fn new(args: &WarmerArgs, metrics: WarmerMetrics) -> Result<Self, WarmerError> {
-        let runtime = runtime::connect(&args.runtime_endpoint)?;
+        let runtime = runtime::connect(args.runtime_endpoint.as_deref())?;
         Self::with_runtime(runtime, args, metrics)
     }
 
@@ -106,7 +106,7 @@ impl Warmer {
             queue: Queue::new(args.parallel_pulls.into(), look_every),
             outbox: Outbox::default(),
             metrics,
-            idle: args.pull_idle_timeout,
+            patience: Patience { idle: args.pull_idle_timeout, total: args.pull_deadline },
             epoch: 0,
             jobs: JoinSet::new(),
             running: HashMap::new(),
@@ -152,11 +152,11 @@ impl Warmer {
 
     fn start_jobs(&mut self) {
         while let Some(job) = self.queue.next(now()) {
-            let (runtime, events, idle) =
-                (self.runtime.clone(), self.events_sender.clone(), self.idle);
+            let (runtime, events, patience) =
+                (self.runtime.clone(), self.events_sender.clone(), self.patience);
             let task = job.clone();
             let handle =
-                self.jobs.spawn(async move { pull::run(&task, runtime, events, idle).await });
+                self.jobs.spawn(async move { pull::run(&task, runtime, events, patience).await });
             self.running.insert(handle.id(), (job, handle));
         }
         let pulls = self.running.values().filter(|(job, _)| job.step == Step::Pull).count();

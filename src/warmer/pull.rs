@@ -19,6 +19,15 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Finer steps of progress than this are not passed on.
 const STEP_MS: i64 = 250;
 
+/// How long a pull may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Without progress, where the runtime tells of any.
+    pub idle: Duration,
+    /// In all, where it does not.
+    pub total: Duration,
+}
+
 /// What a running job has to say.
 pub enum JobEvent {
     /// It needs a grant.
@@ -32,7 +41,7 @@ pub async fn run(
     job: &Job,
     runtime: Arc<dyn Runtime>,
     events: mpsc::Sender<JobEvent>,
-    idle: Duration,
+    patience: Patience,
 ) -> Ended {
     match job.step {
         Step::Look => {
@@ -55,7 +64,7 @@ pub async fn run(
                 return Ended::Refused(reason, grant.refused_message);
             }
             let started = now();
-            let result = pull(job, grant, runtime.as_ref(), &events, idle, started).await;
+            let result = pull(job, grant, runtime.as_ref(), &events, patience, started).await;
             Ended::Pulled(started, result)
         }
     }
@@ -67,7 +76,7 @@ async fn pull(
     grant: PullGrant,
     runtime: &dyn Runtime,
     events: &mpsc::Sender<JobEvent>,
-    idle: Duration,
+    patience: Patience,
     started: i64,
 ) -> Result<PulledImage, RuntimeError> {
     let mut credentials: Vec<Option<Credential>> =
@@ -77,10 +86,11 @@ async fn pull(
     }
     let mut refused: Option<RuntimeError> = None;
     for credential in &credentials {
-        let error = match watched(job, runtime, credential.as_ref(), events, idle, started).await {
-            Ok(pulled) => return Ok(pulled),
-            Err(error) => error,
-        };
+        let error =
+            match watched(job, runtime, credential.as_ref(), events, patience, started).await {
+                Ok(pulled) => return Ok(pulled),
+                Err(error) => error,
+            };
         match (error.reason, &refused) {
             // Registries hide what one may not see: another credential may see it.
             (Reason::Unauthorized, _) | (Reason::NotFound, None) => refused = Some(error),
@@ -94,13 +104,13 @@ async fn pull(
     }))
 }
 
-/// One pull with one credential; ended when nothing moves for `idle`.
+/// One pull with one credential; ended when patience is.
 async fn watched(
     job: &Job,
     runtime: &dyn Runtime,
     credential: Option<&Credential>,
     events: &mpsc::Sender<JobEvent>,
-    idle: Duration,
+    patience: Patience,
     started: i64,
 ) -> Result<PulledImage, RuntimeError> {
     let begin = Instant::now();
@@ -125,9 +135,15 @@ async fn watched(
     };
     progress(PullProgress::default());
     let mut pull = runtime.pull(&job.image, credential, &progress);
+    if !runtime.tells_progress() {
+        return tokio::time::timeout(patience.total, pull).await.unwrap_or_else(|_| {
+            let message = format!("not done within {} s", patience.total.as_secs());
+            Err(RuntimeError { reason: Reason::TimedOut, message })
+        });
+    }
     loop {
         let moved = u64::try_from(moved_at.load(Ordering::Relaxed)).unwrap_or(0);
-        let deadline = begin + Duration::from_millis(moved) + idle;
+        let deadline = begin + Duration::from_millis(moved) + patience.idle;
         tokio::select! {
             result = &mut pull => return result,
             () = tokio::time::sleep_until(deadline) => {}
@@ -135,7 +151,7 @@ async fn watched(
         if u64::try_from(moved_at.load(Ordering::Relaxed)).unwrap_or(0) == moved {
             return Err(RuntimeError {
                 reason: Reason::TimedOut,
-                message: format!("nothing moved for {} s", idle.as_secs()),
+                message: format!("nothing moved for {} s", patience.idle.as_secs()),
             });
         }
     }
@@ -187,7 +203,8 @@ mod tests {
             }
             while heard.recv().await.is_some() {}
         };
-        let (ended, ()) = tokio::join!(run(&job, Arc::new(runtime), events, idle), grant_it);
+        let patience = Patience { idle, total: 2 * idle };
+        let (ended, ()) = tokio::join!(run(&job, Arc::new(runtime), events, patience), grant_it);
         ended
     }
 
@@ -229,6 +246,16 @@ mod tests {
         assert_eq!(reason(ended_stuck), Err(Reason::TimedOut));
         let slow = FakeRuntime::default().with("r.test/app:v1", Script::Slow(10));
         assert_eq!(reason(ended(slow, PullGrant::default(), idle).await), Ok(true));
+    }
+
+    #[tokio::test]
+    async fn without_progress_a_pull_ends_by_its_length_only() {
+        let idle = Duration::from_millis(300);
+        let slow = FakeRuntime::default().silent().with("r.test/app:v1", Script::Slow(4));
+        assert_eq!(reason(ended(slow, PullGrant::default(), idle).await), Ok(true));
+        let stuck = FakeRuntime::default().silent().with("r.test/app:v1", Script::Stuck);
+        let ended_stuck = ended(stuck, PullGrant::default(), idle).await;
+        assert_eq!(reason(ended_stuck), Err(Reason::TimedOut));
     }
 
     #[tokio::test]

@@ -40,18 +40,6 @@ fn docker_hub_is_looked_up_in_both_spellings() {
 }
 
 #[test]
-fn the_digest_is_that_of_the_same_repository() {
-    let digest = format!("sha256:{}", "b".repeat(64));
-    let image = Reference::parse("busybox:1").unwrap();
-    let digests = vec![
-        format!("r.test/mirror/busybox@sha256:{}", "a".repeat(64)),
-        format!("busybox@{digest}"),
-    ];
-    assert_eq!(digest_of(&image, digests), Some(digest));
-    assert_eq!(digest_of(&image, vec![]), None);
-}
-
-#[test]
 fn credentials_are_sent_in_the_alphabet_that_dockerd_reads() {
     let request = http::Request::builder().header("X-Registry-Auth", "ab+/cd==");
     let body = bollard::body_full(bytes::Bytes::new());

@@ -1,0 +1,271 @@
+//! containerd and CRI-O over the container runtime interface (gRPC on a Unix socket). A pull is one
+//! call that tells nothing until it ends; what is there afterwards is asked, not believed.
+
+pub mod api;
+pub mod failure;
+
+use std::error::Error as _;
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
+
+use self::api::image_service_client::ImageServiceClient;
+use self::api::runtime_service_client::RuntimeServiceClient;
+use self::api::{
+    AuthConfig, ImageSpec, ImageStatusRequest, ImageStatusResponse, PullImageRequest,
+    VersionRequest,
+};
+use super::{
+    LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture,
+    RuntimeVersion, digest_of,
+};
+use crate::api::Reason;
+use crate::image::{Credential, Reference};
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// For everything but pulls.
+const ANSWER: Duration = Duration::from_secs(30);
+/// What the kubelet sends; runtimes do not mind.
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// A runtime that speaks the container runtime interface.
+pub struct Cri {
+    socket: PathBuf,
+    channel: Channel,
+}
+
+impl fmt::Debug for Cri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cri").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl Cri {
+    /// The runtime behind this socket; it need not answer yet. Connects anew by itself whenever
+    /// the runtime was restarted.
+    pub fn connect(socket: &Path) -> Self {
+        let path = socket.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        // The name is never looked up; it only has to be one that the server takes.
+        let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT);
+        Cri { socket: socket.to_owned(), channel: endpoint.connect_with_connector_lazy(connector) }
+    }
+
+    fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone())
+    }
+
+    async fn ask_version(&self) -> Result<RuntimeVersion, RuntimeError> {
+        let mut client = RuntimeServiceClient::new(self.channel.clone());
+        let request = VersionRequest { version: KUBELET_API_VERSION.into() };
+        let found = in_time(client.version(request)).await?;
+        let version = &found.runtime_version;
+        Ok(RuntimeVersion {
+            name: found.runtime_name,
+            version: version.strip_prefix('v').unwrap_or(version).to_owned(),
+            // The interface does not tell; the warmer runs on the same node.
+            os: std::env::consts::OS.into(),
+            architecture: architecture().into(),
+        })
+    }
+
+    async fn look(&self, image: &Reference) -> Result<Look, RuntimeError> {
+        let request = ImageStatusRequest { image: Some(spec(image)), verbose: true };
+        Ok(read(image, in_time(self.images().image_status(request)).await?))
+    }
+
+    async fn pull_image(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+    ) -> Result<PulledImage, RuntimeError> {
+        let before = match self.look(image).await? {
+            Look::Here(id, _) => Some(id),
+            Look::OtherPlatform(_) | Look::Absent => None,
+        };
+        let request =
+            PullImageRequest { image: Some(spec(image)), auth: credential.map(auth_config) };
+        // No deadline here: the caller has one.
+        self.images().pull_image(request).await.map_err(|status| failure(&status))?;
+        match self.look(image).await? {
+            Look::Here(id, image) => {
+                Ok(PulledImage { image, downloaded: before.as_ref() != Some(&id) })
+            }
+            Look::OtherPlatform(platform) => Err(RuntimeError {
+                reason: Reason::PlatformMismatch,
+                message: format!("the image is made for {platform} only"),
+            }),
+            Look::Absent => Err(RuntimeError {
+                reason: Reason::Removed,
+                message: "the runtime pulled the image, but does not hold it any more".into(),
+            }),
+        }
+    }
+}
+
+impl Runtime for Cri {
+    fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
+        Box::pin(self.ask_version())
+    }
+
+    fn tells_progress(&self) -> bool {
+        false
+    }
+
+    fn present<'a>(
+        &'a self,
+        image: &'a Reference,
+    ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
+        Box::pin(async move {
+            Ok(match self.look(image).await? {
+                Look::Here(_, held) => Some(held),
+                Look::OtherPlatform(_) | Look::Absent => None,
+            })
+        })
+    }
+
+    fn pull<'a>(
+        &'a self,
+        image: &'a Reference,
+        credential: Option<&'a Credential>,
+        _progress: &'a (dyn Fn(PullProgress) + Send + Sync),
+    ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
+        Box::pin(self.pull_image(image, credential))
+    }
+}
+
+/// What the runtime holds under a name.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    /// The image's id, and what is told of it.
+    Here(String, PresentImage),
+    OtherPlatform(String),
+    Absent,
+}
+
+fn read(image: &Reference, answer: ImageStatusResponse) -> Look {
+    let Some(found) = answer.image else { return Look::Absent };
+    if let Some(made_for) = answer.info.get("info").and_then(|info| made_for(info))
+        && made_for != architecture()
+    {
+        return Look::OtherPlatform(format!("{}/{made_for}", std::env::consts::OS));
+    }
+    let digest = digest_of(image, &found.repo_digests);
+    Look::Here(found.id, PresentImage { digest, size_bytes: found.size })
+}
+
+/// The architecture in the runtime's own words on an image, where it has any.
+fn made_for(info: &str) -> Option<String> {
+    let info: serde_json::Value = serde_json::from_str(info).ok()?;
+    let architecture = info.pointer("/imageSpec/architecture")?.as_str()?;
+    (!architecture.is_empty()).then(|| architecture.to_owned())
+}
+
+/// This machine's architecture as in OCI platforms.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "x86" => "386",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        same => same,
+    }
+}
+
+fn spec(image: &Reference) -> ImageSpec {
+    ImageSpec { image: image.as_str().into() }
+}
+
+fn auth_config(credential: &Credential) -> AuthConfig {
+    AuthConfig {
+        username: credential.username.clone(),
+        password: credential.password.clone(),
+        identity_token: credential.identity_token.clone(),
+        registry_token: credential.registry_token.clone(),
+        // No server address: containerd drops the credential where it differs from the image's.
+        ..AuthConfig::default()
+    }
+}
+
+async fn in_time<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, RuntimeError> {
+    match tokio::time::timeout(ANSWER, call).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(failure(&status)),
+        Err(_) => Err(RuntimeError {
+            reason: Reason::RuntimeUnavailable,
+            message: format!("the runtime did not answer within {} s", ANSWER.as_secs()),
+        }),
+    }
+}
+
+fn failure(status: &Status) -> RuntimeError {
+    // A status with a source was made here: nothing came from the runtime.
+    let (reason, message) = match status.source() {
+        Some(source) => {
+            let mut deepest = source;
+            while let Some(next) = deepest.source() {
+                deepest = next;
+            }
+            (Reason::RuntimeUnavailable, format!("the runtime does not answer: {deepest}"))
+        }
+        None => (failure::classify(status.code(), status.message()), status.message().to_owned()),
+    };
+    let message = message.trim().chars().take(LONGEST_MESSAGE).collect();
+    RuntimeError { reason, message }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn answer(info: &str) -> ImageStatusResponse {
+        let image = api::Image {
+            id: "sha256:00".into(),
+            repo_digests: vec![format!("r.test/app@sha256:{}", "a".repeat(64))],
+            size: 7,
+            ..api::Image::default()
+        };
+        let info = [("info".to_owned(), info.to_owned())].into();
+        ImageStatusResponse { image: Some(image), info }
+    }
+
+    #[test]
+    fn an_image_is_there_unless_it_is_made_for_another_machine() {
+        let image = Reference::parse("r.test/app:v1").unwrap();
+        let here = Look::Here(
+            "sha256:00".into(),
+            PresentImage { digest: Some(format!("sha256:{}", "a".repeat(64))), size_bytes: 7 },
+        );
+        let ours = format!(r#"{{"imageSpec": {{"architecture": "{}"}}}}"#, architecture());
+        for info in ["", "{}", r#"{"imageSpec": {"architecture": ""}}"#, &ours] {
+            assert_eq!(read(&image, answer(info)), here, "{info}");
+        }
+        let other = r#"{"imageSpec": {"architecture": "pdp11"}}"#;
+        assert_eq!(read(&image, answer(other)), Look::OtherPlatform("linux/pdp11".into()));
+        assert_eq!(read(&image, ImageStatusResponse::default()), Look::Absent);
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_is_down_is_unavailable() {
+        let runtime = Cri::connect(Path::new("/nonexistent/runtime.sock"));
+        let error = runtime.version().await.unwrap_err();
+        assert_eq!(error.reason, Reason::RuntimeUnavailable, "{error}");
+        let image = Reference::parse("r.test/app:v1").unwrap();
+        let error = runtime.pull(&image, None, &|_| {}).await.unwrap_err();
+        assert_eq!(error.reason, Reason::RuntimeUnavailable, "{error}");
+        assert!(error.message.contains("No such file"), "{error}");
+    }
+}

@@ -1,0 +1,228 @@
+//! Which runtime is behind which socket: what `--runtime-endpoint` names or, without it, the one
+//! well-known socket that is there.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Runtime, cri, docker};
+
+/// Where sockets are looked for; the last is where the shipped manifests mount the node's `/run`.
+const FOLDERS: [&str; 3] = ["/run", "/var/run", "/host/run"];
+/// How runtimes name theirs.
+const WELL_KNOWN: [(&str, Kind); 3] = [
+    ("containerd/containerd.sock", Kind::Cri),
+    ("crio/crio.sock", Kind::Cri),
+    ("docker.sock", Kind::Docker),
+];
+const PROBE: Duration = Duration::from_secs(2);
+
+/// Why there is no runtime to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// Only local sockets are supported.
+    #[error("`{0}` is no runtime endpoint: it must look like unix:///var/run/docker.sock")]
+    Scheme(String),
+    /// Nothing is there.
+    #[error(
+        "there is no runtime socket at {path}: is the runtime running, and its folder mounted?"
+    )]
+    Absent {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it cannot be looked at.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something else is there.
+    #[error("{0} is not a socket")]
+    NotASocket(PathBuf),
+    /// The socket's name does not tell what is behind it, and nobody could be asked.
+    #[error("the runtime at {path} does not answer, so it cannot be told which one it is")]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// Why it could not be asked.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No endpoint was named, and none was found.
+    #[error(
+        "no container runtime was found at its usual place (such as {0}): name its socket with \
+         --runtime-endpoint unix:///PATH"
+    )]
+    NoneFound(PathBuf),
+    /// No endpoint was named, and there is a choice.
+    #[error(
+        "there is more than one container runtime ({}): name the kubelet's with \
+         --runtime-endpoint unix:///PATH", list(.0)
+    )]
+    SeveralFound(Vec<PathBuf>),
+    /// The client cannot be made.
+    #[error("the runtime's client cannot be made: {0}")]
+    Client(String),
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
+}
+
+/// What is spoken on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Docker,
+    Cri,
+}
+
+/// The runtime behind `endpoint`, such as `unix:///var/run/docker.sock`; without one, the only
+/// runtime that is at its usual place. Its socket must exist; behind a usual name it need not
+/// answer yet. Needs a tokio runtime.
+pub fn connect(endpoint: Option<&str>) -> Result<Arc<dyn Runtime>, EndpointError> {
+    let path = match endpoint {
+        Some(endpoint) => named(endpoint)?,
+        None => found(&FOLDERS.map(PathBuf::from))?,
+    };
+    let kind = match kind_by_name(&path) {
+        Some(kind) => kind,
+        None => kind_by_asking(&path)
+            .map_err(|source| EndpointError::Silent { path: path.clone(), source })?,
+    };
+    tracing::info!(socket = %path.display(), ?kind, "runtime");
+    Ok(match kind {
+        Kind::Docker => Arc::new(docker::Docker::connect(&path)?),
+        Kind::Cri => Arc::new(cri::Cri::connect(&path)),
+    })
+}
+
+fn named(endpoint: &str) -> Result<PathBuf, EndpointError> {
+    let path = endpoint
+        .strip_prefix("unix://")
+        .filter(|path| path.starts_with('/'))
+        .map(PathBuf::from)
+        .ok_or_else(|| EndpointError::Scheme(endpoint.to_owned()))?;
+    let metadata = std::fs::metadata(&path)
+        .map_err(|source| EndpointError::Absent { path: path.clone(), source })?;
+    if !metadata.file_type().is_socket() {
+        return Err(EndpointError::NotASocket(path));
+    }
+    Ok(path)
+}
+
+/// The only well-known socket below these folders, some of which may be the same.
+fn found(folders: &[PathBuf]) -> Result<PathBuf, EndpointError> {
+    let candidates =
+        folders.iter().flat_map(|folder| WELL_KNOWN.map(|(name, _)| folder.join(name)));
+    let mut there: Vec<PathBuf> = Vec::new();
+    for path in candidates {
+        let Ok(path) = path.canonicalize() else { continue };
+        let is_socket = path.metadata().is_ok_and(|found| found.file_type().is_socket());
+        if is_socket && !there.contains(&path) {
+            there.push(path);
+        }
+    }
+    match there.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => {
+            let example = folders.first().map(|folder| folder.join(WELL_KNOWN[0].0));
+            Err(EndpointError::NoneFound(example.unwrap_or_default()))
+        }
+        _ => Err(EndpointError::SeveralFound(there)),
+    }
+}
+
+fn kind_by_name(path: &Path) -> Option<Kind> {
+    let is = |name: &str| path.file_name() == Path::new(name).file_name();
+    WELL_KNOWN.iter().find(|(name, _)| is(name)).map(|(_, kind)| *kind)
+}
+
+/// Docker answers HTTP/1; a gRPC server answers in binary, or closes.
+fn kind_by_asking(path: &Path) -> std::io::Result<Kind> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PROBE))?;
+    stream.set_write_timeout(Some(PROBE))?;
+    stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut begin = [0; 7];
+    match stream.read_exact(&mut begin) {
+        Ok(()) if begin == *b"HTTP/1." => Ok(Kind::Docker),
+        Ok(()) => Ok(Kind::Cri),
+        Err(error) => match error.kind() {
+            std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset => {
+                Ok(Kind::Cri)
+            }
+            _ => Err(error),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn an_unusable_endpoint_is_one_clear_error() {
+        let table = [
+            ("tcp://127.0.0.1:2375", "must look like unix://"),
+            ("/var/run/docker.sock", "must look like unix://"),
+            ("unix://relative.sock", "must look like unix://"),
+            ("unix:///nonexistent/docker.sock", "no runtime socket at /nonexistent/docker.sock"),
+            ("unix:///dev/null", "is not a socket"),
+        ];
+        for (endpoint, words) in table {
+            let error = connect(Some(endpoint)).err().map(|error| error.to_string());
+            let error = error.unwrap_or_default();
+            assert!(error.contains(words), "{endpoint}: {error}");
+        }
+    }
+
+    #[test]
+    fn one_well_known_socket_is_found_and_two_are_a_question() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().canonicalize().unwrap().join("run");
+        let var_run = run.with_file_name("var-run");
+        std::fs::create_dir_all(run.join("containerd")).unwrap();
+        std::os::unix::fs::symlink(&run, &var_run).unwrap();
+        let folders = [run.clone(), var_run];
+        let none = found(&folders).unwrap_err().to_string();
+        assert!(none.contains("--runtime-endpoint"), "{none}");
+        std::fs::write(run.join("docker.sock"), "no socket").unwrap();
+        let _containerd = UnixListener::bind(run.join("containerd/containerd.sock")).unwrap();
+        assert_eq!(found(&folders).unwrap(), run.join("containerd/containerd.sock"));
+        std::fs::remove_file(run.join("docker.sock")).unwrap();
+        let _docker = UnixListener::bind(run.join("docker.sock")).unwrap();
+        let several = found(&folders).unwrap_err().to_string();
+        for words in ["containerd.sock and ", "docker.sock)", "--runtime-endpoint"] {
+            assert!(several.contains(words), "{several}");
+        }
+    }
+
+    #[test]
+    fn a_socket_of_another_name_is_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let table = [
+            (&b"HTTP/1.0 200 OK\r\n\r\nOK"[..], Kind::Docker),
+            (&b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0"[..], Kind::Cri),
+            (&b""[..], Kind::Cri),
+        ];
+        for (number, (says, kind)) in table.into_iter().enumerate() {
+            let path = folder.path().join(format!("{number}.sock"));
+            let listener = UnixListener::bind(&path).unwrap();
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.read(&mut [0; 64]);
+                stream.write_all(says).unwrap();
+            });
+            assert_eq!(kind_by_name(&path), None);
+            assert_eq!(kind_by_asking(&path).unwrap(), kind, "{says:?}");
+            server.join().unwrap();
+        }
+        assert!(kind_by_asking(&folder.path().join("none.sock")).is_err());
+        assert_eq!(kind_by_name(Path::new("/a/docker.sock")), Some(Kind::Docker));
+        assert_eq!(kind_by_name(Path::new("/a/crio.sock")), Some(Kind::Cri));
+    }
+}

@@ -10,6 +10,7 @@ crate::tests![
     a_containerd_node_is_warmed,
     failures_on_containerd_have_their_names,
     an_image_removed_from_containerd_comes_back,
+    a_restarted_containerd_is_found_again,
 ];
 
 /// Runs `test` with a containerd node that goes afterwards.
@@ -100,6 +101,25 @@ async fn an_image_removed_from_containerd_comes_back(world: &World) -> Result<()
                 Ok((back && told).then_some(()))
             })
             .await
+    })
+    .await
+}
+
+async fn a_restarted_containerd_is_found_again(world: &World) -> Result<()> {
+    let namespace = world.namespace("containerd-restart").await?;
+    let (before, during) = (world.push("cri-up", "v1").await?, world.push("cri-up", "v2").await?);
+    with_node(world, "containerd-restart", async |node| {
+        world.hand_made(&namespace, "before", &before.tag, &node, &[]).await?;
+        let ready = reaches(world, &namespace, "before", Reason::Pulled).await?;
+        world.stop_runtime(&node).await?;
+        world.hand_made(&namespace, "during", &during.tag, &node, &[]).await?;
+        reaches(world, &namespace, "during", Reason::RuntimeUnavailable).await?;
+        world.start_runtime(&node).await?;
+        reaches(world, &namespace, "during", Reason::Pulled).await?;
+        // A runtime that does not answer has lost nothing.
+        let after = reaches(world, &namespace, "before", Reason::Pulled).await?;
+        ensure!(after.metadata.resource_version == ready.metadata.resource_version, "{after:?}");
+        Ok(())
     })
     .await
 }

@@ -175,11 +175,11 @@ impl World {
         of_repository.map(Some).with_context(|| format!("{node} holds {image} without a digest"))
     }
 
-    pub async fn stop_dockerd(&self, node: &str) -> Result<()> {
+    pub async fn stop_runtime(&self, node: &str) -> Result<()> {
         self.node(node)?.stop_runtime().await
     }
 
-    pub async fn start_dockerd(&self, node: &str) -> Result<()> {
+    pub async fn start_runtime(&self, node: &str) -> Result<()> {
         self.node(node)?.start_runtime().await
     }
 

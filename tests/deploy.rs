@@ -424,16 +424,8 @@ fn warmers_run_everywhere_with_one_token_and_one_folder() {
     let container = container(&daemon_set);
     let mounts: Vec<_> =
         list(&container["volumeMounts"]).iter().map(|mount| text(&mount["mountPath"])).collect();
-    let endpoint = list(&container["env"])
-        .iter()
-        .map(|variable| format!("{}={}", text(&variable["name"]), text(&variable["value"])));
-    let settings: Vec<String> = list(&container["args"])
-        .iter()
-        .map(|argument| text(argument).into())
-        .chain(endpoint)
-        .collect();
-    for flag in ["--dispatch-ca-file=", "--token-file=", "IMAGEWARM_RUNTIME_ENDPOINT=unix://"] {
-        let mut arguments = settings.iter().map(String::as_str);
+    for flag in ["--dispatch-ca-file=", "--token-file=", "--runtime-endpoint=unix://"] {
+        let mut arguments = list(&container["args"]).iter().map(text);
         let path = arguments.find_map(|argument| argument.strip_prefix(flag));
         let parent = path.and_then(|path| Path::new(path).parent()?.to_str());
         assert!(parent.is_some_and(|parent| mounts.contains(&parent)), "{flag} {path:?}");

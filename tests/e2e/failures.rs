@@ -70,7 +70,7 @@ async fn a_restarted_runtime_is_found_again(world: &World) -> Result<()> {
     let namespace = world.namespace("runtime").await?;
     let node = world.nodes().remove(2);
     let app = world.push("runtime", "v1").await?;
-    world.stop_dockerd(&node).await?;
+    world.stop_runtime(&node).await?;
     let revision = world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await;
     let told = world
         .eventually("the node without a runtime says so", async || {
@@ -79,7 +79,7 @@ async fn a_restarted_runtime_is_found_again(world: &World) -> Result<()> {
             Ok((down.and_then(|w| w.reason()) == Some(Reason::RuntimeUnavailable)).then_some(()))
         })
         .await;
-    world.start_dockerd(&node).await?;
+    world.start_runtime(&node).await?;
     revision?;
     told?;
     world.all_ready(&namespace, 3).await?;

@@ -5,6 +5,7 @@
 
 mod admission;
 mod commands;
+mod containerd;
 mod deploys;
 mod failures;
 mod nodes;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         nodes::TESTS,
         trust::TESTS,
         commands::TESTS,
+        containerd::TESTS,
         outages::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {

@@ -101,7 +101,7 @@ async fn keep_cluster(arguments: ClusterArgs) -> Result<ExitCode> {
         println!("registry with TLS and password {}", registry.address);
     }
     for node in cluster.nodes() {
-        println!("{}: docker -H unix://{}", node.name, node.docker_socket.display());
+        println!("{}: docker -H unix://{}", node.name, node.socket.display());
     }
     println!("Ctrl-C ends it");
     std::future::pending().await

@@ -16,11 +16,12 @@ use crate::workspace;
 pub const KUBERNETES_VERSION: &str = "v1.36.3";
 
 /// Program and the Debian package that has it.
-const DEBIAN: [(&str, &str); 9] = [
+const DEBIAN: [(&str, &str); 10] = [
     ("etcd", "etcd-server"),
     ("docker-registry", "docker-registry"),
     ("dockerd", "docker.io"),
     ("containerd", "containerd"),
+    ("ctr", "containerd"),
     ("runc", "runc"),
     ("htpasswd", "apache2-utils"),
     ("ip", "iproute2"),
@@ -35,6 +36,8 @@ pub struct Programs {
     pub etcd: PathBuf,
     pub docker_registry: PathBuf,
     pub dockerd: PathBuf,
+    pub containerd: PathBuf,
+    pub ctr: PathBuf,
     pub htpasswd: PathBuf,
     pub ip: PathBuf,
     pub kube_apiserver: PathBuf,
@@ -58,6 +61,8 @@ pub fn ensure() -> Result<Programs> {
         etcd: wanted("etcd")?,
         docker_registry: wanted("docker-registry")?,
         dockerd: wanted("dockerd")?,
+        containerd: wanted("containerd")?,
+        ctr: wanted("ctr")?,
         htpasswd: wanted("htpasswd")?,
         ip: wanted("ip")?,
         kube_apiserver: wanted("kube-apiserver")?,
@@ -100,7 +105,8 @@ fn find(name: &str, cache: &Path) -> Option<PathBuf> {
 
 fn install_packages(cache: &Path) -> Result<()> {
     let missing = DEBIAN.iter().filter(|(program, _)| find(program, cache).is_none());
-    let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    let mut packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    packages.dedup();
     if packages.is_empty() {
         return Ok(());
     }

@@ -116,10 +116,10 @@ async fn a_killed_dockerd_comes_back(cluster: &Cluster) {
     let node = cluster.node(1).unwrap();
     node.kill();
     assert!(node.docker().is_err() || node.docker().unwrap().ping().await.is_err());
-    node.start_dockerd().await.unwrap();
+    node.start_runtime().await.unwrap();
     assert!(node.image_id(&image).await.is_some());
-    node.stop_dockerd().await.unwrap();
-    node.start_dockerd().await.unwrap();
+    node.stop_runtime().await.unwrap();
+    node.start_runtime().await.unwrap();
     assert!(node.image_id(&image).await.is_some());
 }
 

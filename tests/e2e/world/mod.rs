@@ -159,9 +159,13 @@ impl World {
         found.with_context(|| format!("there is no {name}"))
     }
 
-    /// The digest under which the node's dockerd holds the image, asked from dockerd itself.
+    /// The digest under which the node's runtime holds the image, asked from the runtime itself.
     pub async fn node_digest(&self, node: &str, image: &str) -> Result<Option<String>> {
-        let Some(inspect) = self.node(node)?.inspect(image).await else { return Ok(None) };
+        let node_found = self.node(node)?;
+        if node_found.has_containerd() {
+            return node_found.containerd_digest(image).await;
+        }
+        let Some(inspect) = node_found.inspect(image).await else { return Ok(None) };
         let repository = image.split('@').next().unwrap_or(image);
         let repository = match repository.rsplit_once(':') {
             Some((before, tag)) if !tag.contains('/') => before,
@@ -175,12 +179,12 @@ impl World {
         of_repository.map(Some).with_context(|| format!("{node} holds {image} without a digest"))
     }
 
-    pub async fn stop_dockerd(&self, node: &str) -> Result<()> {
-        self.node(node)?.stop_dockerd().await
+    pub async fn stop_runtime(&self, node: &str) -> Result<()> {
+        self.node(node)?.stop_runtime().await
     }
 
-    pub async fn start_dockerd(&self, node: &str) -> Result<()> {
-        self.node(node)?.start_dockerd().await
+    pub async fn start_runtime(&self, node: &str) -> Result<()> {
+        self.node(node)?.start_runtime().await
     }
 
     /// A new node with dockerd and warmer; returns its name.
@@ -191,12 +195,28 @@ impl World {
         Ok(name)
     }
 
-    /// Takes a joined node away: its object, its warmer and its dockerd.
+    /// A new node with containerd and warmer, which looks every second; returns its name.
+    pub async fn join_containerd_node(&self, name: &str) -> Result<String> {
+        let name = format!("joined-{name}");
+        let node = self.cluster.add_containerd_node(&name).await?;
+        let flags = ["--presence-interval", "1s"];
+        let started = self.cluster.start_warmer(BINARY.as_ref(), &node, &flags).await?;
+        wait_ready(&started).await?;
+        locked(&self.warmers).insert(name.clone(), started);
+        Ok(name)
+    }
+
+    /// Removes an image from a node behind everybody's back.
+    pub async fn remove_image(&self, node: &str, image: &str) -> Result<()> {
+        self.node(node)?.remove_image(image).await
+    }
+
+    /// Takes a joined node away: its object, its warmer and its runtime.
     pub async fn remove_node(&self, name: &str) -> Result<()> {
         let nodes: Api<Node> = Api::all(self.client());
         nodes.delete(name, &Default::default()).await?;
         self.stop_warmer(name).await?;
-        self.node(name)?.stop_dockerd().await
+        self.node(name)?.stop_runtime().await
     }
 
     // ----- warmers

@@ -96,7 +96,7 @@ impl Cluster {
             .arg("--token-file")
             .arg(token_file)
             .arg("--runtime-endpoint")
-            .arg(format!("unix://{}", node.docker_socket.display()))
+            .arg(format!("unix://{}", node.socket.display()))
             .args(["--health-listen", &health.to_string()])
             .args(arguments);
         let name = format!("{}-warmer", node.name);

@@ -1,4 +1,4 @@
-//! The development cluster: a real control plane, real registries, real dockerds.
+//! The development cluster: a real control plane, real registries, real runtimes.
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
@@ -16,6 +16,7 @@
 
 mod background;
 mod certificates;
+mod containerd;
 mod control_plane;
 mod imagewarm;
 pub mod manifests;
@@ -198,8 +199,20 @@ impl Cluster {
     /// Starts a dockerd and makes its Node object, Ready and with these labels too.
     pub async fn add_node(&self, name: &str, labels: &[(&str, &str)]) -> Result<Arc<Node>> {
         let registry = self.registry_tls.as_ref();
-        let node = Node::new(name, &self.programs, self.folder(), registry)?;
-        node.start_dockerd().await?;
+        let node = Node::with_docker(name, &self.programs, self.folder(), registry)?;
+        self.start_node(node, labels).await
+    }
+
+    /// Starts a containerd that knows both registries, and makes its Node object, Ready.
+    pub async fn add_containerd_node(&self, name: &str) -> Result<Arc<Node>> {
+        let registries: Vec<&Registry> =
+            std::iter::once(&self.registry_plain).chain(&self.registry_tls).collect();
+        let node = Node::with_containerd(name, &self.programs, self.folder(), &registries)?;
+        self.start_node(node, &[]).await
+    }
+
+    async fn start_node(&self, node: Node, labels: &[(&str, &str)]) -> Result<Arc<Node>> {
+        node.start_runtime().await?;
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         node.register(self.client(), &labels.collect::<BTreeMap<_, _>>()).await?;
         let node = Arc::new(node);

@@ -1,5 +1,5 @@
-//! A node: a Node object, and a dockerd of its own with its own data and socket. Its warmer is
-//! started apart, by [`super::Cluster::start_warmer`].
+//! A node: a Node object, and a dockerd or containerd of its own with its own data and socket. Its
+//! warmer is started apart, by [`super::Cluster::start_warmer`].
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,31 +7,41 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bollard::Docker;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 
+use super::containerd::Containerd;
 use super::registry::Registry;
 use crate::images::architecture;
 use crate::prerequisites::Programs;
 use crate::process::{Process, Program};
 
+/// Until a runtime must answer.
+const START: Duration = Duration::from_secs(60);
+
 /// A node of the cluster.
 pub struct Node {
     /// `metadata.name` of the Node object.
     pub name: String,
-    /// Path of dockerd's socket.
-    pub docker_socket: PathBuf,
+    /// Path of its runtime's socket.
+    pub socket: PathBuf,
     folder: PathBuf,
     sandbox: PathBuf,
-    dockerd: PathBuf,
+    runtime: NodeRuntime,
     process: Mutex<Option<Process>>,
 }
 
+enum NodeRuntime {
+    Docker(PathBuf),
+    Containerd(Containerd),
+}
+
 impl Node {
-    pub(super) fn new(
+    /// A node with dockerd.
+    pub(super) fn with_docker(
         name: &str,
         programs: &Programs,
         sandbox: &Path,
@@ -47,10 +57,32 @@ impl Node {
         }
         Ok(Self {
             name: name.to_owned(),
-            docker_socket: folder.join("run/docker.sock"),
+            socket: folder.join("run/docker.sock"),
             folder,
             sandbox: sandbox.to_owned(),
-            dockerd: programs.dockerd.clone(),
+            runtime: NodeRuntime::Docker(programs.dockerd.clone()),
+            process: Mutex::new(None),
+        })
+    }
+
+    /// A node with containerd.
+    pub(super) fn with_containerd(
+        name: &str,
+        programs: &Programs,
+        sandbox: &Path,
+        registries: &[&Registry],
+    ) -> Result<Self> {
+        let folder = sandbox.join(name);
+        fs::create_dir_all(&folder)?;
+        let socket = folder.join("run/containerd.sock");
+        let programs = (programs.containerd.as_path(), programs.ctr.as_path());
+        let containerd = Containerd::new(programs, &folder, &socket, registries)?;
+        Ok(Self {
+            name: name.to_owned(),
+            socket,
+            folder,
+            sandbox: sandbox.to_owned(),
+            runtime: NodeRuntime::Containerd(containerd),
             process: Mutex::new(None),
         })
     }
@@ -81,6 +113,10 @@ impl Node {
         let now = jiff::Timestamp::now().round(jiff::Unit::Second)?.to_string();
         let (status, reason) =
             if ready { ("True", "KubeletReady") } else { ("Unknown", "NodeStatusUnknown") };
+        let runtime = match &self.runtime {
+            NodeRuntime::Docker(_) => "docker://20.10",
+            NodeRuntime::Containerd(_) => "containerd://1.6",
+        };
         let patch = json!({"status": {
             "conditions": [{
                 "type": "Ready",
@@ -95,7 +131,7 @@ impl Node {
             "nodeInfo": {
                 "architecture": architecture(),
                 "operatingSystem": "linux",
-                "bootID": "", "containerRuntimeVersion": "docker://20.10", "kernelVersion": "",
+                "bootID": "", "containerRuntimeVersion": runtime, "kernelVersion": "",
                 "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "osImage": "",
                 "systemUUID": "",
             },
@@ -112,7 +148,10 @@ impl Node {
 
     /// A client for its dockerd.
     pub fn docker(&self) -> Result<Docker> {
-        let socket = self.docker_socket.display().to_string();
+        if !matches!(self.runtime, NodeRuntime::Docker(_)) {
+            bail!("{} has no dockerd", self.name);
+        }
+        let socket = self.socket.display().to_string();
         Docker::connect_with_unix(&socket, 120, bollard::API_DEFAULT_VERSION)
             .with_context(|| format!("connect to the dockerd of {}", self.name))
     }
@@ -128,49 +167,81 @@ impl Node {
         self.inspect(reference).await?.id
     }
 
-    /// Removes an image as `docker rmi --force` does.
+    /// The digest under which a node with containerd holds an image of exactly this name, asked
+    /// from containerd itself, or None when it lacks it.
+    pub async fn containerd_digest(&self, reference: &str) -> Result<Option<String>> {
+        match &self.runtime {
+            NodeRuntime::Containerd(containerd) => containerd.digest(reference).await,
+            NodeRuntime::Docker(_) => bail!("{} has no containerd", self.name),
+        }
+    }
+
+    /// Whether its runtime is containerd.
+    pub fn has_containerd(&self) -> bool {
+        matches!(self.runtime, NodeRuntime::Containerd(_))
+    }
+
+    /// Removes an image as `docker rmi --force` does; from containerd under all its names.
     pub async fn remove_image(&self, reference: &str) -> Result<()> {
+        if let NodeRuntime::Containerd(containerd) = &self.runtime {
+            return containerd.remove_image(reference).await;
+        }
         let options = bollard::query_parameters::RemoveImageOptionsBuilder::default();
         let options = options.force(true).build();
         self.docker()?.remove_image(reference, Some(options), None).await?;
         Ok(())
     }
 
-    /// Process id of dockerd, while it runs.
-    pub fn dockerd_pid(&self) -> Option<u32> {
+    /// Process id of its runtime, while it runs.
+    pub fn runtime_pid(&self) -> Option<u32> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Process::pid)
     }
 
-    /// Starts dockerd (again) and waits until it answers.
-    pub async fn start_dockerd(&self) -> Result<()> {
+    /// Starts its runtime (again) and waits until it answers.
+    pub async fn start_runtime(&self) -> Result<()> {
         self.forget_old_run();
         fs::create_dir_all(self.folder.join("run"))?;
+        let process = match &self.runtime {
+            NodeRuntime::Docker(dockerd) => {
+                let program = self.dockerd_program(dockerd);
+                let name = format!("{}-dockerd", self.name);
+                let process = Process::start(&name, program, &self.sandbox)?;
+                let answers = async || self.docker().ok()?.ping().await.ok();
+                process.wait_until(START, answers).await?;
+                process
+            }
+            NodeRuntime::Containerd(containerd) => {
+                let name = format!("{}-containerd", self.name);
+                let process = Process::start(&name, containerd.program(), &self.sandbox)?;
+                process.wait_until(START, || containerd.ready()).await?;
+                process
+            }
+        };
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+        Ok(())
+    }
+
+    fn dockerd_program(&self, dockerd: &Path) -> Program {
         let at = |name: &str| self.folder.join(name).display().to_string();
         // Its own mount namespace: each dockerd has its own /etc/docker (and so its own trusted
         // authorities), and its overlay mounts end with it.
         let script =
             "mkdir -p /etc/docker && mount --bind \"$1\" /etc/docker && shift && exec \"$@\"";
-        let program = Program::new("unshare")
+        Program::new("unshare")
             .args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"])
             .arg(at("etc-docker"))
-            .arg(&self.dockerd)
-            .arg(format!("--host=unix://{}", self.docker_socket.display()))
+            .arg(dockerd)
+            .arg(format!("--host=unix://{}", self.socket.display()))
             .arg(format!("--data-root={}", at("data")))
             .arg(format!("--exec-root={}", at("exec")))
             .arg(format!("--pidfile={}", at("run/docker.pid")))
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
             .args(["--ip-forward=false", "--ip-masq=false", "--userland-proxy=false"])
-            .arg("--max-concurrent-downloads=6");
-        let process = Process::start(&format!("{}-dockerd", self.name), program, &self.sandbox)?;
-        process
-            .wait_until(Duration::from_secs(60), async || self.docker().ok()?.ping().await.ok())
-            .await?;
-        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
-        Ok(())
+            .arg("--max-concurrent-downloads=6")
     }
 
-    /// Ends dockerd in good order (SIGTERM).
-    pub async fn stop_dockerd(&self) -> Result<()> {
+    /// Ends its runtime in good order (SIGTERM).
+    pub async fn stop_runtime(&self) -> Result<()> {
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(process) = process {
             process.terminate(Duration::from_secs(30)).await?;
@@ -178,7 +249,7 @@ impl Node {
         Ok(())
     }
 
-    /// Kills dockerd (SIGKILL), as a crash would.
+    /// Kills its runtime (SIGKILL), as a crash would.
     pub fn kill(&self) {
         self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
     }

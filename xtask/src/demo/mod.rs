@@ -167,7 +167,7 @@ fn invite(cluster: &Cluster, binary: &std::path::Path) {
     println!("    {imagewarm} status -n {}", scene::NAMESPACE);
     println!("    kubectl -n {} delete configuration.serving.knative.dev --all", scene::NAMESPACE);
     if let Some(node) = cluster.nodes().first() {
-        println!("    docker -H unix://{} images", node.docker_socket.display());
+        println!("    docker -H unix://{} images", node.socket.display());
     }
     println!("    tail -f {}/log/controller-1.log", cluster.folder().display());
 }

@@ -66,8 +66,6 @@ impl Sightings for FanOut {
         let taken = self.sender.try_send(revision).is_ok();
         if taken {
             self.metrics.queued.inc();
-        } else {
-            self.metrics.dropped.inc();
         }
         taken
     }
@@ -259,7 +257,6 @@ struct OutcomeLabels {
 #[derive(Clone, Debug)]
 pub struct FanOutMetrics {
     queued: Gauge,
-    dropped: Counter,
     image_warms: Family<OutcomeLabels, Counter>,
     duration: Histogram,
 }
@@ -269,7 +266,6 @@ impl FanOutMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = FanOutMetrics {
             queued: Gauge::default(),
-            dropped: Counter::default(),
             image_warms: Family::default(),
             duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
         };
@@ -277,11 +273,6 @@ impl FanOutMetrics {
             "fan_out_queue_length",
             "Revisions that wait for their fan-out",
             metrics.queued.clone(),
-        );
-        registry.register(
-            "fan_out_dropped",
-            "Revisions that found the queue full and were left to the leader",
-            metrics.dropped.clone(),
         );
         registry.register(
             "fan_out_image_warms",

@@ -49,8 +49,10 @@ impl World {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(ca))
             .domain_name(format!("imagewarm-dispatch.{NAMESPACE}.svc"));
-        let mut address = self.cluster.dispatch.address().to_string();
-        for _ in 0..3 {
+        let service = self.cluster.dispatch.address().to_string();
+        let mut address = service.clone();
+        let start = Instant::now();
+        while start.elapsed() < DEADLINE {
             let endpoint = Endpoint::from_shared(format!("https://{address}"))
                 .and_then(|endpoint| endpoint.tls_config(tls.clone()))
                 .map_err(|e| internal(&e))?;
@@ -83,7 +85,11 @@ impl World {
                     let leader = status.metadata().get(imagewarm::protocol::LEADER_METADATA);
                     match leader.and_then(|leader| leader.to_str().ok()) {
                         Some(leader) => address = leader.to_owned(),
-                        None => return Err(status),
+                        // Nobody leads as yet, as far as this replica knows.
+                        None => {
+                            address.clone_from(&service);
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
                     }
                 }
                 Err(status) => return Err(status),

@@ -90,6 +90,10 @@ async fn a_webhook_configuration_is_repaired(world: &World) -> Result<()> {
             Ok(world.ca_bundle_is_right().await?.then_some(()))
         })
         .await?;
+    // Applying the manifests again, as every upgrade does, wipes neither CA nor owner.
+    world.apply_manifests().await?;
+    ensure!(world.ca_bundle_is_right().await?, "an apply wiped the CA");
+    ensure!(world.webhooks_are_owned().await?, "an apply wiped the owner");
     let namespace = world.namespace("repaired").await?;
     let app = world.push("repaired", "v1").await?;
     world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;

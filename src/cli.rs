@@ -49,9 +49,7 @@ pub enum Exit {
     Done = 0,
     /// What the user asked for failed or was denied.
     Failed = 1,
-    /// Wrong usage (clap ends the process with the same code).
-    Usage = 2,
-    /// Something unexpected.
+    /// Something unexpected. 2, wrong usage, is clap's.
     Unexpected = 3,
 }
 

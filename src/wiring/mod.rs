@@ -7,7 +7,6 @@ mod warmer;
 
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -61,9 +60,15 @@ impl Parts {
         }
         match ended_early {
             None => Ok(Exit::Done),
-            Some(Ok((part, Ok(())))) => anyhow::bail!("{part} ended unasked"),
             Some(Ok((part, Err(error)))) => Err(error.context(part)),
-            Some(Err(panic)) => Err(panic).context("a part of the program failed"),
+            Some(Ok((part, Ok(())))) => {
+                tracing::error!(part, "ended unasked");
+                Ok(Exit::Unexpected)
+            }
+            Some(Err(error)) => {
+                tracing::error!(%error, "a part of the program failed");
+                Ok(Exit::Unexpected)
+            }
         }
     }
 }
@@ -76,4 +81,36 @@ async fn shutdown_signal() -> anyhow::Result<&'static str> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A part that runs until it is told to stop.
+    fn good(parts: &mut Parts) {
+        let stop = parts.stop.clone();
+        parts.add("good", async move {
+            stop.cancelled().await;
+            Ok(())
+        });
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_unasked_ends_the_program() -> anyhow::Result<()> {
+        let mut parts = Parts::new();
+        good(&mut parts);
+        parts.add("short", async { Ok(()) });
+        assert_eq!(parts.run().await?, Exit::Unexpected);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_part_that_fails_is_named() {
+        let mut parts = Parts::new();
+        good(&mut parts);
+        parts.add("bad", async { anyhow::bail!("no such luck") });
+        let error = parts.run().await.expect_err("the program ended well");
+        assert_eq!(format!("{error:#}"), "bad: no such luck");
+    }
 }

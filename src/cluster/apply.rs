@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use kube::{Api, Client, Resource};
 use serde_json::{Map, Value, json};
@@ -209,6 +209,13 @@ pub async fn find_revision(
 ) -> Result<Presence, ApplyError> {
     let api: Api<Revision> = Api::namespaced(client.clone(), namespace);
     find(revision, api.get_metadata(revision)).await
+}
+
+/// Asks the API server itself for the names of all Revisions of a namespace.
+pub async fn revision_names(client: &Client, namespace: &str) -> Result<Vec<String>, ApplyError> {
+    let api: Api<Revision> = Api::namespaced(client.clone(), namespace);
+    let listed = bounded(api.list_metadata(&ListParams::default())).await?;
+    Ok(listed.items.into_iter().filter_map(|one| one.metadata.name).collect())
 }
 
 /// Asks the API server itself whether the Node exists.

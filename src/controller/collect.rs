@@ -37,8 +37,9 @@ enum Question {
     Node(String),
     /// Is this Revision (namespace, name) gone, or known not to want the image?
     Revision(String, String),
-    /// The Revision was never named: only whether Knative's types are served can be asked.
-    Unnamed,
+    /// The Revision was not named yet (`generateName`): does our list have all Revisions of this
+    /// namespace?
+    Unnamed(String),
 }
 
 impl Collector {
@@ -117,7 +118,16 @@ impl Collector {
             return false;
         }
         let looked = match question {
-            Question::Unnamed => return true,
+            Question::Unnamed(namespace) => {
+                apply::revision_names(&self.client, namespace).await.map(|names| {
+                    let known = |name: &String| {
+                        let key = ObjectRef::<Revision>::new(name).within(namespace);
+                        stores.revisions.get(&key).is_some()
+                    };
+                    // One that we have not seen yet may be the one that wants the image.
+                    if names.iter().all(known) { Presence::Absent } else { Presence::Present }
+                })
+            }
             Question::Node(node) => apply::find_node(&self.client, node).await,
             Question::Revision(namespace, name) => {
                 apply::find_revision(&self.client, namespace, name).await
@@ -182,11 +192,12 @@ fn question(deletion: &Deletion) -> Question {
     }
     let annotations = warm.metadata.annotations.as_ref();
     let created_for = annotations.and_then(|all| all.get(CREATED_FOR_ANNOTATION));
+    let namespace = warm.metadata.namespace.clone().unwrap_or_default();
     match created_for.and_then(|token| token.rsplit_once('/')) {
-        Some((_, name)) if !name.is_empty() => {
-            let namespace = warm.metadata.namespace.clone().unwrap_or_default();
-            Question::Revision(namespace, name.to_owned())
-        }
-        _ => Question::Unnamed,
+        Some((_, name)) if !name.is_empty() => Question::Revision(namespace, name.to_owned()),
+        _ => Question::Unnamed(namespace),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //! run looks at everything; what was missed once is put right by the next.
 
 use std::collections::{BTreeSet, HashMap};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::collect::Collector;
 use super::events::Teller;
 use super::{ControllerArgs, ControllerMetrics};
-use crate::api::{ImageWarm, Revision};
+use crate::api::{ImageWarm, Reason, Revision};
 use crate::cluster::apply::{self, ApplyError};
 use crate::cluster::leadership::Leadership;
 use crate::cluster::watch::{Change, Stores, Synced};
@@ -30,6 +31,8 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 const DEBOUNCE_MAX: Duration = Duration::from_secs(5);
 /// A run may take a third of the time.
 const DEBOUNCE_SHARE: u32 = 2;
+/// How long the progress of pulls alone may stay without a run.
+const PROGRESS_PAUSE: Duration = Duration::from_secs(5);
 /// Everything is looked at again after this time, whatever was told.
 const RESYNC: Duration = Duration::from_secs(300);
 /// A creation is taken for granted until the watch must have shown it.
@@ -58,7 +61,7 @@ pub struct Controller {
 
 /// Which replica leads may change at any moment; each write asks.
 #[derive(Clone)]
-pub(super) struct StillLeading(watch::Receiver<Leadership>);
+pub(super) struct StillLeading(pub(super) watch::Receiver<Leadership>);
 
 impl StillLeading {
     pub(super) fn yes(&self) -> bool {
@@ -119,7 +122,9 @@ impl Controller {
             let took = began.elapsed();
             self.metrics.reconciled(took);
             sleep((took * DEBOUNCE_SHARE).clamp(DEBOUNCE, DEBOUNCE_MAX)).await;
-            self.wait(&mut changes, &mut synced, next.unwrap_or(began + RESYNC)).await;
+            let resync = began + RESYNC;
+            let next = next.map_or(resync, |next| next.min(resync));
+            self.wait(&mut changes, &mut synced, next).await;
         }
     }
 
@@ -132,11 +137,7 @@ impl Controller {
     ) {
         let woken = async {
             tokio::select! {
-                told = changes.recv() => {
-                    if told.is_err() && changes.is_closed() {
-                        std::future::pending::<()>().await;
-                    }
-                }
+                () = told(changes, PROGRESS_PAUSE) => {}
                 Ok(()) = synced.changed() => {}
                 Ok(()) = self.connected.changed() => {}
                 () = leadership_lost(&mut self.leadership) => return,
@@ -258,6 +259,32 @@ impl Controller {
     }
 }
 
+/// Until something was told that a plan may depend on. Bytes that a pull has moved on by, thousands
+/// of times a second in a large cluster, can wait: only counts depend on them.
+async fn told(changes: &mut broadcast::Receiver<Change>, progress_pause: Duration) {
+    let mut patience = pin!(sleep(Duration::MAX));
+    loop {
+        tokio::select! {
+            change = changes.recv() => match change {
+                Ok(change) if is_progress(&change) => {
+                    let latest = tokio::time::Instant::now() + progress_pause;
+                    let due = patience.deadline().min(latest);
+                    patience.as_mut().reset(due);
+                }
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            },
+            () = &mut patience => return,
+        }
+    }
+}
+
+fn is_progress(change: &Change) -> bool {
+    let Change::ImageWarm(warm) = change else { return false };
+    let going = warm.metadata.deletion_timestamp.is_some();
+    !going && warm.reason() == Some(Reason::Pulling)
+}
+
 /// False when nobody will tell any more.
 async fn leadership_won(leadership: &mut watch::Receiver<Leadership>) -> bool {
     leadership.wait_for(|now| now.leading).await.is_ok()
@@ -292,7 +319,7 @@ fn note_failure(warm: &ImageWarm, error: &ApplyError) -> Duration {
 struct Planned {
     plan: Plan,
     failures: Vec<Failure>,
-    reasons: Vec<Option<crate::api::Reason>>,
+    reasons: Vec<Option<Reason>>,
 }
 
 fn plan(
@@ -317,3 +344,6 @@ fn plan(
         reasons: snapshot.image_warms.iter().map(|warm| warm.reason()).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,66 @@
+//! What is asked before anything is deleted.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use kube::client::Body;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::*;
+use crate::cluster::leadership::Leadership;
+
+/// An API server that holds these Revisions in every namespace.
+fn client(names: &'static [&'static str]) -> Client {
+    let service = tower::service_fn(move |_: http::Request<Body>| async move {
+        let item = |name: &&str| json!({"metadata": {"name": name, "namespace": "n"}});
+        let list = json!({
+            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList",
+            "metadata": {}, "items": names.iter().map(item).collect::<Vec<_>>(),
+        });
+        Ok::<_, tower::BoxError>(http::Response::new(Body::from(list.to_string().into_bytes())))
+    });
+    Client::new(service, "default")
+}
+
+fn collector(client: Client) -> Collector {
+    let (sender, leadership) =
+        watch::channel(Leadership { leading: true, ..Leadership::default() });
+    drop(sender);
+    let metrics =
+        ControllerMetrics::register(&mut prometheus_client::registry::Registry::default());
+    Collector::new(client, 1, StillLeading(leadership), metrics)
+}
+
+#[tokio::test]
+async fn what_names_no_revision_stays_while_our_list_is_behind() {
+    let seen: Revision = serde_json::from_value(json!({
+        "metadata": {"name": "seen", "namespace": "n"},
+        "spec": {"containers": [{"image": "a"}]},
+    }))
+    .unwrap();
+    let stores = Stores::fixed(vec![], vec![seen], vec![], vec![], vec![]);
+    let question = Question::Unnamed("n".into());
+    for (live, granted) in [(&[] as &[&str], true), (&["seen"], true), (&["seen", "new"], false)] {
+        assert_eq!(collector(client(live)).granted(&question, &stores).await, granted, "{live:?}");
+    }
+}
+
+#[test]
+fn each_object_has_its_question() {
+    let ask = |cause, created_for: Option<&str>| {
+        let annotations = created_for.map(|token| json!({CREATED_FOR_ANNOTATION: token}));
+        let warm: ImageWarm = serde_json::from_value(json!({
+            "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+            "metadata": {"name": "w", "namespace": "n", "annotations": annotations},
+            "spec": {"image": "a", "nodeName": "node-a"},
+        }))
+        .unwrap();
+        question(&Deletion { warm: Arc::new(warm), cause })
+    };
+    assert_eq!(ask(Cause::NodeGone, Some("u/r")), Question::Node("node-a".into()));
+    assert_eq!(ask(Cause::Unwanted, Some("u/r")), Question::Revision("n".into(), "r".into()));
+    for unnamed in [None, Some(""), Some("u/"), Some("r")] {
+        assert_eq!(ask(Cause::Unwanted, unnamed), Question::Unnamed("n".into()), "{unnamed:?}");
+    }
+}

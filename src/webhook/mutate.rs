@@ -20,8 +20,13 @@ const SERVING_GROUP: &str = "serving.knative.dev";
 /// Answers one request. `time` is what is left of the API server's patience.
 pub(super) async fn mutate(reviewer: &Reviewer, request: &Request, time: Duration) -> Response {
     if request.is_about(SERVING_GROUP, "Revision") {
-        sight(reviewer, request);
-        return Response::allow(request);
+        let response = Response::allow(request);
+        return match sight(reviewer, request) {
+            Ok(()) => response,
+            Err(error) => response.with_warning(&format!(
+                "imagewarm cannot read this Revision, its images are not warmed: {error}"
+            )),
+        };
     }
     if request.is_about(GROUP, KIND) && !request.is_going() {
         return default(reviewer, request, time).await;
@@ -29,10 +34,10 @@ pub(super) async fn mutate(reviewer: &Reviewer, request: &Request, time: Duratio
     Response::allow(request)
 }
 
-/// Hands a Revision on that is being made.
-fn sight(reviewer: &Reviewer, request: &Request) {
+/// Hands a Revision on that is being made; fails when it cannot be read.
+fn sight(reviewer: &Reviewer, request: &Request) -> Result<(), serde_json::Error> {
     if request.operation != Operation::Create || request.dry_run == Some(true) {
-        return;
+        return Ok(());
     }
     let name = request.display_name();
     let namespace = request.namespace.as_deref().unwrap_or_default();
@@ -41,7 +46,7 @@ fn sight(reviewer: &Reviewer, request: &Request) {
         Err(error) => {
             reviewer.metrics.undecodable.inc();
             warn!(namespace, name, %error, "a Revision could not be read and is not warmed yet");
-            return;
+            return Err(error);
         }
     };
     let metadata = &mut revision.metadata;
@@ -56,6 +61,7 @@ fn sight(reviewer: &Reviewer, request: &Request) {
         // The controller's repairs find it; more than a count would flood the log just then.
         reviewer.metrics.dropped_sightings.inc();
     }
+    Ok(())
 }
 
 /// Defaults of an ImageWarm. Where its shape is wrong already, its secrets are looked at too, so

@@ -21,6 +21,8 @@ use super::{Reviewer, WebhookArgs};
 
 /// The patience of an API server that does not announce any: its own default.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
+/// The API server allows no more.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 /// Kept back of the API server's patience for the way back.
 const WAY_BACK: Duration = Duration::from_millis(500);
 
@@ -105,7 +107,7 @@ fn patience(query: &str) -> Duration {
     let announced = query.split('&').find_map(|pair| pair.strip_prefix("timeout="));
     announced
         .and_then(|text| text.strip_suffix('s')?.parse().ok())
-        .map_or(DEFAULT_PATIENCE, Duration::from_secs)
+        .map_or(DEFAULT_PATIENCE, |seconds| Duration::from_secs(seconds).min(LONGEST_PATIENCE))
 }
 
 fn verdict(response: &Response) -> Verdict {

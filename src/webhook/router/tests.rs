@@ -185,6 +185,8 @@ async fn revisions_of_all_shapes_pass() {
         assert_eq!(response["allowed"], true, "{name}");
         assert!(response.get("patch").is_none() && response.get("status").is_none(), "{name}");
         assert_eq!(bench.seen(), seen, "{name}");
+        let warned = matches!(name, "no object" | "odd metadata");
+        assert_eq!(response.get("warnings").is_some(), warned, "{name}");
     }
 }
 
@@ -361,16 +363,23 @@ async fn what_is_no_review_is_refused_with_a_reason() {
         assert_eq!((status, &answer["code"]), (code, &json!(code)));
         assert!(answer["message"].as_str().unwrap().contains(message), "{answer}");
     }
-    let get = http::Request::get("/validate").body(Body::empty()).unwrap();
-    assert_eq!(bench.send(get).await.0, 405);
+    for method in ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "CONNECT"] {
+        let other = http::Request::builder().method(method).uri("/validate");
+        let other = other.body(Body::empty()).unwrap();
+        assert_eq!(bench.send(other).await.0, 405, "{method}");
+    }
     assert_eq!(bench.send(request("/elsewhere", "{}")).await.0, 404);
 }
 
 #[test]
 fn the_announced_patience_is_read() {
-    for (query, seconds) in
-        [("timeout=2s", 2), ("a=b&timeout=30s", 30), ("", 10), ("timeout=x", 10)]
-    {
+    for (query, seconds) in [
+        ("timeout=2s", 2),
+        ("a=b&timeout=30s", 30),
+        ("timeout=99s", 30),
+        ("", 10),
+        ("timeout=x", 10),
+    ] {
         assert_eq!(patience(query), Duration::from_secs(seconds), "{query}");
     }
 }

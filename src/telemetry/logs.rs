@@ -21,6 +21,17 @@ pub enum LogFormat {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFilter(String);
 
+impl LogFilter {
+    fn directives(&self) -> String {
+        let LogFilter(text) = self;
+        if text.contains("kube_client") {
+            return text.clone();
+        }
+        // It reports each call that fails; so does the caller, which knows what it was for.
+        format!("{text},kube_client::client::builder=off")
+    }
+}
+
 impl FromStr for LogFilter {
     type Err = LogError;
 
@@ -78,7 +89,8 @@ pub struct LogArgs {
     pub log_format: LogFormat,
 
     /// What is logged: off, error, warn, info, debug, trace, or directives for single modules such
-    /// as `info,imagewarm::webhook=debug`
+    /// as `info,imagewarm::webhook=debug`. The API client's own line for each call that fails is
+    /// left out, unless a directive names `kube_client`
     #[arg(
         long,
         global = true,
@@ -92,14 +104,8 @@ pub struct LogArgs {
 
 /// Begins to log; once per process.
 pub fn init(args: &LogArgs) -> Result<(), LogError> {
-    let mut filter = args.log_level.0.clone();
-    if !filter.contains("kube_client") {
-        // It reports each call that fails; so does the caller, which knows what it was for.
-        filter.push_str(",kube_client::client::builder=off");
-    }
-    let filter = EnvFilter::try_new(filter).map_err(|error| LogError::Filter {
-        text: args.log_level.0.clone(),
-        detail: error.to_string(),
+    let filter = EnvFilter::try_new(args.log_level.directives()).map_err(|error| {
+        LogError::Filter { text: args.log_level.0.clone(), detail: error.to_string() }
     })?;
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(true);
@@ -120,6 +126,14 @@ mod tests {
     fn filters_are_judged_at_start() {
         for good in ["info", "DEBUG", "off", "warn,imagewarm::webhook=trace", "imagewarm=debug"] {
             LogFilter::from_str(good).unwrap();
+        }
+        for (given, used) in [
+            ("info", "info,kube_client::client::builder=off"),
+            ("info,kube_client=debug", "info,kube_client=debug"),
+        ] {
+            let filter = LogFilter::from_str(given).unwrap();
+            assert_eq!(filter.directives(), used);
+            EnvFilter::try_new(used).unwrap();
         }
         for bad in ["", "loud", "imagewarm=loud", "a=b=c"] {
             let error = LogFilter::from_str(bad).unwrap_err().to_string();

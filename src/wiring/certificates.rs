@@ -101,12 +101,32 @@ impl Publisher {
             mutating: CONFIGURATION.into(),
             validating: CONFIGURATION.into(),
         };
-        if !self.leadership.borrow().leading {
+        if !self.leads() {
             return publish_ca::ca_bundle_is_set(&self.client, &names, ca_pem).await;
         }
-        publish_ca::ensure_ca_config_map(&self.client, &self.namespace, CONFIG_MAP, ca_pem).await?;
-        publish_ca::ensure_owner(&self.client, &names, &self.namespace).await?;
-        publish_ca::ensure_ca_bundle(&self.client, &names, ca_pem).await
+        // First what the API server cannot call us without, and whatever becomes of the rest.
+        let bundles = publish_ca::ensure_ca_bundle(&self.client, &names, ca_pem).await;
+        if self.leads() {
+            let (client, namespace) = (&self.client, &self.namespace);
+            let done = publish_ca::ensure_ca_config_map(client, namespace, CONFIG_MAP, ca_pem);
+            tell(done.await.map(drop), "could not publish the CA for warmers");
+        }
+        if self.leads() {
+            let done = publish_ca::ensure_owner(&self.client, &names, &self.namespace);
+            tell(done.await, "could not set the owner of the webhook configurations");
+        }
+        bundles
+    }
+
+    /// Asked before each write: leadership may end between two.
+    fn leads(&self) -> bool {
+        self.leadership.borrow().leading
+    }
+}
+
+fn tell(done: Result<(), PublishError>, what: &'static str) {
+    if let Err(error) = done {
+        tracing::warn!(error = %ErrorChain(&error), "{what}");
     }
 }
 
@@ -122,5 +142,45 @@ impl std::fmt::Display for ErrorChain<'_> {
             cause = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::cluster::publish_ca::tests::{Cluster, MUTATING, VALIDATING, client, configuration};
+
+    fn publisher(cluster: &Arc<Mutex<Cluster>>, leading: bool) -> Publisher {
+        let leadership = Leadership { leading, ..Leadership::default() };
+        Publisher {
+            client: client(cluster),
+            namespace: "ns".into(),
+            served: watch::channel(None).1,
+            leadership: watch::channel(leadership).1,
+            published: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_else_is_forbidden_does_not_keep_the_api_server_from_the_ca() {
+        let cluster = Arc::new(Mutex::new(Cluster::default()));
+        {
+            let mut cluster = cluster.lock().unwrap();
+            cluster.forbidden = vec!["/api/v1/namespaces"];
+            for (path, kind) in [
+                (MUTATING, "MutatingWebhookConfiguration"),
+                (VALIDATING, "ValidatingWebhookConfiguration"),
+            ] {
+                cluster.objects.insert(path.into(), configuration(kind, &[None]));
+            }
+        }
+        assert!(!publisher(&cluster, false).publish("CA").await.unwrap().are_right());
+        assert!(cluster.lock().unwrap().patches.is_empty(), "only the leader writes");
+        assert!(publisher(&cluster, true).publish("CA").await.unwrap().are_right());
+        assert_eq!(cluster.lock().unwrap().patches.len(), 2);
     }
 }

@@ -60,6 +60,22 @@ impl CaBundles {
     pub fn are_right(self) -> bool {
         (self.mutating, self.validating) == (Standing::Right, Standing::Right)
     }
+
+    /// Names each configuration with which the API server cannot call us, and why.
+    pub fn check(self) -> Result<(), String> {
+        let faults: Vec<String> = [
+            ("MutatingWebhookConfiguration", self.mutating),
+            ("ValidatingWebhookConfiguration", self.validating),
+        ]
+        .into_iter()
+        .filter_map(|(kind, standing)| match standing {
+            Standing::Right => None,
+            Standing::Different => Some(format!("the {kind} does not hold our CA yet")),
+            Standing::NotFound => Some(format!("the {kind} does not exist")),
+        })
+        .collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+    }
 }
 
 /// Why the CA could not be published.

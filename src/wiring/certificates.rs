@@ -1,8 +1,6 @@
 //! Keeps the certificates of a controller replica: one Secret for all replicas, the CA published
 //! by the leader, and readiness only once the API server trusts us.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use imagewarm_webhook_certs::{Keeper, Lifetimes, SecretStore, Served, Settings};
@@ -54,7 +52,7 @@ pub(super) struct Publisher {
     pub(super) served: watch::Receiver<Option<Served>>,
     pub(super) leadership: watch::Receiver<Leadership>,
     /// Whether the API server trusts this replica's certificate, as last seen.
-    pub(super) published: Arc<AtomicBool>,
+    pub(super) published: watch::Sender<Option<CaBundles>>,
 }
 
 impl Publisher {
@@ -68,7 +66,7 @@ impl Publisher {
                 match self.publish(&served.ca_cert_pem).await {
                     Ok(bundles) => {
                         let right = bundles.are_right();
-                        self.published.store(right, Ordering::Relaxed);
+                        self.published.send_replace(Some(bundles));
                         if right {
                             pause = LOOK;
                         }
@@ -149,7 +147,7 @@ impl std::fmt::Display for ErrorChain<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::cluster::publish_ca::tests::{Cluster, MUTATING, VALIDATING, client, configuration};
@@ -161,7 +159,7 @@ mod tests {
             namespace: "ns".into(),
             served: watch::channel(None).1,
             leadership: watch::channel(leadership).1,
-            published: Arc::default(),
+            published: watch::Sender::default(),
         }
     }
 

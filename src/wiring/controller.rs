@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use kube::runtime::reflector::ObjectRef;
@@ -117,13 +116,14 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
             () = keeper_stop.cancelled() => Ok(()),
         }
     });
-    let published = Arc::new(AtomicBool::new(false));
+    let published = watch::Sender::new(None);
+    let bundles = published.subscribe();
     let publisher = certificates::Publisher {
         client: client.clone(),
         namespace: command.namespace.clone(),
         served: served.clone(),
         leadership: leadership.clone(),
-        published: published.clone(),
+        published,
     };
     let publisher_stop = stop.clone();
     parts.add("CA publication", async move {
@@ -210,12 +210,9 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
             let loaded = served.borrow().is_some();
             if loaded { Ok(()) } else { Err("no serving certificate yet".into()) }
         })
-        .with("caBundle", move || {
-            if published.load(Ordering::Relaxed) {
-                Ok(())
-            } else {
-                Err("the webhook configurations do not hold our CA yet".into())
-            }
+        .with("caBundle", move || match *bundles.borrow() {
+            Some(found) => found.check(),
+            None => Err("the webhook configurations were not looked at yet".into()),
         })
         .with("caches", move || {
             if synced.borrow().ready() { Ok(()) } else { Err("lists are not complete yet".into()) }

@@ -107,6 +107,7 @@ async fn only_what_differs_is_written_and_absence_is_told() {
     assert_eq!(bundles.mutating, Standing::Right);
     assert_eq!(bundles.validating, Standing::NotFound);
     assert!(!bundles.are_right());
+    assert_eq!(bundles.check().unwrap_err(), "the ValidatingWebhookConfiguration does not exist");
     let patches = std::mem::take(&mut cluster.lock().unwrap().patches);
     let ca = json!(ByteString(b"CA".to_vec()));
     let expected = json!([

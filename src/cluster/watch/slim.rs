@@ -155,6 +155,27 @@ mod tests {
     }
 
     #[test]
+    fn bookkeeping_is_not_kept() {
+        fn slimmed<K: Watched>() -> Vec<String> {
+            let mut object: K = serde_json::from_value(serde_json::json!({
+                "apiVersion": <K as kube::Resource>::api_version(&()),
+                "kind": <K as kube::Resource>::kind(&()),
+                "spec": {"image": "a", "nodeName": "n"},
+                "metadata": {"name": "a", "annotations": {LAST_APPLIED: "{}", "other": "x"},
+                    "managedFields": [{"manager": "kubectl"}]},
+            }))
+            .unwrap();
+            object.slim();
+            assert!(object.meta().managed_fields.is_none());
+            object.meta().annotations.clone().unwrap_or_default().into_keys().collect()
+        }
+        assert_eq!(slimmed::<ImageWarm>(), ["other"]);
+        assert_eq!(slimmed::<KnativeImage>(), ["other"]);
+        assert!(slimmed::<Node>().is_empty());
+        assert!(slimmed::<PartialObjectMeta<Namespace>>().is_empty());
+    }
+
+    #[test]
     fn a_revision_keeps_our_annotation_only() {
         let text = include_str!("../../../tests/fixtures/knative/revision.direct-undefaulted.yaml");
         let mut revision: Revision = serde_saphyr::from_str(text).unwrap();

@@ -31,6 +31,15 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
     if authority.host().is_empty() || address.contains('@') { Err(wrong()) } else { Ok(address) }
 }
 
+/// A [`duration`] of a second or more: shorter ones would only keep a node busy.
+pub fn at_least_a_second(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration < Duration::from_secs(1) {
+        return Err(format!("{text:?} is too short: use a second or more, such as 90s or 2m"));
+    }
+    Ok(duration)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +65,12 @@ mod tests {
         for bad in ["", "host", ":8444", "host:", "host:0", "host:99999", "a b:1", "u@h:1"] {
             assert!(host_and_port(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_shorter_than_a_second_can_be_refused() {
+        assert_eq!(at_least_a_second("1s"), Ok(Duration::from_secs(1)));
+        assert!(at_least_a_second("10ms").is_err_and(|error| error.contains("90s or 2m")));
+        assert!(at_least_a_second("soon").is_err());
     }
 }

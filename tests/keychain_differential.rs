@@ -91,11 +91,21 @@ fn agrees_with_kubelet() {
 
 /// Where one file spells one pattern twice, kubelet's order is that of a Go map: random. Those
 /// neighbours are sorted; user names begin with the number of the secret. Repeats are dropped.
+/// A mutation may have spoilt a user name, and with it the number: then only what was found is
+/// compared, and not in which order.
 fn settled<'a>(
     found: impl Iterator<Item = (&'a str, &'a str)>,
     keys: &HashMap<&str, &str>,
 ) -> Vec<(&'a str, &'a str)> {
     let mut found: Vec<_> = found.collect();
+    let numbered = |username: &str| {
+        username.split_once('-').is_some_and(|(secret, _)| secret.parse::<usize>().is_ok())
+    };
+    if !found.iter().all(|(username, _)| numbered(username)) {
+        found.sort_unstable();
+        found.dedup();
+        return found;
+    }
     let origin = |username: &str| {
         (keys.get(username).copied(), username.split_once('-').map(|(secret, _)| secret.to_owned()))
     };

@@ -307,7 +307,7 @@ fn bad_flag_values_are_wrong_usage() {
         ("controller", "--log-format", "xml", "json"),
         ("warmer", "--parallel-pulls", "0", "1..=64"),
         ("warmer", "--pull-idle-timeout", "10ms", "2m"),
-        ("warmer", "--presence-interval", "never", "2m"),
+        ("warmer", "--presence-interval", "never", "1m30s"),
         ("warmer", "--dispatch-server", "http://controller:8444", "https://"),
         ("warmer", "--health-listen", "8080", "address"),
         ("warmer", "--log-level", "", "info"),

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::settings;
+
 use super::stream::ServerAddress;
 
 /// Settings of the warmer.
@@ -52,36 +54,15 @@ pub struct WarmerArgs {
     pub parallel_pulls: u16,
 
     /// A pull by Docker that makes no progress for this long is given up and tried again later.
-    #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = duration)]
+    #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = settings::at_least_a_second)]
     pub pull_idle_timeout: Duration,
 
     /// A pull over CRI, which tells no progress, is given up after this long and tried again later.
     /// It then starts from zero, so this must be longer than the largest image takes.
-    #[arg(long, env = "IMAGEWARM_PULL_DEADLINE", default_value = "30m", value_name = "DURATION", value_parser = duration)]
+    #[arg(long, env = "IMAGEWARM_PULL_DEADLINE", default_value = "30m", value_name = "DURATION", value_parser = settings::at_least_a_second)]
     pub pull_deadline: Duration,
 
     /// How often the runtime is asked whether it still holds an image.
-    #[arg(long, env = "IMAGEWARM_PRESENCE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = duration)]
+    #[arg(long, env = "IMAGEWARM_PRESENCE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = settings::at_least_a_second)]
     pub presence_interval: Duration,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "must be a time of at least one second, such as 90s or 2m".to_owned();
-    let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
-    let duration = Duration::try_from(span).map_err(|_| wrong())?;
-    if duration < Duration::from_secs(1) { Err(wrong()) } else { Ok(duration) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_read_and_checked() {
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        for text in ["", "0s", "-1m", "10", "soon", "10ms"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-    }
 }

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use kube::Client;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
+use kube::{Client, Resource};
 
 use super::ControllerMetrics;
 use super::reconcile::StillLeading;
-use crate::api::{CREATED_FOR_ANNOTATION, ImageWarm, Revision};
+use crate::api::{CREATED_FOR_ANNOTATION, ImageWarm, KnativeImage, Revision};
 use crate::cluster::apply::{self, ApplyError, Presence};
 use crate::cluster::watch::Stores;
+use crate::plan::demand::says_no;
 use crate::plan::diff::{Cause, Deletion};
 
 /// How long an object must have been found unwanted, run after run.
@@ -37,6 +39,8 @@ enum Question {
     Node(String),
     /// Is this Revision (namespace, name) gone, or known not to want the image?
     Revision(String, String),
+    /// Is this Image (namespace, name) gone, or known not to want the image?
+    Image(String, String),
     /// The Revision was not named yet (`generateName`): does our list have all Revisions of this
     /// namespace?
     Unnamed(String),
@@ -125,21 +129,33 @@ impl Collector {
                         stores.revisions.get(&key).is_some()
                     };
                     // One that we have not seen yet may be the one that wants the image.
-                    if names.iter().all(known) { Presence::Absent } else { Presence::Present }
+                    match names.iter().all(known) {
+                        true => Presence::Absent,
+                        false => Presence::Present(Box::default()),
+                    }
                 })
             }
             Question::Node(node) => apply::find_node(&self.client, node).await,
             Question::Revision(namespace, name) => {
                 apply::find_revision(&self.client, namespace, name).await
             }
+            Question::Image(namespace, name) => {
+                apply::find_image(&self.client, namespace, name).await
+            }
         };
         match (looked, question) {
             (Ok(Presence::Absent), _) => true,
-            // It exists: then our list must have it, and it was found not to want the image.
-            (Ok(Presence::Present), Question::Revision(namespace, name)) => {
-                stores.revisions.get(&ObjectRef::<Revision>::new(name).within(namespace)).is_some()
+            // It exists: then our list must have it as it is, and it was found not to want the
+            // image.
+            (Ok(Presence::Present(live)), Question::Revision(namespace, name)) => {
+                let key = ObjectRef::<Revision>::new(name).within(namespace);
+                stores.revisions.get(&key).is_some_and(|ours| asks_as(&ours.metadata, &live))
             }
-            (Ok(Presence::Present | Presence::TypeAbsent), _) => false,
+            (Ok(Presence::Present(live)), Question::Image(namespace, name)) => {
+                let key = ObjectRef::<KnativeImage>::new(name).within(namespace);
+                stores.images.get(&key).is_some_and(|ours| asks_as(&ours.metadata, &live))
+            }
+            (Ok(Presence::Present(_) | Presence::TypeAbsent), _) => false,
             (Err(error), _) => {
                 tracing::warn!(%error, ?question, "cannot look before deleting");
                 false
@@ -176,6 +192,16 @@ impl Collector {
     }
 }
 
+/// Whether what decides about wanting is in our list as it is now. A spec is counted by its
+/// generation; Knative says in a label whether a Revision may get traffic.
+fn asks_as(ours: &ObjectMeta, live: &ObjectMeta) -> bool {
+    let says_no = |one: &ObjectMeta| says_no(one.annotations.as_ref());
+    ours.uid == live.uid
+        && ours.generation == live.generation
+        && ours.labels == live.labels
+        && says_no(ours) == says_no(live)
+}
+
 fn note(warm: &ImageWarm, error: &ApplyError) {
     tracing::warn!(
         namespace = warm.metadata.namespace.as_deref().unwrap_or_default(),
@@ -189,6 +215,11 @@ fn question(deletion: &Deletion) -> Question {
     let warm = &deletion.warm;
     if deletion.cause == Cause::NodeGone {
         return Question::Node(warm.spec.node_name.clone());
+    }
+    let mut owners = warm.metadata.owner_references.iter().flatten();
+    if let Some(image) = owners.find(|owner| owner.kind == KnativeImage::kind(&())) {
+        let namespace = warm.metadata.namespace.clone().unwrap_or_default();
+        return Question::Image(namespace, image.name.clone());
     }
     let annotations = warm.metadata.annotations.as_ref();
     let created_for = annotations.and_then(|all| all.get(CREATED_FOR_ANNOTATION));

@@ -8,6 +8,7 @@ mod commands;
 mod containerd;
 mod deploys;
 mod failures;
+mod images;
 mod nodes;
 mod outages;
 mod private;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         deploys::TESTS,
         private::TESTS,
         failures::TESTS,
+        images::TESTS,
         admission::TESTS,
         nodes::TESTS,
         trust::TESTS,

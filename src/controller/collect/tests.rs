@@ -41,8 +41,12 @@ async fn what_names_no_revision_stays_while_our_list_is_behind() {
     .unwrap();
     let stores = Stores::fixed(vec![], vec![seen], vec![], vec![], vec![]);
     let question = Question::Unnamed("n".into());
-    for (live, granted) in [(&[] as &[&str], true), (&["seen"], true), (&["seen", "new"], false)] {
-        assert_eq!(collector(client(live)).granted(&question, &stores).await, granted, "{live:?}");
+    for (live, verdict) in [
+        (&[] as &[&str], Verdict::Delete),
+        (&["seen"], Verdict::Delete),
+        (&["seen", "new"], Verdict::Keep),
+    ] {
+        assert_eq!(collector(client(live)).look(&question, &stores).await, verdict, "{live:?}");
     }
 }
 

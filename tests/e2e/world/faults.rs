@@ -1,6 +1,7 @@
 //! Faults between the controllers and the API server: a proxy in their way, controllers that are
 //! started behind it, and what it and the audit log have counted.
 
+use imagewarm::api::Revision;
 use xtask::cluster::ApiProxy;
 
 use super::*;
@@ -71,6 +72,27 @@ impl World {
         for name in names {
             nodes.delete(name, &Default::default()).await?;
         }
+        Ok(())
+    }
+
+    /// How often this text stands in the log of all processes of that name.
+    pub fn logged(&self, name: &str, text: &str) -> usize {
+        let processes = self.cluster.imagewarm_processes();
+        // They share one file.
+        let log = processes.iter().find(|process| process.name() == name).map(|one| one.log());
+        log.unwrap_or_default().matches(text).count()
+    }
+
+    pub async fn label_revision(
+        &self,
+        namespace: &str,
+        name: &str,
+        key: &str,
+        value: &str,
+    ) -> Result<()> {
+        let revisions: Api<Revision> = Api::namespaced(self.client(), namespace);
+        let body = json!({"metadata": {"labels": {key: value}}});
+        revisions.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?;
         Ok(())
     }
 

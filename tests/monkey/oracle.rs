@@ -241,11 +241,14 @@ fn status(observed: &Observed<'_>, warm: &ImageWarm) -> Result<(), String> {
     let holds = observed.held.contains(&(node.clone(), image.clone()));
     let is_ready = matches!(reason, Reason::Pulled | Reason::AlreadyPresent);
     let refused = matches!(reason, Reason::Unauthorized | Reason::SecretMissing);
+    let secret = observed.secrets[&namespace(warm)];
     let right = match observed.catalog.images.get(&image) {
+        // A missing Secret may be why a registry hides it.
+        None if secret == SecretIs::Absent => reason == Reason::SecretMissing,
         None => reason == Reason::NotFound,
         Some((content, None)) => is_ready && holds && digest(warm) == Some(content),
         Some((content, Some(_))) => {
-            match observed.secrets.get(&namespace(warm)).copied().unwrap_or(SecretIs::Absent) {
+            match secret {
                 SecretIs::Right => is_ready && holds && digest(warm) == Some(content),
                 // Somebody else's pull may have brought it.
                 _ if holds => is_ready || refused,

@@ -24,7 +24,7 @@ use crate::cluster::watch::{Change, Stores, Synced};
 use crate::plan::demand::says_no;
 use crate::plan::diff::Creation;
 use crate::plan::failures::{Failure, failures};
-use crate::plan::{NodeFacts, Observed, Plan, Policy, diff};
+use crate::plan::{NodeFacts, Observed, Plan, Policy, RuntimeClasses, diff};
 
 /// Changes come in bursts; one run answers for all of a burst.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -82,6 +82,7 @@ struct Snapshot {
     image_warms: Vec<Arc<ImageWarm>>,
     revisions: Vec<Arc<Revision>>,
     nodes: Vec<Arc<Node>>,
+    runtime_classes: RuntimeClasses,
     opted_out: BTreeSet<String>,
     terminating: BTreeSet<String>,
     connected: Arc<BTreeSet<String>>,
@@ -186,6 +187,7 @@ impl Controller {
             image_warms: self.stores.image_warms.state(),
             revisions: self.stores.revisions.state(),
             nodes: self.stores.nodes.state(),
+            runtime_classes: self.stores.runtime_classes(),
             opted_out: BTreeSet::new(),
             terminating: BTreeSet::new(),
             connected: self.connected.borrow().clone(),
@@ -334,6 +336,7 @@ fn plan(
         image_warms: &snapshot.image_warms,
         revisions: &snapshot.revisions,
         nodes: &nodes,
+        runtime_classes: &snapshot.runtime_classes,
         opted_out: &snapshot.opted_out,
         terminating: &snapshot.terminating,
         may_delete: snapshot.may_delete,

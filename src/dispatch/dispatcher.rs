@@ -256,6 +256,7 @@ impl Dispatcher {
                 }
                 Ok(Change::Relisted) | Err(RecvError::Lagged(_)) => self.look_at_everything(),
                 Ok(Change::Image(..) | Change::Node(_) | Change::Namespace(_)) => {}
+                Ok(Change::RuntimeClass(_)) => {}
                 Err(RecvError::Closed) => return,
             }
             if handled == BATCH {

@@ -12,6 +12,7 @@ use super::Policy;
 use super::demand::{Demand, PodConstraints, WantedImage, demand, is_routable};
 use super::eligible::{NodeFacts, may_start};
 use super::fan_out::image_warm;
+use super::runtime_class::RuntimeClasses;
 use super::want::newest_first;
 use crate::api::{ConditionStatus, ImageWarm, Reason, Revision};
 use crate::image::Reference;
@@ -28,6 +29,8 @@ pub struct Observed<'a> {
     pub revisions: &'a [Arc<Revision>],
     /// All nodes.
     pub nodes: &'a [NodeFacts<'a>],
+    /// What RuntimeClasses add to where Pods may run.
+    pub runtime_classes: &'a RuntimeClasses,
     /// Namespaces whose label says that they are left alone.
     pub opted_out: &'a BTreeSet<String>,
     /// Namespaces that are being deleted: nothing can be made there.
@@ -110,7 +113,8 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
         revisions.iter().map(|one| (one.as_ref(), demand_of(one, observed, policy))).collect();
     let existing = Existing::new(observed.image_warms);
 
-    let mut eligible = Eligible { nodes: observed.nodes, policy, known: Vec::new() };
+    let classes = observed.runtime_classes;
+    let mut eligible = Eligible { nodes: observed.nodes, classes, policy, known: Vec::new() };
     let mut planned: HashSet<(String, Reference, &str)> = HashSet::new();
     for (revision, demand) in &demands {
         let namespace = namespace(&revision.metadata.namespace);
@@ -285,6 +289,7 @@ fn stands_for(warm: &ImageWarm, resolved: &Reference) -> bool {
 /// Eligible nodes by placement; most Revisions share one.
 struct Eligible<'a> {
     nodes: &'a [NodeFacts<'a>],
+    classes: &'a RuntimeClasses,
     policy: &'a Policy,
     known: Vec<(PodConstraints, Vec<&'a str>)>,
 }
@@ -293,7 +298,8 @@ impl<'a> Eligible<'a> {
     fn of(&mut self, placement: &PodConstraints) -> impl Iterator<Item = &'a str> + use<'_, 'a> {
         let at = self.known.iter().position(|(known, _)| known == placement);
         let at = at.unwrap_or_else(|| {
-            let fits = |node: &&NodeFacts<'_>| may_start(node, placement, self.policy).is_ok();
+            let whole = self.classes.constrain(placement.clone());
+            let fits = |node: &&NodeFacts<'_>| may_start(node, &whole, self.policy).is_ok();
             let mut names: Vec<_> = self.nodes.iter().filter(fits).map(|node| node.name).collect();
             names.sort_unstable();
             self.known.push((placement.clone(), names));

@@ -7,6 +7,7 @@ pub mod eligible;
 pub mod failures;
 pub mod fan_out;
 pub mod policy;
+pub mod runtime_class;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod want;
@@ -15,3 +16,4 @@ pub use demand::Demand;
 pub use diff::{Observed, Plan, diff};
 pub use eligible::NodeFacts;
 pub use policy::Policy;
+pub use runtime_class::RuntimeClasses;

@@ -24,7 +24,7 @@ use xtask::cluster::{Cluster, Options, SCHEDULER};
 use xtask::wait::wait_for;
 
 const NODES: usize = 48;
-const PODS_PER_NODE: usize = 8;
+const PODS_PER_NODE: usize = 12;
 /// Pairs that the scheduler itself must have decided.
 const PAIRS_MIN: usize = 200;
 /// How often each verdict must occur, else the agreement says little.

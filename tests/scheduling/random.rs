@@ -10,12 +10,13 @@ const LABELS: [(&str, &[&str]); 5] = [
     ("cores", &["4", "16", "016", "-", "many"]),
     ("example.dev/disk", &["ssd", "hdd"]),
     ("kubernetes.io/arch", &["amd64", "arm64"]),
-    ("sandbox", &["yes"]),
+    ("sandbox", &["yes", "no"]),
 ];
 const TAINT_KEYS: [&str; 3] = ["dedicated", "example.dev/gpu", "node.kubernetes.io/unschedulable"];
 const TAINT_VALUES: [&str; 3] = ["", "x", "y"];
 const EFFECTS: [&str; 3] = ["NoSchedule", "NoExecute", "PreferNoSchedule"];
-const NUMBERS: [&str; 8] = ["4", "15", "16", "17", "0", "007", "many", "9223372036854775808"];
+/// Bounds; "016" is 16, and the last is too large.
+const NUMBERS: [&str; 8] = ["4", "16", "016", "15", "17", "004", "many", "9223372036854775808"];
 /// RuntimeClasses that exist, and one that does not.
 const CLASSES: [&str; 5] = ["plain", "selecting", "tolerating", "both", "missing"];
 
@@ -64,7 +65,7 @@ pub fn runtime_classes() -> Vec<Value> {
     ]);
     vec![
         json!({"metadata": {"name": "plain"}, "handler": "handler"}),
-        class("selecting", json!({"nodeSelector": {"sandbox": "yes"}})),
+        class("selecting", json!({"nodeSelector": {"zone": "b"}})),
         class("tolerating", json!({"tolerations": tolerations})),
         class("both", json!({"nodeSelector": {"zone": "a"}, "tolerations": tolerations})),
     ]
@@ -94,8 +95,12 @@ pub fn pod_spec(random: &mut StdRng, target: &str) -> Value {
         spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] =
             json!({"nodeSelectorTerms": terms});
     }
-    if random.random_bool(0.2) {
+    if random.random_bool(0.25) {
         spec["runtimeClassName"] = json!(pick(random, &CLASSES));
+        // Some ask for what their RuntimeClass asks for, and some for the contrary.
+        if random.random_bool(0.6) {
+            spec["nodeSelector"]["zone"] = json!(pick(random, &["a", "b"]));
+        }
     }
     spec
 }

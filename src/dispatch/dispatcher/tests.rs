@@ -120,6 +120,7 @@ impl Cluster {
             images: filled(),
             nodes: filled(),
             namespaces: filled(),
+            runtime_classes: filled(),
             changes: self.changes.clone(),
             synced: watch::channel(synced).1,
         }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
@@ -144,6 +144,13 @@ impl Runtime for Docker {
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
         // Asked anew each time: the engine may have been replaced meanwhile.
         Box::pin(self.ask_version())
+    }
+
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
+        Box::pin(async move {
+            let info = self.client.info().await.map_err(failure)?;
+            Ok(info.docker_root_dir.unwrap_or_default().into())
+        })
     }
 
     fn present<'a>(

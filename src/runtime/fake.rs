@@ -70,6 +70,10 @@ impl Runtime for FakeRuntime {
         !self.silent
     }
 
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
+        Box::pin(async { Ok(PathBuf::from("/nonexistent/images")) })
+    }
+
     fn present<'a>(
         &'a self,
         image: &'a Reference,

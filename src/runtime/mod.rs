@@ -3,6 +3,7 @@
 
 pub mod classify;
 pub mod cri;
+pub mod disk;
 pub mod docker;
 mod endpoint;
 #[cfg(test)]
@@ -10,6 +11,7 @@ pub(crate) mod fake;
 
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use crate::api::Reason;
@@ -33,6 +35,9 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     fn tells_progress(&self) -> bool {
         true
     }
+
+    /// A folder of the file system where the runtime keeps its images, as the runtime itself sees it.
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>>;
 
     /// Looks whether the runtime holds `image`, without asking any registry.
     fn present<'a>(

@@ -2,6 +2,7 @@
 //! over the node's runtime, and reports. It needs no right in Kubernetes and keeps nothing on disk.
 
 mod args;
+mod disk;
 mod metrics;
 mod pull;
 mod queue;
@@ -22,9 +23,10 @@ use crate::protocol::from_controller::Message;
 use crate::protocol::{FromController, Hello, Outcome, PROTOCOL_VERSION, Progress, PullGrant};
 use crate::runtime::{self, EndpointError, Runtime, RuntimeVersion};
 pub use args::WarmerArgs;
+use disk::DiskGuard;
 pub use metrics::WarmerMetrics;
 use pull::{JobEvent, Patience, now};
-use queue::{Ended, Job, Queue, Step};
+use queue::{Ended, Job, Limits, Queue, Step};
 use report::Outbox;
 use stream::{Link, LinkEvent, StreamSettings};
 pub use stream::{ServerAddress, StreamError};
@@ -54,6 +56,7 @@ pub struct Warmer {
     outbox: Outbox,
     metrics: WarmerMetrics,
     patience: Patience,
+    disk: Arc<DiskGuard>,
     epoch: u64,
     jobs: JoinSet<Ended>,
     running: HashMap<Id, (Job, AbortHandle)>,
@@ -99,14 +102,21 @@ impl Warmer {
             token_file: args.token_file.clone(),
         };
         let (events_sender, events) = mpsc::channel(EVENTS);
-        let look_every = i64::try_from(args.presence_interval.as_millis()).unwrap_or(i64::MAX / 4);
+        let limits = Limits {
+            parallel_pulls: args.parallel_pulls.into(),
+            pulls_per_registry: args.max_pulls_per_registry.into(),
+            look_every_ms: i64::try_from(args.presence_interval.as_millis())
+                .unwrap_or(i64::MAX / 4),
+            assumed_bytes: args.assumed_image_size,
+        };
         Ok(Warmer {
             runtime,
             link: Link::new(settings),
-            queue: Queue::new(args.parallel_pulls.into(), look_every),
+            queue: Queue::new(limits),
             outbox: Outbox::default(),
             metrics,
             patience: Patience { idle: args.pull_idle_timeout, total: args.pull_deadline },
+            disk: Arc::new(DiskGuard::new(args.keep_free_disk, args.image_folder.clone())),
             epoch: 0,
             jobs: JoinSet::new(),
             running: HashMap::new(),
@@ -142,7 +152,7 @@ impl Warmer {
                 Some(event) = self.events.recv() => self.on_job_event(event),
                 Some(ended) = self.jobs.join_next_with_id() => self.on_ended(ended),
                 () = sleep_until(wake_at) => {}
-                _ = tick.tick() => self.tell_queued(),
+                _ = tick.tick() => self.tell_waiting(),
             }
         }
         self.show_connected(false);
@@ -152,11 +162,12 @@ impl Warmer {
 
     fn start_jobs(&mut self) {
         while let Some(job) = self.queue.next(now()) {
-            let (runtime, events, patience) =
-                (self.runtime.clone(), self.events_sender.clone(), self.patience);
+            let (runtime, disk) = (self.runtime.clone(), self.disk.clone());
+            let (events, patience) = (self.events_sender.clone(), self.patience);
             let task = job.clone();
-            let handle =
-                self.jobs.spawn(async move { pull::run(&task, runtime, events, patience).await });
+            let handle = self
+                .jobs
+                .spawn(async move { pull::run(&task, runtime, &disk, events, patience).await });
             self.running.insert(handle.id(), (job, handle));
         }
         let pulls = self.running.values().filter(|(job, _)| job.step == Step::Pull).count();
@@ -307,8 +318,11 @@ impl Warmer {
         }
     }
 
-    fn tell_queued(&mut self) {
+    fn tell_waiting(&mut self) {
         let now = now();
+        for outcome in self.queue.held_up(now) {
+            self.outbox.outcome(outcome);
+        }
         if !self.link.is_open() || now - self.queued_told_at < QUEUED_EVERY_MS {
             return;
         }

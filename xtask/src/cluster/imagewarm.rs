@@ -98,6 +98,9 @@ impl Cluster {
             .arg("--runtime-endpoint")
             .arg(format!("unix://{}", node.socket.display()))
             .args(["--health-listen", &health.to_string()])
+            // A developer's disk may be fuller than a node's should be. An argument counts for more.
+            .env("IMAGEWARM_KEEP_FREE_DISK", "0%")
+            .env("IMAGEWARM_ASSUMED_IMAGE_SIZE", "1Mi")
             .args(arguments);
         let name = format!("{}-warmer", node.name);
         let process = Process::start(&name, program, self.folder())?.with_health(health);

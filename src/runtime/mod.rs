@@ -36,6 +36,20 @@ pub trait Runtime: Send + Sync + fmt::Debug {
         true
     }
 
+    /// Whether `watch_removals` tells of anything.
+    fn tells_removals(&self) -> bool {
+        false
+    }
+
+    /// Calls `told` whenever the runtime removes an image or a name of one; ends when it cannot be
+    /// heard any more.
+    fn watch_removals<'a>(
+        &'a self,
+        _told: &'a (dyn Fn() + Send + Sync),
+    ) -> RuntimeFuture<'a, RuntimeError> {
+        Box::pin(std::future::pending())
+    }
+
     /// A folder of the file system where the runtime keeps its images, as the runtime itself sees it.
     fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>>;
 

@@ -6,6 +6,7 @@ mod disk;
 mod metrics;
 mod pull;
 mod queue;
+mod removals;
 mod report;
 mod stream;
 
@@ -27,6 +28,7 @@ use disk::DiskGuard;
 pub use metrics::WarmerMetrics;
 use pull::{JobEvent, Patience, now};
 use queue::{Ended, Job, Limits, Queue, Step};
+use removals::Removals;
 use report::Outbox;
 use stream::{Link, LinkEvent, StreamSettings};
 pub use stream::{ServerAddress, StreamError};
@@ -138,6 +140,7 @@ impl Warmer {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut removals = Removals::listen(self.runtime.clone());
         loop {
             self.start_jobs();
             if self.link.is_closed() {
@@ -152,6 +155,7 @@ impl Warmer {
                 Some(event) = self.events.recv() => self.on_job_event(event),
                 Some(ended) = self.jobs.join_next_with_id() => self.on_ended(ended),
                 () = sleep_until(wake_at) => {}
+                () = removals.seen() => self.queue.removal_seen(now()),
                 _ = tick.tick() => self.tell_waiting(),
             }
         }

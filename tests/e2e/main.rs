@@ -8,9 +8,11 @@ mod commands;
 mod containerd;
 mod deploys;
 mod failures;
+mod limited;
 mod nodes;
 mod outages;
 mod private;
+mod room;
 mod trust;
 mod world;
 
@@ -49,6 +51,8 @@ fn main() -> ExitCode {
         failures::TESTS,
         admission::TESTS,
         nodes::TESTS,
+        room::TESTS,
+        limited::TESTS,
         trust::TESTS,
         commands::TESTS,
         containerd::TESTS,

@@ -202,6 +202,31 @@ impl World {
         Ok(name)
     }
 
+    /// A new node whose dockerd has a disk of so many MiB, of which the warmer keeps 15% free, and
+    /// takes each image for one of 20 MiB. It looks each hour only whether they are still there.
+    /// Returns its name.
+    pub async fn join_node_with_disk(&self, name: &str, mebibytes: u32) -> Result<String> {
+        let name = format!("joined-{name}");
+        let node = self.cluster.add_node_with_disk(&name, mebibytes).await?;
+        let flags = [
+            "--keep-free-disk",
+            "15%",
+            "--assumed-image-size",
+            "20Mi",
+            "--presence-interval",
+            "1h",
+        ];
+        let started = self.cluster.start_warmer(BINARY.as_ref(), &node, &flags).await?;
+        wait_ready(&started).await?;
+        locked(&self.warmers).insert(name.clone(), started);
+        Ok(name)
+    }
+
+    /// That disk.
+    pub fn disk(&self, node: &str) -> Result<std::path::PathBuf> {
+        self.node(node)?.disk().with_context(|| format!("{node} has no disk of its own"))
+    }
+
     /// Removes an image from a node behind everybody's back.
     pub async fn remove_image(&self, node: &str, image: &str) -> Result<()> {
         self.node(node)?.remove_image(image).await

@@ -86,7 +86,14 @@ impl Cluster {
         self.write_token(&token, &token_file).await?;
         let port = Port::reserve()?;
         let health = port.address();
-        let program = Program::new(binary)
+        let program = match node.mounts() {
+            Some(mounts) => Program::new("nsenter")
+                .arg(format!("--mount={}", mounts.display()))
+                .arg("--")
+                .arg(std::path::absolute(binary)?),
+            None => Program::new(binary),
+        };
+        let program = program
             .args(["warmer", "--dispatch-server"])
             .arg(format!("https://{}", self.dispatch.address()))
             .arg("--dispatch-server-name")

@@ -32,6 +32,8 @@ pub struct Node {
     sandbox: PathBuf,
     runtime: NodeRuntime,
     process: Mutex<Option<Process>>,
+    /// Size of its dockerd's own small disk, in MiB.
+    disk: Option<u32>,
 }
 
 enum NodeRuntime {
@@ -62,7 +64,29 @@ impl Node {
             sandbox: sandbox.to_owned(),
             runtime: NodeRuntime::Docker(programs.dockerd.clone()),
             process: Mutex::new(None),
+            disk: None,
         })
+    }
+
+    /// Gives its dockerd a disk of its own of so many MiB, which only this dockerd and the node's
+    /// warmer see, and which is new at each start.
+    pub(super) fn with_disk(mut self, mebibytes: u32) -> Result<Self> {
+        fs::create_dir_all(self.folder.join("data"))?;
+        self.disk = Some(mebibytes);
+        Ok(self)
+    }
+
+    /// That disk, as it can be reached from outside while dockerd runs.
+    pub fn disk(&self) -> Option<PathBuf> {
+        let root = PathBuf::from(format!("/proc/{}/root", self.runtime_pid()?));
+        let data = self.folder.join("data");
+        self.disk.map(|_| root.join(data.strip_prefix("/").unwrap_or(&data)))
+    }
+
+    /// The mount namespace that its warmer has to live in, where that is not everybody's.
+    pub(super) fn mounts(&self) -> Option<PathBuf> {
+        self.disk?;
+        Some(PathBuf::from(format!("/proc/{}/ns/mnt", self.runtime_pid()?)))
     }
 
     /// A node with containerd.
@@ -84,6 +108,7 @@ impl Node {
             sandbox: sandbox.to_owned(),
             runtime: NodeRuntime::Containerd(containerd),
             process: Mutex::new(None),
+            disk: None,
         })
     }
 
@@ -225,11 +250,14 @@ impl Node {
         let at = |name: &str| self.folder.join(name).display().to_string();
         // Its own mount namespace: each dockerd has its own /etc/docker (and so its own trusted
         // authorities), and its overlay mounts end with it.
-        let script =
-            "mkdir -p /etc/docker && mount --bind \"$1\" /etc/docker && shift && exec \"$@\"";
+        let script = "mkdir -p /etc/docker && mount --bind \"$1\" /etc/docker && \
+             if [ -n \"$2\" ]; then mount -t tmpfs -o \"size=$2\" tmpfs \"$3\"; fi && \
+             shift 3 && exec \"$@\"";
         Program::new("unshare")
             .args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"])
             .arg(at("etc-docker"))
+            .arg(self.disk.map(|size| format!("{size}m")).unwrap_or_default())
+            .arg(at("data"))
             .arg(dockerd)
             .arg(format!("--host=unix://{}", self.socket.display()))
             .arg(format!("--data-root={}", at("data")))

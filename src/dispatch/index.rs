@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::grants::Grants;
 use super::metrics::StreamEnd;
-use super::status::{Outcome, PROGRESS_EVERY_MS, QUIET_MS, Report};
+use super::status::{NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUIET_MS, Report};
 use crate::api::{ConditionStatus, ImageWarm, Reason};
 use crate::image::{Credential, Reference};
 use crate::plan::want::{PullIdentity, Standing};
@@ -96,6 +96,7 @@ impl Order {
 struct Node {
     orders: BTreeSet<String>,
     session: Option<(SessionId, u64)>,
+    runtime: NodeRuntime,
     absent_since: i64,
     /// Whether orders may still have to be told that nobody is there.
     untold: bool,
@@ -240,12 +241,14 @@ impl Index {
         }
         let node = self.node(name, now);
         node.session = Some((session, hello.epoch));
+        node.runtime = NodeRuntime::from(hello);
         let uids: Vec<String> = node.orders.iter().cloned().collect();
         self.sessions.insert(session, name.to_owned());
         let welcome = Welcome {
             protocol_version: PROTOCOL_VERSION,
             controller_version: env!("CARGO_PKG_VERSION").into(),
             node_name: name.into(),
+            ..Welcome::default()
         };
         self.effects.push(Effect::Send(session, ToWarmer::Welcome(welcome)));
         let pulling: HashSet<&str> = hello.pulling.iter().map(String::as_str).collect();
@@ -323,6 +326,8 @@ impl Index {
                 let mut outcome = Outcome::from(outcome);
                 let asked_for = Some(&order.assign.check_for);
                 outcome.checked_for = outcome.checked_for.filter(|word| Some(word) == asked_for);
+                let node = self.nodes.get(&order.warm.spec.node_name);
+                outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
                 let report = Report::Outcome(outcome);
                 self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
                 let uid = uid.clone();
@@ -385,6 +390,7 @@ impl Index {
         self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
             orders: BTreeSet::new(),
             session: None,
+            runtime: NodeRuntime::default(),
             absent_since: now,
             untold: true,
         })
@@ -443,6 +449,7 @@ fn absent(reason: Reason, message: String) -> Report {
         started_at: None,
         finished_at: None,
         checked_for: None,
+        runtime: NodeRuntime::default(),
     })
 }
 

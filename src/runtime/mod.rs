@@ -8,6 +8,7 @@ pub mod docker;
 mod endpoint;
 #[cfg(test)]
 pub(crate) mod fake;
+mod undecided;
 
 use std::fmt;
 use std::future::Future;
@@ -17,7 +18,8 @@ use std::pin::Pin;
 use crate::api::Reason;
 use crate::image::{Credential, Reference};
 
-pub use self::endpoint::{EndpointError, connect};
+pub use self::endpoint::{Choice, EndpointError, choose, connect};
+pub use self::undecided::Undecided;
 
 /// Of a runtime's own words, in characters.
 const LONGEST_MESSAGE: usize = 1_000;

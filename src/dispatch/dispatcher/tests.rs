@@ -327,7 +327,8 @@ impl Node {
         let connected = warmer.connected();
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(warmer.run(shutdown.clone()));
+        let run = warmer.run(shutdown.clone());
+        tasks.spawn(async move { run.await.unwrap() });
         Node { connected, shutdown, tasks }
     }
 

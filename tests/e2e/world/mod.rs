@@ -227,6 +227,18 @@ impl World {
         self.node(node)?.disk().with_context(|| format!("{node} has no disk of its own"))
     }
 
+    /// A new node with containerd whose warmer finds Docker's socket of another node as well, and is
+    /// told of neither; returns its name.
+    pub async fn join_node_between(&self, name: &str, other: &str) -> Result<String> {
+        let name = format!("joined-{name}");
+        let node = self.cluster.add_containerd_node(&name).await?;
+        let other = self.node(other)?;
+        let started = self.cluster.start_warmer_between(BINARY.as_ref(), &node, &other).await?;
+        wait_ready(&started).await?;
+        locked(&self.warmers).insert(name.clone(), started);
+        Ok(name)
+    }
+
     /// Removes an image from a node behind everybody's back.
     pub async fn remove_image(&self, node: &str, image: &str) -> Result<()> {
         self.node(node)?.remove_image(image).await

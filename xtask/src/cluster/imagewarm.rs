@@ -74,6 +74,44 @@ impl Cluster {
         node: &Node,
         arguments: &[&str],
     ) -> Result<Arc<Imagewarm>> {
+        let program = match node.mounts() {
+            Some(mounts) => Program::new("nsenter")
+                .arg(format!("--mount={}", mounts.display()))
+                .arg("--")
+                .arg(std::path::absolute(binary)?),
+            None => Program::new(binary),
+        };
+        let endpoint = format!("unix://{}", node.socket.display());
+        self.run_warmer(program, node, &[&["--runtime-endpoint", &endpoint], arguments].concat())
+            .await
+    }
+
+    /// The same without telling the warmer where its runtime is: it sees the sockets of its own node
+    /// and of another one below `/run`, as on a node with two runtimes.
+    pub async fn start_warmer_between(
+        &self,
+        binary: &Path,
+        node: &Node,
+        other: &Node,
+    ) -> Result<Arc<Imagewarm>> {
+        let script = "mount -t tmpfs tmpfs /run && mkdir /run/containerd && \
+             for socket in \"$1\" \"$2\"; do case $socket in \
+             */containerd.sock) ln -s \"$socket\" /run/containerd/ ;; \
+             *) ln -s \"$socket\" /run/ ;; esac; done && shift 2 && exec \"$@\"";
+        let program = Program::new("unshare")
+            .args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"])
+            .arg(&node.socket)
+            .arg(&other.socket)
+            .arg(std::path::absolute(binary)?);
+        self.run_warmer(program, node, &[]).await
+    }
+
+    async fn run_warmer(
+        &self,
+        program: Program,
+        node: &Node,
+        arguments: &[&str],
+    ) -> Result<Arc<Imagewarm>> {
         let pod = format!("imagewarmer-{}", node.name);
         let token = TokenFor {
             namespace: NAMESPACE,
@@ -86,13 +124,6 @@ impl Cluster {
         self.write_token(&token, &token_file).await?;
         let port = Port::reserve()?;
         let health = port.address();
-        let program = match node.mounts() {
-            Some(mounts) => Program::new("nsenter")
-                .arg(format!("--mount={}", mounts.display()))
-                .arg("--")
-                .arg(std::path::absolute(binary)?),
-            None => Program::new(binary),
-        };
         let program = program
             .args(["warmer", "--dispatch-server"])
             .arg(format!("https://{}", self.dispatch.address()))
@@ -102,8 +133,6 @@ impl Cluster {
             .arg(self.dispatch_ca_file())
             .arg("--token-file")
             .arg(token_file)
-            .arg("--runtime-endpoint")
-            .arg(format!("unix://{}", node.socket.display()))
             .args(["--health-listen", &health.to_string()])
             // A developer's disk may be fuller than a node's should be. An argument counts for more.
             .env("IMAGEWARM_KEEP_FREE_DISK", "0%")

@@ -20,7 +20,8 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
 /// Reads `15%`, up to `99%`, as 15.
 pub fn percentage(text: &str) -> Result<u8, String> {
     let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
-    let wrong = || format!("{text:?} is no percentage: use a whole one from 0% to 99%, such as 15%");
+    let wrong =
+        || format!("{text:?} is no percentage: use a whole one from 0% to 99%, such as 15%");
     number.filter(|number| *number < 100).ok_or_else(wrong)
 }
 

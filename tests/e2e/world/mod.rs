@@ -202,7 +202,8 @@ impl World {
         Ok(name)
     }
 
-    /// A new node whose dockerd has a disk of so many MiB, of which the warmer keeps 15% free, and
+    /// A new node whose dockerd has a disk of so many MiB, and whose warmer lives on it as in a container,
+    /// without seeing the runtime's own folder. Of the disk the warmer keeps 15% free, and
     /// takes each image for one of 20 MiB. It looks each hour only whether they are still there.
     /// Returns its name.
     pub async fn join_node_with_disk(&self, name: &str, mebibytes: u32) -> Result<String> {

@@ -74,13 +74,9 @@ impl Cluster {
         node: &Node,
         arguments: &[&str],
     ) -> Result<Arc<Imagewarm>> {
-        let program = match node.mounts() {
-            Some(mounts) => Program::new("nsenter")
-                .arg(format!("--mount={}", mounts.display()))
-                .arg("--")
-                .arg(std::path::absolute(binary)?),
-            None => Program::new(binary),
-        };
+        let (token, ca) = (self.token_file(node), self.dispatch_ca_file());
+        let ca_folder = ca.parent().unwrap_or(&ca);
+        let program = node.warmer_program(binary, &[&token, ca_folder])?;
         let endpoint = format!("unix://{}", node.socket.display());
         self.run_warmer(program, node, &[&["--runtime-endpoint", &endpoint], arguments].concat())
             .await
@@ -106,6 +102,10 @@ impl Cluster {
         self.run_warmer(program, node, &[]).await
     }
 
+    fn token_file(&self, node: &Node) -> std::path::PathBuf {
+        self.folder().join(&node.name).join("token")
+    }
+
     async fn run_warmer(
         &self,
         program: Program,
@@ -120,7 +120,7 @@ impl Cluster {
             audience: Some(AUDIENCE),
             seconds: DAY,
         };
-        let token_file = self.folder().join(&node.name).join("token");
+        let token_file = self.token_file(node);
         self.write_token(&token, &token_file).await?;
         let port = Port::reserve()?;
         let health = port.address();

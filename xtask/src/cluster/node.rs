@@ -83,10 +83,38 @@ impl Node {
         self.disk.map(|_| root.join(data.strip_prefix("/").unwrap_or(&data)))
     }
 
-    /// The mount namespace that its warmer has to live in, where that is not everybody's.
-    pub(super) fn mounts(&self) -> Option<PathBuf> {
-        self.disk?;
-        Some(PathBuf::from(format!("/proc/{}/ns/mnt", self.runtime_pid()?)))
+    /// How its warmer is started: on a node with a disk of its own as in a container there, with an
+    /// overlay on that disk as root, and with sight of the given paths and the runtime's socket only.
+    pub(super) fn warmer_program(&self, binary: &Path, needs: &[&Path]) -> Result<Program> {
+        let Some(pid) = self.disk.and(self.runtime_pid()) else {
+            return Ok(Program::new(binary));
+        };
+        let binary = std::path::absolute(binary)?;
+        let script = r#"set -e
+data="$1/data"; layer="$data/warmer"; root="$layer/root"
+mkdir -p "$layer/upper" "$layer/work" "$root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$layer/upper,workdir=$layer/work" "$root"
+rm -rf "$root$data"
+mount -t proc proc "$root/proc"
+shift
+while [ "$1" != -- ]; do
+  if [ -d "$1" ]; then mkdir -p "$root$1"
+  elif [ ! -e "$root$1" ]; then mkdir -p "$root${1%/*}"; touch "$root$1"; fi
+  mount --bind "$1" "$root$1"
+  shift
+done
+shift
+exec chroot "$root" "$@""#;
+        Ok(Program::new("nsenter")
+            .arg(format!("--mount=/proc/{pid}/ns/mnt"))
+            .args(["--", "unshare", "--mount", "--propagation", "private", "--"])
+            .args(["sh", "-c", script, "sh"])
+            .arg(&self.folder)
+            .arg(self.folder.join("run"))
+            .arg(&binary)
+            .args(needs)
+            .arg("--")
+            .arg(&binary))
     }
 
     /// A node with containerd.

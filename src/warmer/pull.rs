@@ -74,8 +74,11 @@ pub async fn run(
                 return Ended::Refused(reason, grant.refused_message);
             }
             let started = now();
-            let result = pull(job, grant, runtime.as_ref(), &events, patience, started).await;
-            Ended::Pulled(started, result)
+            let pull = pull(job, grant, runtime.as_ref(), &events, patience, started);
+            tokio::select! {
+                result = pull => Ended::Pulled(started, result),
+                message = disk.until_low(runtime.as_ref()) => Ended::OutOfRoom(message),
+            }
         }
     }
 }
@@ -226,7 +229,7 @@ mod tests {
             Ended::Pulled(_, Ok(pulled)) => Ok(pulled.downloaded),
             Ended::Pulled(_, Err(error)) => Err(error.reason),
             Ended::Refused(reason, _) => Err(reason),
-            Ended::NoRoom(_) => Err(Reason::DiskPressure),
+            Ended::NoRoom(_) | Ended::OutOfRoom(_) => Err(Reason::DiskPressure),
             Ended::Looked(_) => Err(Reason::Removed),
         }
     }

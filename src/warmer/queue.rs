@@ -70,6 +70,8 @@ pub enum Ended {
     Refused(Reason, String),
     /// There is no room for it on the disk.
     NoRoom(String),
+    /// There was none any more while it ran, so it was stopped.
+    OutOfRoom(String),
 }
 
 #[derive(Debug)]
@@ -136,6 +138,7 @@ impl Queue {
                 confirmed: true,
                 again: false,
                 removals: Removals::default(),
+                outgrown: 0,
                 pull_not_before: 0,
                 unsure: false,
                 assign,
@@ -249,11 +252,8 @@ impl Queue {
             let Some(until) = self.registries.waits_until(registry, now).filter(|_| due) else {
                 continue;
             };
-            let known = entry
-                .last
-                .as_ref()
-                .is_some_and(|last| last.present || last.reason == Reason::RateLimited.as_str());
-            if known || entry.is_believed() {
+            let told = entry.last_reason() == Some(Reason::RateLimited.as_str());
+            if told || entry.is_believed() {
                 continue;
             }
             let message = format!("{registry} asked for fewer requests; {}", waits(now, until));
@@ -303,7 +303,7 @@ impl Queue {
             Ended::Looked(result) => entry.looked(job, result, look_every_ms, now, jitter),
             Ended::Pulled(started, Ok(pulled)) => {
                 self.registries.served(job.image.domain());
-                entry.attempts = 0;
+                (entry.attempts, entry.outgrown) = (0, 0);
                 entry.removals.held(now);
                 entry.state = State::Due(Step::Look, now + spread(look_every_ms, jitter));
                 let reason =
@@ -325,7 +325,16 @@ impl Queue {
             Ended::Refused(reason, message) => {
                 Some(entry.failed(job, reason, message, now, now, jitter))
             }
-            Ended::NoRoom(message) => entry.no_room(job, message, now, jitter),
+            Ended::NoRoom(message) => {
+                // Told once: it is looked at often, and the numbers change each time.
+                let told = entry.last_reason() == Some(Reason::DiskPressure.as_str());
+                Some(entry.no_room(job, message, now, jitter)).filter(|_| !told)
+            }
+            Ended::OutOfRoom(message) => {
+                // Always told: it ends the grant.
+                entry.outgrown += 1;
+                Some(entry.no_room(job, message, now, jitter))
+            }
         };
         if again {
             entry.attempts = 0;

@@ -32,6 +32,8 @@ pub(super) struct Entry {
     /// Changed while its job ran: do it once more.
     pub(super) again: bool,
     pub(super) removals: Removals,
+    /// How often the disk ran low during its pull: it needs more than was thought.
+    pub(super) outgrown: u32,
     /// When it may be pulled again after it was removed.
     pub(super) pull_not_before: i64,
     /// Something was removed while its job ran: look once more.
@@ -53,10 +55,12 @@ impl Entry {
 
     /// What its pull may take on the disk.
     pub(super) fn room_bytes(&self, assumed_bytes: u64) -> u64 {
-        match self.assign.known_size_bytes {
+        let expected = match self.assign.known_size_bytes {
             0 => assumed_bytes,
             known => known.saturating_mul(ROOM_PER_SIZE),
-        }
+        };
+        // Some tries too many for a huge image, but no huge room for a small one.
+        expected.saturating_mul(1 << self.outgrown.min(16))
     }
 
     pub(super) fn looked(
@@ -122,20 +126,17 @@ impl Entry {
         Outcome { retry_at_unix_ms: pull_at, ..outcome }
     }
 
-    /// Tried again soon and without counting; told once.
-    pub(super) fn no_room(
-        &mut self,
-        job: &Job,
-        message: String,
-        now: i64,
-        jitter: f64,
-    ) -> Option<Outcome> {
+    /// Why, as it was reported last.
+    pub(super) fn last_reason(&self) -> Option<&str> {
+        self.last.as_ref().map(|last| last.reason.as_str())
+    }
+
+    /// Tried again soon, and without counting.
+    pub(super) fn no_room(&mut self, job: &Job, message: String, now: i64, jitter: f64) -> Outcome {
         let retry_at = now + spread(SPACE_EVERY_MS, jitter);
         self.state = State::Due(self.step_after_failure(), retry_at);
-        let told =
-            self.last.as_ref().is_some_and(|last| last.reason == Reason::DiskPressure.as_str());
         let outcome = absent(&job.uid, Reason::DiskPressure, message, now);
-        (!told).then_some(Outcome { retry_at_unix_ms: retry_at, ..outcome })
+        Outcome { retry_at_unix_ms: retry_at, ..outcome }
     }
 
     /// What the node held of the tag before does not count any more: it has to be pulled.

@@ -22,6 +22,17 @@ pub fn shortage(space: Space, wanted_bytes: u64, keep_free: u8) -> Option<String
     ))
 }
 
+/// What to say when a pull that runs has left less than what is to be kept free.
+pub fn low(space: Space, keep_free: u8) -> Option<String> {
+    shortage(space, 0, keep_free)?;
+    Some(format!(
+        "the image turned out to be larger than expected, or others filled the disk: the image file \
+         system has {} of {} free, and {keep_free}% has to stay free",
+        megabytes(space.free_bytes),
+        megabytes(space.capacity_bytes),
+    ))
+}
+
 /// Tenths below 100 MB, whole ones above.
 fn megabytes(bytes: u64) -> String {
     let tenths = bytes / 100_000;

@@ -88,6 +88,21 @@ fn a_full_disk_is_told_once_and_looked_at_often() {
 }
 
 #[test]
+fn an_image_that_outgrew_its_room_needs_more_the_next_time() {
+    let mut queue = queue();
+    queue.assign(order("a", "r.test/a"), 0);
+    let mut now = 0;
+    for room_bytes in [1_000, 2_000, 4_000] {
+        let job = queue.next(now).unwrap();
+        assert_eq!(job.room_bytes, room_bytes);
+        let report = queue.ended(&job, Ended::OutOfRoom("full".into()), now, 0.5);
+        assert_eq!(words(report), Some((false, "DiskPressure".into())), "it ends the grant");
+        now += 15_000;
+    }
+    assert_eq!(pulled(&mut queue, now, held(true)).reason, "Pulled");
+}
+
+#[test]
 fn pulls_side_by_side_need_room_for_all() {
     let mut queue = queue();
     queue.assign(order("a", "r.test/a"), 0);

@@ -32,12 +32,11 @@ pub fn is_overlay(folder: &Path) -> bool {
 /// The type of what is mounted at `folder`; the last mount there is the one that is seen.
 fn kind_of<'a>(mounts: &'a str, folder: &Path) -> Option<&'a str> {
     let at = folder.to_str()?;
-    let mounts = mounts.lines().filter_map(|line| {
+    mounts.lines().rev().find_map(|line| {
         let mut words = line.split(' ');
         let (_, mounted_at, kind) = (words.next()?, words.next()?, words.next()?);
         (mounted_at == at).then_some(kind)
-    });
-    mounts.last()
+    })
 }
 
 #[allow(unsafe_code)] // the standard library cannot ask

@@ -6,8 +6,10 @@
 mod admission;
 mod commands;
 mod containerd;
+mod convergence;
 mod deploys;
 mod failures;
+mod images;
 mod limited;
 mod nodes;
 mod outages;
@@ -15,6 +17,7 @@ mod private;
 mod room;
 mod trust;
 mod world;
+mod wrong_answers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         deploys::TESTS,
         private::TESTS,
         failures::TESTS,
+        images::TESTS,
         admission::TESTS,
         nodes::TESTS,
         room::TESTS,
@@ -56,6 +60,8 @@ fn main() -> ExitCode {
         trust::TESTS,
         commands::TESTS,
         containerd::TESTS,
+        convergence::TESTS,
+        wrong_answers::TESTS,
         outages::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {

@@ -249,6 +249,11 @@ impl Authority {
             &file(node),
             "--presence-interval",
             "1s",
+            // Whatever room this machine has.
+            "--keep-free-disk",
+            "0%",
+            "--assumed-image-size",
+            "0",
         ])
         .args
     }

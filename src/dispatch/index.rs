@@ -3,6 +3,7 @@
 //! since 1970).
 
 mod messages;
+mod sizes;
 mod unpaid;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -19,6 +20,7 @@ use crate::protocol::{
     from_controller::Message as ToWarmer, from_warmer::Message as FromWarmer,
 };
 use messages::{assign, grant, needs_resend, ready};
+use sizes::Sizes;
 use unpaid::{Purse, Unpaid};
 
 /// Names one stream for as long as this process runs.
@@ -110,6 +112,7 @@ pub struct Index {
     sessions: HashMap<SessionId, String>,
     grants: Grants,
     unpaid: Unpaid,
+    sizes: Sizes,
     grace_ms: i64,
     effects: Vec<Effect>,
     ignored: u64,
@@ -125,6 +128,7 @@ impl Index {
             sessions: HashMap::new(),
             grants: Grants::new(registry_pulls),
             unpaid: Unpaid::default(),
+            sizes: Sizes::default(),
             grace_ms,
             effects: Vec::new(),
             ignored: 0,
@@ -183,6 +187,7 @@ impl Index {
         let mut assign = assign(&uid, &warm, &image, &standing);
         let node_name = warm.spec.node_name.clone();
         let old = self.orders.remove(&uid);
+        assign.known_size_bytes = self.sizes.note(&image, &warm, old.is_none());
         let hurried = old.as_ref().map_or(0, |old| old.hurried);
         assign.identity_mark = assign.identity_mark.wrapping_add(hurried);
         self.unpaid.note(&uid, warm.reason(), now);
@@ -215,6 +220,7 @@ impl Index {
     pub fn delete(&mut self, uid: &str, now: i64) {
         let Some(order) = self.orders.remove(uid) else { return };
         self.unpaid.forget(uid);
+        self.sizes.forget(&order.image);
         self.end_pull(uid, now);
         let name = &order.warm.spec.node_name;
         if let Some(node) = self.nodes.get_mut(name) {

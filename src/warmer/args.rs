@@ -64,7 +64,7 @@ pub struct WarmerArgs {
     #[arg(long, env = "IMAGEWARM_KEEP_FREE_DISK", default_value = "15%", value_name = "PERCENT", value_parser = settings::percentage)]
     pub keep_free_disk: u8,
 
-    /// Size that an image is taken to have, unpacked, when the node never held it before.
+    /// Room that the pull of an image is taken to need while no node has told its size.
     #[arg(long, env = "IMAGEWARM_ASSUMED_IMAGE_SIZE", default_value = "512Mi", value_name = "BYTES", value_parser = settings::bytes)]
     pub assumed_image_size: u64,
 

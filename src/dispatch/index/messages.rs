@@ -35,11 +35,7 @@ pub(super) fn assign(
         believed_present: ready(warm) == ConditionStatus::True,
         priority: standing.priority,
         identity_mark: mark.finish(),
-        known_size_bytes: warm
-            .status
-            .as_ref()
-            .and_then(|status| u64::try_from(status.size_bytes?).ok())
-            .unwrap_or(0),
+        known_size_bytes: 0,
     }
 }
 

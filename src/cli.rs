@@ -80,7 +80,9 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         }
         Command::Warmer(command) => {
             logs::init(&command.log)?;
-            block_on(wiring::warmer(*command))
+            // Small on every node: the work is the runtime's, so one thread is plenty.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(wiring::warmer(*command))
         }
         Command::Status(command) => block_on(async move {
             let client = command.client.connect().await?;

@@ -17,6 +17,34 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|count| *count > 0).ok_or("not a whole number of at least 1".into())
 }
 
+/// Reads `15%`, up to `99%`, as 15.
+pub fn percentage(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
+    let wrong =
+        || format!("{text:?} is no percentage: use a whole one from 0% to 99%, such as 15%");
+    number.filter(|number| *number < 100).ok_or_else(wrong)
+}
+
+/// Reads a number of bytes as Kubernetes writes them: `512Mi`, `2G`, `1000`.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" => Some(1),
+        "k" => Some(1_000),
+        "M" => Some(1_000_000),
+        "G" => Some(1_000_000_000),
+        "Ki" => Some(1 << 10),
+        "Mi" => Some(1 << 20),
+        "Gi" => Some(1 << 30),
+        _ => None,
+    };
+    let number: Option<u64> = number.parse().ok();
+    factor
+        .and_then(|factor| number?.checked_mul(factor))
+        .ok_or_else(|| format!("{text:?} is no size: use a whole one such as 512Mi or 2G"))
+}
+
 /// Reads `host:port`. A Pod's IPv6 address before `:port` gets the brackets that it lacks: a
 /// manifest can only put the two side by side.
 pub fn host_and_port(text: &str) -> Result<String, String> {
@@ -64,6 +92,20 @@ mod tests {
         }
         for bad in ["", "host", ":8444", "host:", "host:0", "host:99999", "a b:1", "u@h:1"] {
             assert!(host_and_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn percentages_and_sizes_have_their_unit() {
+        assert_eq!((percentage("0%"), percentage("99%")), (Ok(0), Ok(99)));
+        for bad in ["", "15", "100%", "-1%", "1.5%", "%"] {
+            assert!(percentage(bad).is_err(), "{bad}");
+        }
+        for (text, size) in [("0", 0), ("7k", 7_000), ("512Mi", 512 << 20), ("2G", 2_000_000_000)] {
+            assert_eq!(bytes(text), Ok(size), "{text}");
+        }
+        for bad in ["", "Mi", "1.5Gi", "-1", "1 M", "1MB", "99999999999Gi"] {
+            assert!(bytes(bad).is_err(), "{bad}");
         }
     }
 

@@ -17,6 +17,12 @@ pub const VERSION: &str = "v1alpha1";
 /// Annotation on a Revision, or label on a Namespace: `"false"` leaves its images alone.
 pub const WARM_KEY: &str = "caching.knative.dev/warm";
 
+/// Annotation in the status of an ImageWarm: the node's runtime and its version, as last reported.
+pub const RUNTIME_KEY: &str = "caching.knative.dev/runtime";
+
+/// Annotation in the status of an ImageWarm: what that runtime tells by itself.
+pub const RUNTIME_TELLS_KEY: &str = "caching.knative.dev/runtime-tells";
+
 /// Label that marks every object made by this program; hand-made objects lack it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY_LABEL`].

@@ -2,6 +2,7 @@
 //! them. Lists once, or watches until nothing more is going to change. Reads ImageWarms only.
 
 mod live;
+mod nodes;
 mod row;
 mod table;
 
@@ -14,6 +15,7 @@ use kube::{Client, ResourceExt};
 
 use crate::api::ImageWarm;
 use crate::cluster::apply::one_line;
+pub use nodes::{NodeRow, render_nodes, render_nodes_json};
 pub use row::{Phase, Row, Summary};
 pub use table::{render_json, render_table};
 
@@ -37,6 +39,10 @@ pub struct StatusArgs {
     #[arg(short, long)]
     pub watch: bool,
 
+    /// One line for each node, with its container runtime
+    #[arg(long, conflicts_with = "watch")]
+    pub nodes: bool,
+
     /// Form of the output; json with --watch is printed once, at the end
     #[arg(short, long, value_enum, value_name = "FORM", default_value_t)]
     pub output: StatusOutput,
@@ -48,9 +54,9 @@ pub enum StatusOutput {
     /// One line for each node and image.
     #[default]
     Table,
-    /// The same with digest and number of tries.
+    /// The same with digest and number of tries; of nodes, with what their runtimes tell.
     Wide,
-    /// One JSON object with `summary` and `items`.
+    /// One JSON object with `summary`, and `items` or `nodes`.
     Json,
 }
 
@@ -122,15 +128,21 @@ pub async fn run(
         }
         false => listed,
     };
-    let rows = Row::from_all(&warms, Timestamp::now());
+    let now = Timestamp::now();
+    let rows = Row::from_all(&warms, now);
+    let (nodes, all) = (NodeRow::from_all(&warms, now), Summary::of(&rows));
     let text = match args.output {
+        StatusOutput::Json if args.nodes => render_nodes_json(&nodes, &all),
+        _ if args.nodes && !rows.is_empty() => {
+            render_nodes(&nodes, &all, args.output == StatusOutput::Wide)
+        }
         StatusOutput::Json => render_json(&rows),
         _ if rows.is_empty() => empty(&scope),
         output => render_table(&rows, scope.namespace.is_none(), output == StatusOutput::Wide),
     };
     out.write_all(text.as_bytes())?;
     out.flush()?;
-    Ok(Summary::of(&rows).all_ready())
+    Ok(all.all_ready())
 }
 
 /// All ImageWarms of the scope, page by page.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
+use kube::runtime::reflector::ObjectRef;
 use rustls::server::ResolvesServerCert;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -26,7 +27,7 @@ use crate::cluster::token_review::TokenReviewer;
 use crate::cluster::watch::{Change, Stores};
 use crate::image::Credential;
 use crate::plan::Policy;
-use crate::protocol::{FromController, Hello, from_warmer};
+use crate::protocol::{FromController, Hello, from_controller, from_warmer};
 
 /// Messages that a warmer may leave unread beside one of each kind for each of its orders.
 const UNREAD: usize = 1024;
@@ -394,13 +395,23 @@ impl Dispatcher {
         self.metrics.pulls_waiting.set(waiting as i64);
     }
 
-    fn send(&mut self, session: SessionId, message: crate::protocol::from_controller::Message) {
+    fn send(&mut self, session: SessionId, mut message: from_controller::Message) {
+        if let from_controller::Message::Welcome(welcome) = &mut message {
+            welcome.kubelet_runtime = self.kubelet_runtime(&welcome.node_name);
+        }
         let Some(sender) = self.sessions.get(&session) else { return };
         if sender.try_send(Ok(FromController { message: Some(message) })).is_err() {
             self.end_stream(session, StreamEnd::TooSlow);
             self.index.close(session, now());
             self.show_connected();
         }
+    }
+
+    /// What the kubelet of a node says of its runtime, such as `containerd://2.2.3`.
+    fn kubelet_runtime(&self, node: &str) -> String {
+        let node = self.stores.nodes.get(&ObjectRef::new(node));
+        let info = node.as_ref().and_then(|node| node.status.as_ref()?.node_info.as_ref());
+        info.map(|info| info.container_runtime_version.clone()).unwrap_or_default()
     }
 
     /// A call may be given up just while its stream is being opened: then nobody reads it.

@@ -3,6 +3,7 @@
 //! since 1970).
 
 mod messages;
+mod sizes;
 mod unpaid;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use super::grants::Grants;
 use super::metrics::StreamEnd;
-use super::status::{Outcome, PROGRESS_EVERY_MS, QUIET_MS, Report};
+use super::status::{NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUIET_MS, Report};
 use crate::api::{ConditionStatus, ImageWarm, Reason};
 use crate::image::{Credential, Reference};
 use crate::plan::want::{PullIdentity, Standing};
@@ -19,6 +20,7 @@ use crate::protocol::{
     from_controller::Message as ToWarmer, from_warmer::Message as FromWarmer,
 };
 use messages::{assign, grant, needs_resend, ready};
+use sizes::Sizes;
 use unpaid::{Purse, Unpaid};
 
 /// Names one stream for as long as this process runs.
@@ -96,6 +98,7 @@ impl Order {
 struct Node {
     orders: BTreeSet<String>,
     session: Option<(SessionId, u64)>,
+    runtime: NodeRuntime,
     absent_since: i64,
     /// Whether orders may still have to be told that nobody is there.
     untold: bool,
@@ -109,6 +112,7 @@ pub struct Index {
     sessions: HashMap<SessionId, String>,
     grants: Grants,
     unpaid: Unpaid,
+    sizes: Sizes,
     grace_ms: i64,
     effects: Vec<Effect>,
     ignored: u64,
@@ -124,6 +128,7 @@ impl Index {
             sessions: HashMap::new(),
             grants: Grants::new(registry_pulls),
             unpaid: Unpaid::default(),
+            sizes: Sizes::default(),
             grace_ms,
             effects: Vec::new(),
             ignored: 0,
@@ -182,6 +187,7 @@ impl Index {
         let mut assign = assign(&uid, &warm, &image, &standing);
         let node_name = warm.spec.node_name.clone();
         let old = self.orders.remove(&uid);
+        assign.known_size_bytes = self.sizes.note(&image, &warm, old.is_none());
         let hurried = old.as_ref().map_or(0, |old| old.hurried);
         assign.identity_mark = assign.identity_mark.wrapping_add(hurried);
         self.unpaid.note(&uid, warm.reason(), now);
@@ -214,6 +220,7 @@ impl Index {
     pub fn delete(&mut self, uid: &str, now: i64) {
         let Some(order) = self.orders.remove(uid) else { return };
         self.unpaid.forget(uid);
+        self.sizes.forget(&order.image);
         self.end_pull(uid, now);
         let name = &order.warm.spec.node_name;
         if let Some(node) = self.nodes.get_mut(name) {
@@ -240,12 +247,14 @@ impl Index {
         }
         let node = self.node(name, now);
         node.session = Some((session, hello.epoch));
+        node.runtime = NodeRuntime::from(hello);
         let uids: Vec<String> = node.orders.iter().cloned().collect();
         self.sessions.insert(session, name.to_owned());
         let welcome = Welcome {
             protocol_version: PROTOCOL_VERSION,
             controller_version: env!("CARGO_PKG_VERSION").into(),
             node_name: name.into(),
+            ..Welcome::default()
         };
         self.effects.push(Effect::Send(session, ToWarmer::Welcome(welcome)));
         let pulling: HashSet<&str> = hello.pulling.iter().map(String::as_str).collect();
@@ -323,6 +332,8 @@ impl Index {
                 let mut outcome = Outcome::from(outcome);
                 let asked_for = Some(&order.assign.check_for);
                 outcome.checked_for = outcome.checked_for.filter(|word| Some(word) == asked_for);
+                let node = self.nodes.get(&order.warm.spec.node_name);
+                outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
                 let report = Report::Outcome(outcome);
                 self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
                 let uid = uid.clone();
@@ -386,6 +397,7 @@ impl Index {
         self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
             orders: BTreeSet::new(),
             session: None,
+            runtime: NodeRuntime::default(),
             absent_since: now,
             untold: true,
         })
@@ -444,6 +456,7 @@ fn absent(reason: Reason, message: String) -> Report {
         started_at: None,
         finished_at: None,
         checked_for: None,
+        runtime: NodeRuntime::default(),
     })
 }
 

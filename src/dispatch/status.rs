@@ -6,6 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::api::condition::{READY, set_condition};
 use crate::api::{Condition, ConditionStatus, ImageWarm, ImageWarmStatus, Progress, Reason};
+use crate::api::{RUNTIME_KEY, RUNTIME_TELLS_KEY};
 use crate::protocol;
 
 /// A pull that ends sooner than this leaves no trace of its progress in the API server.
@@ -14,6 +15,8 @@ pub const QUIET_MS: i64 = 2_000;
 pub const PROGRESS_EVERY_MS: i64 = 5_000;
 /// The longest message that is stored; registries answer with whole web pages at times.
 const LONGEST_MESSAGE: usize = 1_024;
+/// The longest name of a runtime that is stored.
+const LONGEST_FACT: usize = 100;
 
 /// What became known about one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +49,25 @@ pub struct Pulling {
     pub started_at: Option<Timestamp>,
 }
 
+/// What a node's warmer said of its runtime.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeRuntime {
+    /// Name and version, such as `containerd 2.2.3`; empty when it was not told.
+    pub runtime: String,
+    /// What it tells by itself: `progress`, `removals`.
+    pub tells: String,
+}
+
+impl From<&protocol::Hello> for NodeRuntime {
+    fn from(hello: &protocol::Hello) -> Self {
+        let runtime = format!("{} {}", hello.runtime_name, hello.runtime_version);
+        NodeRuntime {
+            runtime: shorten(&runtime, LONGEST_FACT),
+            tells: shorten(&hello.runtime_tells.join(", "), LONGEST_FACT),
+        }
+    }
+}
+
 /// How a look or a pull ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -67,6 +89,8 @@ pub struct Outcome {
     pub finished_at: Option<Timestamp>,
     /// The Revision in whose name the registry was asked.
     pub checked_for: Option<String>,
+    /// The runtime that was asked.
+    pub runtime: NodeRuntime,
 }
 
 impl From<&protocol::Progress> for Report {
@@ -106,6 +130,7 @@ impl From<&protocol::Outcome> for Outcome {
             finished_at: instant(outcome.finished_at_unix_ms),
             checked_for: Some(outcome.checked_for.clone())
                 .filter(|word| !word.is_empty() && word.len() <= 512),
+            runtime: NodeRuntime::default(),
         }
     }
 }
@@ -142,6 +167,9 @@ pub fn next_status(old: &ImageWarm, report: &Report, now: Timestamp) -> Option<I
     if next == before {
         return None;
     }
+    if let Report::Outcome(outcome) = report {
+        note_runtime(&mut next, &outcome.runtime);
+    }
     next.observed_generation = old.metadata.generation.or(next.observed_generation);
     Some(next)
 }
@@ -177,6 +205,15 @@ fn apply_outcome(
         next.took = Some(took(started, finished));
     }
     set_ready(next, outcome.reason, &outcome.message, now);
+}
+
+/// Told with what is written anyway: a write of its own it is not worth.
+fn note_runtime(status: &mut ImageWarmStatus, told: &NodeRuntime) {
+    for (key, value) in [(RUNTIME_KEY, &told.runtime), (RUNTIME_TELLS_KEY, &told.tells)] {
+        if !told.runtime.is_empty() {
+            status.annotations.insert(key.to_owned(), value.clone());
+        }
+    }
 }
 
 fn set_ready(status: &mut ImageWarmStatus, reason: Reason, message: &str, now: Timestamp) {
@@ -250,6 +287,7 @@ mod tests {
             started_at: Some(at(10)),
             finished_at: Some(at(12)),
             checked_for: None,
+            runtime: NodeRuntime { runtime: "docker 29".into(), tells: "progress".into() },
         }
     }
 
@@ -291,6 +329,25 @@ mod tests {
         let warm = after(&warm, &Report::Outcome(look), 50).unwrap();
         assert_eq!(ready(&warm), (ConditionStatus::True, Reason::Pulled));
         assert_eq!(warm.status.unwrap().checked_for.as_deref(), Some("uid/rev-2"));
+    }
+
+    #[test]
+    fn the_runtime_is_told_with_what_is_written_anyway() {
+        let pulled = after(&warm(), &Report::Outcome(outcome(true, Reason::Pulled)), 13).unwrap();
+        let annotations = pulled.status.clone().unwrap().annotations;
+        assert_eq!(annotations.get(RUNTIME_KEY).map(String::as_str), Some("docker 29"));
+        assert_eq!(annotations.get(RUNTIME_TELLS_KEY).map(String::as_str), Some("progress"));
+        let mut again = outcome(true, Reason::AlreadyPresent);
+        (again.started_at, again.runtime) = (None, NodeRuntime::default());
+        assert_eq!(after(&pulled, &Report::Outcome(again), 14), None);
+        let hello = protocol::Hello {
+            runtime_name: "docker".into(),
+            runtime_version: "1\u{7}".repeat(99),
+            ..protocol::Hello::default()
+        };
+        let runtime = NodeRuntime::from(&hello).runtime;
+        assert!(runtime.len() < 120 && !runtime.contains('\u{7}'), "{runtime}");
+        assert_eq!(NodeRuntime::from(&protocol::Hello::default()), NodeRuntime::default());
     }
 
     #[test]

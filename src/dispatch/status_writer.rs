@@ -267,6 +267,7 @@ mod tests {
             started_at: None,
             finished_at: None,
             checked_for: None,
+            runtime: Default::default(),
         })
     }
 

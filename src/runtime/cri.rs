@@ -18,8 +18,8 @@ use tonic::{Response, Status};
 use self::api::image_service_client::ImageServiceClient;
 use self::api::runtime_service_client::RuntimeServiceClient;
 use self::api::{
-    AuthConfig, ImageSpec, ImageStatusRequest, ImageStatusResponse, PullImageRequest,
-    VersionRequest,
+    AuthConfig, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
+    PullImageRequest, VersionRequest,
 };
 use super::{
     LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture,
@@ -119,6 +119,14 @@ impl Runtime for Cri {
 
     fn tells_progress(&self) -> bool {
         false
+    }
+
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
+        Box::pin(async move {
+            let answer = in_time(self.images().image_fs_info(ImageFsInfoRequest {})).await?;
+            let first = answer.image_filesystems.into_iter().find_map(|system| system.fs_id);
+            Ok(first.map(|id| id.mountpoint.into()).unwrap_or_default())
+        })
     }
 
     fn present<'a>(

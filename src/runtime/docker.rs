@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::models::{CreateImageInfo, ImageInspect};
-use bollard::query_parameters::CreateImageOptions;
+use bollard::query_parameters::{CreateImageOptions, EventsOptions};
 use bollard::{API_DEFAULT_VERSION, BollardRequest};
 use futures::TryStreamExt;
 use http::HeaderValue;
@@ -144,6 +144,42 @@ impl Runtime for Docker {
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
         // Asked anew each time: the engine may have been replaced meanwhile.
         Box::pin(self.ask_version())
+    }
+
+    fn tells_removals(&self) -> bool {
+        true
+    }
+
+    fn watch_removals<'a>(
+        &'a self,
+        told: &'a (dyn Fn() + Send + Sync),
+    ) -> RuntimeFuture<'a, RuntimeError> {
+        Box::pin(async move {
+            let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+            let filters = HashMap::from([
+                ("type".to_owned(), words(&["image"])),
+                ("event".to_owned(), words(&["delete", "untag", "prune"])),
+            ]);
+            let options = EventsOptions { since: None, until: None, filters: Some(filters) };
+            let mut events = std::pin::pin!(self.client.events(Some(options)));
+            loop {
+                match events.try_next().await {
+                    Ok(Some(_)) => told(),
+                    Ok(None) => {
+                        let message = "docker ended its stream of events".into();
+                        return RuntimeError { reason: Reason::RuntimeUnavailable, message };
+                    }
+                    Err(error) => return failure(error),
+                }
+            }
+        })
+    }
+
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
+        Box::pin(async move {
+            let info = self.client.info().await.map_err(failure)?;
+            Ok(info.docker_root_dir.unwrap_or_default().into())
+        })
     }
 
     fn present<'a>(

@@ -1,5 +1,5 @@
 //! Which runtime is behind which socket: what `--runtime-endpoint` names or, without it, the one
-//! well-known socket that is there.
+//! well-known socket that is there; with several, the one whose runtime the kubelet names.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -12,11 +12,11 @@ use super::{Runtime, cri, docker};
 
 /// Where sockets are looked for; the last is where the shipped manifests mount the node's `/run`.
 const FOLDERS: [&str; 3] = ["/run", "/var/run", "/host/run"];
-/// How runtimes name theirs.
-const WELL_KNOWN: [(&str, Kind); 3] = [
-    ("containerd/containerd.sock", Kind::Cri),
-    ("crio/crio.sock", Kind::Cri),
-    ("docker.sock", Kind::Docker),
+/// How runtimes name theirs, what is spoken there, and how the kubelet calls the runtime.
+const WELL_KNOWN: [(&str, Kind, &str); 3] = [
+    ("containerd/containerd.sock", Kind::Cri, "containerd"),
+    ("crio/crio.sock", Kind::Cri, "cri-o"),
+    ("docker.sock", Kind::Docker, "docker"),
 ];
 const PROBE: Duration = Duration::from_secs(2);
 
@@ -61,6 +61,17 @@ pub enum EndpointError {
          --runtime-endpoint unix:///PATH", list(.0)
     )]
     SeveralFound(Vec<PathBuf>),
+    /// No endpoint was named, and what the kubelet uses is none of those found, or not just one.
+    #[error(
+        "the kubelet of this node uses `{kubelet}`, which is not one of the runtimes found ({}): name \
+         its socket with --runtime-endpoint unix:///PATH", list(.found)
+    )]
+    NoneOfThese {
+        /// `status.nodeInfo.containerRuntimeVersion` of the Node.
+        kubelet: String,
+        /// The sockets.
+        found: Vec<PathBuf>,
+    },
     /// The client cannot be made.
     #[error("the runtime's client cannot be made: {0}")]
     Client(String),
@@ -77,23 +88,64 @@ enum Kind {
     Cri,
 }
 
-/// The runtime behind `endpoint`, such as `unix:///var/run/docker.sock`; without one, the only
-/// runtime that is at its usual place. Its socket must exist; behind a usual name it need not
-/// answer yet. Needs a tokio runtime.
-pub fn connect(endpoint: Option<&str>) -> Result<Arc<dyn Runtime>, EndpointError> {
-    let path = match endpoint {
-        Some(endpoint) => named(endpoint)?,
+/// What there is to work with.
+#[derive(Debug)]
+pub enum Choice {
+    /// This runtime.
+    Made(Arc<dyn Runtime>),
+    /// One of these sockets, by what the kubelet uses: see [`choose`].
+    Among(Vec<PathBuf>),
+}
+
+/// The runtime behind `endpoint`, such as `unix:///var/run/docker.sock`; without one, those that
+/// are at their usual place. A socket must exist; behind a usual name it need not answer yet. Needs
+/// a tokio runtime.
+pub fn connect(endpoint: Option<&str>) -> Result<Choice, EndpointError> {
+    let mut sockets = match endpoint {
+        Some(endpoint) => vec![named(endpoint)?],
         None => found(&FOLDERS.map(PathBuf::from))?,
     };
-    let kind = match kind_by_name(&path) {
-        Some(kind) => kind,
-        None => kind_by_asking(&path)
-            .map_err(|source| EndpointError::Silent { path: path.clone(), source })?,
+    Ok(match sockets.pop() {
+        Some(only) if sockets.is_empty() => Choice::Made(behind(&only)?),
+        last => {
+            sockets.extend(last);
+            Choice::Among(sockets)
+        }
+    })
+}
+
+/// The one of several sockets whose runtime the kubelet uses: `kubelet` is what the Node says in
+/// `status.nodeInfo.containerRuntimeVersion`, such as `containerd://2.2.3`, or empty.
+pub fn choose(sockets: &[PathBuf], kubelet: &str) -> Result<Arc<dyn Runtime>, EndpointError> {
+    behind(chosen(sockets, kubelet)?)
+}
+
+fn chosen<'a>(sockets: &'a [PathBuf], kubelet: &str) -> Result<&'a Path, EndpointError> {
+    let Some((name, _)) = kubelet.split_once("://") else {
+        return Err(EndpointError::SeveralFound(sockets.to_vec()));
     };
-    tracing::info!(socket = %path.display(), ?kind, "runtime");
+    let mut fitting = sockets.iter().filter(|socket| {
+        well_known(socket).is_some_and(|(_, kubelets_name)| kubelets_name == name)
+    });
+    match (fitting.next(), fitting.next()) {
+        (Some(only), None) => Ok(only),
+        _ => Err(EndpointError::NoneOfThese {
+            kubelet: kubelet.chars().filter(|c| !c.is_control()).take(100).collect(),
+            found: sockets.to_vec(),
+        }),
+    }
+}
+
+fn behind(socket: &Path) -> Result<Arc<dyn Runtime>, EndpointError> {
+    let kind = match well_known(socket) {
+        Some((kind, _)) => kind,
+        None => kind_by_asking(socket)
+            .map_err(|source| EndpointError::Silent { path: socket.to_owned(), source })?,
+    };
+    tracing::info!(socket = %socket.display(), ?kind, "runtime");
     Ok(match kind {
-        Kind::Docker => Arc::new(docker::Docker::connect(&path)?),
-        Kind::Cri => Arc::new(cri::Cri::connect(&path)),
+        Kind::Docker => Arc::new(docker::Docker::connect(socket)?),
+        Kind::Cri => Arc::new(cri::Cri::connect(socket)),
     })
 }
 
@@ -111,10 +163,10 @@ fn named(endpoint: &str) -> Result<PathBuf, EndpointError> {
     Ok(path)
 }
 
-/// The only well-known socket below these folders, some of which may be the same.
-fn found(folders: &[PathBuf]) -> Result<PathBuf, EndpointError> {
+/// The well-known sockets below these folders, some of which may be the same; at least one.
+fn found(folders: &[PathBuf]) -> Result<Vec<PathBuf>, EndpointError> {
     let candidates =
-        folders.iter().flat_map(|folder| WELL_KNOWN.map(|(name, _)| folder.join(name)));
+        folders.iter().flat_map(|folder| WELL_KNOWN.map(|(name, ..)| folder.join(name)));
     let mut there: Vec<PathBuf> = Vec::new();
     for path in candidates {
         let Ok(path) = path.canonicalize() else { continue };
@@ -123,19 +175,17 @@ fn found(folders: &[PathBuf]) -> Result<PathBuf, EndpointError> {
             there.push(path);
         }
     }
-    match there.as_slice() {
-        [only] => Ok(only.clone()),
-        [] => {
-            let example = folders.first().map(|folder| folder.join(WELL_KNOWN[0].0));
-            Err(EndpointError::NoneFound(example.unwrap_or_default()))
-        }
-        _ => Err(EndpointError::SeveralFound(there)),
+    if there.is_empty() {
+        let example = folders.first().map(|folder| folder.join(WELL_KNOWN[0].0));
+        return Err(EndpointError::NoneFound(example.unwrap_or_default()));
     }
+    Ok(there)
 }
 
-fn kind_by_name(path: &Path) -> Option<Kind> {
+/// What is behind a socket of this name, and how the kubelet calls that.
+fn well_known(path: &Path) -> Option<(Kind, &'static str)> {
     let is = |name: &str| path.file_name() == Path::new(name).file_name();
-    WELL_KNOWN.iter().find(|(name, _)| is(name)).map(|(_, kind)| *kind)
+    WELL_KNOWN.iter().find(|(name, ..)| is(name)).map(|(_, kind, kubelet)| (*kind, *kubelet))
 }
 
 /// Docker answers HTTP/1; a gRPC server answers in binary, or closes.
@@ -181,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn one_well_known_socket_is_found_and_two_are_a_question() {
+    fn well_known_sockets_are_found_each_once() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().canonicalize().unwrap().join("run");
         let var_run = run.with_file_name("var-run");
@@ -192,13 +242,35 @@ mod tests {
         assert!(none.contains("--runtime-endpoint"), "{none}");
         std::fs::write(run.join("docker.sock"), "no socket").unwrap();
         let _containerd = UnixListener::bind(run.join("containerd/containerd.sock")).unwrap();
-        assert_eq!(found(&folders).unwrap(), run.join("containerd/containerd.sock"));
+        assert_eq!(found(&folders).unwrap(), [run.join("containerd/containerd.sock")]);
         std::fs::remove_file(run.join("docker.sock")).unwrap();
         let _docker = UnixListener::bind(run.join("docker.sock")).unwrap();
-        let several = found(&folders).unwrap_err().to_string();
-        for words in ["containerd.sock and ", "docker.sock)", "--runtime-endpoint"] {
-            assert!(several.contains(words), "{several}");
+        let several = found(&folders).unwrap();
+        assert_eq!(several, [run.join("containerd/containerd.sock"), run.join("docker.sock")]);
+    }
+
+    #[test]
+    fn of_several_sockets_the_kubelets_is_taken() {
+        let sockets: Vec<PathBuf> =
+            ["/run/containerd/containerd.sock", "/run/docker.sock"].map(Into::into).into();
+        for (kubelet, file) in
+            [("containerd://2.2.3", "containerd.sock"), ("docker://29.0.1", "docker.sock")]
+        {
+            assert!(chosen(&sockets, kubelet).unwrap().ends_with(file), "{kubelet}");
         }
+        let table = [
+            ("", "more than one container runtime (/run/containerd/containerd.sock and "),
+            ("containerd", "more than one container runtime"),
+            ("cri-o://1.34.0", "uses `cri-o://1.34.0`, which is not one of the runtimes found"),
+        ];
+        for (kubelet, words) in table {
+            let error = chosen(&sockets, kubelet).unwrap_err().to_string();
+            assert!(error.contains(words), "{kubelet}: {error}");
+            assert!(error.contains("--runtime-endpoint"), "{error}");
+        }
+        let twice: Vec<PathBuf> =
+            ["/run/docker.sock", "/host/run/docker.sock"].map(Into::into).into();
+        assert!(chosen(&twice, "docker://29").is_err(), "nobody can tell which of the two");
     }
 
     #[test]
@@ -217,12 +289,12 @@ mod tests {
                 let _ = stream.read(&mut [0; 64]);
                 stream.write_all(says).unwrap();
             });
-            assert_eq!(kind_by_name(&path), None);
+            assert_eq!(well_known(&path), None);
             assert_eq!(kind_by_asking(&path).unwrap(), kind, "{says:?}");
             server.join().unwrap();
         }
         assert!(kind_by_asking(&folder.path().join("none.sock")).is_err());
-        assert_eq!(kind_by_name(Path::new("/a/docker.sock")), Some(Kind::Docker));
-        assert_eq!(kind_by_name(Path::new("/a/crio.sock")), Some(Kind::Cri));
+        assert_eq!(well_known(Path::new("/a/docker.sock")), Some((Kind::Docker, "docker")));
+        assert_eq!(well_known(Path::new("/a/crio.sock")), Some((Kind::Cri, "cri-o")));
     }
 }

@@ -1,7 +1,7 @@
 //! A runtime for tests: does what a script says, and remembers what it was asked.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ pub(crate) struct FakeRuntime {
     held: Arc<Mutex<HashMap<String, PresentImage>>>,
     calls: Arc<Mutex<Vec<String>>>,
     silent: bool,
+    removals: Arc<(Mutex<VecDeque<bool>>, tokio::sync::Notify)>,
 }
 
 impl FakeRuntime {
@@ -44,6 +45,12 @@ impl FakeRuntime {
     /// What was pulled, in order: image, and user in brackets.
     pub(crate) fn calls(&self) -> Arc<Mutex<Vec<String>>> {
         self.calls.clone()
+    }
+
+    /// Tells of a removal, or breaks off.
+    pub(crate) fn tell_removal(&self, told: bool) {
+        self.removals.0.lock().unwrap().push_back(told);
+        self.removals.1.notify_one();
     }
 
     pub(crate) fn lose(&self, image: &str) {
@@ -68,6 +75,33 @@ impl Runtime for FakeRuntime {
 
     fn tells_progress(&self) -> bool {
         !self.silent
+    }
+
+    fn tells_removals(&self) -> bool {
+        true
+    }
+
+    fn watch_removals<'a>(
+        &'a self,
+        told: &'a (dyn Fn() + Send + Sync),
+    ) -> RuntimeFuture<'a, RuntimeError> {
+        Box::pin(async move {
+            loop {
+                let next = self.removals.0.lock().unwrap().pop_front();
+                match next {
+                    Some(true) => told(),
+                    Some(false) => {
+                        let message = "broken off".into();
+                        return RuntimeError { reason: Reason::RuntimeUnavailable, message };
+                    }
+                    None => self.removals.1.notified().await,
+                }
+            }
+        })
+    }
+
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
+        Box::pin(async { Ok(PathBuf::from("/nonexistent/images")) })
     }
 
     fn present<'a>(

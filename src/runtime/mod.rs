@@ -3,19 +3,23 @@
 
 pub mod classify;
 pub mod cri;
+pub mod disk;
 pub mod docker;
 mod endpoint;
 #[cfg(test)]
 pub(crate) mod fake;
+mod undecided;
 
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use crate::api::Reason;
 use crate::image::{Credential, Reference};
 
-pub use self::endpoint::{EndpointError, connect};
+pub use self::endpoint::{Choice, EndpointError, choose, connect};
+pub use self::undecided::Undecided;
 
 /// Of a runtime's own words, in characters.
 const LONGEST_MESSAGE: usize = 1_000;
@@ -33,6 +37,23 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     fn tells_progress(&self) -> bool {
         true
     }
+
+    /// Whether `watch_removals` tells of anything.
+    fn tells_removals(&self) -> bool {
+        false
+    }
+
+    /// Calls `told` whenever the runtime removes an image or a name of one; ends when it cannot be
+    /// heard any more.
+    fn watch_removals<'a>(
+        &'a self,
+        _told: &'a (dyn Fn() + Send + Sync),
+    ) -> RuntimeFuture<'a, RuntimeError> {
+        Box::pin(std::future::pending())
+    }
+
+    /// A folder of the file system where the runtime keeps its images, as the runtime itself sees it.
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>>;
 
     /// Looks whether the runtime holds `image`, without asking any registry.
     fn present<'a>(

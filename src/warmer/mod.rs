@@ -2,14 +2,18 @@
 //! over the node's runtime, and reports. It needs no right in Kubernetes and keeps nothing on disk.
 
 mod args;
+mod disk;
+mod introduction;
 mod metrics;
 mod pull;
 mod queue;
+mod removals;
 mod report;
 mod stream;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -19,12 +23,14 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::protocol::from_controller::Message;
-use crate::protocol::{FromController, Hello, Outcome, PROTOCOL_VERSION, Progress, PullGrant};
-use crate::runtime::{self, EndpointError, Runtime, RuntimeVersion};
+use crate::protocol::{FromController, Hello, Outcome, Progress, PullGrant};
+use crate::runtime::{self, Choice, EndpointError, Runtime, RuntimeVersion, Undecided};
 pub use args::WarmerArgs;
+use disk::DiskGuard;
 pub use metrics::WarmerMetrics;
 use pull::{JobEvent, Patience, now};
-use queue::{Ended, Job, Queue, Step};
+use queue::{Ended, Job, Limits, Queue, Step};
+use removals::Removals;
 use report::Outbox;
 use stream::{Link, LinkEvent, StreamSettings};
 pub use stream::{ServerAddress, StreamError};
@@ -33,7 +39,6 @@ pub use stream::{ServerAddress, StreamError};
 const EVENTS: usize = 64;
 /// How often the controller hears that a pull waits for a place.
 const QUEUED_EVERY_MS: i64 = 3_000;
-const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a warmer cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +54,17 @@ pub enum WarmerError {
 /// A warmer, ready to run.
 pub struct Warmer {
     runtime: Arc<dyn Runtime>,
+    /// Sockets of which the kubelet's is to be taken; empty once that is known.
+    candidates: Vec<PathBuf>,
+    /// What the log says of the runtime: once.
+    introduced: Arc<OnceLock<RuntimeVersion>>,
+    removals: Removals,
     link: Link,
     queue: Queue,
     outbox: Outbox,
     metrics: WarmerMetrics,
     patience: Patience,
+    disk: Arc<DiskGuard>,
     epoch: u64,
     jobs: JoinSet<Ended>,
     running: HashMap<Id, (Job, AbortHandle)>,
@@ -73,16 +84,18 @@ pub async fn run(
     metrics: WarmerMetrics,
     shutdown: CancellationToken,
 ) -> Result<(), WarmerError> {
-    Warmer::new(&args, metrics)?.run(shutdown).await;
-    Ok(())
+    Warmer::new(&args, metrics)?.run(shutdown).await
 }
 
 impl Warmer {
     /// A warmer over the runtime that `args` names. What cannot ever work is an error here; what
     /// may come later (files, the controller, an answer of the runtime) is waited for.
     pub fn new(args: &WarmerArgs, metrics: WarmerMetrics) -> Result<Self, WarmerError> {
-        let runtime = runtime::connect(args.runtime_endpoint.as_deref())?;
-        Self::with_runtime(runtime, args, metrics)
+        let (runtime, candidates) = match runtime::connect(args.runtime_endpoint.as_deref())? {
+            Choice::Made(runtime) => (runtime, Vec::new()),
+            Choice::Among(candidates) => (Arc::new(Undecided) as Arc<dyn Runtime>, candidates),
+        };
+        Ok(Warmer { candidates, ..Self::with_runtime(runtime, args, metrics)? })
     }
 
     /// The same over a given runtime, whatever endpoint `args` name.
@@ -100,14 +113,24 @@ impl Warmer {
             token_file: args.token_file.clone(),
         };
         let (events_sender, events) = mpsc::channel(EVENTS);
-        let look_every = i64::try_from(args.presence_interval.as_millis()).unwrap_or(i64::MAX / 4);
+        let limits = Limits {
+            parallel_pulls: args.parallel_pulls.into(),
+            pulls_per_registry: args.max_pulls_per_registry.into(),
+            look_every_ms: i64::try_from(args.presence_interval.as_millis())
+                .unwrap_or(i64::MAX / 4),
+            assumed_bytes: args.assumed_image_size,
+        };
         Ok(Warmer {
+            removals: Removals::listen(runtime.clone()),
             runtime,
+            candidates: Vec::new(),
+            introduced: Arc::default(),
             link: Link::new(settings),
-            queue: Queue::new(args.parallel_pulls.into(), look_every),
+            queue: Queue::new(limits),
             outbox: Outbox::default(),
             metrics,
             patience: Patience { idle: args.pull_idle_timeout, total: args.pull_deadline },
+            disk: Arc::new(DiskGuard::new(args.keep_free_disk, args.image_folder.clone())),
             epoch: 0,
             jobs: JoinSet::new(),
             running: HashMap::new(),
@@ -125,11 +148,12 @@ impl Warmer {
         self.connected.subscribe()
     }
 
-    /// Works until `shutdown`; running pulls are then stopped.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    /// Works until `shutdown`; running pulls are then stopped. An error when it cannot be told with
+    /// which of several runtimes to work.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), WarmerError> {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let ended = loop {
             self.start_jobs();
             if self.link.is_closed() {
                 let hello = self.hello();
@@ -138,26 +162,31 @@ impl Warmer {
             let wake_at = self.queue.wake_at(now());
             let wants_room = !self.outbox.is_empty();
             tokio::select! {
-                () = shutdown.cancelled() => break,
-                event = self.link.next(wants_room) => self.on_link(event),
+                () = shutdown.cancelled() => break Ok(()),
+                event = self.link.next(wants_room) => if let Err(error) = self.on_link(event) {
+                    break Err(error.into());
+                },
                 Some(event) = self.events.recv() => self.on_job_event(event),
                 Some(ended) = self.jobs.join_next_with_id() => self.on_ended(ended),
                 () = sleep_until(wake_at) => {}
-                _ = tick.tick() => self.tell_queued(),
+                () = self.removals.seen() => self.queue.removal_seen(now()),
+                _ = tick.tick() => self.tell_waiting(),
             }
-        }
+        };
         self.show_connected(false);
         // Dropping the jobs cancels their pulls, dropping the link closes the stream.
         self.jobs.shutdown().await;
+        ended
     }
 
     fn start_jobs(&mut self) {
         while let Some(job) = self.queue.next(now()) {
-            let (runtime, events, patience) =
-                (self.runtime.clone(), self.events_sender.clone(), self.patience);
+            let (runtime, disk) = (self.runtime.clone(), self.disk.clone());
+            let (events, patience) = (self.events_sender.clone(), self.patience);
             let task = job.clone();
-            let handle =
-                self.jobs.spawn(async move { pull::run(&task, runtime, events, patience).await });
+            let handle = self
+                .jobs
+                .spawn(async move { pull::run(&task, runtime, &disk, events, patience).await });
             self.running.insert(handle.id(), (job, handle));
         }
         let pulls = self.running.values().filter(|(job, _)| job.step == Step::Pull).count();
@@ -170,32 +199,12 @@ impl Warmer {
         // By the clock, so that it grows over restarts as well.
         let clock = u64::try_from(now()).unwrap_or(0);
         self.epoch = clock.max(self.epoch + 1);
-        let (runtime, epoch) = (self.runtime.clone(), self.epoch);
         let pulling = self.pulling.iter().cloned().collect();
-        Box::pin(async move {
-            let version = tokio::time::timeout(VERSION_TIMEOUT, runtime.version()).await;
-            let version = match version {
-                Ok(Ok(version)) => version,
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "the runtime does not answer");
-                    unknown_version()
-                }
-                Err(_) => unknown_version(),
-            };
-            Hello {
-                protocol_version: PROTOCOL_VERSION,
-                epoch,
-                warmer_version: env!("CARGO_PKG_VERSION").into(),
-                runtime_name: version.name,
-                runtime_version: version.version,
-                os: version.os,
-                architecture: version.architecture,
-                pulling,
-            }
-        })
+        let (runtime, epoch) = (self.runtime.clone(), self.epoch);
+        Box::pin(introduction::hello(runtime, epoch, pulling, self.introduced.clone()))
     }
 
-    fn on_link(&mut self, event: LinkEvent) {
+    fn on_link(&mut self, event: LinkEvent) -> Result<(), EndpointError> {
         match event {
             // Not before the Welcome: until then the controller may still say no.
             LinkEvent::Opened => {}
@@ -209,17 +218,30 @@ impl Warmer {
                     error => tracing::warn!(%error, "no stream to the controller"),
                 }
             }
-            LinkEvent::Message(message) => self.on_message(message),
+            LinkEvent::Message(message) => return self.on_message(message),
             LinkEvent::Room(permit) => {
                 if let Some(message) = self.outbox.pop() {
                     permit.send(message);
                 }
             }
         }
+        Ok(())
     }
 
-    fn on_message(&mut self, message: FromController) {
+    /// Takes the kubelet's runtime, and introduces itself anew.
+    fn settle(&mut self, kubelet: &str) -> Result<(), EndpointError> {
+        self.runtime = runtime::choose(&self.candidates, kubelet)?;
+        self.candidates.clear();
+        self.removals = Removals::listen(self.runtime.clone());
+        self.link.close();
+        Ok(())
+    }
+
+    fn on_message(&mut self, message: FromController) -> Result<(), EndpointError> {
         match message.message {
+            Some(Message::Welcome(welcome)) if !self.candidates.is_empty() => {
+                self.settle(&welcome.kubelet_runtime)?;
+            }
             Some(Message::Welcome(welcome)) => {
                 let (node, controller) = (welcome.node_name, welcome.controller_version);
                 tracing::info!(node, controller, "connected to the controller");
@@ -250,6 +272,7 @@ impl Warmer {
             // From a newer controller.
             None => {}
         }
+        Ok(())
     }
 
     fn on_job_event(&mut self, event: JobEvent) {
@@ -308,8 +331,11 @@ impl Warmer {
         }
     }
 
-    fn tell_queued(&mut self) {
+    fn tell_waiting(&mut self) {
         let now = now();
+        for outcome in self.queue.held_up(now) {
+            self.outbox.outcome(outcome);
+        }
         if !self.link.is_open() || now - self.queued_told_at < QUEUED_EVERY_MS {
             return;
         }
@@ -323,15 +349,6 @@ impl Warmer {
     fn show_connected(&self, connected: bool) {
         self.metrics.connected.set(connected.into());
         self.connected.send_if_modified(|shown| std::mem::replace(shown, connected) != connected);
-    }
-}
-
-fn unknown_version() -> RuntimeVersion {
-    RuntimeVersion {
-        name: String::new(),
-        version: String::new(),
-        os: String::new(),
-        architecture: String::new(),
     }
 }
 

@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::disk::DiskGuard;
 use super::queue::{Ended, Job, Step};
 use crate::api::Reason;
 use crate::image::Credential;
@@ -40,6 +41,7 @@ pub enum JobEvent {
 pub async fn run(
     job: &Job,
     runtime: Arc<dyn Runtime>,
+    disk: &DiskGuard,
     events: mpsc::Sender<JobEvent>,
     patience: Patience,
 ) -> Ended {
@@ -52,6 +54,14 @@ pub async fn run(
             }))
         }
         Step::Pull => {
+            // Before the grant: who cannot pull takes no place from other nodes.
+            let shortage = disk.shortage(runtime.as_ref(), job.room_bytes);
+            match tokio::time::timeout(LOOK_TIMEOUT, shortage).await {
+                Ok(Some(message)) => return Ended::NoRoom(message),
+                Ok(None) => {}
+                // The pull will find out what is wrong.
+                Err(_) => tracing::warn!("the disk guard got no answer in time"),
+            }
             let (sender, grant) = oneshot::channel();
             // The main loop outlives its jobs; without it the process is ending.
             let _ = events.send(JobEvent::Ask(job.uid.clone(), sender)).await;
@@ -68,8 +78,13 @@ pub async fn run(
                 return Ended::Refused(*reason, message.clone());
             }
             let started = now();
-            let result = pull(job, grant, runtime.as_ref(), &events, patience, started).await;
-            Ended::Pulled(started, result.map_err(|error| without_secret(error, refusal)))
+            let pull = pull(job, grant, runtime.as_ref(), &events, patience, started);
+            tokio::select! {
+                result = pull => {
+                    Ended::Pulled(started, result.map_err(|error| without_secret(error, refusal)))
+                }
+                message = disk.until_low(runtime.as_ref()) => Ended::OutOfRoom(message),
+            }
         }
     }
 }
@@ -200,6 +215,7 @@ mod tests {
             image: Reference::parse(image).unwrap(),
             attempt: 1,
             check_for: String::new(),
+            room_bytes: 1,
         }
     }
 
@@ -220,7 +236,9 @@ mod tests {
             while heard.recv().await.is_some() {}
         };
         let patience = Patience { idle, total: 2 * idle };
-        let (ended, ()) = tokio::join!(run(&job, Arc::new(runtime), events, patience), grant_it);
+        let disk = DiskGuard::new(0, None);
+        let run = run(&job, Arc::new(runtime), &disk, events, patience);
+        let (ended, ()) = tokio::join!(run, grant_it);
         ended
     }
 
@@ -229,6 +247,7 @@ mod tests {
             Ended::Pulled(_, Ok(pulled)) => Ok(pulled.downloaded),
             Ended::Pulled(_, Err(error)) => Err(error.reason),
             Ended::Refused(reason, _) => Err(reason),
+            Ended::NoRoom(_) | Ended::OutOfRoom(_) => Err(Reason::DiskPressure),
             Ended::Looked(_) => Err(Reason::Removed),
         }
     }
@@ -302,5 +321,19 @@ mod tests {
         let stuck = FakeRuntime::default().silent().with("r.test/app:v1", Script::Stuck);
         let ended_stuck = ended(stuck, PullGrant::default(), idle).await;
         assert_eq!(reason(ended_stuck), Err(Reason::TimedOut));
+    }
+
+    #[tokio::test]
+    async fn without_room_nothing_is_asked_for_and_nothing_pulled() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = DiskGuard::new(0, Some(folder.path().to_owned()));
+        let (events, mut heard) = mpsc::channel(8);
+        let runtime = FakeRuntime::default();
+        let calls = runtime.calls();
+        let huge = Job { room_bytes: u64::MAX, ..job("r.test/app:v1") };
+        let patience = Patience { idle: Duration::from_secs(5), total: Duration::from_secs(5) };
+        let ended = run(&huge, Arc::new(runtime), &disk, events, patience).await;
+        assert!(matches!(ended, Ended::NoRoom(_)), "{ended:?}");
+        assert!(heard.recv().await.is_none() && calls.lock().unwrap().is_empty());
     }
 }

@@ -1,6 +1,11 @@
 //! What the node is to hold and what to do next: looks and pulls, retries, and the report that each
 //! result deserves. Pure: `now` is milliseconds since 1970, `jitter` a random number from 0 to 1.
 
+mod entry;
+mod registry;
+mod removal;
+pub mod space;
+
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
@@ -8,10 +13,25 @@ use crate::api::Reason;
 use crate::image::Reference;
 use crate::protocol::{Assign, Outcome};
 use crate::runtime::{PresentImage, PulledImage, RuntimeError};
+use entry::{Entry, State, absent, first_step, present, spread, waits};
+use registry::Registries;
+use removal::Removals;
 
 /// Looks at the runtime that may run beside the pulls.
 const LOOKS: usize = 4;
-const LONGEST_RETRY_MS: f64 = 300_000.0;
+
+/// What the node may be made to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Pulls at a time.
+    pub parallel_pulls: usize,
+    /// Of these, from one registry.
+    pub pulls_per_registry: usize,
+    /// How often the runtime is asked whether it still holds an image.
+    pub look_every_ms: i64,
+    /// Room that the pull of an image of unknown size is taken to need.
+    pub assumed_bytes: u64,
+}
 
 /// What to do for an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +55,8 @@ pub struct Job {
     pub attempt: u32,
     /// `Assign.check_for` at the start.
     pub check_for: String,
+    /// Room that this pull, and those that run already, may take on the disk.
+    pub room_bytes: u64,
 }
 
 /// How a [`Job`] ended.
@@ -46,46 +68,37 @@ pub enum Ended {
     Pulled(i64, Result<PulledImage, RuntimeError>),
     /// The controller said no.
     Refused(Reason, String),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Due(Step, i64),
-    Running,
+    /// There is no room for it on the disk.
+    NoRoom(String),
+    /// There was none any more while it ran, so it was stopped.
+    OutOfRoom(String),
 }
 
 #[derive(Debug)]
-struct Entry {
-    assign: Assign,
+struct Running {
     image: Reference,
-    state: State,
-    arrived: u64,
-    attempts: u32,
-    last: Option<Outcome>,
-    /// Named since the last Welcome.
-    confirmed: bool,
-    /// Changed while its job ran: do it once more.
-    again: bool,
+    step: Step,
+    room_bytes: u64,
 }
 
 /// The node's orders.
 #[derive(Debug)]
 pub struct Queue {
     entries: HashMap<String, Entry>,
-    running: HashMap<String, (Reference, Step)>,
-    parallel_pulls: usize,
-    look_every_ms: i64,
+    running: HashMap<String, Running>,
+    registries: Registries,
+    limits: Limits,
     arrivals: u64,
 }
 
 impl Queue {
-    /// At most `parallel_pulls` pulls at a time; what is held is looked at each `look_every_ms`.
-    pub fn new(parallel_pulls: usize, look_every_ms: i64) -> Self {
+    /// An empty queue.
+    pub fn new(limits: Limits) -> Self {
         Queue {
             entries: HashMap::new(),
             running: HashMap::new(),
-            parallel_pulls,
-            look_every_ms,
+            registries: Registries::default(),
+            limits,
             arrivals: 0,
         }
     }
@@ -124,6 +137,10 @@ impl Queue {
                 last: None,
                 confirmed: true,
                 again: false,
+                removals: Removals::default(),
+                outgrown: 0,
+                pull_not_before: 0,
+                unsure: false,
                 assign,
             };
             self.entries.insert(entry.assign.uid.clone(), entry);
@@ -136,19 +153,22 @@ impl Queue {
         let to_check =
             !new.check_for.is_empty() && new.check_for != old.check_for && new.check_for != checked;
         let failed = entry.last.as_ref().is_some_and(|last| !last.present);
-        let payer_changed = failed && new.identity_mark != old.identity_mark;
+        // A newer Revision is no reason to pull what is there, but one to try again what is not.
+        let payer_changed =
+            failed && (new.identity_mark != old.identity_mark || new.priority > old.priority);
         match entry.state {
             State::Running => {
                 entry.again |= to_check || payer_changed;
                 // A look that finds what is known says nothing: the controller may not know it yet.
-                let looks =
-                    self.running.get(&entry.assign.uid).is_some_and(|(_, s)| *s == Step::Look);
+                let running = self.running.get(&entry.assign.uid);
+                let looks = running.is_some_and(|running| running.step == Step::Look);
                 entry.last.clone().filter(|_| looks)
             }
             State::Due(..) if to_check || payer_changed || entry.image != image => {
                 entry.state = State::Due(first_step(new, &image), now);
                 entry.image = image;
                 entry.attempts = 0;
+                entry.pull_not_before = now;
                 None
             }
             State::Due(..) => entry.last.clone(),
@@ -171,35 +191,87 @@ impl Queue {
     /// The next job to start, if there is one and a place for it: orders of the newest Revision
     /// first. No image is ever worked on twice at once.
     pub fn next(&mut self, now: i64) -> Option<Job> {
-        let busy: HashSet<&Reference> = self.running.values().map(|(image, _)| image).collect();
-        let count = |step| self.running.values().filter(|(_, running)| *running == step).count();
-        let free = |step| match step {
-            Step::Look => count(Step::Look) < LOOKS,
-            Step::Pull => count(Step::Pull) < self.parallel_pulls,
+        let busy: HashSet<&Reference> = self.running.values().map(|job| &job.image).collect();
+        let mut pulls: HashMap<&str, usize> = HashMap::new();
+        for job in self.running.values().filter(|job| job.step == Step::Pull) {
+            *pulls.entry(job.image.domain()).or_default() += 1;
+        }
+        let pulls_in_all: usize = pulls.values().sum();
+        let free_look = self.running.len() - pulls_in_all < LOOKS;
+        let free_pull = |image: &Reference| {
+            let registry = image.domain();
+            let places = self.registries.places(registry, self.limits.pulls_per_registry);
+            pulls_in_all < self.limits.parallel_pulls
+                && pulls.get(registry).copied().unwrap_or(0) < places
+                && self.registries.waits_until(registry, now).is_none()
         };
-        let (free_look, free_pull) = (free(Step::Look), free(Step::Pull));
         let due = self.entries.iter().filter_map(|(uid, entry)| match entry.state {
-            State::Due(step, at) if at <= now => {
-                let free = if step == Step::Look { free_look } else { free_pull };
-                (free && !busy.contains(&entry.image)).then_some((uid, entry, step))
+            State::Due(step, at) if at <= now && !busy.contains(&entry.image) => {
+                let free = if step == Step::Look { free_look } else { free_pull(&entry.image) };
+                free.then_some((uid, entry, step))
             }
             _ => None,
         });
         let (uid, _, step) =
             due.min_by_key(|(_, entry, _)| (Reverse(entry.assign.priority), entry.arrived))?;
         let uid = uid.clone();
+        let others: u64 =
+            self.running.values().map(|job| job.room_bytes).fold(0, u64::saturating_add);
         let entry = self.entries.get_mut(&uid)?;
         entry.state = State::Running;
-        let attempt = if step == Step::Pull { entry.attempts + 1 } else { 0 };
-        self.running.insert(uid.clone(), (entry.image.clone(), step));
-        let (image, check_for) = (entry.image.clone(), entry.assign.check_for.clone());
-        Some(Job { uid, step, image, attempt, check_for })
+        let image = entry.image.clone();
+        let (attempt, room_bytes) = match step {
+            Step::Look => (0, 0),
+            Step::Pull => (entry.attempts + 1, entry.room_bytes(self.limits.assumed_bytes)),
+        };
+        self.running.insert(uid.clone(), Running { image: image.clone(), step, room_bytes });
+        let check_for = entry.assign.check_for.clone();
+        let room_bytes = room_bytes.saturating_add(others);
+        Some(Job { uid, step, image, attempt, check_for, room_bytes })
+    }
+
+    /// The runtime told that an image was removed: looks at all that it should hold.
+    pub fn removal_seen(&mut self, now: i64) {
+        for entry in self.entries.values_mut() {
+            match entry.state {
+                State::Due(Step::Look, at) if at > now && entry.is_believed() => {
+                    entry.state = State::Due(Step::Look, now);
+                }
+                State::Running => entry.unsure = true,
+                State::Due(..) => {}
+            }
+        }
+    }
+
+    /// What is to be reported of pulls that only wait for their registry, once for each.
+    pub fn held_up(&mut self, now: i64) -> Vec<Outcome> {
+        let mut reports = Vec::new();
+        for (uid, entry) in &mut self.entries {
+            let due = matches!(entry.state, State::Due(Step::Pull, at) if at <= now);
+            let registry = entry.image.domain();
+            let Some(until) = self.registries.waits_until(registry, now).filter(|_| due) else {
+                continue;
+            };
+            let told = entry.last_reason() == Some(Reason::RateLimited.as_str());
+            if told || entry.is_believed() {
+                continue;
+            }
+            let message = format!("{registry} asked for fewer requests; {}", waits(now, until));
+            let outcome = absent(uid, Reason::RateLimited, message, now);
+            let outcome = Outcome { retry_at_unix_ms: until, ..outcome };
+            entry.last = Some(outcome.clone());
+            reports.push(outcome);
+        }
+        reports
     }
 
     /// Pulls that are due but have no place.
     pub fn queued(&self, now: i64) -> impl Iterator<Item = &str> {
         self.entries.iter().filter_map(move |(uid, entry)| match entry.state {
-            State::Due(Step::Pull, at) if at <= now => Some(uid.as_str()),
+            State::Due(Step::Pull, at) if at <= now => {
+                let waits = self.registries.waits_until(entry.image.domain(), now).is_some();
+                (!waits).then_some(uid.as_str())
+            }
             _ => None,
         })
     }
@@ -210,158 +282,74 @@ impl Queue {
             State::Due(_, at) if at > now => Some(at),
             _ => None,
         });
-        due.min()
+        due.chain(self.registries.wake_at(now)).min()
     }
 
     /// A job was stopped before its end.
     pub fn stopped(&mut self, uid: &str, now: i64) {
-        let Some((_, step)) = self.running.remove(uid) else { return };
+        let Some(job) = self.running.remove(uid) else { return };
         if let Some(entry) = self.entries.get_mut(uid) {
-            entry.state = State::Due(step, now);
+            entry.state = State::Due(job.step, now);
         }
     }
 
     /// A job ended. Returns what is to be reported.
     pub fn ended(&mut self, job: &Job, ended: Ended, now: i64, jitter: f64) -> Option<Outcome> {
         self.running.remove(&job.uid);
-        let look_every_ms = self.look_every_ms;
+        let look_every_ms = self.limits.look_every_ms;
         let entry = self.entries.get_mut(&job.uid)?;
         let again = std::mem::take(&mut entry.again);
         let report = match ended {
             Ended::Looked(result) => entry.looked(job, result, look_every_ms, now, jitter),
             Ended::Pulled(started, Ok(pulled)) => {
-                entry.attempts = 0;
+                self.registries.served(job.image.domain());
+                (entry.attempts, entry.outgrown) = (0, 0);
+                entry.removals.held(now);
                 entry.state = State::Due(Step::Look, now + spread(look_every_ms, jitter));
                 let reason =
                     if pulled.downloaded { Reason::Pulled } else { Reason::AlreadyPresent };
                 let outcome = present(job, reason, pulled.image, now);
                 Some(Outcome { started_at_unix_ms: started, attempt: job.attempt, ..outcome })
             }
-            Ended::Pulled(started, Err(error)) => {
-                let outcome = entry.failed(job, error.reason, error.message, now, jitter);
+            Ended::Pulled(started, Err(mut error)) => {
+                let mut not_before = now;
+                if error.reason == Reason::RateLimited {
+                    let registry = job.image.domain();
+                    not_before = self.registries.limited(registry, &error.message, now, jitter);
+                    error.message.push_str(&format!("; {}", waits(now, not_before)));
+                }
+                let RuntimeError { reason, message } = error;
+                let outcome = entry.failed(job, reason, message, now, not_before, jitter);
                 Some(Outcome { started_at_unix_ms: started, ..outcome })
             }
             Ended::Refused(reason, message) => {
-                Some(entry.failed(job, reason, message, now, jitter))
+                Some(entry.failed(job, reason, message, now, now, jitter))
+            }
+            Ended::NoRoom(message) => {
+                // Told once: it is looked at often, and the numbers change each time.
+                let told = entry.last_reason() == Some(Reason::DiskPressure.as_str());
+                Some(entry.no_room(job, message, now, jitter)).filter(|_| !told)
+            }
+            Ended::OutOfRoom(message) => {
+                // Always told: it ends the grant.
+                entry.outgrown += 1;
+                Some(entry.no_room(job, message, now, jitter))
             }
         };
         if again {
             entry.attempts = 0;
             entry.state = State::Due(first_step(&entry.assign, &entry.image), now);
         }
+        if std::mem::take(&mut entry.unsure)
+            && let State::Due(Step::Look, _) = entry.state
+            && entry.is_believed_after(&report)
+        {
+            entry.state = State::Due(Step::Look, now);
+        }
         if report.is_some() {
             entry.last.clone_from(&report);
         }
         report
-    }
-}
-
-impl Entry {
-    fn looked(
-        &mut self,
-        job: &Job,
-        result: Result<Option<PresentImage>, RuntimeError>,
-        look_every_ms: i64,
-        now: i64,
-        jitter: f64,
-    ) -> Option<Outcome> {
-        let held_before = match &self.last {
-            Some(last) => last.present,
-            None => self.assign.believed_present,
-        };
-        match result {
-            Ok(Some(held)) => {
-                self.attempts = 0;
-                self.state = State::Due(Step::Look, now + spread(look_every_ms, jitter));
-                let known = self.last.as_ref().is_some_and(|last| {
-                    last.present
-                        && held.digest.as_ref().is_none_or(|digest| *digest == last.digest)
-                        && last.checked_for == job.check_for
-                });
-                (!known).then(|| present(job, Reason::AlreadyPresent, held, now))
-            }
-            Ok(None) => {
-                self.state = State::Due(Step::Pull, now);
-                let message = "the runtime no longer holds the image; it is pulled again";
-                held_before.then(|| absent(&job.uid, Reason::Removed, message.into(), now))
-            }
-            // A runtime that does not answer has not lost the image.
-            Err(_) if held_before => {
-                self.attempts += 1;
-                let delay = retry_delay(self.attempts, Reason::RuntimeUnavailable, jitter);
-                self.state = State::Due(Step::Look, now + delay);
-                None
-            }
-            Err(error) => Some(self.failed(job, error.reason, error.message, now, jitter)),
-        }
-    }
-
-    fn failed(
-        &mut self,
-        job: &Job,
-        reason: Reason,
-        message: String,
-        now: i64,
-        jitter: f64,
-    ) -> Outcome {
-        self.attempts += 1;
-        let retry_at = now + retry_delay(self.attempts, reason, jitter);
-        // What the node held of the tag before does not count any more: it has to be pulled.
-        let step = if self.image.digest().is_some() { Step::Look } else { Step::Pull };
-        self.state = State::Due(step, retry_at);
-        Outcome {
-            attempt: self.attempts,
-            retry_at_unix_ms: retry_at,
-            ..absent(&job.uid, reason, message, now)
-        }
-    }
-}
-
-/// A digest cannot have moved; a tag may have, unless the controller says that it need not be asked.
-fn first_step(assign: &Assign, image: &Reference) -> Step {
-    if image.digest().is_some() || (assign.believed_present && assign.check_for.is_empty()) {
-        Step::Look
-    } else {
-        Step::Pull
-    }
-}
-
-/// What time heals is tried again soon, what a person has to mend slowly; both at most each five
-/// minutes or so.
-fn retry_delay(attempts: u32, reason: Reason, jitter: f64) -> i64 {
-    let (first, factor): (f64, f64) =
-        if reason.needs_person() { (10_000.0, 4.0) } else { (1_000.0, 2.0) };
-    let power = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX).min(30);
-    let delay = (first * factor.powi(power)).min(LONGEST_RETRY_MS);
-    (delay * (0.75 + jitter * 0.5)) as i64
-}
-
-/// Not all nodes, and not all images of a node, at the same moment.
-fn spread(every_ms: i64, jitter: f64) -> i64 {
-    (every_ms as f64 * (0.75 + jitter * 0.5)) as i64
-}
-
-fn present(job: &Job, reason: Reason, held: PresentImage, now: i64) -> Outcome {
-    Outcome {
-        uid: job.uid.clone(),
-        present: true,
-        reason: reason.as_str().into(),
-        digest: held.digest.unwrap_or_default(),
-        size_bytes: held.size_bytes,
-        finished_at_unix_ms: now,
-        checked_for: job.check_for.clone(),
-        ..Outcome::default()
-    }
-}
-
-fn absent(uid: &str, reason: Reason, message: String, now: i64) -> Outcome {
-    Outcome {
-        uid: uid.to_owned(),
-        present: false,
-        reason: reason.as_str().into(),
-        message,
-        finished_at_unix_ms: now,
-        ..Outcome::default()
     }
 }
 

@@ -273,6 +273,11 @@ impl Link {
         matches!(self.state, State::Open(_))
     }
 
+    /// Ends the stream; the next may be opened at once.
+    pub(super) fn close(&mut self) {
+        (self.state, self.failures, self.opened_at) = (State::Closed, 0, None);
+    }
+
     /// Begins to open a stream, after a pause if the last ones failed. `jitter` is from 0 to 1.
     pub(super) fn begin(&mut self, hello: BoxFuture<'static, Hello>, jitter: f64) {
         let redirected = self.leader.take();

@@ -34,10 +34,7 @@ pub async fn warmer(command: WarmerCommand) -> anyhow::Result<Exit> {
     let warmer = Warmer::new(&command.warmer, warmer_metrics)?;
     let connected = warmer.connected();
     let stop = parts.stop.clone();
-    parts.add("warmer", async move {
-        warmer.run(stop).await;
-        Ok(())
-    });
+    parts.add("warmer", async move { Ok(warmer.run(stop).await?) });
     let readiness = Readiness::default().with("stream", move || {
         let open = *connected.borrow();
         if open { Ok(()) } else { Err("no stream to the controller".into()) }

@@ -427,7 +427,9 @@ fn warmers_run_everywhere_with_one_token_and_one_folder() {
     let container = container(&daemon_set);
     let mounts: Vec<_> =
         list(&container["volumeMounts"]).iter().map(|mount| text(&mount["mountPath"])).collect();
-    for flag in ["--dispatch-ca-file=", "--token-file=", "--runtime-endpoint=unix://"] {
+    // Where the warmer looks for its runtime.
+    assert!(mounts.contains(&"/host/run"), "{mounts:?}");
+    for flag in ["--dispatch-ca-file=", "--token-file="] {
         let mut arguments = list(&container["args"]).iter().map(text);
         let path = arguments.find_map(|argument| argument.strip_prefix(flag));
         let parent = path.and_then(|path| Path::new(path).parent()?.to_str());

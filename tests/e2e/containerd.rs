@@ -11,6 +11,7 @@ crate::tests![
     failures_on_containerd_have_their_names,
     an_image_removed_from_containerd_comes_back,
     a_restarted_containerd_is_found_again,
+    of_two_runtimes_the_kubelets_is_taken,
 ];
 
 /// Runs `test` with a containerd node that goes afterwards.
@@ -122,6 +123,29 @@ async fn a_restarted_containerd_is_found_again(world: &World) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn of_two_runtimes_the_kubelets_is_taken(world: &World) -> Result<()> {
+    let namespace = world.namespace("two-runtimes").await?;
+    let app = world.push("two-runtimes", "v1").await?;
+    let docker = world.nodes().remove(0);
+    let node = world.join_node_between("two-runtimes", &docker).await?;
+    let checked = async {
+        world.hand_made(&namespace, "app", &app.tag, &node, &[]).await?;
+        reaches(world, &namespace, "app", Reason::Pulled).await?;
+        ensure!(world.node_digest(&node, &app.tag).await? == Some(app.digest.clone()));
+        ensure!(world.node_digest(&docker, &app.tag).await?.is_none(), "the other one has it");
+        let (_, said) = world.imagewarm(&["status", "-n", &namespace, "--nodes"]).await?;
+        ensure!(said.contains(&node) && said.contains("containerd 1."), "{said}");
+        let (_, said) =
+            world.imagewarm(&["status", "-n", &namespace, "--nodes", "-o", "json"]).await?;
+        let value: serde_json::Value = serde_json::from_str(&said)?;
+        ensure!(value["nodes"][0]["images"]["ready"] == 1, "{said}");
+        Ok(())
+    }
+    .await;
+    world.remove_node(&node).await?;
+    checked
 }
 
 /// Waits until the order has this reason.

@@ -10,9 +10,11 @@ mod convergence;
 mod deploys;
 mod failures;
 mod images;
+mod limited;
 mod nodes;
 mod outages;
 mod private;
+mod room;
 mod trust;
 mod world;
 mod wrong_answers;
@@ -53,6 +55,8 @@ fn main() -> ExitCode {
         images::TESTS,
         admission::TESTS,
         nodes::TESTS,
+        room::TESTS,
+        limited::TESTS,
         trust::TESTS,
         commands::TESTS,
         containerd::TESTS,

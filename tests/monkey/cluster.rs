@@ -411,6 +411,12 @@ impl World {
             secrets: &self.secrets,
             connected,
             held,
+            losers: self
+                .fake
+                .values()
+                .filter(|fake| fake.runtime.lost() > 1)
+                .map(|fake| fake.name.clone())
+                .collect(),
             catalog: &self.catalog,
             by_hand: &self.by_hand,
         }))

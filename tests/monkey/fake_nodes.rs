@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub struct MemoryRuntime {
     catalog: Arc<Catalog>,
     pull_takes: Duration,
     held: Mutex<BTreeMap<String, PresentImage>>,
+    lost: AtomicUsize,
 }
 
 impl MemoryRuntime {
@@ -50,6 +52,12 @@ impl MemoryRuntime {
     /// Forgets every image.
     pub fn lose(&self) {
         self.held().clear();
+        self.lost.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often it did.
+    pub fn lost(&self) -> usize {
+        self.lost.load(Ordering::SeqCst)
     }
 }
 
@@ -70,6 +78,10 @@ impl Runtime for MemoryRuntime {
         image: &'a Reference,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         Box::pin(async { Ok(self.held().get(image.as_str()).cloned()) })
+    }
+
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
+        Box::pin(async { Ok("/".into()) })
     }
 
     fn pull<'a>(
@@ -133,8 +145,12 @@ impl FakeNode {
         let token = cluster.token_for_pod(account, (&pod, name), AUDIENCE, 24 * 3600).await?;
         let token_file = cluster.folder().join(format!("{name}.token"));
         tokio::fs::write(&token_file, token).await?;
-        let runtime =
-            MemoryRuntime { catalog: catalog.clone(), pull_takes, held: Mutex::default() };
+        let runtime = MemoryRuntime {
+            catalog: catalog.clone(),
+            pull_takes,
+            held: Mutex::default(),
+            lost: AtomicUsize::new(0),
+        };
         let server = [
             format!("https://{}", cluster.dispatch.address()),
             format!("imagewarm-dispatch.{NAMESPACE}.svc"),
@@ -165,11 +181,21 @@ impl FakeNode {
             &self.token_file.display().to_string(),
             "--presence-interval",
             "5s",
+            "--keep-free-disk",
+            "0%",
+            "--assumed-image-size",
+            "0",
         ])?;
         let metrics = WarmerMetrics::register(&mut Default::default());
         let warmer = Warmer::with_runtime(self.runtime.clone(), &flags.warmer, metrics)?;
         let stop = CancellationToken::new();
-        self.running = Some((stop.clone(), tokio::spawn(warmer.run(stop))));
+        self.running = Some((
+            stop.clone(),
+            tokio::spawn(async move {
+                // It ends early only when its runtime is none, and a runtime this is.
+                let _ = warmer.run(stop).await;
+            }),
+        ));
         Ok(())
     }
 

@@ -27,6 +27,8 @@ pub struct Observed<'a> {
     pub connected: BTreeSet<String>,
     /// Node and image (as ordered) of what the runtimes hold.
     pub held: BTreeSet<(String, String)>,
+    /// Nodes that lost images more than once: those are not pulled again at once.
+    pub losers: BTreeSet<String>,
     pub catalog: &'a Catalog,
     /// Hand-made orders: namespace, name, image, node.
     pub by_hand: &'a BTreeSet<(String, String, String, String)>,
@@ -242,6 +244,9 @@ fn status(observed: &Observed<'_>, warm: &ImageWarm) -> Result<(), String> {
     let is_ready = matches!(reason, Reason::Pulled | Reason::AlreadyPresent);
     let refused = matches!(reason, Reason::Unauthorized | Reason::SecretMissing);
     let secret = observed.secrets[&namespace(warm)];
+    if reason == Reason::Removed && !holds && observed.losers.contains(node) {
+        return Ok(());
+    }
     let right = match observed.catalog.images.get(&image) {
         // A missing Secret may be why a registry hides it.
         None if secret == SecretIs::Absent => reason == Reason::SecretMissing,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, NodeSpec, NodeStatus};
+use k8s_openapi::api::core::v1::{Namespace, Node, NodeSpec, NodeStatus, NodeSystemInfo};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
@@ -93,13 +93,18 @@ impl Watched for Node {
             unschedulable: spec.unschedulable,
             ..NodeSpec::default()
         });
-        let mut conditions =
-            self.status.take().and_then(|status| status.conditions).unwrap_or_default();
+        let status = self.status.take().unwrap_or_default();
+        let mut conditions = status.conditions.unwrap_or_default();
         conditions.retain(|condition| condition.type_ == "Ready");
         for condition in &mut conditions {
             condition.last_heartbeat_time = None;
         }
-        self.status = Some(NodeStatus { conditions: Some(conditions), ..NodeStatus::default() });
+        let node_info = status.node_info.map(|info| NodeSystemInfo {
+            container_runtime_version: info.container_runtime_version,
+            ..NodeSystemInfo::default()
+        });
+        let conditions = Some(conditions);
+        self.status = Some(NodeStatus { conditions, node_info, ..NodeStatus::default() });
     }
     fn differs(&self, old: &Self) -> bool {
         metadata_differs(&self.metadata, &old.metadata)
@@ -152,6 +157,12 @@ mod tests {
                 "spec": {"podCIDR": "10.0.0.0/24", "unschedulable": true},
                 "status": {
                     "images": [{"names": [images]}],
+                    "nodeInfo": {
+                        "containerRuntimeVersion": "containerd://2.2.3", "osImage": images,
+                        "architecture": "", "bootID": "", "kernelVersion": "", "machineID": "",
+                        "kubeProxyVersion": "", "kubeletVersion": "", "operatingSystem": "",
+                        "systemUUID": "",
+                    },
                     "conditions": [
                         {"type": "Ready", "status": ready, "lastHeartbeatTime": beat},
                         {"type": "MemoryPressure", "status": "False"},
@@ -168,6 +179,7 @@ mod tests {
         assert!(read(beat, "b", "False").differs(&node));
         let json = serde_json::to_string(&node).unwrap();
         assert!(!json.contains("images") && !json.contains("managedFields"), "{json}");
+        assert!(json.contains("containerd://2.2.3"), "{json}");
     }
 
     #[test]

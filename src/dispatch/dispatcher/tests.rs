@@ -250,6 +250,11 @@ impl Authority {
             &file(node),
             "--presence-interval",
             "1s",
+            // Whatever room this machine has.
+            "--keep-free-disk",
+            "0%",
+            "--assumed-image-size",
+            "0",
         ])
         .args
     }
@@ -329,7 +334,8 @@ impl Node {
         let connected = warmer.connected();
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(warmer.run(shutdown.clone()));
+        let run = warmer.run(shutdown.clone());
+        tasks.spawn(async move { run.await.unwrap() });
         Node { connected, shutdown, tasks }
     }
 

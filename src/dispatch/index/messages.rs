@@ -35,6 +35,7 @@ pub(super) fn assign(
         believed_present: ready(warm) == ConditionStatus::True,
         priority: standing.priority,
         identity_mark: mark.finish(),
+        known_size_bytes: 0,
     }
 }
 

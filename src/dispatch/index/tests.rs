@@ -434,3 +434,38 @@ fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
     let said = words(&mut index);
     assert!(said.iter().all(|word| !word.starts_with("again")), "{said:?}");
 }
+
+#[test]
+fn what_one_node_told_helps_the_next() {
+    let mut index = index(9);
+    let mut held = with_ready(warm("a1", "a", "registry.test/app:v1"), Reason::Pulled);
+    held.status.as_mut().unwrap().size_bytes = Some(70);
+    index.apply(Arc::new(held), standing(1), 0);
+    index.apply(Arc::new(warm("c1", "c", "registry.test/app:v1")), standing(1), 0);
+    let told = Hello {
+        runtime_name: "containerd".into(),
+        runtime_version: "2.2.3".into(),
+        runtime_tells: vec!["progress".into()],
+        ..hello(1, &[])
+    };
+    index.open(1, "c", &told, 0);
+    let effects = index.take_effects();
+    let sizes: Vec<u64> = effects
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Send(1, ToWarmer::Assign(assign)) => Some(assign.known_size_bytes),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sizes, [70]);
+    // And which runtime a node has stands in the status of what it reports.
+    index.message(1, &outcome("c1", Reason::Pulled), 1);
+    let effects = index.take_effects();
+    let [Effect::Status(_, _, Report::Outcome(outcome))] = effects.as_slice() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(
+        (&*outcome.runtime.runtime, &*outcome.runtime.tells),
+        ("containerd 2.2.3", "progress")
+    );
+}

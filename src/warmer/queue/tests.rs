@@ -1,8 +1,11 @@
 //! Orders in, jobs out, results back: no tasks, no clock, no runtime.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod limits;
+
 use proptest::prelude::*;
 
+use super::entry::retry_delay;
 use super::*;
 
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -15,8 +18,13 @@ fn by_digest(uid: &str) -> Assign {
     order(uid, &format!("r.test/app@{DIGEST}"))
 }
 
+fn limits() -> Limits {
+    let (look_every_ms, assumed_bytes) = (60_000, 1_000);
+    Limits { parallel_pulls: 2, pulls_per_registry: 2, look_every_ms, assumed_bytes }
+}
+
 fn queue() -> Queue {
-    Queue::new(2, 60_000)
+    Queue::new(limits())
 }
 
 fn held(downloaded: bool) -> Result<PulledImage, RuntimeError> {

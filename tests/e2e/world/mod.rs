@@ -211,6 +211,44 @@ impl World {
         Ok(name)
     }
 
+    /// A new node whose dockerd has a disk of so many MiB, and whose warmer lives on it as in a container,
+    /// without seeing the runtime's own folder. Of the disk the warmer keeps 15% free, and
+    /// takes each image for one of 20 MiB. It looks each hour only whether they are still there.
+    /// Returns its name.
+    pub async fn join_node_with_disk(&self, name: &str, mebibytes: u32) -> Result<String> {
+        let name = format!("joined-{name}");
+        let node = self.cluster.add_node_with_disk(&name, mebibytes).await?;
+        let flags = [
+            "--keep-free-disk",
+            "15%",
+            "--assumed-image-size",
+            "20Mi",
+            "--presence-interval",
+            "1h",
+        ];
+        let started = self.cluster.start_warmer(BINARY.as_ref(), &node, &flags).await?;
+        wait_ready(&started).await?;
+        locked(&self.warmers).insert(name.clone(), started);
+        Ok(name)
+    }
+
+    /// That disk.
+    pub fn disk(&self, node: &str) -> Result<std::path::PathBuf> {
+        self.node(node)?.disk().with_context(|| format!("{node} has no disk of its own"))
+    }
+
+    /// A new node with containerd whose warmer finds Docker's socket of another node as well, and is
+    /// told of neither; returns its name.
+    pub async fn join_node_between(&self, name: &str, other: &str) -> Result<String> {
+        let name = format!("joined-{name}");
+        let node = self.cluster.add_containerd_node(&name).await?;
+        let other = self.node(other)?;
+        let started = self.cluster.start_warmer_between(BINARY.as_ref(), &node, &other).await?;
+        wait_ready(&started).await?;
+        locked(&self.warmers).insert(name.clone(), started);
+        Ok(name)
+    }
+
     /// Removes an image from a node behind everybody's back.
     pub async fn remove_image(&self, node: &str, image: &str) -> Result<()> {
         self.node(node)?.remove_image(image).await

@@ -96,6 +96,44 @@ impl Cluster {
         node: &Node,
         arguments: &[&str],
     ) -> Result<Arc<Imagewarm>> {
+        let (token, ca) = (self.token_file(node), self.dispatch_ca_file());
+        let ca_folder = ca.parent().unwrap_or(&ca);
+        let program = node.warmer_program(binary, &[&token, ca_folder])?;
+        let endpoint = format!("unix://{}", node.socket.display());
+        self.run_warmer(program, node, &[&["--runtime-endpoint", &endpoint], arguments].concat())
+            .await
+    }
+
+    /// The same without telling the warmer where its runtime is: it sees the sockets of its own node
+    /// and of another one below `/run`, as on a node with two runtimes.
+    pub async fn start_warmer_between(
+        &self,
+        binary: &Path,
+        node: &Node,
+        other: &Node,
+    ) -> Result<Arc<Imagewarm>> {
+        let script = "mount -t tmpfs tmpfs /run && mkdir /run/containerd && \
+             for socket in \"$1\" \"$2\"; do case $socket in \
+             */containerd.sock) ln -s \"$socket\" /run/containerd/ ;; \
+             *) ln -s \"$socket\" /run/ ;; esac; done && shift 2 && exec \"$@\"";
+        let program = Program::new("unshare")
+            .args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"])
+            .arg(&node.socket)
+            .arg(&other.socket)
+            .arg(std::path::absolute(binary)?);
+        self.run_warmer(program, node, &[]).await
+    }
+
+    fn token_file(&self, node: &Node) -> std::path::PathBuf {
+        self.folder().join(&node.name).join("token")
+    }
+
+    async fn run_warmer(
+        &self,
+        program: Program,
+        node: &Node,
+        arguments: &[&str],
+    ) -> Result<Arc<Imagewarm>> {
         let pod = format!("imagewarmer-{}", node.name);
         let token = TokenFor {
             namespace: NAMESPACE,
@@ -104,11 +142,11 @@ impl Cluster {
             audience: Some(AUDIENCE),
             seconds: DAY,
         };
-        let token_file = self.folder().join(&node.name).join("token");
+        let token_file = self.token_file(node);
         self.write_token(&token, &token_file).await?;
         let port = Port::reserve()?;
         let health = port.address();
-        let program = Program::new(binary)
+        let program = program
             .args(["warmer", "--dispatch-server"])
             .arg(format!("https://{}", self.dispatch.address()))
             .arg("--dispatch-server-name")
@@ -117,9 +155,10 @@ impl Cluster {
             .arg(self.dispatch_ca_file())
             .arg("--token-file")
             .arg(token_file)
-            .arg("--runtime-endpoint")
-            .arg(format!("unix://{}", node.socket.display()))
             .args(["--health-listen", &health.to_string()])
+            // A developer's disk may be fuller than a node's should be. An argument counts for more.
+            .env("IMAGEWARM_KEEP_FREE_DISK", "0%")
+            .env("IMAGEWARM_ASSUMED_IMAGE_SIZE", "1Mi")
             .args(arguments);
         let name = format!("{}-warmer", node.name);
         let process = Process::start(&name, program, self.folder())?.with_health(health);

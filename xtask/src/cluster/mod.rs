@@ -218,6 +218,13 @@ impl Cluster {
         self.start_node(node, labels).await
     }
 
+    /// The same with a disk of its own of so many MiB for its images.
+    pub async fn add_node_with_disk(&self, name: &str, mebibytes: u32) -> Result<Arc<Node>> {
+        let registry = self.registry_tls.as_ref();
+        let node = Node::with_docker(name, &self.programs, self.folder(), registry)?;
+        self.start_node(node.with_disk(mebibytes)?, &[]).await
+    }
+
     /// Starts a containerd that knows both registries, and makes its Node object, Ready.
     pub async fn add_containerd_node(&self, name: &str) -> Result<Arc<Node>> {
         let registries: Vec<&Registry> =

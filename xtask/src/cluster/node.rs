@@ -32,6 +32,8 @@ pub struct Node {
     sandbox: PathBuf,
     runtime: NodeRuntime,
     process: Mutex<Option<Process>>,
+    /// Size of its dockerd's own small disk, in MiB.
+    disk: Option<u32>,
 }
 
 enum NodeRuntime {
@@ -62,7 +64,57 @@ impl Node {
             sandbox: sandbox.to_owned(),
             runtime: NodeRuntime::Docker(programs.dockerd.clone()),
             process: Mutex::new(None),
+            disk: None,
         })
+    }
+
+    /// Gives its dockerd a disk of its own of so many MiB, which only this dockerd and the node's
+    /// warmer see, and which is new at each start.
+    pub(super) fn with_disk(mut self, mebibytes: u32) -> Result<Self> {
+        fs::create_dir_all(self.folder.join("data"))?;
+        self.disk = Some(mebibytes);
+        Ok(self)
+    }
+
+    /// That disk, as it can be reached from outside while dockerd runs.
+    pub fn disk(&self) -> Option<PathBuf> {
+        let root = PathBuf::from(format!("/proc/{}/root", self.runtime_pid()?));
+        let data = self.folder.join("data");
+        self.disk.map(|_| root.join(data.strip_prefix("/").unwrap_or(&data)))
+    }
+
+    /// How its warmer is started: on a node with a disk of its own as in a container there, with an
+    /// overlay on that disk as root, and with sight of the given paths and the runtime's socket only.
+    pub(super) fn warmer_program(&self, binary: &Path, needs: &[&Path]) -> Result<Program> {
+        let Some(pid) = self.disk.and(self.runtime_pid()) else {
+            return Ok(Program::new(binary));
+        };
+        let binary = std::path::absolute(binary)?;
+        let script = r#"set -e
+data="$1/data"; layer="$data/warmer"; root="$layer/root"
+mkdir -p "$layer/upper" "$layer/work" "$root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$layer/upper,workdir=$layer/work" "$root"
+rm -rf "$root$data"
+mount -t proc proc "$root/proc"
+shift
+while [ "$1" != -- ]; do
+  if [ -d "$1" ]; then mkdir -p "$root$1"
+  elif [ ! -e "$root$1" ]; then mkdir -p "$root${1%/*}"; touch "$root$1"; fi
+  mount --bind "$1" "$root$1"
+  shift
+done
+shift
+exec chroot "$root" "$@""#;
+        Ok(Program::new("nsenter")
+            .arg(format!("--mount=/proc/{pid}/ns/mnt"))
+            .args(["--", "unshare", "--mount", "--propagation", "private", "--"])
+            .args(["sh", "-c", script, "sh"])
+            .arg(&self.folder)
+            .arg(self.folder.join("run"))
+            .arg(&binary)
+            .args(needs)
+            .arg("--")
+            .arg(&binary))
     }
 
     /// A node with containerd.
@@ -84,6 +136,7 @@ impl Node {
             sandbox: sandbox.to_owned(),
             runtime: NodeRuntime::Containerd(containerd),
             process: Mutex::new(None),
+            disk: None,
         })
     }
 
@@ -225,11 +278,14 @@ impl Node {
         let at = |name: &str| self.folder.join(name).display().to_string();
         // Its own mount namespace: each dockerd has its own /etc/docker (and so its own trusted
         // authorities), and its overlay mounts end with it.
-        let script =
-            "mkdir -p /etc/docker && mount --bind \"$1\" /etc/docker && shift && exec \"$@\"";
+        let script = "mkdir -p /etc/docker && mount --bind \"$1\" /etc/docker && \
+             if [ -n \"$2\" ]; then mount -t tmpfs -o \"size=$2\" tmpfs \"$3\"; fi && \
+             shift 3 && exec \"$@\"";
         Program::new("unshare")
             .args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"])
             .arg(at("etc-docker"))
+            .arg(self.disk.map(|size| format!("{size}m")).unwrap_or_default())
+            .arg(at("data"))
             .arg(dockerd)
             .arg(format!("--host=unix://{}", self.socket.display()))
             .arg(format!("--data-root={}", at("data")))

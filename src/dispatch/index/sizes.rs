@@ -1,0 +1,70 @@
+//! How large images are, as the nodes that hold them say: a node that never held one then need not
+//! guess how much room its pull takes.
+
+use std::collections::HashMap;
+
+use crate::api::ImageWarm;
+use crate::image::Reference;
+
+/// Sizes of the images of all orders.
+#[derive(Debug, Default)]
+pub(super) struct Sizes {
+    known: HashMap<Reference, Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    orders: usize,
+    bytes: u64,
+}
+
+impl Sizes {
+    /// An order of the image is there. Returns the size, 0 while nobody knows it.
+    pub(super) fn note(&mut self, image: &Reference, warm: &ImageWarm, is_new: bool) -> u64 {
+        let told = warm.status.as_ref().and_then(|status| u64::try_from(status.size_bytes?).ok());
+        if !self.known.contains_key(image) {
+            self.known.insert(image.clone(), Known::default());
+        }
+        let Some(known) = self.known.get_mut(image) else { return 0 };
+        known.orders += usize::from(is_new);
+        // Runtimes count differently; the larger one is the safer.
+        known.bytes = known.bytes.max(told.unwrap_or(0));
+        known.bytes
+    }
+
+    /// An order of the image is gone; with the last one its size is forgotten.
+    pub(super) fn forget(&mut self, image: &Reference) {
+        if let Some(known) = self.known.get_mut(image) {
+            known.orders = known.orders.saturating_sub(1);
+            if known.orders == 0 {
+                self.known.remove(image);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::api::ImageWarmStatus;
+
+    #[test]
+    fn a_size_is_known_while_an_order_of_the_image_is_there() {
+        let image = Reference::parse("r.test/app:v1").unwrap();
+        let warm = |size_bytes| ImageWarm {
+            status: Some(ImageWarmStatus { size_bytes, ..ImageWarmStatus::default() }),
+            ..ImageWarm::default()
+        };
+        let mut sizes = Sizes::default();
+        assert_eq!(sizes.note(&image, &warm(None), true), 0);
+        assert_eq!(sizes.note(&image, &warm(Some(70)), false), 70);
+        assert_eq!(sizes.note(&image, &warm(Some(30)), true), 70);
+        sizes.forget(&image);
+        assert_eq!(sizes.note(&image, &warm(None), true), 70);
+        sizes.forget(&image);
+        sizes.forget(&image);
+        assert!(sizes.known.is_empty());
+        assert_eq!(sizes.note(&image, &warm(None), true), 0);
+    }
+}

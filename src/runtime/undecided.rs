@@ -1,0 +1,49 @@
+//! Stands for the runtime until it is known which of several it is.
+
+use std::path::PathBuf;
+
+use super::{
+    PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture, RuntimeVersion,
+};
+use crate::api::Reason;
+use crate::image::{Credential, Reference};
+
+/// Knows nothing and does nothing.
+#[derive(Debug)]
+pub struct Undecided;
+
+fn not_yet<'a, T: 'a>() -> RuntimeFuture<'a, Result<T, RuntimeError>> {
+    Box::pin(async {
+        Err(RuntimeError {
+            reason: Reason::RuntimeUnavailable,
+            message: "several runtimes were found; the controller is asked which is the kubelet's"
+                .into(),
+        })
+    })
+}
+
+impl Runtime for Undecided {
+    fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
+        not_yet()
+    }
+
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
+        not_yet()
+    }
+
+    fn present<'a>(
+        &'a self,
+        _image: &'a Reference,
+    ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
+        not_yet()
+    }
+
+    fn pull<'a>(
+        &'a self,
+        _image: &'a Reference,
+        _credential: Option<&'a Credential>,
+        _progress: &'a (dyn Fn(PullProgress) + Send + Sync),
+    ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
+        not_yet()
+    }
+}

@@ -1,0 +1,180 @@
+//! What holds pulls back: registries, the disk, and whoever removes images.
+
+use super::*;
+
+/// Starts the next job, which is a pull, and ends it.
+fn pulled(queue: &mut Queue, now: i64, result: Result<PulledImage, RuntimeError>) -> Outcome {
+    let job = queue.next(now).unwrap();
+    assert_eq!(job.step, Step::Pull);
+    queue.ended(&job, Ended::Pulled(now, result), now, 0.5).unwrap()
+}
+
+fn refused(message: &str) -> Result<PulledImage, RuntimeError> {
+    Err(RuntimeError { reason: Reason::RateLimited, message: message.into() })
+}
+
+/// Looks at the only order there is, and finds that the runtime holds it or not.
+fn looked(queue: &mut Queue, now: i64, found: bool) -> Option<Outcome> {
+    let job = queue.next(now).unwrap();
+    assert_eq!(job.step, Step::Look);
+    let found = found.then(|| PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 });
+    queue.ended(&job, Ended::Looked(Ok(found)), now, 0.5)
+}
+
+#[test]
+fn a_registry_gets_its_share_of_the_places_only() {
+    let mut queue = Queue::new(Limits { parallel_pulls: 3, pulls_per_registry: 2, ..limits() });
+    for (uid, image, priority) in
+        [("a", "r.test/a", 9), ("b", "r.test/b", 8), ("c", "r.test/c", 7), ("d", "other.test/d", 1)]
+    {
+        queue.assign(Assign { priority, ..order(uid, image) }, 0);
+    }
+    let jobs: Vec<Job> = std::iter::from_fn(|| queue.next(0)).collect();
+    let started: Vec<_> = jobs.iter().map(|job| job.uid.as_str()).collect();
+    assert_eq!(started, ["a", "b", "d"], "c waits for its registry, d need not");
+    queue.ended(&jobs[0], Ended::Pulled(0, held(true)), 1, 0.5);
+    assert_eq!(queue.next(1).unwrap().uid, "c");
+}
+
+#[test]
+fn one_refusal_slows_every_pull_from_the_registry_and_says_so() {
+    let mut queue = queue();
+    for (uid, image) in [("a", "r.test/a"), ("b", "r.test/b"), ("d", "other.test/d")] {
+        queue.assign(order(uid, image), 0);
+    }
+    let report = pulled(&mut queue, 0, refused("toomanyrequests: retry after 60 seconds"));
+    assert_eq!((report.reason.as_str(), report.retry_at_unix_ms), ("RateLimited", 63_000));
+    assert!(report.message.ends_with("; this node pulls nothing from it for 63 s"), "{report:?}");
+    assert_eq!(started(&mut queue, 10), [("d".to_owned(), Step::Pull)]);
+    let told = queue.held_up(10);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].uid.as_str(), told[0].reason.as_str()), ("b", "RateLimited"));
+    assert!(told[0].message.starts_with("r.test asked for fewer requests"), "{told:?}");
+    assert_eq!((queue.held_up(20), queue.queued(20).count()), (vec![], 0), "told once");
+    // Then one pull at a time, until one has gone well.
+    assert_eq!(queue.wake_at(20), Some(63_000));
+    let first = queue.next(63_000).unwrap();
+    assert_eq!(queue.next(63_000), None);
+    queue.ended(&first, Ended::Pulled(63_000, held(true)), 64_000, 0.5);
+    assert!(queue.next(64_000).is_some());
+}
+
+#[test]
+fn what_the_node_holds_is_not_called_limited() {
+    let mut queue = queue();
+    queue.assign(order("a", "r.test/a"), 0);
+    let held_tag = Assign { believed_present: true, ..order("t", "r.test/t:v1") };
+    queue.assign(Assign { check_for: "u/r".into(), ..held_tag }, 0);
+    pulled(&mut queue, 0, refused(""));
+    assert_eq!(queue.held_up(1), [], "its check waits, and it is there");
+}
+
+#[test]
+fn a_full_disk_is_told_once_and_looked_at_often() {
+    let mut queue = queue();
+    queue.assign(order("a", "r.test/a"), 0);
+    let mut now = 0;
+    let mut told = vec![];
+    for _ in 0..5 {
+        let job = queue.next(now).unwrap();
+        assert_eq!((job.step, job.attempt), (Step::Pull, 1), "what was not begun is no try");
+        told.extend(queue.ended(&job, Ended::NoRoom("full".into()), now, 0.5));
+        now = queue.wake_at(now).unwrap();
+    }
+    assert_eq!(now, 5 * 15_000);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].reason.as_str(), told[0].message.as_str()), ("DiskPressure", "full"));
+    assert_eq!(pulled(&mut queue, now, held(true)).reason, "Pulled");
+}
+
+#[test]
+fn an_image_that_outgrew_its_room_needs_more_the_next_time() {
+    let mut queue = queue();
+    queue.assign(order("a", "r.test/a"), 0);
+    let mut now = 0;
+    for room_bytes in [1_000, 2_000, 4_000] {
+        let job = queue.next(now).unwrap();
+        assert_eq!(job.room_bytes, room_bytes);
+        let report = queue.ended(&job, Ended::OutOfRoom("full".into()), now, 0.5);
+        assert_eq!(words(report), Some((false, "DiskPressure".into())), "it ends the grant");
+        now += 15_000;
+    }
+    assert_eq!(pulled(&mut queue, now, held(true)).reason, "Pulled");
+}
+
+#[test]
+fn pulls_side_by_side_need_room_for_all() {
+    let mut queue = queue();
+    queue.assign(order("a", "r.test/a"), 0);
+    queue.assign(Assign { known_size_bytes: 70, ..order("b", "r.test/b") }, 0);
+    let first = queue.next(0).unwrap();
+    assert_eq!(first.room_bytes, 1_000, "as assumed");
+    let second = queue.next(0).unwrap();
+    assert_eq!(second.room_bytes, 1_140, "as known, and the first");
+    queue.ended(&first, Ended::Pulled(0, held(true)), 0, 0.5);
+    queue.ended(&second, Ended::Pulled(0, Err(error(Reason::TimedOut))), 0, 0.5);
+    assert_eq!(queue.next(30_000).unwrap().room_bytes, 140);
+}
+
+#[test]
+fn a_removal_that_is_told_is_looked_into_at_once() {
+    let mut queue = queue();
+    queue.assign(by_digest("d"), 0);
+    looked(&mut queue, 0, true);
+    assert_eq!(queue.next(1), None);
+    queue.removal_seen(1);
+    assert_eq!(words(looked(&mut queue, 1, false)), Some((false, "Removed".into())));
+    pulled(&mut queue, 1, held(true));
+    // While a look runs, its answer may be from before.
+    queue.removal_seen(2);
+    let job = queue.next(2).unwrap();
+    queue.removal_seen(2);
+    let found = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
+    assert_eq!(queue.ended(&job, Ended::Looked(Ok(Some(found))), 3, 0.5), None);
+    assert_eq!(words(looked(&mut queue, 3, false)), Some((false, "Removed".into())));
+}
+
+#[test]
+fn an_image_that_is_removed_again_and_again_is_left_alone_for_longer() {
+    let mut queue = queue();
+    queue.assign(by_digest("d"), 0);
+    looked(&mut queue, 0, true);
+    let mut now = 0;
+    let mut pauses = vec![];
+    for time in 1..=6 {
+        now += 300_000;
+        let report = looked(&mut queue, now, false).unwrap();
+        assert_eq!(report.reason, "Removed");
+        assert_eq!(report.message.contains("times in a row"), time > 1, "{report:?}");
+        pauses.push((report.retry_at_unix_ms - now) / 1_000);
+        // Meanwhile it is only looked for, and that says nothing new.
+        while now < report.retry_at_unix_ms {
+            now = queue.wake_at(now).unwrap();
+            assert_eq!(looked(&mut queue, now, false), None);
+        }
+        assert_eq!(now, report.retry_at_unix_ms);
+        assert_eq!(pulled(&mut queue, now, held(true)).reason, "Pulled");
+    }
+    assert_eq!(pauses, [0, 60, 300, 1_800, 7_200, 7_200]);
+}
+
+#[test]
+fn a_removed_image_that_comes_back_or_is_wanted_anew_does_not_wait() {
+    let removed_twice = || {
+        let mut queue = queue();
+        queue.assign(by_digest("d"), 0);
+        looked(&mut queue, 0, true);
+        looked(&mut queue, 60_000, false);
+        pulled(&mut queue, 60_000, held(true));
+        let report = looked(&mut queue, 120_000, false).unwrap();
+        assert!(report.retry_at_unix_ms > 120_000, "{report:?}");
+        queue
+    };
+    let mut queue = removed_twice();
+    let at = queue.wake_at(120_000).unwrap();
+    assert_eq!(words(looked(&mut queue, at, true)), Some((true, "AlreadyPresent".into())));
+    let mut queue = removed_twice();
+    queue.assign(Assign { priority: 1, ..by_digest("d") }, 120_001);
+    assert_eq!(looked(&mut queue, 120_001, false), None);
+    assert_eq!(queue.next(120_001).map(|job| job.step), Some(Step::Pull));
+}

@@ -138,10 +138,10 @@ async fn two_leaders(world: &World) -> Result<()> {
     world.freeze_registry(true);
     let made = world.revision(&namespace, "hello-00001", containers(&images)).await;
     let told = world
-        .eventually("all pulls are known to run", async || {
+        .eventually("the second leader misses the warmers", async || {
             let warms = world.warms(&namespace).await?;
-            let running = warms.iter().filter(|w| w.reason() == Some(Reason::Pulling)).count();
-            Ok((running >= 3).then_some(()))
+            let wrong = |warm: &ImageWarm| warm.reason() == Some(Reason::WaitingForWarmer);
+            Ok((warms.len() == 9 && warms.iter().any(wrong)).then_some(()))
         })
         .await;
     world.freeze_registry(false);

@@ -5,11 +5,11 @@
 //! ```text
 //! POST Revision ─▶ webhook ─▶ plan ─▶ cluster (POST ImageWarm per image and node)
 //!                                        │ one watch
-//!        controller: heal, collect ──────┤
+//!  controller: heal, collect, Images ────┤
 //!                                        ▼
 //!                    dispatch (leader) ══ one stream per node ══ warmer ─▶ runtime
 //!                        │
-//!                        └─▶ cluster (ImageWarm status)
+//!                        └─▶ cluster (ImageWarm status) ─▶ controller (Image status)
 //! ```
 //!
 //! `api`, `image` and `plan` are pure: data and decisions, no I/O and no clock. `cluster` is all

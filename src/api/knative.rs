@@ -13,6 +13,8 @@ use super::condition::Condition;
 
 /// Label of a Revision: `active`, `pending` or `reserve` (not routable).
 pub const ROUTING_STATE_LABEL: &str = "serving.knative.dev/routingState";
+/// Annotation of a Revision: since when its routing state is what it is, RFC 3339.
+pub const ROUTING_STATE_MODIFIED: &str = "serving.knative.dev/routingStateModified";
 /// Label of an Image: the Revision that it belongs to.
 pub const REVISION_LABEL: &str = "serving.knative.dev/revision";
 

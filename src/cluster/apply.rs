@@ -9,11 +9,13 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::Status;
+use kube::core::{PartialObjectMeta, Status};
 use kube::{Api, Client, Resource};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::api::{ImageWarm, ImageWarmStatus, Revision};
+use crate::api::knative::KnativeImageStatus;
+use crate::api::{ImageWarm, ImageWarmStatus, KnativeImage, Revision};
 
 /// How long one call may take, with all that the client retries by itself.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +59,14 @@ impl ApplyError {
             ApplyError::Invalid(_) => "Invalid",
             ApplyError::Retryable(_) => "Retryable",
         }
+    }
+
+    /// Whether a creation was refused for the whole namespace: it will be for the next one too.
+    pub const fn is_of_namespace(&self) -> bool {
+        matches!(
+            self,
+            ApplyError::Forbidden(_) | ApplyError::NamespaceTerminating | ApplyError::NotFound
+        )
     }
 }
 
@@ -158,18 +168,43 @@ pub async fn patch_status(
     warm: &ImageWarm,
     status: &ImageWarmStatus,
 ) -> Result<ImageWarm, ApplyError> {
-    let encode = |status: &ImageWarmStatus| {
+    let patch = status_patch(&warm.metadata, &warm.status, status)?;
+    let patch = Patch::Merge(&patch);
+    bounded(api(client, warm).patch_status(&name(warm), &patch_parameters(), &patch)).await
+}
+
+/// Writes the status of a Knative Image, provided that nobody changed the Image since it was read.
+pub async fn patch_image_status(
+    client: &Client,
+    image: &KnativeImage,
+    status: &KnativeImageStatus,
+) -> Result<(), ApplyError> {
+    let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+    let name = image.metadata.name.as_deref().unwrap_or_default();
+    let api: Api<KnativeImage> = Api::namespaced(client.clone(), namespace);
+    let patch = status_patch(&image.metadata, &image.status, status)?;
+    let patch = Patch::Merge(&patch);
+    bounded(api.patch_status(name, &patch_parameters(), &patch)).await.map(drop)
+}
+
+fn patch_parameters() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
+}
+
+/// What turns one status into another, for just the version of the object that has the first.
+fn status_patch<S: Serialize>(
+    metadata: &ObjectMeta,
+    old: &Option<S>,
+    new: &S,
+) -> Result<Value, ApplyError> {
+    let encode = |status: &S| {
         serde_json::to_value(status).map_err(|error| ApplyError::Invalid(error.to_string()))
     };
-    let old = warm.status.as_ref().map(encode).transpose()?.unwrap_or(Value::Null);
-    let patch = json!({
-        "metadata": {"resourceVersion": warm.metadata.resource_version},
-        "status": merge_patch(&old, &encode(status)?),
-    });
-    let parameters =
-        PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    let patch = Patch::Merge(&patch);
-    bounded(api(client, warm).patch_status(&name(warm), &parameters, &patch)).await
+    let old = old.as_ref().map(encode).transpose()?.unwrap_or(Value::Null);
+    Ok(json!({
+        "metadata": {"resourceVersion": metadata.resource_version},
+        "status": merge_patch(&old, &encode(new)?),
+    }))
 }
 
 /// The JSON merge patch (RFC 7386) that turns `old` into `new`: only what differs, `null` for what
@@ -191,10 +226,10 @@ fn merge_patch(old: &Value, new: &Value) -> Value {
 }
 
 /// What a live look found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Presence {
-    /// The object is there.
-    Present,
+    /// The object is there, with this metadata.
+    Present(Box<ObjectMeta>),
     /// The type is served, and has no such object.
     Absent,
     /// The type is not served: says nothing about the object.
@@ -211,6 +246,16 @@ pub async fn find_revision(
     find(revision, api.get_metadata(revision)).await
 }
 
+/// Asks the API server itself whether the Image exists.
+pub async fn find_image(
+    client: &Client,
+    namespace: &str,
+    image: &str,
+) -> Result<Presence, ApplyError> {
+    let api: Api<KnativeImage> = Api::namespaced(client.clone(), namespace);
+    find(image, api.get_metadata(image)).await
+}
+
 /// Asks the API server itself for the names of all Revisions of a namespace.
 pub async fn revision_names(client: &Client, namespace: &str) -> Result<Vec<String>, ApplyError> {
     let api: Api<Revision> = Api::namespaced(client.clone(), namespace);
@@ -224,13 +269,13 @@ pub async fn find_node(client: &Client, node: &str) -> Result<Presence, ApplyErr
     find(node, api.get_metadata(node)).await
 }
 
-async fn find<T>(
+async fn find<K: Resource>(
     name: &str,
-    call: impl Future<Output = kube::Result<T>>,
+    call: impl Future<Output = kube::Result<PartialObjectMeta<K>>>,
 ) -> Result<Presence, ApplyError> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Err(_) => Err(ApplyError::Retryable("the API server did not answer in time".into())),
-        Ok(Ok(_)) => Ok(Presence::Present),
+        Ok(Ok(found)) => Ok(Presence::Present(Box::new(found.metadata))),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(absence(&status, name)),
         Ok(Err(error)) => Err(error.into()),
     }
@@ -247,7 +292,7 @@ fn absence(status: &Status, name: &str) -> Presence {
 pub async fn knative_is_served(client: &Client) -> Result<bool, ApplyError> {
     for (group_version, plural) in [
         (Revision::api_version(&()), Revision::plural(&())),
-        (crate::api::KnativeImage::api_version(&()), crate::api::KnativeImage::plural(&())),
+        (KnativeImage::api_version(&()), KnativeImage::plural(&())),
     ] {
         let listed = bounded(client.list_api_group_resources(&group_version)).await;
         let listed = match listed {

@@ -45,6 +45,17 @@ pub struct ControllerArgs {
     )]
     pub collect_grace: Duration,
 
+    /// How long the images of a Revision that Knative holds in reserve (it gets no traffic any more)
+    /// are kept warm; then its ImageWarms are deleted, and made anew when it becomes active again
+    #[arg(
+        long,
+        env = "IMAGEWARM_RESERVE_DELAY",
+        value_name = "DURATION",
+        default_value = "10m",
+        value_parser = duration
+    )]
+    pub reserve_delay: Duration,
+
     /// How long the leader leaves a new Revision to the fan-out at admission before it creates what
     /// is missing
     #[arg(
@@ -82,7 +93,11 @@ impl ControllerArgs {
     }
 
     pub(super) fn patience(&self) -> Patience {
-        Patience { fan_out: self.repair_delay, collect: self.collect_grace }
+        Patience {
+            fan_out: self.repair_delay,
+            collect: self.collect_grace,
+            reserve: self.reserve_delay,
+        }
     }
 }
 
@@ -173,6 +188,7 @@ mod tests {
         assert!(!policy.paused);
         assert_eq!(args.collect_grace, Patience::default().collect);
         assert_eq!(args.repair_delay, Patience::default().fan_out);
+        assert_eq!(args.reserve_delay, Patience::default().reserve);
         assert!(parse::<LeaseArgs>(&[]).unwrap().check().is_ok());
     }
 

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use kube::Client;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
+use kube::{Client, Resource};
 
 use super::ControllerMetrics;
 use super::reconcile::StillLeading;
-use crate::api::{CREATED_FOR_ANNOTATION, ImageWarm, Revision};
+use crate::api::{CREATED_FOR_ANNOTATION, ImageWarm, KnativeImage, Revision};
 use crate::cluster::apply::{self, ApplyError, Presence};
 use crate::cluster::watch::Stores;
+use crate::plan::demand::says_no;
 use crate::plan::diff::{Cause, Deletion};
 
 /// How long an object must have been found unwanted, run after run.
@@ -48,6 +50,8 @@ enum Question {
     Node(String),
     /// Is this Revision (namespace, name) gone, or known not to want the image?
     Revision(String, String),
+    /// Is this Image (namespace, name) gone, or known not to want the image?
+    Image(String, String),
     /// The Revision was not named yet (`generateName`): does our list have all Revisions of this
     /// namespace?
     Unnamed(String),
@@ -144,14 +148,25 @@ impl Collector {
                 let known = stores.nodes.get(&ObjectRef::new(node)).is_some();
                 let found = apply::find_node(&self.client, node).await;
                 // Listed by now: the next run decides anew.
-                found.map(|found| verdict(found, known, Verdict::Keep))
+                found.map(|found| verdict(found, known.then_some(Verdict::Keep)))
             }
             Question::Revision(namespace, name) => {
                 let key = ObjectRef::<Revision>::new(name).within(namespace);
-                let known = stores.revisions.get(&key).is_some();
+                let ours = stores.revisions.get(&key);
                 let found = apply::find_revision(&self.client, namespace, name).await;
-                // Our list has it, and it was found not to want the image.
-                found.map(|found| verdict(found, known, Verdict::Delete))
+                found.map(|found| {
+                    let known = ours.map(|ours| known_and_there(&ours.metadata, &found));
+                    verdict(found, known)
+                })
+            }
+            Question::Image(namespace, name) => {
+                let key = ObjectRef::<KnativeImage>::new(name).within(namespace);
+                let ours = stores.images.get(&key);
+                let found = apply::find_image(&self.client, namespace, name).await;
+                found.map(|found| {
+                    let known = ours.map(|ours| known_and_there(&ours.metadata, &found));
+                    verdict(found, known)
+                })
             }
         };
         looked.unwrap_or_else(|error| {
@@ -203,13 +218,32 @@ impl Collector {
     }
 }
 
-fn verdict(found: Presence, known: bool, known_and_there: Verdict) -> Verdict {
+/// What a look means; `known` is the verdict where our list has the object too.
+fn verdict(found: Presence, known: Option<Verdict>) -> Verdict {
     match found {
         Presence::Absent => Verdict::Delete,
-        Presence::Present if known => known_and_there,
-        Presence::Present => Verdict::WrongList,
+        Presence::Present(_) => known.unwrap_or(Verdict::WrongList),
         Presence::TypeAbsent => Verdict::Keep,
     }
+}
+
+/// Our list has it, and it was found not to want the image: that counts while our list has it as it
+/// is now.
+fn known_and_there(ours: &ObjectMeta, found: &Presence) -> Verdict {
+    match found {
+        Presence::Present(live) if asks_as(ours, live) => Verdict::Delete,
+        _ => Verdict::Keep,
+    }
+}
+
+/// Whether what decides about wanting is the same. A spec is counted by its generation; Knative
+/// says in a label whether a Revision may get traffic.
+fn asks_as(ours: &ObjectMeta, live: &ObjectMeta) -> bool {
+    let says_no = |one: &ObjectMeta| says_no(one.annotations.as_ref());
+    ours.uid == live.uid
+        && ours.generation == live.generation
+        && ours.labels == live.labels
+        && says_no(ours) == says_no(live)
 }
 
 fn note(warm: &ImageWarm, error: &ApplyError) {
@@ -225,6 +259,11 @@ fn question(deletion: &Deletion) -> Question {
     let warm = &deletion.warm;
     if deletion.cause == Cause::NodeGone {
         return Question::Node(warm.spec.node_name.clone());
+    }
+    let mut owners = warm.metadata.owner_references.iter().flatten();
+    if let Some(image) = owners.find(|owner| owner.kind == KnativeImage::kind(&())) {
+        let namespace = warm.metadata.namespace.clone().unwrap_or_default();
+        return Question::Image(namespace, image.name.clone());
     }
     let annotations = warm.metadata.annotations.as_ref();
     let created_for = annotations.and_then(|all| all.get(CREATED_FOR_ANNOTATION));

@@ -19,6 +19,8 @@ pub struct ControllerMetrics {
     repairs: Family<RepairLabels, Counter>,
     deletes: Family<CauseLabels, Counter>,
     failed_writes: Counter,
+    image_writes: Counter,
+    waiting: Gauge,
     leading: Gauge,
     image_warms: Family<StateLabels, Gauge>,
 }
@@ -50,9 +52,12 @@ impl EncodeLabelValue for Label {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         let word = match self {
             Label::Repair(Repair::Missing) => "Missing",
+            Label::Repair(Repair::NewNode) => "NewNode",
+            Label::Repair(Repair::Image) => "Image",
             Label::Repair(Repair::MovedTag) => "MovedTag",
             Label::Cause(Cause::NodeGone) => "NodeGone",
             Label::Cause(Cause::Unwanted) => "Unwanted",
+            Label::Cause(Cause::Reserve) => "Reserve",
             Label::Reason(Some(reason)) => reason.as_str(),
             Label::Reason(None) => "None",
         };
@@ -68,6 +73,8 @@ impl ControllerMetrics {
             repairs: Family::default(),
             deletes: Family::default(),
             failed_writes: Counter::default(),
+            image_writes: Counter::default(),
+            waiting: Gauge::default(),
             leading: Gauge::default(),
             image_warms: Family::default(),
         };
@@ -78,14 +85,24 @@ impl ControllerMetrics {
         );
         registry.register(
             "repairs",
-            "ImageWarms that the leader created because the fan-out did not, or a tag moved",
+            "ImageWarms that the leader created, by what they repair",
             metrics.repairs.clone(),
         );
         registry.register("deletes", "ImageWarms that the leader deleted", metrics.deletes.clone());
         registry.register(
             "failed_writes",
-            "Creations and deletions by the leader that failed",
+            "Writes by the leader that failed",
             metrics.failed_writes.clone(),
+        );
+        registry.register(
+            "image_status_writes",
+            "Statuses of Knative Images that the leader wrote",
+            metrics.image_writes.clone(),
+        );
+        registry.register(
+            "reconcile_queue_depth",
+            "ImageWarms that are missing and Image statuses that are behind, as the leader last found",
+            metrics.waiting.clone(),
         );
         registry.register("leading", "1 while this replica leads", metrics.leading.clone());
         registry.register(
@@ -112,10 +129,19 @@ impl ControllerMetrics {
         self.failed_writes.inc();
     }
 
+    pub(super) fn image_written(&self) {
+        self.image_writes.inc();
+    }
+
+    pub(super) fn waiting(&self, writes: usize) {
+        self.waiting.set(i64::try_from(writes).unwrap_or(i64::MAX));
+    }
+
     pub(super) fn leading(&self, leading: bool) {
         self.leading.set(i64::from(leading));
         if !leading {
             self.image_warms.clear();
+            self.waiting.set(0);
         }
     }
 

@@ -1,15 +1,18 @@
 //! The leader's work beside dispatch: put right what the fan-out missed, follow new nodes, resolve
-//! moved tags, collect what nobody wants, and tell of failures.
+//! moved tags, collect what nobody wants, keep the statuses of Knative's Images, and tell of failures.
 //!
 //! `lease` finds the leader. `reconcile` is the loop: observe (from the stores), plan (pure, in
-//! `plan/`), apply (in `cluster/`). `collect` looks at the live cluster before it deletes anything.
+//! `plan/`), apply (in `cluster/`). `collect` looks at the live cluster before it deletes anything;
+//! `images` writes the Images' statuses.
 
 pub mod args;
 mod collect;
 mod events;
+mod images;
 pub mod lease;
 pub mod metrics;
 mod reconcile;
+mod refused;
 
 pub use args::{ControllerArgs, LeaseArgs};
 pub use lease::Elector;

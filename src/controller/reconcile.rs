@@ -1,9 +1,9 @@
 //! The leader's loop: observe (a snapshot of the stores), plan (pure), apply (bounded writes). Each
 //! run looks at everything; what was missed once is put right by the next.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -16,15 +16,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::collect::Collector;
 use super::events::Teller;
+use super::images::ImageStatuses;
+use super::refused::RefusedNamespaces;
 use super::{ControllerArgs, ControllerMetrics};
-use crate::api::{ImageWarm, Reason, Revision};
+use crate::api::{ImageWarm, KnativeImage, Reason, Revision};
 use crate::cluster::apply::{self, ApplyError};
 use crate::cluster::leadership::Leadership;
 use crate::cluster::watch::{Change, Stores, Synced};
 use crate::plan::demand::says_no;
 use crate::plan::diff::Creation;
 use crate::plan::failures::{Failure, failures};
-use crate::plan::{NodeFacts, Observed, Plan, Policy, diff};
+use crate::plan::rollup::{ImageUpdate, Nodes, rollup};
+use crate::plan::{NodeFacts, Observed, Orders, Plan, Policy, asked, diff};
 
 /// Changes come in bursts; one run answers for all of a burst.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -73,7 +76,9 @@ impl StillLeading {
 struct Memory {
     /// Creations that are not to be tried before this moment, by namespace and name.
     held_back: HashMap<(String, String), Instant>,
+    refused: RefusedNamespaces,
     collector: Collector,
+    images: ImageStatuses,
     teller: Teller,
 }
 
@@ -81,6 +86,7 @@ struct Memory {
 struct Snapshot {
     image_warms: Vec<Arc<ImageWarm>>,
     revisions: Vec<Arc<Revision>>,
+    images: Vec<Arc<KnativeImage>>,
     nodes: Vec<Arc<Node>>,
     opted_out: BTreeSet<String>,
     terminating: BTreeSet<String>,
@@ -106,7 +112,14 @@ impl Controller {
         let mut changes = self.stores.changes.subscribe();
         let mut memory = Memory {
             held_back: HashMap::new(),
+            refused: RefusedNamespaces::default(),
             collector: Collector::new(
+                self.client.clone(),
+                self.args.repair_concurrency,
+                still.clone(),
+                self.metrics.clone(),
+            ),
+            images: ImageStatuses::new(
                 self.client.clone(),
                 self.args.repair_concurrency,
                 still.clone(),
@@ -160,19 +173,21 @@ impl Controller {
         let now = Timestamp::now();
         // Thousands of nodes keep a thread busy for longer than others should wait for it.
         let planned = tokio::task::spawn_blocking(move || plan(&snapshot, &policy, patience, now));
-        let Ok(Planned { plan, failures, reasons }) = planned.await else {
+        let Ok(Planned { plan, images, failures, reasons }) = planned.await else {
             tracing::error!("planning failed");
             return Some(Instant::now() + RETRY_PAUSE);
         };
         self.metrics.states(reasons.into_iter());
+        self.metrics.waiting(plan.create.len() + images.len());
         let planned_at = Instant::now();
         let recheck = plan
             .recheck_at
             .map(|at| planned_at + Duration::try_from(at.duration_since(now)).unwrap_or_default());
         let retry = self.create(plan.create, memory, still).await;
         let collect = memory.collector.collect(plan.delete, &self.stores).await;
+        let images = memory.images.write(images).await;
         let tell = memory.teller.tell(failures, &self.stores).await;
-        [recheck, retry, collect, tell].into_iter().flatten().min()
+        [recheck, retry, collect, images, tell].into_iter().flatten().min()
     }
 
     /// `None` while the lists are not to be trusted even for creations.
@@ -185,6 +200,7 @@ impl Controller {
         let mut snapshot = Snapshot {
             image_warms: self.stores.image_warms.state(),
             revisions: self.stores.revisions.state(),
+            images: self.stores.images.state(),
             nodes: self.stores.nodes.state(),
             opted_out: BTreeSet::new(),
             terminating: BTreeSet::new(),
@@ -213,20 +229,29 @@ impl Controller {
     ) -> Option<Instant> {
         let now = Instant::now();
         memory.held_back.retain(|_, until| *until > now);
+        memory.refused.keep(|namespace| self.stores.namespace(namespace).is_some());
         let free: Vec<Creation> = wanted
             .into_iter()
-            .filter(|one| !memory.held_back.contains_key(&key(&one.object)))
+            .filter(|one| {
+                !memory.held_back.contains_key(&key(&one.object))
+                    && !memory.refused.holds(namespace(&one.object), now)
+            })
             .collect();
         if free.is_empty() {
-            return memory.held_back.values().min().copied();
+            return memory.next_creation(now);
         }
         let limit = usize::from(self.args.repair_concurrency);
+        let refusing = Mutex::new(HashSet::new());
         let results: Vec<_> = futures::stream::iter(free)
-            .map(|creation| async move {
-                if !still.yes() {
+            .map(async |creation| {
+                let locked = || refusing.lock().unwrap_or_else(PoisonError::into_inner);
+                if !still.yes() || locked().contains(namespace(&creation.object)) {
                     return None;
                 }
                 let result = apply::create(&self.client, &creation.object).await;
+                if result.as_ref().is_err_and(ApplyError::is_of_namespace) {
+                    locked().insert(namespace(&creation.object).to_owned());
+                }
                 Some((creation, result))
             })
             .buffer_unordered(limit)
@@ -237,25 +262,41 @@ impl Controller {
         let (mut created, mut existed, mut failed) = (0_usize, 0_usize, 0_usize);
         for (creation, result) in results {
             let pause = match &result {
-                Ok(apply::Created::New) => {
-                    created += 1;
-                    self.metrics.repaired(creation.repair);
-                    CREATED_PAUSE
-                }
-                Ok(apply::Created::Existed) => {
-                    existed += 1;
+                Ok(done) => {
+                    memory.refused.accepted(namespace(&creation.object));
+                    match done {
+                        apply::Created::New => {
+                            created += 1;
+                            self.metrics.repaired(creation.repair);
+                        }
+                        apply::Created::Existed => existed += 1,
+                    }
                     CREATED_PAUSE
                 }
                 Err(error) => {
                     failed += 1;
                     self.metrics.write_failed();
+                    if error.is_of_namespace() {
+                        let namespace = namespace(&creation.object);
+                        if let Some(pause) = memory.refused.refused(namespace, Instant::now()) {
+                            note_refused(namespace, error, pause);
+                        }
+                        continue;
+                    }
                     note_failure(&creation.object, error)
                 }
             };
             memory.held_back.insert(key(&creation.object), Instant::now() + pause);
         }
         tracing::info!(created, existed, failed, "missing ImageWarms created");
-        memory.held_back.values().min().copied()
+        memory.next_creation(Instant::now())
+    }
+}
+
+impl Memory {
+    /// When something that is held back may be tried again.
+    fn next_creation(&self, now: Instant) -> Option<Instant> {
+        self.held_back.values().copied().chain(self.refused.next(now)).min()
     }
 }
 
@@ -299,6 +340,20 @@ fn key(warm: &ImageWarm) -> (String, String) {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
+fn namespace(warm: &ImageWarm) -> &str {
+    warm.metadata.namespace.as_deref().unwrap_or_default()
+}
+
+fn note_refused(namespace: &str, error: &ApplyError, pause: Duration) {
+    tracing::warn!(
+        namespace,
+        reason = error.reason(),
+        %error,
+        next_try_after = ?pause,
+        "the namespace takes no ImageWarms"
+    );
+}
+
 /// How long not to try this again.
 fn note_failure(warm: &ImageWarm, error: &ApplyError) -> Duration {
     tracing::warn!(
@@ -318,6 +373,7 @@ fn note_failure(warm: &ImageWarm, error: &ApplyError) -> Duration {
 /// All that follows from a snapshot.
 struct Planned {
     plan: Plan,
+    images: Vec<ImageUpdate>,
     failures: Vec<Failure>,
     reasons: Vec<Option<Reason>>,
 }
@@ -330,17 +386,24 @@ fn plan(
 ) -> Planned {
     let nodes: Vec<_> =
         snapshot.nodes.iter().map(|node| NodeFacts::new(node, &snapshot.connected)).collect();
+    let orders = Orders::new(&snapshot.image_warms);
+    let asked = asked(&snapshot.revisions, &snapshot.images, &snapshot.opted_out, policy);
     let observed = Observed {
-        image_warms: &snapshot.image_warms,
-        revisions: &snapshot.revisions,
+        orders: &orders,
+        asking: &asked.asking,
         nodes: &nodes,
-        opted_out: &snapshot.opted_out,
         terminating: &snapshot.terminating,
         may_delete: snapshot.may_delete,
     };
+    let looked = Nodes { orders: &orders, nodes: &nodes, terminating: &snapshot.terminating };
     Planned {
         plan: diff(&observed, policy, patience, now),
-        failures: failures(&snapshot.image_warms, &snapshot.revisions, policy),
+        // A list that is behind makes for statuses that are not true.
+        images: match snapshot.may_delete {
+            true => rollup(&looked, &asked, policy, patience, now),
+            false => Vec::new(),
+        },
+        failures: failures(&orders, &asked.asking),
         reasons: snapshot.image_warms.iter().map(|warm| warm.reason()).collect(),
     }
 }

@@ -106,7 +106,7 @@ impl Dispatcher {
         let parts = Parts {
             sink: Arc::new(ApiServerSink::new(client.clone())),
             credentials: Arc::new(ApiServerCredentials::new(client)),
-            standing: crate::plan::want::standing_among,
+            standing: crate::plan::want::standing,
         };
         Self::with_parts(parts, stores, policy, leader, args, metrics)
     }
@@ -255,7 +255,12 @@ impl Dispatcher {
                     self.settle_at.get_or_insert(Instant::now() + SETTLE);
                 }
                 Ok(Change::Relisted) | Err(RecvError::Lagged(_)) => self.look_at_everything(),
-                Ok(Change::Image(..) | Change::Node(_) | Change::Namespace(_)) => {}
+                Ok(Change::Image(namespace, name)) => {
+                    if self.standings.image_changed(&namespace, &name, &self.stores) {
+                        self.settle_at.get_or_insert(Instant::now() + SETTLE);
+                    }
+                }
+                Ok(Change::Node(_) | Change::Namespace(_)) => {}
                 Err(RecvError::Closed) => return,
             }
             if handled == BATCH {

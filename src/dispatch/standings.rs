@@ -1,24 +1,25 @@
-//! Works out whose behalf each ImageWarm stands for, from the Revisions of its namespace, and
+//! Works out whose behalf each ImageWarm stands for, from the Revisions and Images of its namespace, and
 //! keeps the answers while nothing that they depend on changes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
 
-use crate::api::ImageWarm;
+use crate::api::{ImageWarm, KnativeImage, Revision};
 use crate::cluster::watch::Stores;
-use crate::plan::Policy;
-use crate::plan::want::{Asking, Standing, asking};
+use crate::plan::want::Standing;
+use crate::plan::{Asked, Asking, Policy, asked};
 
-/// `plan::want::standing_among`, or a test's own.
+/// `plan::want::standing`, or a test's own.
 pub(crate) type StandingFn = fn(&ImageWarm, &[Asking], &Policy) -> Standing;
 
-/// What the Revisions of one namespace ask for: read once, for all ImageWarms of the namespace.
-type Asked = Arc<Vec<Asking>>;
+/// What is asked for in one namespace: read once, for all ImageWarms of the namespace.
+type Shared = Arc<Asked>;
 
 struct Known {
-    asked: Asked,
+    asked: Shared,
     warm: Arc<ImageWarm>,
     standing: Standing,
 }
@@ -26,7 +27,7 @@ struct Known {
 pub(crate) struct Standings {
     work_out: StandingFn,
     policy: Policy,
-    asked: HashMap<String, Asked>,
+    asked: HashMap<String, Shared>,
     known: HashMap<String, Known>,
     changed: BTreeSet<String>,
 }
@@ -49,24 +50,52 @@ impl Standings {
         self.changed.clear();
     }
 
-    /// Sorts the Revisions of all namespaces at once.
+    /// Sorts what is asked for in all namespaces at once.
     pub(crate) fn group(&mut self, stores: &Stores) {
-        let mut groups: HashMap<String, Vec<_>> = HashMap::new();
+        let mut groups: HashMap<String, (Vec<_>, Vec<_>)> = HashMap::new();
         for revision in stores.revisions.state() {
-            groups.entry(revision.namespace().unwrap_or_default()).or_default().push(revision);
+            groups.entry(revision.namespace().unwrap_or_default()).or_default().0.push(revision);
         }
-        let policy = &self.policy;
-        let ask = |(name, group): (String, Vec<_>)| (name, Arc::new(asking(&group, policy)));
+        for image in stores.images.state() {
+            groups.entry(image.namespace().unwrap_or_default()).or_default().1.push(image);
+        }
+        let ask = |(name, (revisions, images))| (name, self.ask(revisions, images));
         self.asked = groups.into_iter().map(ask).collect();
     }
 
-    /// Revisions of the namespace changed.
+    /// While paused, and in namespaces that were opted out since, they still stand for what exists.
+    fn ask(&self, revisions: Vec<Arc<Revision>>, images: Vec<Arc<KnativeImage>>) -> Shared {
+        let running = Policy { paused: false, ..self.policy.clone() };
+        Arc::new(asked(&revisions, &images, &BTreeSet::new(), &running))
+    }
+
+    /// An Image changed: says whether anything here depends on what changed of it. Of its status,
+    /// which is ours to write and changes most often, nothing does.
+    pub(crate) fn image_changed(&mut self, namespace: &str, name: &str, stores: &Stores) -> bool {
+        let key = ObjectRef::<KnativeImage>::new(name).within(namespace);
+        let now = stores.images.get(&key);
+        let before = self.asked.get(namespace).and_then(|asked| {
+            let mut images = asked.images.iter().map(|(image, _)| image);
+            images.find(|image| image.metadata.name.as_deref() == Some(name))
+        });
+        let same = match (before, &now) {
+            (Some(before), Some(now)) => asks_the_same(before, now),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            self.changed(namespace);
+        }
+        !same
+    }
+
+    /// Revisions or Images of the namespace changed.
     pub(crate) fn changed(&mut self, namespace: &str) {
         self.asked.remove(namespace);
         self.changed.insert(namespace.to_owned());
     }
 
-    /// Namespaces whose Revisions changed since the last call.
+    /// Namespaces whose Revisions or Images changed since the last call.
     pub(crate) fn take_changed(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.changed)
     }
@@ -82,9 +111,10 @@ impl Standings {
         let asked = match self.asked.get(namespace) {
             Some(asked) => asked.clone(),
             None => {
-                let mut all = stores.revisions.state();
-                all.retain(|revision| revision.metadata.namespace.as_deref() == Some(namespace));
-                let asked = Arc::new(asking(&all, &self.policy));
+                let (mut revisions, mut images) = (stores.revisions.state(), stores.images.state());
+                revisions.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
+                images.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
+                let asked = self.ask(revisions, images);
                 self.asked.insert(namespace.to_owned(), asked.clone());
                 asked
             }
@@ -96,11 +126,18 @@ impl Standings {
         {
             return known.standing.clone();
         }
-        let standing = (self.work_out)(warm, &asked, &self.policy);
+        let standing = (self.work_out)(warm, &asked.asking, &self.policy);
         let known = Known { asked, warm: warm.clone(), standing: standing.clone() };
         self.known.insert(uid, known);
         standing
     }
+}
+
+fn asks_the_same(before: &KnativeImage, now: &KnativeImage) -> bool {
+    let (old, new) = (&before.metadata, &now.metadata);
+    before.spec == now.spec
+        && (&old.uid, &old.labels, &old.annotations, &old.owner_references)
+            == (&new.uid, &new.labels, &new.annotations, &new.owner_references)
 }
 
 /// Whether all that a standing depends on is as it was. How far a pull is, the commonest change of
@@ -130,7 +167,7 @@ mod tests {
     use tokio::sync::{broadcast, watch};
 
     use super::*;
-    use crate::api::{ImageWarmStatus, Progress, Revision};
+    use crate::api::{ImageWarmStatus, Progress};
 
     static WORKED_OUT: AtomicUsize = AtomicUsize::new(0);
 

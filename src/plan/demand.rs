@@ -1,20 +1,20 @@
-//! What a Revision asks for: its images, in whose name they may be pulled, and where its Pods may
+//! What a Revision or an Image asks for: images, in whose name they may be pulled, and where Pods may
 //! run. Tolerates Revisions that Knative has not defaulted yet.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
+use k8s_openapi::api::core::v1::{LocalObjectReference, NodeSelectorTerm, Toleration};
 
 use super::Policy;
 use super::want::PullIdentity;
 use crate::api::knative::{Container, ContainerStatus, ROUTING_STATE_LABEL};
-use crate::api::{Revision, SecretReference, WARM_KEY};
+use crate::api::{KnativeImage, Revision, SecretReference, WARM_KEY};
 use crate::image::Reference;
 
 /// `maxItems` of an `ImageWarm`'s `imagePullSecrets`.
 const PULL_SECRETS_MAX: usize = 16;
 
-/// What one Revision asks for.
+/// What one Revision or Image asks for.
 #[derive(Clone, Debug)]
 pub struct Demand {
     /// Every distinct image once, in order of appearance.
@@ -57,8 +57,8 @@ pub struct PodConstraints {
     pub required_terms: Option<Vec<NodeSelectorTerm>>,
 }
 
-/// Whether a Revision may get traffic. Knative keeps 20 and more that may not; for those, what
-/// exists is kept and nothing is made.
+/// Whether a Revision may get traffic. Knative keeps 20 and more that may not: for those nothing is
+/// made, and what exists is kept for a while only.
 pub fn is_routable(revision: &Revision) -> bool {
     let labels = revision.metadata.labels.as_ref();
     labels.and_then(|labels| labels.get(ROUTING_STATE_LABEL)).map(String::as_str) != Some("reserve")
@@ -75,9 +75,39 @@ pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -
         namespace_opted_out || policy.paused || says_no(revision.metadata.annotations.as_ref());
     Demand {
         images: if opted_out { Vec::new() } else { images(revision, policy) },
-        identity: identity(revision),
+        identity: identity(&revision.spec.image_pull_secrets, &revision.spec.service_account_name),
         placement: placement(revision),
     }
+}
+
+/// Reads what an Image asks for when it stands for itself: its `image`, wherever a Pod without any
+/// constraint may run.
+pub(super) fn of_image(image: &KnativeImage, reference: &Reference) -> Demand {
+    let resolved = reference.digest().map(|_| reference.clone());
+    Demand {
+        images: vec![WantedImage { reference: reference.clone(), resolved }],
+        identity: identity(&image.spec.image_pull_secrets, &image.spec.service_account_name),
+        placement: PodConstraints::default(),
+    }
+}
+
+/// Whether the operator said that nothing of this registry is warmed.
+pub(super) fn is_skipped(reference: &Reference, policy: &Policy) -> bool {
+    policy.skipped_registries.iter().any(|domain| domain == reference.domain())
+}
+
+/// Whether the Revision has an image of this repository that is never to be pulled.
+pub(super) fn never_pulls(revision: &Revision, reference: &Reference) -> bool {
+    let mut all = revision.spec.containers.iter().chain(&revision.spec.init_containers);
+    all.any(|container| {
+        is_never_pulled(container)
+            && Reference::parse(&container.image)
+                .is_ok_and(|image| image.repository() == reference.repository())
+    })
+}
+
+fn is_never_pulled(container: &Container) -> bool {
+    container.image_pull_policy.as_deref() == Some("Never")
 }
 
 fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
@@ -108,12 +138,11 @@ fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
 
 /// The container's image, unless it is never pulled or nobody can say what it is.
 fn warmable(container: &Container, policy: &Policy) -> Option<Reference> {
-    if container.image_pull_policy.as_deref() == Some("Never") {
+    if is_never_pulled(container) {
         return None;
     }
     let reference = Reference::parse(&container.image).ok()?;
-    let skipped = policy.skipped_registries.iter().any(|domain| domain == reference.domain());
-    (!skipped).then_some(reference)
+    (!is_skipped(&reference, policy)).then_some(reference)
 }
 
 /// What Knative resolved the container's tag to: by name, or by position while it has no name.
@@ -127,10 +156,9 @@ fn digest(container: &Container, at: usize, statuses: &[ContainerStatus]) -> Opt
     resolved.digest().is_some().then_some(resolved)
 }
 
-fn identity(revision: &Revision) -> PullIdentity {
-    let named = &revision.spec.image_pull_secrets;
+fn identity(named: &[LocalObjectReference], account: &Option<String>) -> PullIdentity {
     let secrets = named.iter().map(|secret| secret.name.clone()).collect();
-    let account = revision.spec.service_account_name.as_deref().filter(|name| !name.is_empty());
+    let account = account.as_deref().filter(|name| !name.is_empty());
     PullIdentity { secrets, service_account: Some(account.unwrap_or("default").to_owned()) }
 }
 

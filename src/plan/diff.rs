@@ -9,11 +9,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
 use super::Policy;
-use super::demand::{Demand, PodConstraints, WantedImage, demand, is_routable};
+use super::asking::{Asker, Asking, is_of_revision};
+use super::demand::PodConstraints;
 use super::eligible::{NodeFacts, may_start};
-use super::fan_out::image_warm;
-use super::want::newest_first;
-use crate::api::{ConditionStatus, ImageWarm, Reason, Revision};
+use super::fan_out::{Origin, image_warm};
+use super::orders::Orders;
+use crate::api::ImageWarm;
 use crate::image::Reference;
 
 /// Creation times are cut to full seconds: an object may be this much younger than it says.
@@ -23,13 +24,11 @@ const TRUNCATION: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
     /// All ImageWarms.
-    pub image_warms: &'a [Arc<ImageWarm>],
-    /// All Revisions.
-    pub revisions: &'a [Arc<Revision>],
+    pub orders: &'a Orders<'a>,
+    /// All that is asked for, by [`super::asking::asked`].
+    pub asking: &'a [Asking],
     /// All nodes.
     pub nodes: &'a [NodeFacts<'a>],
-    /// Namespaces whose label says that they are left alone.
-    pub opted_out: &'a BTreeSet<String>,
     /// Namespaces that are being deleted: nothing can be made there.
     pub terminating: &'a BTreeSet<String>,
     /// Every list is complete and current, and Knative's types are served.
@@ -43,11 +42,17 @@ pub struct Patience {
     pub fan_out: Duration,
     /// How old an ImageWarm must be before it can be collected.
     pub collect: Duration,
+    /// How long the images of a Revision that Knative holds in reserve are kept.
+    pub reserve: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Patience { fan_out: Duration::from_secs(2), collect: Duration::from_secs(30) }
+        Patience {
+            fan_out: Duration::from_secs(2),
+            collect: Duration::from_secs(30),
+            reserve: Duration::from_secs(600),
+        }
     }
 }
 
@@ -74,8 +79,13 @@ pub struct Creation {
 /// Kinds of repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Repair {
-    /// Nothing on this node stood for the image: a new node, or a fan-out that did not happen.
+    /// Nothing on this node stood for the image: a fan-out that did not happen, or not for this
+    /// node, or an order that went with its owner.
     Missing,
+    /// The node is younger than what asks for the image.
+    NewNode,
+    /// An Image asks for it, of which no admission request told.
+    Image,
     /// The node holds the tag, but not the digest that Knative resolved it to.
     MovedTag,
 }
@@ -94,51 +104,58 @@ pub struct Deletion {
 pub enum Cause {
     /// Its node does not exist any more.
     NodeGone,
-    /// No Revision names its image.
+    /// Nothing asks for its image.
     Unwanted,
+    /// Only Revisions that Knative has held in reserve for long ask for it.
+    Reserve,
 }
 
-/// Compares what Revisions want with what exists.
+/// Compares what is asked for with what exists.
 pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     if policy.paused {
         return plan;
     }
-    let mut revisions: Vec<&Arc<Revision>> = observed.revisions.iter().collect();
-    revisions.sort_by(|a, b| newest_first(a, b));
-    let demands: Vec<(&Revision, Demand)> =
-        revisions.iter().map(|one| (one.as_ref(), demand_of(one, observed, policy))).collect();
-    let existing = Existing::new(observed.image_warms);
-
-    let mut eligible = Eligible { nodes: observed.nodes, policy, known: Vec::new() };
-    let mut planned: HashSet<(String, Reference, &str)> = HashSet::new();
-    for (revision, demand) in &demands {
-        let namespace = namespace(&revision.metadata.namespace);
-        if !is_routable(revision)
-            || revision.metadata.deletion_timestamp.is_some()
+    let mut eligible = EligibleNodes::new(observed.nodes, policy);
+    let mut planned: HashSet<(&str, &Reference, &str)> = HashSet::new();
+    for one in observed.asking {
+        let (metadata, namespace) = (one.by.metadata(), one.by.namespace());
+        if !one.is_routable()
+            || metadata.deletion_timestamp.is_some()
             || observed.terminating.contains(namespace)
         {
             continue;
         }
-        let young_until = created(&revision.metadata, patience.fan_out + TRUNCATION);
-        for wanted in &demand.images {
-            let orders = existing.orders(namespace, wanted);
-            for node in eligible.of(&demand.placement) {
-                let Some((image, repair)) = orders.missing(wanted, node) else {
+        let young_until = match &one.by {
+            Asker::Image(image) if !is_of_revision(image) => Timestamp::MIN,
+            _ => created(metadata, patience.fan_out + TRUNCATION),
+        };
+        let origin = Origin::of(&one.by);
+        for wanted in &one.demand.images {
+            let orders = observed.orders.of(namespace, wanted);
+            for node in eligible.of(&one.demand.placement) {
+                let Some((image, repair)) = orders.missing(node.name) else {
                     continue;
                 };
                 if young_until > now {
                     plan.recheck(young_until);
                     break;
                 }
-                if planned.insert((namespace.to_owned(), image.clone(), node)) {
-                    let object = image_warm(revision, demand, image, node);
+                if planned.insert((namespace, image, node.name)) {
+                    let object = image_warm(&origin, &one.demand, image, node.name);
+                    let repair = match (&one.by, repair) {
+                        (Asker::Image(_), Repair::Missing) => Repair::Image,
+                        (_, Repair::Missing) if node.created > Some(one.by.created()) => {
+                            Repair::NewNode
+                        }
+                        (_, repair) => repair,
+                    };
                     plan.create.push(Creation { object, repair });
                 }
             }
         }
     }
-    collect(observed, &demands, patience, now, &mut plan);
+    collect(observed, patience, now, &mut plan);
     plan
 }
 
@@ -146,11 +163,6 @@ impl Plan {
     fn recheck(&mut self, at: Timestamp) {
         self.recheck_at = Some(self.recheck_at.map_or(at, |known| known.min(at)));
     }
-}
-
-fn demand_of(revision: &Revision, observed: &Observed<'_>, policy: &Policy) -> Demand {
-    let opted_out = observed.opted_out.contains(namespace(&revision.metadata.namespace));
-    demand(revision, opted_out, policy)
 }
 
 fn namespace(namespace: &Option<String>) -> &str {
@@ -163,43 +175,41 @@ fn created(metadata: &ObjectMeta, age: Duration) -> Timestamp {
     created.map_or(Timestamp::MIN, |created| created.checked_add(age).unwrap_or(Timestamp::MAX))
 }
 
-/// Fills `plan.delete`: what lies on nodes that are gone, and what no Revision names. Where a
-/// Revision could not run just now does not matter here: a cordon deletes nothing.
-fn collect(
-    observed: &Observed<'_>,
-    demands: &[(&Revision, Demand)],
-    patience: Patience,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+/// Fills `plan.delete`: what lies on nodes that are gone, and what nothing asks for. Where Pods could
+/// not run just now does not matter here: a cordon deletes nothing.
+fn collect(observed: &Observed<'_>, patience: Patience, now: Timestamp, plan: &mut Plan) {
     if !observed.may_delete {
         return;
     }
     let nodes: HashSet<&str> = observed.nodes.iter().map(|node| node.name).collect();
-    let mut wanted: HashSet<(&str, &str)> = HashSet::new();
-    for (revision, demand) in demands {
-        for image in &demand.images {
-            let namespace = namespace(&revision.metadata.namespace);
-            wanted.extend(image.names().map(|image| (namespace, image.as_str())));
+    let (mut wanted, mut resting) = (Names::default(), Names::default());
+    for one in observed.asking {
+        let rests_from = one
+            .resting_since
+            .map(|since| since.checked_add(patience.reserve).unwrap_or(Timestamp::MAX));
+        let names = match rests_from {
+            Some(from) if from <= now => &mut resting,
+            _ => &mut wanted,
+        };
+        for name in one.demand.images.iter().flat_map(|image| image.names()) {
+            names.add(one.by.namespace(), name, rests_from);
         }
     }
-    let is_wanted = |warm: &ImageWarm| {
-        let (namespace, text) = (namespace(&warm.metadata.namespace), warm.spec.image.as_str());
-        // What we make is canonical; a copy made by hand, labels and all, need not be.
-        wanted.contains(&(namespace, text))
-            || Reference::parse(text)
-                .is_ok_and(|image| wanted.contains(&(namespace, image.as_str())))
-    };
-    for warm in observed.image_warms {
+    for warm in observed.orders.all {
         if !warm.is_managed() || warm.metadata.deletion_timestamp.is_some() {
             continue;
         }
         let cause = if !nodes.contains(warm.spec.node_name.as_str()) {
             Cause::NodeGone
-        } else if !is_wanted(warm) {
-            Cause::Unwanted
-        } else {
+        } else if let Some(until) = wanted.until(warm) {
+            if let Some(until) = until {
+                plan.recheck(until);
+            }
             continue;
+        } else if resting.until(warm).is_some() {
+            Cause::Reserve
+        } else {
+            Cause::Unwanted
         };
         let ripe = created(&warm.metadata, patience.collect);
         if ripe > now {
@@ -213,93 +223,50 @@ fn collect(
     plan.delete.sort_by_cached_key(name);
 }
 
-/// Orders for one image, by node. Hand-made ones may stand beside ours.
-type OnNodes<'a> = HashMap<&'a str, Vec<&'a ImageWarm>>;
+/// Images by namespace, and until when they are asked for where that has an end.
+#[derive(Default)]
+struct Names<'a>(HashMap<(&'a str, &'a str), Option<Timestamp>>);
 
-/// Existing ImageWarms by namespace and image. Those that are being deleted stand for nothing.
-struct Existing<'a> {
-    by_image: HashMap<(&'a str, Reference), OnNodes<'a>>,
-}
-
-impl<'a> Existing<'a> {
-    fn new(image_warms: &'a [Arc<ImageWarm>]) -> Self {
-        let mut parsed: HashMap<&str, Option<Reference>> = HashMap::new();
-        let mut by_image: HashMap<(&str, Reference), OnNodes<'a>> = HashMap::new();
-        for warm in image_warms.iter().filter(|warm| warm.metadata.deletion_timestamp.is_none()) {
-            let text = warm.spec.image.as_str();
-            let image = parsed.entry(text).or_insert_with(|| Reference::parse(text).ok());
-            let Some(image) = image.clone() else { continue };
-            let key = (namespace(&warm.metadata.namespace), image);
-            let on_nodes = by_image.entry(key).or_default();
-            on_nodes.entry(warm.spec.node_name.as_str()).or_default().push(warm);
-        }
-        Existing { by_image }
+impl<'a> Names<'a> {
+    fn add(&mut self, namespace: &'a str, image: &'a Reference, until: Option<Timestamp>) {
+        let known = self.0.entry((namespace, image.as_str())).or_insert(until);
+        // `None` is for ever.
+        *known = known.and_then(|known| Some(known.max(until?)));
     }
 
-    fn orders(&self, namespace: &'a str, wanted: &WantedImage) -> Orders<'_, 'a> {
-        let get = |image: &Reference| self.by_image.get(&(namespace, image.clone()));
-        Orders {
-            by_name: get(&wanted.reference),
-            by_digest: wanted.resolved.as_ref().and_then(get),
-        }
+    /// `None` when the image of `warm` is not among them.
+    fn until(&self, warm: &ImageWarm) -> Option<Option<Timestamp>> {
+        let (namespace, text) = (namespace(&warm.metadata.namespace), warm.spec.image.as_str());
+        // What we make is canonical; a copy made by hand, labels and all, need not be.
+        self.0.get(&(namespace, text)).copied().or_else(|| {
+            let image = Reference::parse(text).ok()?;
+            self.0.get(&(namespace, image.as_str())).copied()
+        })
     }
 }
 
-/// What exists for one wanted image.
-struct Orders<'e, 'a> {
-    by_name: Option<&'e OnNodes<'a>>,
-    by_digest: Option<&'e OnNodes<'a>>,
-}
-
-impl Orders<'_, '_> {
-    /// What has to be made so that `node` gets the wanted image, if anything.
-    fn missing<'w>(&self, wanted: &'w WantedImage, node: &str) -> Option<(&'w Reference, Repair)> {
-        let by_name = self.by_name.and_then(|orders| orders.get(node));
-        let Some(resolved) = &wanted.resolved else {
-            return by_name.is_none().then_some((&wanted.reference, Repair::Missing));
-        };
-        if self.by_digest.is_some_and(|orders| orders.contains_key(node)) {
-            return None;
-        }
-        match by_name {
-            None => Some((resolved, Repair::Missing)),
-            Some(warms) if warms.iter().any(|warm| stands_for(warm, resolved)) => None,
-            Some(_) => Some((resolved, Repair::MovedTag)),
-        }
-    }
-}
-
-/// Whether an order by tag will do for the digest: it holds just that, or is still on its way.
-fn stands_for(warm: &ImageWarm, resolved: &Reference) -> bool {
-    let digest = warm.status.as_ref().and_then(|status| status.digest.as_deref());
-    match (digest, warm.reason()) {
-        (Some(digest), _) if Some(digest) == resolved.digest() => true,
-        (_, Some(Reason::Pulling)) => true,
-        (Some(_), _) => false,
-        // The tag is gone, or names something else by now; its digest may still be there.
-        (None, Some(Reason::NotFound | Reason::PlatformMismatch | Reason::InvalidImage)) => false,
-        (None, reason) => reason.map(Reason::ready) != Some(ConditionStatus::True),
-    }
-}
-
-/// Eligible nodes by placement; most Revisions share one.
-struct Eligible<'a> {
+/// Eligible nodes by placement, ordered by name; most that ask share one placement.
+pub(super) struct EligibleNodes<'a> {
     nodes: &'a [NodeFacts<'a>],
     policy: &'a Policy,
-    known: Vec<(PodConstraints, Vec<&'a str>)>,
+    known: Vec<(PodConstraints, Vec<&'a NodeFacts<'a>>)>,
 }
 
-impl<'a> Eligible<'a> {
-    fn of(&mut self, placement: &PodConstraints) -> impl Iterator<Item = &'a str> + use<'_, 'a> {
+impl<'a> EligibleNodes<'a> {
+    pub(super) fn new(nodes: &'a [NodeFacts<'a>], policy: &'a Policy) -> Self {
+        EligibleNodes { nodes, policy, known: Vec::new() }
+    }
+
+    pub(super) fn of(&mut self, placement: &PodConstraints) -> &[&'a NodeFacts<'a>] {
         let at = self.known.iter().position(|(known, _)| known == placement);
         let at = at.unwrap_or_else(|| {
             let fits = |node: &&NodeFacts<'_>| may_start(node, placement, self.policy).is_ok();
-            let mut names: Vec<_> = self.nodes.iter().filter(fits).map(|node| node.name).collect();
-            names.sort_unstable();
-            self.known.push((placement.clone(), names));
+            let mut fitting: Vec<_> = self.nodes.iter().filter(fits).collect();
+            fitting.sort_unstable_by_key(|node| node.name);
+            self.known.push((placement.clone(), fitting));
             self.known.len() - 1
         });
-        self.known[at].1.iter().copied()
+        &self.known[at].1
     }
 }
 

@@ -31,6 +31,8 @@ pub struct NodeFacts<'a> {
     pub connected: bool,
     /// The Node object is being deleted.
     pub leaving: bool,
+    /// Creation of the Node object, in seconds since 1970.
+    pub created: Option<i64>,
 }
 
 impl<'a> NodeFacts<'a> {
@@ -49,6 +51,7 @@ impl<'a> NodeFacts<'a> {
                 .is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True")),
             connected: connected.contains(name),
             leaving: node.metadata.deletion_timestamp.is_some(),
+            created: node.metadata.creation_timestamp.as_ref().map(|at| at.0.as_second()),
         }
     }
 }

@@ -10,10 +10,13 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 use super::demand::demand;
+use super::fan_out::Origin;
 use super::{Policy, fan_out};
 use crate::api::condition::READY;
-use crate::api::knative::{Container, ContainerStatus, ROUTING_STATE_LABEL, RevisionStatus};
-use crate::api::{Condition, ImageWarm, ImageWarmStatus, Reason, Revision};
+use crate::api::knative::{
+    Container, ContainerStatus, REVISION_LABEL, ROUTING_STATE_LABEL, RevisionStatus,
+};
+use crate::api::{Condition, ImageWarm, ImageWarmStatus, KnativeImage, Reason, Revision};
 use crate::image::Reference;
 
 /// A digest of one letter.
@@ -52,6 +55,36 @@ pub fn revision(name: &str, created: i64, images: &[&str]) -> Revision {
     };
     revision.spec.containers = images.iter().enumerate().map(container).collect();
     revision
+}
+
+/// A Knative Image of the namespace `ns`; for `revision` the way Knative makes it, or by hand.
+pub fn knative_image(name: &str, image: &str, revision: Option<&Revision>) -> KnativeImage {
+    let mut object = KnativeImage::default();
+    object.metadata.name = Some(name.into());
+    object.metadata.namespace = Some("ns".into());
+    object.metadata.uid = Some(format!("uid-{name}"));
+    object.metadata.generation = Some(1);
+    object.metadata.creation_timestamp = Some(Time(at(0)));
+    object.spec.image = image.into();
+    if let Some(revision) = revision {
+        let name = revision.metadata.name.clone().unwrap();
+        let labels = object.metadata.labels.get_or_insert_default();
+        labels.insert(REVISION_LABEL.into(), name.clone());
+        object.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: "serving.knative.dev/v1".into(),
+            kind: "Revision".into(),
+            name,
+            uid: revision.metadata.uid.clone().unwrap(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }]);
+    }
+    object
+}
+
+/// The image by a digest of one letter.
+pub fn by_digest(image: &str, letter: char) -> String {
+    reference(image).with_digest(&digest(letter)).unwrap().as_str().to_owned()
 }
 
 pub fn route(revision: &mut Revision, state: &str) {
@@ -105,7 +138,8 @@ pub fn labelled(mut node: Node, key: &str, value: &str) -> Node {
 /// The ImageWarm that a Revision made, as the API server would store it.
 pub fn warm(revision: &Revision, image: &str, node: &str, created: i64) -> ImageWarm {
     let demand = demand(revision, false, &Policy::default());
-    let mut warm = fan_out::image_warm(revision, &demand, &reference(image), node);
+    let mut warm =
+        fan_out::image_warm(&Origin::of_revision(revision), &demand, &reference(image), node);
     warm.metadata.creation_timestamp = Some(Time(at(created)));
     warm.metadata.uid = Some(format!("uid-{}", warm.metadata.name.clone().unwrap()));
     warm

@@ -9,6 +9,7 @@ mod containerd;
 mod convergence;
 mod deploys;
 mod failures;
+mod images;
 mod nodes;
 mod outages;
 mod private;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         deploys::TESTS,
         private::TESTS,
         failures::TESTS,
+        images::TESTS,
         admission::TESTS,
         nodes::TESTS,
         trust::TESTS,

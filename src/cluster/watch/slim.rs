@@ -9,6 +9,7 @@ use kube::core::PartialObjectMeta;
 
 use super::Change;
 use super::source::{Kind, Watched};
+use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{ImageWarm, KnativeImage, Revision, WARM_KEY};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -53,7 +54,7 @@ impl Watched for ImageWarm {
 impl Watched for Revision {
     const KIND: Kind = Kind::Revision;
     fn slim(&mut self) {
-        slim_metadata(&mut self.metadata, |key| key == WARM_KEY);
+        slim_metadata(&mut self.metadata, |key| key == WARM_KEY || key == ROUTING_STATE_MODIFIED);
     }
     fn differs(&self, old: &Self) -> bool {
         metadata_differs(&self.metadata, &old.metadata)

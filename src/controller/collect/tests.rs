@@ -68,3 +68,48 @@ fn each_object_has_its_question() {
         assert_eq!(ask(Cause::Unwanted, unnamed), Question::Unnamed("n".into()), "{unnamed:?}");
     }
 }
+
+#[tokio::test]
+async fn what_has_changed_since_our_list_is_looked_at_again_first() {
+    let revision = |labels: serde_json::Value, generation: i64| -> Revision {
+        serde_json::from_value(json!({
+            "metadata": {"name": "r", "namespace": "n", "uid": "u", "labels": labels,
+                "generation": generation},
+            "spec": {"containers": [{"image": "a"}]},
+        }))
+        .unwrap()
+    };
+    let reserve = json!({"serving.knative.dev/routingState": "reserve"});
+    let active = json!({"serving.knative.dev/routingState": "active"});
+    let question = Question::Revision("n".into(), "r".into());
+    for (live, verdict) in [
+        (revision(reserve.clone(), 1), Verdict::Delete),
+        (revision(active, 1), Verdict::Keep),
+        (revision(reserve.clone(), 2), Verdict::Keep),
+    ] {
+        let service = tower::service_fn(move |_: http::Request<Body>| {
+            let live = serde_json::to_vec(&live).unwrap();
+            async move { Ok::<_, tower::BoxError>(http::Response::new(Body::from(live))) }
+        });
+        let stores =
+            Stores::fixed(vec![], vec![revision(reserve.clone(), 1)], vec![], vec![], vec![]);
+        let collector = collector(Client::new(service, "default"));
+        assert_eq!(collector.look(&question, &stores).await, verdict);
+    }
+}
+
+#[test]
+fn what_an_image_owns_is_asked_of_the_image() {
+    let warm: ImageWarm = serde_json::from_value(json!({
+        "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+        "metadata": {"name": "w", "namespace": "n", "ownerReferences": [{
+            "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",
+            "name": "queue-proxy", "uid": "u",
+        }]},
+        "spec": {"image": "a", "nodeName": "node-a"},
+    }))
+    .unwrap();
+    let asked = |cause| question(&Deletion { warm: Arc::new(warm.clone()), cause });
+    assert_eq!(asked(Cause::Unwanted), Question::Image("n".into(), "queue-proxy".into()));
+    assert_eq!(asked(Cause::NodeGone), Question::Node("node-a".into()));
+}

@@ -25,7 +25,8 @@ use crate::cluster::watch::Synced;
 use crate::dispatch::credentials::CredentialFuture;
 use crate::dispatch::status_writer::SinkFuture;
 use crate::image::Reference;
-use crate::plan::want::{Asking, PullIdentity, Standing};
+use crate::plan::Asking;
+use crate::plan::want::{PullIdentity, Standing};
 use crate::runtime::fake::{FakeRuntime, Script};
 use crate::warmer::{Warmer, WarmerArgs, WarmerMetrics};
 

@@ -6,17 +6,20 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::api::WARM_KEY;
+use crate::api::knative::ROUTING_STATE_MODIFIED;
+use crate::api::{KnativeImage, Reason, Revision, WARM_KEY};
 use crate::plan::sample::{
-    at, because, digest, holding, labelled, node, reference, resolve, revision, route, tainted,
-    warm,
+    at, because, by_digest, digest, holding, knative_image, labelled, node, reference, resolve,
+    revision, route, tainted, warm,
 };
+use crate::plan::{Asked, asked};
 
 /// A cluster in plain vectors.
 #[derive(Clone, Debug, Default)]
 struct World {
     warms: Vec<Arc<ImageWarm>>,
     revisions: Vec<Arc<Revision>>,
+    images: Vec<Arc<KnativeImage>>,
     nodes: Vec<Node>,
     opted_out: BTreeSet<String>,
     terminating: BTreeSet<String>,
@@ -34,14 +37,18 @@ impl World {
         }
     }
 
+    fn asked(&self) -> Asked {
+        asked(&self.revisions, &self.images, &self.opted_out, &self.policy)
+    }
+
     fn plan(&self, now: i64) -> Plan {
         let nodes: Vec<_> =
             self.nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
+        let asked = self.asked();
         let observed = Observed {
-            image_warms: &self.warms,
-            revisions: &self.revisions,
+            orders: &Orders::new(&self.warms),
+            asking: &asked.asking,
             nodes: &nodes,
-            opted_out: &self.opted_out,
             terminating: &self.terminating,
             may_delete: !self.unsynced,
         };
@@ -224,14 +231,6 @@ fn both_names_of_a_wanted_image_are_kept() {
 }
 
 #[test]
-fn a_reserve_revision_keeps_what_exists_and_causes_nothing() {
-    let mut asked = revision("r", 100, &["app:v1"]);
-    route(&mut asked, "reserve");
-    let world = World::new(&["a", "b"], &[&asked], &[warm(&asked, "app:v1", "a", 100)]);
-    assert!(idle(&world.plan(1000)));
-}
-
-#[test]
 fn opting_out_and_pausing() {
     let mut asked = revision("r", 100, &["app:v1"]);
     let exists = warm(&asked, "app:v1", "a", 100);
@@ -305,3 +304,88 @@ fn five_thousand_nodes_and_fifty_images_take_well_under_a_second() {
 }
 
 mod properties;
+
+/// Knative held the Revision in reserve since this second.
+fn rest(revision: &mut Revision, since: i64) {
+    route(revision, "reserve");
+    let annotations = revision.metadata.annotations.get_or_insert_default();
+    annotations.insert(ROUTING_STATE_MODIFIED.into(), at(since).to_string());
+}
+
+#[test]
+fn reserve_keeps_its_images_for_a_while_only() {
+    let mut one = revision("r-1", 0, &["app:v1"]);
+    let order = warm(&one, "app:v1", "a", 0);
+    rest(&mut one, 1000);
+    let world = World::new(&["a", "b"], &[&one], std::slice::from_ref(&order));
+    let plan = world.plan(1599);
+    assert!(plan.create.is_empty());
+    assert_eq!((deleted(&plan), plan.recheck_at), (vec![], Some(at(1600))));
+    assert_eq!(deleted(&world.plan(1600)), ["app:v1 on a: Reserve"]);
+
+    let other = revision("r-2", 0, &["app:v1"]);
+    let world = World::new(&["a"], &[&one, &other], std::slice::from_ref(&order));
+    let plan = world.plan(1600);
+    assert_eq!((deleted(&plan), plan.recheck_at), (vec![], None), "another still wants it");
+
+    route(&mut one, "active");
+    let world = World::new(&["a"], &[&one], &[]);
+    assert_eq!(created(&world.plan(1700)), ["app:v1 on a"], "active again");
+}
+
+fn with_images(mut world: World, images: &[KnativeImage]) -> World {
+    world.images = images.iter().cloned().map(Arc::new).collect();
+    world
+}
+
+#[test]
+fn an_image_of_a_revision_costs_nothing_where_the_tag_holds_its_digest() {
+    let one = revision("r-1", 0, &["app:v1"]);
+    let image = knative_image("i", &by_digest("app", '1'), Some(&one));
+    let order = |node| warm(&one, "app:v1", node, 0);
+    let warms = [
+        holding(order("a"), '1'),
+        because(order("b"), Reason::Pulling),
+        holding(order("c"), '2'),
+        order("d"),
+    ];
+    let world = with_images(World::new(&["a", "b", "c", "d"], &[&one], &warms), &[image]);
+    let plan = world.plan(1000);
+    assert_eq!(created(&plan), ["app@1 on c"]);
+    assert_eq!(plan.create[0].repair, Repair::MovedTag);
+    assert!(deleted(&plan).is_empty());
+}
+
+#[test]
+fn an_image_of_its_own_is_ordered_at_once_and_owns_its_orders() {
+    let mut image = knative_image("queue-proxy", "queue:v1", None);
+    image.metadata.creation_timestamp = Some(Time(at(1000)));
+    let world = with_images(World::new(&["a", "b"], &[], &[]), &[image.clone()]);
+    let plan = world.plan(1000);
+    assert_eq!(created(&plan), ["queue:v1 on a", "queue:v1 on b"]);
+    assert_eq!(plan.create[0].repair, Repair::Image);
+    let owner = &plan.create[0].object.metadata.owner_references.as_ref().unwrap()[0];
+    assert_eq!((owner.kind.as_str(), owner.name.as_str()), ("Image", "queue-proxy"));
+    assert_eq!((owner.controller, owner.block_owner_deletion), (Some(false), Some(false)));
+
+    let mut world = world;
+    world.apply(&plan, 1000);
+    assert!(idle(&world.plan(2000)));
+    image.spec.image = "queue:v2".into();
+    let world = with_images(world, &[image]);
+    let plan = world.plan(2000);
+    assert_eq!(created(&plan), ["queue:v2 on a", "queue:v2 on b"]);
+    assert_eq!(deleted(&plan), ["queue:v1 on a: Unwanted", "queue:v1 on b: Unwanted"]);
+    let world = with_images(world, &[knative_image("queue-proxy", "", None)]);
+    assert_eq!(deleted(&world.plan(2000)).len(), 2);
+}
+
+#[test]
+fn kinds_of_repair() {
+    let one = revision("r-1", 100, &["app:v1"]);
+    let mut world = World::new(&["old", "young"], &[&one], &[]);
+    world.nodes[0].metadata.creation_timestamp = Some(Time(at(50)));
+    world.nodes[1].metadata.creation_timestamp = Some(Time(at(150)));
+    let kinds: Vec<_> = world.plan(1000).create.iter().map(|one| one.repair).collect();
+    assert_eq!(kinds, [Repair::Missing, Repair::NewNode]);
+}

@@ -4,6 +4,13 @@
 
 use super::*;
 use crate::plan::sample::{because, digest, holding, resolve, revision, route, warm};
+use crate::plan::{Policy, asked};
+
+fn told(warms: &[Arc<ImageWarm>], revisions: &[&Revision]) -> Vec<Failure> {
+    let revisions: Vec<_> = revisions.iter().map(|one| Arc::new((*one).clone())).collect();
+    let asked = asked(&revisions, &[], &BTreeSet::new(), &Policy::default());
+    failures(&Orders::new(warms), &asked.asking)
+}
 
 #[test]
 fn one_for_each_revision_and_reason() {
@@ -23,8 +30,8 @@ fn one_for_each_revision_and_reason() {
         order("side:v1", "b", Reason::Removed),
         order("side:v1", "c", Reason::Pulling),
     ];
-    let revisions = [Arc::new(asked.clone()), Arc::new(reserve)];
-    let found = failures(&warms, &revisions, &Policy::default());
+    let revisions = [&asked, &reserve];
+    let found = told(&warms, &revisions);
     let notes: Vec<_> = found.iter().map(Failure::note).collect();
     assert_eq!(
         notes,
@@ -32,7 +39,7 @@ fn one_for_each_revision_and_reason() {
     );
     assert!(found.iter().all(|failure| failure.undecided));
     let healthy = [order("app:v1", "a", Reason::Pulled)];
-    assert!(failures(&healthy, &revisions, &Policy::default()).is_empty());
+    assert!(told(&healthy, &revisions).is_empty());
 }
 
 #[test]
@@ -42,17 +49,16 @@ fn a_tag_that_is_gone_is_no_failure_where_the_digest_is_ordered() {
     let by_digest = format!("app@{}", digest('1'));
     let tag = |node| Arc::new(because(warm(&asked, "app:v1", node, 0), Reason::NotFound));
     let order = |node| warm(&asked, &by_digest, node, 0);
-    let told = |warms: &[Arc<ImageWarm>]| {
-        let found = failures(warms, &[Arc::new(asked.clone())], &Policy::default());
-        found.iter().map(Failure::note).collect::<Vec<_>>()
+    let notes = |warms: &[Arc<ImageWarm>]| {
+        told(warms, &[&asked]).iter().map(Failure::note).collect::<Vec<_>>()
     };
     let none: [&str; 0] = [];
-    assert_eq!(told(&[tag("a"), Arc::new(holding(order("a"), '1'))]), none);
-    assert_eq!(told(&[tag("a"), Arc::new(order("a"))]), none, "still on its way");
+    assert_eq!(notes(&[tag("a"), Arc::new(holding(order("a"), '1'))]), none);
+    assert_eq!(notes(&[tag("a"), Arc::new(order("a"))]), none, "still on its way");
     let failed = Arc::new(because(order("a"), Reason::Unauthorized));
-    assert_eq!(told(&[tag("a"), failed]), ["Unauthorized on 1 of 1 nodes"]);
+    assert_eq!(notes(&[tag("a"), failed]), ["Unauthorized on 1 of 1 nodes"]);
     let held = Arc::new(holding(order("a"), '1'));
-    assert_eq!(told(&[tag("a"), held, tag("b")]), ["NotFound on 1 of 2 nodes"]);
+    assert_eq!(notes(&[tag("a"), held, tag("b")]), ["NotFound on 1 of 2 nodes"]);
 }
 
 #[test]
@@ -60,10 +66,8 @@ fn any_spelling_counts_and_what_is_being_deleted_does_not() {
     let asked = revision("r-1", 0, &["app:v1"]);
     let mut by_hand = because(warm(&asked, "app:v1", "a", 0), Reason::NotFound);
     by_hand.spec.image = "index.docker.io/library/app:v1".into();
-    let told = |warm: &ImageWarm| {
-        failures(&[Arc::new(warm.clone())], &[Arc::new(asked.clone())], &Policy::default()).len()
-    };
-    assert_eq!(told(&by_hand), 1);
+    let count = |warm: &ImageWarm| told(&[Arc::new(warm.clone())], &[&asked]).len();
+    assert_eq!(count(&by_hand), 1);
     by_hand.metadata.deletion_timestamp = by_hand.metadata.creation_timestamp.clone();
-    assert_eq!(told(&by_hand), 0);
+    assert_eq!(count(&by_hand), 0);
 }

@@ -45,7 +45,7 @@ fn secrets_that_cannot_be_stored_do_not_open_those_of_the_service_account() {
             |name: &&str| k8s_openapi::api::core::v1::LocalObjectReference { name: (*name).into() };
         asked.spec.image_pull_secrets = names.iter().map(secret).collect();
         let demand = demand(&asked, false, &Policy::default());
-        image_warm(&asked, &demand, &demand.images[0].reference, "a")
+        image_warm(&Origin::of_revision(&asked), &demand, &demand.images[0].reference, "a")
     };
     let cases: [(&[&str], &[&str], bool); 4] = [
         (&[], &[], true),
@@ -75,7 +75,8 @@ fn the_object_is_complete() {
     seen.spec.image_pull_secrets =
         vec![k8s_openapi::api::core::v1::LocalObjectReference { name: "regcred".into() }];
     let demand = demand(&seen, false, &Policy::default());
-    let warm = image_warm(&seen, &demand, &demand.images[0].reference, "node-a");
+    let warm =
+        image_warm(&Origin::of_revision(&seen), &demand, &demand.images[0].reference, "node-a");
     insta::assert_snapshot!(serde_json::to_string_pretty(&warm).unwrap());
 }
 
@@ -86,7 +87,7 @@ fn without_owner_or_name_nothing_is_invented() {
     asked.metadata.name = None;
     asked.metadata.generate_name = Some("r-".into());
     let demand = demand(&asked, false, &Policy::default());
-    let warm = image_warm(&asked, &demand, &demand.images[0].reference, "a");
+    let warm = image_warm(&Origin::of_revision(&asked), &demand, &demand.images[0].reference, "a");
     assert_eq!(warm.metadata.owner_references, None);
     let annotations = warm.metadata.annotations.unwrap();
     assert!(!annotations.contains_key(CREATED_FOR_ANNOTATION));

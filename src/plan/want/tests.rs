@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::*;
 use crate::api::{MANAGED_BY_LABEL, Reason, SecretReference};
+use crate::plan::asked;
 use crate::plan::sample::{at, because, resolve, revision, route, warm};
 
 fn with_secret(mut revision: Revision, secret: &str, account: &str) -> Revision {
@@ -22,10 +26,15 @@ fn identity(secret: &str, account: Option<&str>) -> PullIdentity {
 
 fn stand(warm: &ImageWarm, revisions: &[&Revision]) -> Standing {
     let revisions: Vec<_> = revisions.iter().map(|one| Arc::new((*one).clone())).collect();
-    let standing = standing(warm, &revisions, &Policy::default());
+    let standing = stand_under(warm, &revisions, &Policy::default());
     let reversed: Vec<_> = revisions.iter().rev().cloned().collect();
-    assert_eq!(standing, super::standing(warm, &reversed, &Policy::default()), "order matters");
+    assert_eq!(standing, stand_under(warm, &reversed, &Policy::default()), "order matters");
     standing
+}
+
+fn stand_under(warm: &ImageWarm, revisions: &[Arc<Revision>], policy: &Policy) -> Standing {
+    let running = Policy { paused: false, ..policy.clone() };
+    standing(warm, &asked(revisions, &[], &BTreeSet::new(), &running).asking, policy)
 }
 
 /// `warm` with a try from `started`, ended at `finished`.
@@ -117,6 +126,6 @@ fn checks() {
         assert_eq!(stand(&order, &revisions).check_for, expected, "{name}");
     }
     let paused = Policy { paused: true, ..Policy::default() };
-    let standing = standing(&pulled(), &[Arc::new(second)], &paused);
+    let standing = stand_under(&pulled(), &[Arc::new(second)], &paused);
     assert_eq!((standing.check_for, standing.priority), (None, 200));
 }

@@ -30,6 +30,11 @@ impl World {
         Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned()))
     }
 
+    /// What the API server's audit log has so far.
+    pub fn audit_events(&self) -> Result<Vec<serde_json::Value>> {
+        self.cluster.audit_events()
+    }
+
     /// The logs of all controllers and warmers, by process.
     pub fn logs(&self) -> Vec<(String, String)> {
         let processes = self.cluster.imagewarm_processes();

@@ -38,8 +38,16 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const BINARY: &str = env!("CARGO_BIN_EXE_imagewarm");
 
 /// Small waits, so that the tests need not wait for a day's defaults.
-const CONTROLLER_FLAGS: [&str; 6] =
-    ["--collect-grace", "3s", "--waiting-after", "3s", "--log-level", EVERYTHING];
+const CONTROLLER_FLAGS: [&str; 8] = [
+    "--collect-grace",
+    "3s",
+    "--waiting-after",
+    "3s",
+    "--reserve-delay",
+    "3s",
+    "--log-level",
+    EVERYTHING,
+];
 const WARMER_FLAGS: [&str; 2] = ["--log-level", EVERYTHING];
 /// All that we log ourselves, for the test that looks for credentials in it.
 const EVERYTHING: &str = "info,imagewarm=trace,imagewarm_webhook_certs=trace,kube_client=off";

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
-use imagewarm::api::{ImageWarm, Reason, Revision};
+use imagewarm::api::{ImageWarm, KnativeImage, Reason, Revision};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Secret, ServiceAccount};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -239,6 +239,79 @@ impl World {
                 Err(error.context(format!("what there is instead:{states}")))
             }
         }
+    }
+
+    /// A Knative Image; for a Revision the way Knative makes it, else by hand.
+    pub async fn image(
+        &self,
+        namespace: &str,
+        name: &str,
+        spec: Value,
+        revision: Option<&Revision>,
+    ) -> Result<KnativeImage> {
+        let mut metadata = json!({"name": name});
+        if let Some(revision) = revision {
+            let (name, uid) = (revision.name_any(), revision.metadata.uid.clone());
+            metadata["labels"] = json!({"serving.knative.dev/revision": name});
+            metadata["ownerReferences"] = json!([{
+                "apiVersion": "serving.knative.dev/v1", "kind": "Revision",
+                "name": name, "uid": uid, "controller": true, "blockOwnerDeletion": true,
+            }]);
+        }
+        let body = json!({
+            "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",
+            "metadata": metadata, "spec": spec,
+        });
+        let kind = ApiResource::erase::<KnativeImage>(&());
+        let images: Api<DynamicObject> = Api::namespaced_with(self.client(), namespace, &kind);
+        let made = images.create(&PostParams::default(), &serde_json::from_value(body)?).await?;
+        Ok(serde_json::from_value(serde_json::to_value(made)?)?)
+    }
+
+    pub fn images(&self, namespace: &str) -> Api<KnativeImage> {
+        Api::namespaced(self.client(), namespace)
+    }
+
+    /// Waits until the Image's Ready condition is this, with a message that contains `words`.
+    /// Returns the whole object as the API server has it.
+    pub async fn image_says(
+        &self,
+        namespace: &str,
+        name: &str,
+        status: &str,
+        words: &str,
+    ) -> Result<Value> {
+        let kind = ApiResource::erase::<KnativeImage>(&());
+        let images: Api<DynamicObject> = Api::namespaced_with(self.client(), namespace, &kind);
+        let last = std::cell::RefCell::new(Value::Null);
+        let reached = self
+            .eventually(&format!("Image {name} is {status} and says {words:?}"), async || {
+                let image = serde_json::to_value(images.get(name).await?)?;
+                let conditions = image["status"]["conditions"].as_array().cloned();
+                let ready = conditions
+                    .unwrap_or_default()
+                    .into_iter()
+                    .find(|condition| condition["type"] == "Ready")
+                    .unwrap_or_default();
+                *last.borrow_mut() = ready.clone();
+                let message = ready["message"].as_str().unwrap_or_default();
+                let so = ready["status"] == status && message.contains(words);
+                Ok(so.then_some(image))
+            })
+            .await;
+        reached.with_context(|| format!("what it says instead: {}", last.borrow()))
+    }
+
+    /// Says whether a Revision may get traffic, as Knative does.
+    pub async fn route(&self, namespace: &str, name: &str, state: &str) -> Result<()> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let body = json!({"metadata": {
+            "labels": {"serving.knative.dev/routingState": state},
+            "annotations": {"serving.knative.dev/routingStateModified": now},
+        }});
+        let revisions: Api<Revision> = Api::namespaced(self.client(), namespace);
+        revisions.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
     }
 
     /// A pull secret for the private registry, with its password or another one.

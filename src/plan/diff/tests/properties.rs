@@ -57,16 +57,38 @@ fn any_warm() -> impl Strategy<Value = ImageWarm> {
     )
 }
 
+fn any_image() -> impl Strategy<Value = KnativeImage> {
+    let image = prop::sample::select(vec![
+        by_digest("app", '1'),
+        by_digest("app", '2'),
+        by_digest("queue", '1'),
+        "queue:v1".to_owned(),
+        String::new(),
+        "UP".to_owned(),
+    ]);
+    (0..4_u8, image, prop::option::of(0..6_u8), 0..300_i64).prop_map(
+        |(name, image, owner, created)| {
+            let owner = owner.map(|owner| revision(&format!("r-{owner}"), 0, &[]));
+            let mut one = knative_image(&format!("i-{name}"), &image, owner.as_ref());
+            one.metadata.creation_timestamp = Some(Time(at(created)));
+            one
+        },
+    )
+}
+
 fn any_world() -> impl Strategy<Value = World> {
     let nodes = prop::collection::btree_map(0..5_u8, 0..4_u8, 0..5);
     (
         prop::collection::vec(any_revision(), 0..6),
         prop::collection::vec(any_warm(), 0..12),
+        prop::collection::vec(any_image(), 0..4),
         nodes,
         any::<bool>(),
         prop::bool::weighted(0.1),
     )
-        .prop_map(|(mut revisions, mut warms, nodes, unsynced, out)| {
+        .prop_map(|(mut revisions, mut warms, mut images, nodes, unsynced, out)| {
+            images.sort_by_key(|one| one.metadata.name.clone());
+            images.dedup_by_key(|one| one.metadata.name.clone());
             revisions.sort_by_key(|one| one.metadata.name.clone());
             revisions.dedup_by_key(|one| one.metadata.name.clone());
             warms.sort_by_key(|one| one.metadata.name.clone());
@@ -82,6 +104,7 @@ fn any_world() -> impl Strategy<Value = World> {
             World {
                 warms: warms.into_iter().map(Arc::new).collect(),
                 revisions: revisions.into_iter().map(Arc::new).collect(),
+                images: images.into_iter().map(Arc::new).collect(),
                 nodes: nodes.into_iter().map(node).collect(),
                 opted_out: if out { BTreeSet::from(["ns".to_owned()]) } else { BTreeSet::new() },
                 unsynced,
@@ -105,6 +128,7 @@ proptest! {
         let mut turned = world.clone();
         turned.warms.reverse();
         turned.revisions.reverse();
+        turned.images.reverse();
         turned.nodes.reverse();
         let (one, other) = (world.plan(now), turned.plan(now));
         prop_assert_eq!(one.create, other.create);
@@ -123,10 +147,9 @@ proptest! {
 
         let facts: Vec<_> =
             world.nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
-        let opted_out = world.opted_out.contains("ns");
-        let demands: Vec<_> =
-            world.revisions.iter().map(|one| (one, demand(one, opted_out, &world.policy))).collect();
-        for (revision, demand) in demands.iter().filter(|(revision, _)| is_routable(revision)) {
+        let asked = world.asked();
+        for one in asked.asking.iter().filter(|one| one.is_routable()) {
+            let demand = &one.demand;
             let fits = |node: &&NodeFacts<'_>| may_start(node, &demand.placement, &world.policy).is_ok();
             for (wanted, node) in demand.images.iter().flat_map(|image| {
                 facts.iter().filter(fits).map(move |node| (image, node.name))
@@ -134,12 +157,15 @@ proptest! {
                 let ordered = world.warms.iter().any(|warm| {
                     warm.spec.node_name == node && wanted.is(&reference(&warm.spec.image))
                 });
-                prop_assert!(ordered, "{:?} on {node} for {:?}", wanted, revision.metadata.name);
+                prop_assert!(ordered, "{:?} on {node} for {:?}", wanted, one.by);
             }
         }
         for warm in world.warms.iter().filter(|warm| warm.is_managed()) {
             let image = reference(&warm.spec.image);
-            prop_assert!(demands.iter().any(|(_, demand)| demand.images.iter().any(|one| one.is(&image))));
+            let wanted = asked.asking.iter().any(|one| {
+                one.is_routable() && one.demand.images.iter().any(|one| one.is(&image))
+            });
+            prop_assert!(wanted, "{}", brief(warm));
             prop_assert!(facts.iter().any(|node| node.name == warm.spec.node_name), "{}", brief(warm));
         }
         let names: BTreeSet<_> = world.warms.iter().map(|warm| &warm.metadata.name).collect();

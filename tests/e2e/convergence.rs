@@ -134,6 +134,8 @@ async fn two_leaders(world: &World) -> Result<()> {
         pushed.push(world.push("two", tag).await?);
     }
     let images: Vec<&str> = pushed.iter().map(|image| image.tag.as_str()).collect();
+    let knative: Api<KnativeImage> = Api::namespaced(world.client(), &namespace);
+    knative.create(&Default::default(), &knative_image("same", images[0])?).await?;
     // The pulls take a while, so that there is a state for the second leader to be wrong about.
     world.freeze_registry(true);
     let made = world.revision(&namespace, "hello-00001", containers(&images)).await;
@@ -153,6 +155,13 @@ async fn two_leaders(world: &World) -> Result<()> {
         world.delete_image_warm(&victim).await?;
     }
     let settled = world.all_ready(&namespace, 9).await?;
+    let image_before = world
+        .eventually("the Image is Ready", async || {
+            let image = knative.get("same").await?;
+            let ready = serde_json::to_value(&image)?["status"]["conditions"].to_string();
+            Ok(ready.contains(r#""status":"True""#).then_some(image))
+        })
+        .await?;
     let runs = (
         world.metric_of("controller-1", RUNS).await?,
         world.metric_of("controller-2", RUNS).await?,
@@ -173,7 +182,15 @@ async fn two_leaders(world: &World) -> Result<()> {
     for (before, after) in settled.iter().zip(&after) {
         ensure!(before.metadata.resource_version == after.metadata.resource_version, "{after:?}");
     }
+    let image_after = knative.get("same").await?;
+    ensure!(
+        image_before.metadata.resource_version == image_after.metadata.resource_version,
+        "{image_after:?}"
+    );
     let audited = world.audited()?;
+    let of_image = |one: &&Audited| one.resource == "images/status" && one.namespace == namespace;
+    let writes = audited.iter().filter(of_image).count();
+    ensure!((1..=40).contains(&writes), "{writes} writes of the status of the Image");
     for warm in &after {
         let of_it = |one: &&Audited| {
             one.resource == "imagewarms/status"
@@ -196,11 +213,7 @@ async fn a_steady_cluster_writes_leases_only(world: &World) -> Result<()> {
     world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
     let images: Api<KnativeImage> = Api::namespaced(world.client(), &namespace);
     for (name, image) in [("same", app.by_digest()), ("nothing", String::new())] {
-        let body = json!({
-            "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",
-            "metadata": {"name": name}, "spec": {"image": image},
-        });
-        images.create(&Default::default(), &serde_json::from_value(body)?).await?;
+        images.create(&Default::default(), &knative_image(name, &image)?).await?;
     }
     world.all_ready(&namespace, 3).await?;
     world.leader_has_caught_up().await?;
@@ -222,6 +235,13 @@ async fn a_steady_cluster_writes_leases_only(world: &World) -> Result<()> {
     ensure!(busy.is_empty(), "not quiet: {busy:?}");
     ensure!(calls.iter().any(|one| one.resource == "leases"), "the audit log shows no Lease");
     Ok(())
+}
+
+fn knative_image(name: &str, image: &str) -> Result<KnativeImage> {
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",
+        "metadata": {"name": name}, "spec": {"image": image},
+    }))?)
 }
 
 /// Lists, and writes of anything but the Lease.

@@ -133,11 +133,8 @@ impl FakeNode {
         let token = cluster.token_for_pod(account, (&pod, name), AUDIENCE, 24 * 3600).await?;
         let token_file = cluster.folder().join(format!("{name}.token"));
         tokio::fs::write(&token_file, token).await?;
-        let runtime = MemoryRuntime {
-            catalog: catalog.clone(),
-            pull_takes,
-            held: Mutex::default(),
-        };
+        let runtime =
+            MemoryRuntime { catalog: catalog.clone(), pull_takes, held: Mutex::default() };
         let server = [
             format!("https://{}", cluster.dispatch.address()),
             format!("imagewarm-dispatch.{NAMESPACE}.svc"),

@@ -51,17 +51,52 @@ pub enum NodeChange {
 /// One thing that is done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    CreateRevision { namespace: usize, name: String, images: Vec<Pick>, pool: Option<char> },
-    DeleteRevision { namespace: usize, name: String },
-    Route { namespace: usize, name: String, active: bool },
+    CreateRevision {
+        namespace: usize,
+        name: String,
+        images: Vec<Pick>,
+        pool: Option<char>,
+    },
+    DeleteRevision {
+        namespace: usize,
+        name: String,
+    },
+    Route {
+        namespace: usize,
+        name: String,
+        active: bool,
+    },
     /// `revision`: the Image is the digest of that Revision's first image.
-    CreateImage { namespace: usize, name: String, image: Pick, revision: Option<String> },
-    ChangeImage { namespace: usize, name: String, image: Pick },
-    DeleteImage { namespace: usize, name: String },
-    SetSecret { namespace: usize, to: SecretIs },
-    HandMade { namespace: usize, name: String, image: Pick, node: usize },
+    CreateImage {
+        namespace: usize,
+        name: String,
+        image: Pick,
+        revision: Option<String>,
+    },
+    ChangeImage {
+        namespace: usize,
+        name: String,
+        image: Pick,
+    },
+    DeleteImage {
+        namespace: usize,
+        name: String,
+    },
+    SetSecret {
+        namespace: usize,
+        to: SecretIs,
+    },
+    HandMade {
+        namespace: usize,
+        name: String,
+        image: Pick,
+        node: usize,
+    },
     /// Any ImageWarm of the namespace, the one at this place of its list.
-    DeleteImageWarm { namespace: usize, at: usize },
+    DeleteImageWarm {
+        namespace: usize,
+        at: usize,
+    },
     AddNode(usize),
     DeleteNode(usize),
     ChangeNode(usize, NodeChange),
@@ -90,13 +125,34 @@ pub struct Step {
 /// What exists, as far as the script knows.
 struct Known {
     random: StdRng,
-    revisions: BTreeMap<(usize, String), (Vec<Pick>, bool)>,
+    revisions: BTreeMap<(usize, String), KnownRevision>,
     images: BTreeMap<(usize, String), bool>,
     nodes: BTreeMap<usize, bool>,
     next_name: usize,
     next_node: usize,
     /// What is put right again, and after how many steps.
     due: Vec<(usize, Action)>,
+}
+
+struct KnownRevision {
+    images: Vec<Pick>,
+    active: bool,
+    /// Whether there ever was an Image of it.
+    has_image: bool,
+}
+
+impl KnownRevision {
+    /// The tag that an Image can be the digest of: alone of its repository, so that the Image's
+    /// meaning is plain.
+    fn open_tag(&self) -> Option<(usize, u8)> {
+        let repository = |pick: &Pick| match pick {
+            Pick::Public(repository, _) | Pick::PublicDigest(repository, _) => Some(*repository),
+            _ => None,
+        };
+        let Pick::Public(first, tag) = self.images[0] else { return None };
+        let alone = self.images.iter().filter(|pick| repository(pick) == Some(first)).count() == 1;
+        (alone && !self.has_image).then_some((first, tag))
+    }
 }
 
 /// The script of a seed: for about `length`, with so many fake nodes at its beginning.
@@ -157,9 +213,10 @@ impl Known {
             },
             34..42 => match self.any_revision() {
                 Some((namespace, name)) => {
-                    let (_, active) = self.revisions.get_mut(&(namespace, name.clone())).expect("it is known");
-                    *active = !*active;
-                    Action::Route { namespace, name, active: *active }
+                    let key = (namespace, name.clone());
+                    let known = self.revisions.get_mut(&key).expect("it is known");
+                    known.active = !known.active;
+                    Action::Route { namespace, name, active: known.active }
                 }
                 None => self.create_revision(),
             },
@@ -221,10 +278,7 @@ impl Known {
                 if self.due.iter().any(|(_, due)| *due == other) {
                     return self.create_revision(); // never both
                 }
-                self.breaks(
-                    Action::KillController(controller),
-                    Action::StartController(controller),
-                )
+                self.breaks(Action::KillController(controller), Action::StartController(controller))
             }
             93..95 => {
                 let node = self.random.random_range(1..=3);
@@ -250,19 +304,22 @@ impl Known {
         let count = self.random.random_range(1..=3);
         let images: Vec<Pick> = (0..count).map(|_| self.pick_content()).collect();
         let pool = [None, None, Some('a'), Some('b')].choose(&mut self.random).copied().flatten();
-        self.revisions.insert((namespace, name.clone()), (images.clone(), true));
+        let known = KnownRevision { images: images.clone(), active: true, has_image: false };
+        self.revisions.insert((namespace, name.clone()), known);
         Action::CreateRevision { namespace, name, images, pool }
     }
 
     fn create_image(&mut self) -> Action {
         let of_revision = self.random.random_bool(0.6).then(|| self.any_revision()).flatten();
+        let open = of_revision.and_then(|key| {
+            let known = self.revisions.get_mut(&key)?;
+            let open = known.open_tag()?;
+            known.has_image = true;
+            Some((key, open))
+        });
         let name = self.name("image");
-        let (namespace, image, revision) = match of_revision {
-            Some((namespace, revision)) => {
-                let (images, _) = &self.revisions[&(namespace, revision.clone())];
-                let Pick::Public(repository, tag) = images[0] else {
-                    return Action::CutConnections;
-                };
+        let (namespace, image, revision) = match open {
+            Some(((namespace, revision), (repository, tag))) => {
                 // Mostly what the tag says; sometimes the tag has moved meanwhile.
                 let tag = if self.random.random_bool(0.8) { tag } else { 3 - tag };
                 (namespace, Pick::PublicDigest(repository, tag), Some(revision))

@@ -211,6 +211,7 @@ async fn a_steady_cluster_writes_leases_only(world: &World) -> Result<()> {
     let namespace = world.namespace("steady").await?;
     let app = world.push("steady", "v1").await?;
     world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
+    world.all_ready(&namespace, 3).await?;
     let images: Api<KnativeImage> = Api::namespaced(world.client(), &namespace);
     for (name, image) in [("same", app.by_digest()), ("nothing", String::new())] {
         images.create(&Default::default(), &knative_image(name, &image)?).await?;

@@ -55,7 +55,7 @@ async fn empty_lists_delete_nothing(world: &World) -> Result<()> {
             settled.is_served_again(world).await.context(resource)?;
         }
         // A controller that has never seen the objects knows no better either.
-        for resource in ["revisions", "nodes"] {
+        for resource in ["revisions", "images", "nodes"] {
             let doubts = world.logged("controller-1", "our list lacks what is there");
             proxy.set_rules(vec![Rule::new(&[Verb::List], resource, Answer::EmptyList)]);
             world.kill_controllers().await?;
@@ -104,8 +104,8 @@ struct Settled {
     deletes: usize,
 }
 
-/// Runs `test` with one controller behind a proxy, and with ImageWarms of a named and of a nameless
-/// Revision.
+/// Runs `test` with one controller behind a proxy, and with ImageWarms of a named Revision, of a
+/// nameless one, and of a Knative Image.
 async fn behind_a_proxy(
     world: &World,
     test: impl AsyncFnOnce(&ApiProxy, &mut Settled) -> Result<()>,
@@ -116,8 +116,9 @@ async fn behind_a_proxy(
         world.start_controller_through(&proxy, "controller-1", &[]).await?;
         world.controllers_are_ready().await?;
         let namespace = world.namespace("wrong").await?;
-        let (named, nameless) =
-            (world.push("wrong", "named").await?, world.push("wrong", "nameless").await?);
+        let named = world.push("wrong", "named").await?;
+        let nameless = world.push("wrong", "nameless").await?;
+        let by_hand = world.push("wrong", "by-hand").await?;
         world.revision(&namespace, "hello-00001", containers(&[&named.tag])).await?;
         let revisions: Api<Revision> = Api::namespaced(world.client(), &namespace);
         let body = json!({
@@ -128,10 +129,10 @@ async fn behind_a_proxy(
         let images: Api<KnativeImage> = Api::namespaced(world.client(), &namespace);
         let body = json!({
             "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",
-            "metadata": {"name": "nothing-to-warm"}, "spec": {"image": ""},
+            "metadata": {"name": "by-hand"}, "spec": {"image": by_hand.tag},
         });
         images.create(&Default::default(), &serde_json::from_value(body)?).await?;
-        let warms = world.all_ready(&namespace, 6).await?;
+        let warms = world.all_ready(&namespace, 9).await?;
         let deletes = world.deletes()?;
         let mut settled = Settled { namespace, warms, deletes };
         test(&proxy, &mut settled).await

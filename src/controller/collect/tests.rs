@@ -113,3 +113,26 @@ fn what_an_image_owns_is_asked_of_the_image() {
     assert_eq!(asked(Cause::Unwanted), Question::Image("n".into(), "queue-proxy".into()));
     assert_eq!(asked(Cause::NodeGone), Question::Node("node-a".into()));
 }
+
+#[tokio::test]
+async fn what_is_there_and_not_in_our_list_speaks_against_the_list() {
+    let service = tower::service_fn(|_: http::Request<Body>| async {
+        let found = json!({
+            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+            "metadata": {"name": "r", "namespace": "n", "uid": "u"},
+        });
+        Ok::<_, tower::BoxError>(http::Response::new(Body::from(found.to_string().into_bytes())))
+    });
+    let client = Client::new(service, "default");
+    let stores = Stores::fixed(vec![], vec![], vec![], vec![], vec![]);
+    for question in [
+        Question::Node("r".into()),
+        Question::Revision("n".into(), "r".into()),
+        Question::Image("n".into(), "r".into()),
+    ] {
+        let verdict = collector(client.clone()).look(&question, &stores).await;
+        assert_eq!(verdict, Verdict::WrongList, "{question:?}");
+    }
+    let unnamed = Question::Unnamed("n".into());
+    assert_eq!(collector(client).look(&unnamed, &stores).await, Verdict::Keep);
+}

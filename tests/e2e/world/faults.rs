@@ -2,6 +2,7 @@
 //! started behind it, and what it and the audit log have counted.
 
 use imagewarm::api::Revision;
+use k8s_openapi::api::core::v1::Namespace;
 use xtask::cluster::ApiProxy;
 
 use super::*;
@@ -47,24 +48,78 @@ impl World {
         Ok(())
     }
 
+    /// The controller of that name, which runs.
+    pub fn controller(&self, name: &str) -> Result<Arc<Imagewarm>> {
+        locked(&self.controllers).get(name).cloned().with_context(|| format!("no {name} runs"))
+    }
+
+    /// The sum of one metric's samples in one controller.
+    pub async fn metric_of(&self, name: &str, metric: &str) -> Result<f64> {
+        let address = self.controller(name)?.health().context("no health port")?;
+        let (_, text) = http_get(address, "/metrics").await?;
+        let samples = text.lines().filter(|line| line.starts_with(metric));
+        Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Waits until this controller leads and the warmers of all nodes have their streams to it.
+    pub async fn is_served_by(&self, name: &str) -> Result<()> {
+        let nodes = locked(&self.warmers).len();
+        self.eventually(&format!("{name} leads and has all streams"), async || {
+            let leads = self.metric_of(name, "imagewarm_leading").await? == 1.0;
+            let connected = self.metric_of(name, "imagewarm_dispatch_nodes_connected").await?;
+            Ok((leads && connected == nodes as f64).then_some(()))
+        })
+        .await
+    }
+
+    /// The name of the controller that holds the Lease.
+    pub async fn leader(&self) -> Result<String> {
+        let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
+            Api::namespaced(self.client(), NAMESPACE);
+        let lease = leases.get("imagewarm-leader").await?;
+        let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+        // `NAME-RUN@ADDRESS`, with another RUN for each start of the process.
+        let name = holder.split('@').next().unwrap_or_default();
+        Ok(name.rsplit_once('-').map_or(name, |(name, _)| name).to_owned())
+    }
+
+    /// Sends SIGTERM to a controller and does not wait for its end.
+    pub fn terminate_controller(&self, name: &str) -> Result<Arc<Imagewarm>> {
+        let controller = locked(&self.controllers).remove(name);
+        let controller = controller.with_context(|| format!("no {name} runs"))?;
+        controller.signal(xtask::process::Signal::Terminate);
+        Ok(controller)
+    }
+
+    /// Lets every request to the open registry hang, or answers them.
+    pub fn freeze_registry(&self, frozen: bool) {
+        match frozen {
+            true => self.cluster.registry_plain.freeze(),
+            false => self.cluster.registry_plain.thaw(),
+        }
+    }
+
     /// Node objects that are Ready, with neither runtime nor warmer, labelled `pool=NAME`; returns
     /// their names.
     pub async fn fake_nodes(&self, pool: &str, count: usize) -> Result<Vec<String>> {
-        let nodes: Api<Node> = Api::all(self.client());
-        let mut names = vec![];
-        for number in 1..=count {
-            let name = format!("{pool}-{number}");
-            let labels = json!({
-                "pool": pool, "kubernetes.io/hostname": name,
-                "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
-            });
-            let body = json!({"metadata": {"name": name, "labels": labels}});
-            nodes.create(&Default::default(), &serde_json::from_value(body)?).await?;
-            let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
-            nodes.patch_status(&name, &PatchParams::default(), &Patch::Merge(ready)).await?;
-            names.push(name);
+        let names: Vec<String> = (1..=count).map(|number| format!("{pool}-{number}")).collect();
+        for name in &names {
+            self.make_node(name, pool).await?;
         }
         Ok(names)
+    }
+
+    /// A Node object that is Ready and labelled `pool=NAME`.
+    pub async fn make_node(&self, name: &str, pool: &str) -> Result<Node> {
+        let nodes: Api<Node> = Api::all(self.client());
+        let labels = json!({
+            "pool": pool, "kubernetes.io/hostname": name,
+            "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
+        });
+        let body = json!({"metadata": {"name": name, "labels": labels}});
+        nodes.create(&Default::default(), &serde_json::from_value(body)?).await?;
+        let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        Ok(nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(ready)).await?)
     }
 
     pub async fn delete_nodes(&self, names: &[String]) -> Result<()> {
@@ -94,6 +149,26 @@ impl World {
         let body = json!({"metadata": {"labels": {key: value}}});
         revisions.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?;
         Ok(())
+    }
+
+    /// Keeps a Revision, once deleted, from going; or lets it go.
+    pub async fn hold_revision(&self, namespace: &str, name: &str, hold: bool) -> Result<()> {
+        let revisions: Api<Revision> = Api::namespaced(self.client(), namespace);
+        let finalizers = hold.then_some(["tests.example/held"]);
+        let body = json!({"metadata": {"finalizers": finalizers}});
+        revisions.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
+    pub async fn delete_namespace(&self, name: &str) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client());
+        namespaces.delete(name, &Default::default()).await?;
+        Ok(())
+    }
+
+    pub async fn namespace_exists(&self, name: &str) -> Result<bool> {
+        let namespaces: Api<Namespace> = Api::all(self.client());
+        Ok(namespaces.get_opt(name).await?.is_some())
     }
 
     /// The API server's calls by our controllers so far, as its audit log has them.

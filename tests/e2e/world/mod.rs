@@ -29,6 +29,7 @@ use xtask::cluster::{Cluster, Imagewarm, NAMESPACE, Options, TokenFor, WARMER_AC
 use xtask::http_get::http_get;
 use xtask::images::TestImage;
 
+pub use faults::Audited;
 pub use objects::{Pushed, containers};
 
 /// How long anything may take on a slow machine before it counts as never.

@@ -4,6 +4,7 @@
 //! or remove CRDs, and put everything back.
 
 mod admission;
+mod certificates;
 mod commands;
 mod containerd;
 mod deploys;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         trust::TESTS,
         commands::TESTS,
         containerd::TESTS,
+        certificates::TESTS,
         outages::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {

@@ -4,7 +4,6 @@
 //! or remove CRDs, and put everything back.
 
 mod admission;
-mod certificates;
 mod commands;
 mod containerd;
 mod deploys;
@@ -53,7 +52,6 @@ fn main() -> ExitCode {
         trust::TESTS,
         commands::TESTS,
         containerd::TESTS,
-        certificates::TESTS,
         outages::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {

@@ -10,27 +10,6 @@ impl World {
         Ok(())
     }
 
-    /// Ends both and starts them with more flags.
-    pub async fn restart_controllers_with(&self, flags: &[&str]) -> Result<()> {
-        self.stop_controllers().await?;
-        let flags = [&CONTROLLER_FLAGS[..], flags].concat();
-        for name in ["controller-1", "controller-2"] {
-            let started = self.cluster.start_controller(BINARY.as_ref(), name, &flags).await?;
-            locked(&self.controllers).insert(name.to_owned(), started);
-        }
-        self.controllers_are_ready().await
-    }
-
-    /// The CA that signs now, as the Secret has it.
-    pub async fn signing_ca(&self) -> Result<String> {
-        let secrets: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
-        let secret = secrets.get("imagewarm-certs").await?;
-        let all = secret.data.and_then(|mut data| data.remove("ca.crt")).unwrap_or_default();
-        let all = String::from_utf8(all.0)?;
-        let end = "-----END CERTIFICATE-----";
-        Ok(all.split(end).next().unwrap_or_default().to_owned())
-    }
-
     /// Starts both without waiting for them.
     pub async fn start_controllers_unready(&self) -> Result<()> {
         for name in ["controller-1", "controller-2"] {

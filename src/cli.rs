@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::cluster::client::ClientArgs;
-use crate::command::{reference, status};
+use crate::command::{certs, reference, status};
 use crate::telemetry::logs;
 use crate::wiring::{self, ControllerCommand, WarmerCommand};
 
@@ -28,6 +28,9 @@ enum Command {
     Warmer(Box<WarmerCommand>),
     /// Shows which node holds which image, and why not.
     Status(StatusCommand),
+    /// Shows the certificates, their ends, and what replicas serve; exits with 1 when something is
+    /// wrong.
+    Certs(CertsCommand),
     /// Parses image references and prints their parts; exits with 1 when any is invalid.
     Reference(reference::ReferenceArgs),
     /// Prints the CustomResourceDefinition as YAML.
@@ -40,6 +43,14 @@ struct StatusCommand {
     client: ClientArgs,
     #[command(flatten)]
     status: status::StatusArgs,
+}
+
+#[derive(Args, Debug)]
+struct CertsCommand {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    certs: certs::CertsArgs,
 }
 
 /// How the process ends.
@@ -88,6 +99,13 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             let client = command.client.connect().await?;
             let all_ready = status::run(&command.status, client, &mut io::stdout()).await?;
             Ok(Exit::from(all_ready))
+        }),
+        Command::Certs(command) => block_on(async move {
+            use wiring::certificates::{CONFIGURATION, SECRET};
+            let client = command.client.connect().await?;
+            let (now, out) = (jiff::Timestamp::now(), &mut io::stdout());
+            let names = (SECRET, CONFIGURATION);
+            Ok(Exit::from(certs::run(&command.certs, names, client, now, out).await?))
         }),
         Command::Reference(args) => {
             let good = reference::run(&args, &mut io::stdout().lock(), &mut io::stdin().lock())?;

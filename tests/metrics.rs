@@ -13,6 +13,7 @@ use imagewarm::telemetry::metrics;
 use imagewarm::warmer::WarmerMetrics;
 use imagewarm::webhook::WebhookMetrics;
 use imagewarm::webhook::fan_out::FanOutMetrics;
+use imagewarm::wiring::certificates::CertificateMetrics;
 use prometheus_client::registry::Registry;
 
 /// Labels by metric. A registry shows none before something was counted, so they are told here, and
@@ -29,6 +30,8 @@ const LABELS: &[(&str, &[&str])] = &[
     ("imagewarm_webhook_duration_seconds", &["path"]),
     ("imagewarm_webhook_handshake_failures_total", &["fault"]),
     ("imagewarm_fan_out_image_warms_total", &["outcome"]),
+    ("imagewarm_certificate_expiry_timestamp_seconds", &["kind"]),
+    ("imagewarm_certificate_faults_total", &["reason"]),
 ];
 
 struct Metric {
@@ -72,6 +75,8 @@ fn described(registry: &Registry) -> Vec<Metric> {
 fn kind_by_name(name: &str) -> &'static str {
     match name {
         _ if name.ends_with("_total") => "counter",
+        // A point in time is no duration.
+        _ if name.ends_with("_timestamp_seconds") => "gauge",
         _ if name.ends_with("_seconds") => "histogram",
         _ => "gauge",
     }
@@ -83,6 +88,7 @@ fn controller() -> Vec<Metric> {
     FanOutMetrics::register(&mut registry);
     ControllerMetrics::register(&mut registry);
     DispatchMetrics::register(&mut registry);
+    CertificateMetrics::register(&mut registry);
     described(&registry)
 }
 
@@ -160,7 +166,7 @@ fn names_are_told_once_and_end_in_their_unit() {
         assert!(!metric.help.is_empty(), "{}", metric.name);
         assert_eq!(
             metric.kind == "histogram",
-            metric.name.ends_with("_seconds"),
+            metric.name.ends_with("_seconds") && !metric.name.ends_with("_timestamp_seconds"),
             "{}",
             metric.name
         );

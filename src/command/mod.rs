@@ -1,5 +1,6 @@
-//! What people call: status, reference, crds. Reads and prints; changes nothing.
+//! What people call: status, certs, reference, crds. Reads and prints; changes nothing.
 
+pub mod certs;
 pub mod crds;
 pub mod reference;
 pub mod status;

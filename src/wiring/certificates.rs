@@ -1,9 +1,12 @@
 //! Keeps the certificates of a controller replica: one Secret for all replicas, the CA published
 //! by the leader, and readiness only once the API server trusts us.
 
+mod settings;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use imagewarm_webhook_certs::{Keeper, Lifetimes, SecretStore, Served, Settings};
+use imagewarm_webhook_certs::{Keeper, Mounted, Resolver, SecretStore, Served, Settings};
 use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::api::MANAGED_BY;
 use crate::cluster::leadership::Leadership;
 use crate::cluster::publish_ca::{self, CaBundles, PublishError, WebhookConfigurations};
+
+pub use settings::{CertificateArgs, CertificateArgsError, CertificateMetrics};
 
 /// Secret that holds CA and serving certificate.
 pub const SECRET: &str = "imagewarm-certs";
@@ -21,28 +26,75 @@ pub const CONFIGURATION: &str = "imagewarm";
 /// Services whose names the certificate is good for.
 pub const SERVICES: [&str; 2] = ["imagewarm-webhook", "imagewarm-dispatch"];
 
-/// How often the Secret is looked at.
-const CHECK: Duration = Duration::from_secs(60);
 /// How often the published CA is looked at, once it is right.
 const LOOK: Duration = Duration::from_secs(10);
 /// The same before that.
 const LOOK_SOON: Duration = Duration::from_millis(500);
 
-/// The keeper of this replica's certificates.
-pub(super) fn keeper(client: &Client, namespace: &str) -> Keeper {
-    let labels = [("app.kubernetes.io/managed-by".to_owned(), MANAGED_BY.to_owned())].into();
-    let store = SecretStore::new(client.clone(), namespace, SECRET, labels);
-    let names = SERVICES
-        .iter()
-        .flat_map(|service| {
-            // The API server asks for the first, people's tools may ask for the longer one.
-            [
-                format!("{service}.{namespace}.svc"),
-                format!("{service}.{namespace}.svc.cluster.local"),
-            ]
-        })
-        .collect();
-    Keeper::new(store, Settings { names, lifetimes: Lifetimes::default(), check_interval: CHECK })
+/// Where this replica's certificates come from.
+pub(super) enum Source {
+    /// Made by the replicas themselves.
+    Secret(Box<Keeper>),
+    /// Made by somebody else and mounted.
+    Files(Mounted),
+}
+
+impl Source {
+    /// By the flags. `trusted` tells which CAs the API server has been told to trust.
+    pub(super) fn new(
+        client: &Client,
+        namespace: &str,
+        args: &CertificateArgs,
+        metrics: &CertificateMetrics,
+        trusted: watch::Receiver<Option<Arc<str>>>,
+    ) -> Result<Self, CertificateArgsError> {
+        let names = SERVICES
+            .iter()
+            .flat_map(|service| {
+                // The API server asks for the first, people's tools may ask for the longer one.
+                [
+                    format!("{service}.{namespace}.svc"),
+                    format!("{service}.{namespace}.svc.cluster.local"),
+                ]
+            })
+            .collect();
+        let check_interval = args.certificate_check_interval;
+        let metrics = metrics.clone();
+        if let Some(folder) = &args.tls_cert_dir {
+            let mut mounted = Mounted::new(folder, names, check_interval);
+            mounted.on_fault(move |fault| metrics.fault(fault.reason()));
+            return Ok(Source::Files(mounted));
+        }
+        let labels = [("app.kubernetes.io/managed-by".to_owned(), MANAGED_BY.to_owned())].into();
+        let store = SecretStore::new(client.clone(), namespace, SECRET, labels);
+        let policy = args.policy()?;
+        let mut keeper = Keeper::new(store, Settings { names, policy, check_interval });
+        keeper.wait_for_publication(trusted);
+        keeper.on_fault(move |fault| metrics.fault(fault.reason()));
+        Ok(Source::Secret(Box::new(keeper)))
+    }
+
+    pub(super) fn resolver(&self) -> Arc<Resolver> {
+        match self {
+            Source::Secret(keeper) => keeper.resolver(),
+            Source::Files(mounted) => mounted.resolver(),
+        }
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Served>> {
+        match self {
+            Source::Secret(keeper) => keeper.subscribe(),
+            Source::Files(mounted) => mounted.subscribe(),
+        }
+    }
+
+    /// Checks for ever; drop the future to stop.
+    pub(super) async fn run(self) {
+        match self {
+            Source::Secret(keeper) => keeper.run().await,
+            Source::Files(mounted) => mounted.run().await,
+        }
+    }
 }
 
 /// Publishes the CA while this replica leads, and watches over it while it does not.
@@ -53,6 +105,11 @@ pub(super) struct Publisher {
     pub(super) leadership: watch::Receiver<Leadership>,
     /// Whether the API server trusts this replica's certificate, as last seen.
     pub(super) published: watch::Sender<Option<CaBundles>>,
+    /// The CAs that were last seen in both webhook configurations.
+    pub(super) trusted: watch::Sender<Option<Arc<str>>>,
+    /// Whether it is the leader's part to set `caBundle`.
+    pub(super) sets_ca_bundle: bool,
+    pub(super) metrics: CertificateMetrics,
 }
 
 impl Publisher {
@@ -63,10 +120,12 @@ impl Publisher {
             let served = self.served.borrow_and_update().clone();
             let mut pause = LOOK_SOON;
             if let Some(served) = served {
+                self.metrics.served(&served);
                 match self.publish(&served.ca_cert_pem).await {
                     Ok(bundles) => {
                         let right = bundles.are_right();
                         self.published.send_replace(Some(bundles));
+                        self.trusted.send_replace(right.then(|| served.ca_cert_pem.clone()));
                         if right {
                             pause = LOOK;
                         }
@@ -103,7 +162,11 @@ impl Publisher {
             return publish_ca::ca_bundle_is_set(&self.client, &names, ca_pem).await;
         }
         // First what the API server cannot call us without, and whatever becomes of the rest.
-        let bundles = publish_ca::ensure_ca_bundle(&self.client, &names, ca_pem).await;
+        let bundles = if self.sets_ca_bundle {
+            publish_ca::ensure_ca_bundle(&self.client, &names, ca_pem).await
+        } else {
+            publish_ca::ca_bundle_is_set(&self.client, &names, ca_pem).await
+        };
         if self.leads() {
             let (client, namespace) = (&self.client, &self.namespace);
             let done = publish_ca::ensure_ca_config_map(client, namespace, CONFIG_MAP, ca_pem);
@@ -147,7 +210,9 @@ impl std::fmt::Display for ErrorChain<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
+
+    use serde_json::Value;
 
     use super::*;
     use crate::cluster::publish_ca::tests::{Cluster, MUTATING, VALIDATING, client, configuration};
@@ -160,6 +225,9 @@ mod tests {
             served: watch::channel(None).1,
             leadership: watch::channel(leadership).1,
             published: watch::Sender::default(),
+            trusted: watch::Sender::default(),
+            sets_ca_bundle: true,
+            metrics: CertificateMetrics::register(&mut Default::default()),
         }
     }
 
@@ -178,7 +246,14 @@ mod tests {
         }
         assert!(!publisher(&cluster, false).publish("CA").await.unwrap().are_right());
         assert!(cluster.lock().unwrap().patches.is_empty(), "only the leader writes");
+        let other = Publisher { sets_ca_bundle: false, ..publisher(&cluster, true) };
+        assert!(!other.publish("CA").await.unwrap().are_right());
+        let configurations = |(path, _): &(String, Value)| path.contains("webhookconfigurations");
+        let patches = std::mem::take(&mut cluster.lock().unwrap().patches);
+        assert!(!patches.iter().any(configurations), "caBundle is somebody else's");
+        cluster.lock().unwrap().objects.retain(|path, _| !path.contains("configmaps"));
         assert!(publisher(&cluster, true).publish("CA").await.unwrap().are_right());
-        assert_eq!(cluster.lock().unwrap().patches.len(), 2);
+        let patches = &cluster.lock().unwrap().patches;
+        assert_eq!(patches.iter().filter(|patch| configurations(patch)).count(), 2);
     }
 }

@@ -57,6 +57,8 @@ pub struct ControllerCommand {
     #[command(flatten)]
     token_review: TokenReviewArgs,
     #[command(flatten)]
+    certificates: certificates::CertificateArgs,
+    #[command(flatten)]
     health: HealthArgs,
     #[command(flatten)]
     pub(crate) log: LogArgs,
@@ -65,6 +67,7 @@ pub struct ControllerCommand {
 /// Runs one replica until a signal, or until a part of it fails.
 pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     command.lease.check()?;
+    command.certificates.policy()?;
     let client = command.client.connect().await?;
     let version = client::check_server_version(&client).await?;
     let identity = command.identity.clone().unwrap_or_else(default_identity);
@@ -80,6 +83,7 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     let fan_out_metrics = FanOutMetrics::register(&mut registry);
     let controller_metrics = ControllerMetrics::register(&mut registry);
     let dispatch_metrics = DispatchMetrics::register(&mut registry);
+    let certificate_metrics = certificates::CertificateMetrics::register(&mut registry);
     let registry = Arc::new(registry);
 
     let mut parts = Parts::new();
@@ -107,7 +111,14 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
         Ok(())
     });
 
-    let keeper = certificates::keeper(&client, &command.namespace);
+    let trusted = watch::Sender::new(None);
+    let keeper = certificates::Source::new(
+        &client,
+        &command.namespace,
+        &command.certificates,
+        &certificate_metrics,
+        trusted.subscribe(),
+    )?;
     let (resolver, served) = (keeper.resolver(), keeper.subscribe());
     let keeper_stop = stop.clone();
     parts.add("certificates", async move {
@@ -124,6 +135,9 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
         served: served.clone(),
         leadership: leadership.clone(),
         published,
+        trusted,
+        sets_ca_bundle: command.certificates.publish_ca_bundle,
+        metrics: certificate_metrics,
     };
     let publisher_stop = stop.clone();
     parts.add("CA publication", async move {

@@ -55,7 +55,7 @@ pub struct Validity {
     pub not_before: Timestamp,
     /// End of the serving certificate.
     pub not_after: Timestamp,
-    /// When a third of the serving certificate's life is left.
+    /// When a third of the serving certificate's life is left, or what the policy says.
     pub renew_at: Timestamp,
     /// End of the CA.
     pub ca_not_after: Timestamp,
@@ -135,6 +135,18 @@ impl Bundle {
     /// `names` at `now`, and that the CA can sign the next one.
     pub fn check(&self, names: &[String], now: Timestamp) -> Result<Validity, BundleError> {
         let ca_not_after = self.check_ca(now)?;
+        let (not_before, not_after) = self.verify_serving(names, now)?;
+        let life = not_after.duration_since(not_before);
+        Ok(Validity { not_before, not_after, renew_at: not_after - life / 3, ca_not_after })
+    }
+
+    /// The same without a look at the CA's key, which this process may not have. Returns begin and
+    /// end of the serving certificate.
+    pub fn verify_serving(
+        &self,
+        names: &[String],
+        now: Timestamp,
+    ) -> Result<(Timestamp, Timestamp), BundleError> {
         let certified = self.certified_key()?;
         let leaf = &certified.cert[0];
         let (not_before, not_after) = validity(Part::Certificate, leaf, now)?;
@@ -154,8 +166,7 @@ impl Bundle {
                 other => BundleError::Foreign(other.to_string()),
             })?;
         }
-        let life = not_after.duration_since(not_before);
-        Ok(Validity { not_before, not_after, renew_at: not_after - life / 3, ca_not_after })
+        Ok((not_before, not_after))
     }
 
     /// Whether the CA alone is good: readable, in date, with its key. Returns its end.

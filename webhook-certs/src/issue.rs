@@ -78,25 +78,10 @@ impl Bundle {
         lifetimes: Lifetimes,
         now: Timestamp,
     ) -> Result<Self, IssueError> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::CrlSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
-        // The time keeps CAs apart by name, so that a client that trusts two finds the right one.
-        params.distinguished_name = common_name(&format!("webhook CA {now:.0}"));
-        let not_after = end(now, lifetimes.ca)?;
-        set_validity(&mut params, now, not_after)?;
-        let certificate = params.self_signed(&key)?;
-        let ca_cert_pem = certificate.pem();
-        let ca_key_pem = key.serialize_pem();
-        let issuer = Issuer::new(params, key);
-        let (cert_pem, key_pem) =
-            serving(&issuer, names, end(now, lifetimes.serving)?.min(not_after), now)?;
-        Ok(Bundle { ca_cert_pem, ca_key_pem, cert_pem, key_pem })
+        let (ca_cert_pem, ca_key_pem) = new_ca(lifetimes, now)?;
+        let empty = String::new;
+        let bundle = Bundle { ca_cert_pem, ca_key_pem, cert_pem: empty(), key_pem: empty() };
+        bundle.renew(names, lifetimes, end(now, lifetimes.ca)?, now)
     }
 
     /// Makes a new serving certificate from the same CA, which must be good until `ca_not_after`.
@@ -113,6 +98,23 @@ impl Bundle {
         let (cert_pem, key_pem) = serving(&issuer, names, not_after, now)?;
         Ok(Bundle { cert_pem, key_pem, ..self.clone() })
     }
+}
+
+/// Certificate and private key of a new CA.
+pub(crate) fn new_ca(lifetimes: Lifetimes, now: Timestamp) -> Result<(String, String), IssueError> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
+    // The time keeps CAs apart by name, so that a client that trusts two finds the right one.
+    params.distinguished_name = common_name(&format!("webhook CA {now:.0}"));
+    set_validity(&mut params, now, end(now, lifetimes.ca)?)?;
+    let certificate = params.self_signed(&key)?;
+    Ok((certificate.pem(), key.serialize_pem()))
 }
 
 fn serving(

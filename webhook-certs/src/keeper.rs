@@ -8,8 +8,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::issue::Lifetimes;
-use crate::secret::{SecretStore, StoreError};
+use crate::check::BundleError;
+use crate::rotate::Policy;
+use crate::secret::{Publication, SecretStore, StoreError};
 use crate::serve::Resolver;
 
 /// The first wait after a failure; it doubles up to the interval of checks.
@@ -20,8 +21,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 pub struct Settings {
     /// DNS names (or IP addresses) that the serving certificate must be good for.
     pub names: Vec<String>,
-    /// How long new certificates live.
-    pub lifetimes: Lifetimes,
+    /// When certificates are made, used and given up.
+    pub policy: Policy,
     /// How often the Secret is looked at.
     pub check_interval: Duration,
 }
@@ -33,6 +34,8 @@ pub struct Served {
     pub ca_cert_pem: Arc<str>,
     /// End of the serving certificate.
     pub not_after: Timestamp,
+    /// End of the CA that signed it.
+    pub ca_not_after: Timestamp,
 }
 
 /// Loads, renews and swaps; see [`Keeper::run`].
@@ -43,6 +46,8 @@ pub struct Keeper {
     served: watch::Sender<Option<Served>>,
     /// `tls.crt` as last swapped in.
     certificate: String,
+    publication: Publication,
+    on_fault: Box<dyn Fn(&BundleError) + Send + Sync>,
 }
 
 impl Keeper {
@@ -54,7 +59,19 @@ impl Keeper {
             resolver: Arc::default(),
             served: watch::Sender::new(None),
             certificate: String::new(),
+            publication: Publication::default(),
+            on_fault: Box::new(|_| ()),
         }
+    }
+
+    /// The next CA waits until it is seen among those that clients were told to trust (PEM).
+    pub fn wait_for_publication(&mut self, seen: watch::Receiver<Option<Arc<str>>>) {
+        self.publication = Publication::watch(seen);
+    }
+
+    /// Called for each bad bundle that was replaced; for metrics.
+    pub fn on_fault(&mut self, told: impl Fn(&BundleError) + Send + Sync + 'static) {
+        self.on_fault = Box::new(told);
     }
 
     /// For the TLS server.
@@ -69,8 +86,12 @@ impl Keeper {
 
     /// One look at the Secret. After an error the previous certificate stays in service.
     pub async fn check(&mut self, now: Timestamp) -> Result<(), StoreError> {
-        let Settings { names, lifetimes, .. } = &self.settings;
-        let (bundle, validity) = self.store.settle(names, *lifetimes, now).await?;
+        let Settings { names, policy, .. } = &self.settings;
+        let settled = self.store.settle(names, policy, now, &mut self.publication).await?;
+        if let Some(fault) = &settled.fault {
+            (self.on_fault)(fault);
+        }
+        let (bundle, validity) = (settled.state.bundle, settled.validity);
         if bundle.cert_pem != self.certificate {
             let key = bundle.certified_key().map_err(StoreError::Unusable)?;
             self.resolver.swap(key);
@@ -79,6 +100,7 @@ impl Keeper {
         let served = Served {
             ca_cert_pem: Arc::from(bundle.ca_cert_pem.as_str()),
             not_after: validity.not_after,
+            ca_not_after: validity.ca_not_after,
         };
         self.certificate = bundle.cert_pem;
         self.served.send_if_modified(|current| {

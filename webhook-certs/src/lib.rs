@@ -4,20 +4,27 @@
 //!
 //! ```text
 //! issue ─▶ Bundle ─▶ secret (POST, or GET the winner's) ─▶ keeper ─▶ serve (rustls resolver)
-//!             └ check: what is wrong with it, when is it due      └▶ watch: the CA to publish
+//!             └ check: what is wrong with it                      └▶ watch: the CA to publish
+//!             └ rotate: what is to be stored next
 //! ```
 //!
 //! `issue` and `check` are pure but for the randomness of keys; `now` is an argument. Putting the
 //! CA into webhook configurations is the caller's part.
 
 pub mod check;
+pub mod describe;
 pub mod issue;
 pub mod keeper;
+pub mod mounted;
+pub mod rotate;
 pub mod secret;
 pub mod serve;
 
 pub use check::{BundleError, Part, Validity};
+pub use describe::Description;
 pub use issue::{Bundle, IssueError, Lifetimes};
 pub use keeper::{Keeper, Served, Settings};
-pub use secret::{SecretStore, StoreError};
+pub use mounted::{Mounted, MountedError};
+pub use rotate::{Policy, PolicyError};
+pub use secret::{Publication, SecretStore, StoreError};
 pub use serve::{Resolver, server_config};

@@ -55,7 +55,7 @@ pub fn server_config(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
 
     use super::*;
@@ -73,7 +73,7 @@ mod tests {
     }
 
     /// One handshake in memory, and a byte each way; the certificate that the client saw.
-    async fn shake(
+    pub(crate) async fn shake(
         resolver: &Arc<Resolver>,
         ca_pem: &str,
         name: &str,

@@ -1,4 +1,4 @@
-//! `decide` on each kind of Secret, and `settle` by several replicas at once against a small HTTP
+//! `settle` by several replicas at once against a small HTTP
 //! server that keeps one Secret as the API server would (409 on a second POST, 409 on a stale
 //! resourceVersion).
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -23,41 +23,6 @@ fn now() -> Timestamp {
 
 fn days(days: i64) -> SignedDuration {
     SignedDuration::from_hours(24 * days)
-}
-
-fn issued(at: Timestamp) -> Bundle {
-    Bundle::issue(&names(), Lifetimes::default(), at).unwrap()
-}
-
-#[test]
-fn a_good_bundle_is_kept() {
-    let decision = decide(Ok(issued(now())), &names(), Lifetimes::default(), now()).unwrap();
-    assert!(matches!(decision, Decision::Keep(..)));
-}
-
-#[test]
-fn what_is_replaced_and_whether_the_ca_survives() {
-    let cases: [(&str, Bundle, Timestamp, bool); 6] = [
-        ("due", issued(now()), now() + days(61), true),
-        ("expired", issued(now()), now() + days(100), true),
-        ("corrupted", Bundle { key_pem: String::new(), ..issued(now()) }, now(), true),
-        ("no CA key", Bundle { ca_key_pem: String::new(), ..issued(now()) }, now(), false),
-        ("CA expired", issued(now()), now() + days(3651), false),
-        ("CA nearly expired", issued(now()), now() + days(3600), false),
-    ];
-    for (name, bundle, at, ca_survives) in cases {
-        let ca = bundle.ca_cert_pem.clone();
-        match decide(Ok(bundle), &names(), Lifetimes::default(), at).unwrap() {
-            Decision::Keep(..) => panic!("{name}: kept"),
-            Decision::Replace(new, why) => {
-                assert_eq!(new.ca_cert_pem == ca, ca_survives, "{name}: {why}");
-                assert!(!new.check(&names(), at).unwrap().is_due(at), "{name}");
-            }
-        }
-    }
-    let other = vec!["other.ns.svc".to_owned()];
-    let decision = decide(Ok(issued(now())), &other, Lifetimes::default(), now()).unwrap();
-    assert!(matches!(decision, Decision::Replace(_, why) if why.contains("other.ns.svc")));
 }
 
 #[test]
@@ -171,7 +136,10 @@ async fn many_replicas_settle_on_one_bundle() {
             let mut tasks = tokio::task::JoinSet::new();
             for store in stores {
                 tasks.spawn(async move {
-                    store.settle(&names(), Lifetimes::default(), at).await.unwrap().0
+                    let mut seen = Publication::default();
+                    let (names, policy) = (names(), Policy::default());
+                    let settled = store.settle(&names, &policy, at, &mut seen);
+                    settled.await.unwrap().state.bundle
                 });
             }
             let bundles = tasks.join_all().await;
@@ -197,7 +165,7 @@ async fn the_keeper_publishes_changes_only() {
     let (client, kept) = server().await;
     let settings = Settings {
         names: names(),
-        lifetimes: Lifetimes::default(),
+        policy: Policy::default(),
         check_interval: Duration::from_secs(60),
     };
     let mut keeper = Keeper::new(store(&client), settings);
@@ -215,4 +183,37 @@ async fn the_keeper_publishes_changes_only() {
     keeper.check(now()).await.unwrap();
     let second = served.borrow_and_update().clone().unwrap();
     assert_ne!(first.ca_cert_pem, second.ca_cert_pem);
+}
+
+#[tokio::test]
+async fn a_secret_of_the_first_format_is_read_and_rotated_and_an_immutable_one_is_told() {
+    let (client, kept) = server().await;
+    let mut seen = Publication::default();
+    let (store, policy) = (store(&client), Policy::default());
+    let first = store.settle(&names(), &policy, now(), &mut seen).await.unwrap();
+    let keys = |kept: &Mutex<Kept>| {
+        let secret = kept.lock().unwrap().secret.clone().unwrap();
+        secret["data"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&kept), ["ca.crt", "ca.key", "tls.crt", "tls.key"]);
+
+    // Renewed a while before its CA is due, so that only the CA has to be dealt with.
+    let late = now() + days(3650 - 179);
+    store.settle(&names(), &policy, late - days(2), &mut seen).await.unwrap();
+    kept.lock().unwrap().secret.as_mut().unwrap()["immutable"] = json!(true);
+    let error = store.settle(&names(), &policy, late, &mut seen).await.unwrap_err();
+    assert!(error.to_string().contains("it is immutable: delete it"), "{error}");
+    kept.lock().unwrap().secret.as_mut().unwrap()["immutable"] = json!(false);
+    let published = store.settle(&names(), &policy, late, &mut seen).await.unwrap().state;
+    assert_eq!(certificates(&published.bundle.ca_cert_pem).len(), 2);
+    assert!(published.bundle.ca_cert_pem.starts_with(&first.state.bundle.ca_cert_pem));
+    assert!(keys(&kept).contains(&"next-ca.key".to_owned()));
+
+    let lag = policy.publish_lag;
+    let switched = store.settle(&names(), &policy, late + lag, &mut seen).await.unwrap().state;
+    assert_eq!(Some(switched.bundle.ca_key_pem), published.next.map(|next| next.key_pem));
+    let end = late + lag + policy.retire_lag;
+    let ended = store.settle(&names(), &policy, end, &mut seen).await.unwrap().state;
+    assert_eq!(certificates(&ended.bundle.ca_cert_pem).len(), 1);
+    assert_eq!(keys(&kept), ["ca.crt", "ca.key", "tls.crt", "tls.key"]);
 }

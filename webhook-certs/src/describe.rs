@@ -1,0 +1,74 @@
+//! What a certificate says of itself, for people.
+
+use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// The parts that matter to an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Whose it is.
+    pub subject: String,
+    /// Who signed it.
+    pub issuer: String,
+    /// The DNS names that it is good for.
+    pub names: Vec<String>,
+    /// Its begin.
+    pub not_before: Timestamp,
+    /// Its end.
+    pub not_after: Timestamp,
+    /// Its serial number, in hexadecimal digits.
+    pub serial: String,
+}
+
+impl Description {
+    /// Reads the first certificate of a PEM text.
+    pub fn of_pem(pem: &str) -> Option<Self> {
+        Self::of_der(&CertificateDer::from_pem_slice(pem.as_bytes()).ok()?)
+    }
+
+    /// Reads one certificate.
+    pub fn of_der(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let alternative = certificate.subject_alternative_name().ok().flatten();
+        let names = alternative.iter().flat_map(|names| &names.value.general_names);
+        let names = names.filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        });
+        let validity = certificate.validity();
+        Some(Description {
+            subject: certificate.subject().to_string(),
+            issuer: certificate.issuer().to_string(),
+            names: names.collect(),
+            not_before: Timestamp::from_second(validity.not_before.timestamp()).ok()?,
+            not_after: Timestamp::from_second(validity.not_after.timestamp()).ok()?,
+            serial: certificate.raw_serial_as_string(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::issue::{Bundle, Lifetimes};
+
+    #[test]
+    fn a_certificate_tells_names_issuer_and_times() {
+        let now: Timestamp = "2026-11-23T02:30:00Z".parse().unwrap();
+        let names = ["hook.ns.svc".to_owned(), "localhost".to_owned()];
+        let bundle = Bundle::issue(&names, Lifetimes::default(), now).unwrap();
+        let (ca, leaf) = (&bundle.ca_cert_pem, &bundle.cert_pem);
+        let (ca, leaf) = (Description::of_pem(ca).unwrap(), Description::of_pem(leaf).unwrap());
+        assert_eq!(leaf.subject, "CN=webhook server");
+        assert_eq!(leaf.issuer, ca.subject);
+        assert_eq!(leaf.names, names);
+        assert_eq!(leaf.not_after, now + Lifetimes::default().serving);
+        assert_eq!(ca.not_before, now - crate::issue::CLOCK_SKEW);
+        assert_eq!(Description::of_pem("nonsense"), None);
+    }
+}

@@ -1,0 +1,308 @@
+//! What becomes of the stored certificates: a pure step from (what is stored, now, policy) to what
+//! is to be stored next. A new CA is trusted before it signs what is served, and the old one is
+//! trusted for a while after: clients and replicas that lag behind always meet a chain they trust.
+//!
+//! ```text
+//! CA ──▶ CA + next CA ──publish lag──▶ next CA serves, old stays ──retire lag──▶ next CA alone
+//! ```
+
+use std::fmt;
+
+use jiff::{SignedDuration, Timestamp};
+use rcgen::{KeyPair, PublicKeyData};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::check::{BundleError, Validity};
+use crate::issue::{Bundle, IssueError, Lifetimes, new_ca};
+
+/// When certificates are made, used and given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How long new certificates live.
+    pub lifetimes: Lifetimes,
+    /// A serving certificate is renewed this long before its end.
+    pub serving_renew_before: SignedDuration,
+    /// The next CA is made this long before the end of the present one.
+    pub ca_renew_before: SignedDuration,
+    /// The next CA signs what is served only after it has been published for this long.
+    pub publish_lag: SignedDuration,
+    /// A CA that no longer signs is trusted for this long.
+    pub retire_lag: SignedDuration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let days = |days: i64| SignedDuration::from_hours(24 * days);
+        Policy {
+            lifetimes: Lifetimes::default(),
+            serving_renew_before: days(30),
+            ca_renew_before: days(180),
+            publish_lag: SignedDuration::from_hours(1),
+            retire_lag: SignedDuration::from_hours(1),
+        }
+    }
+}
+
+/// A policy by which certificates would end before their successors are trusted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Renewal would begin before the certificate does.
+    #[error(
+        "a serving certificate must live longer than the time before its end at which it is renewed"
+    )]
+    ServingRenewal,
+    /// The same for the CA.
+    #[error(
+        "a CA must live longer than a serving certificate, and than the time before its end at which the next is made"
+    )]
+    CaRenewal,
+    /// The rotation would not be over at the CA's end.
+    #[error(
+        "the next CA must be made earlier before the end of the present one: publish lag and retire lag do not fit in between"
+    )]
+    Overlap,
+}
+
+impl Policy {
+    /// Whether every rotation is over before the CA that it replaces ends.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        let Lifetimes { ca, serving } = self.lifetimes;
+        if self.serving_renew_before >= serving {
+            return Err(PolicyError::ServingRenewal);
+        }
+        if self.ca_renew_before >= ca || serving > ca {
+            return Err(PolicyError::CaRenewal);
+        }
+        if self.publish_lag.saturating_add(self.retire_lag) >= self.ca_renew_before {
+            return Err(PolicyError::Overlap);
+        }
+        Ok(())
+    }
+}
+
+/// All that is stored. `bundle.ca_cert_pem` holds every CA to be trusted, the present one first:
+/// whoever knows nothing of rotation publishes all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// What is served, and the CAs to be trusted.
+    pub bundle: Bundle,
+    /// The CA to come; its certificate is among those of the bundle.
+    pub next: Option<NextCa>,
+    /// When CAs that are neither the present one nor the next leave the bundle.
+    pub retire_at: Option<Timestamp>,
+}
+
+/// The CA to come.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NextCa {
+    /// Its private key.
+    pub key_pem: String,
+    /// When it was made.
+    pub since: Timestamp,
+}
+
+impl fmt::Debug for NextCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NextCa").field("since", &self.since).field("key_pem", &"redacted").finish()
+    }
+}
+
+impl State {
+    /// A state in which nothing is under way.
+    pub fn settled(bundle: Bundle) -> Self {
+        State { bundle, next: None, retire_at: None }
+    }
+
+    /// The certificate of the CA to come, if there is one that its key belongs to.
+    pub fn next_certificate(&self) -> Option<&str> {
+        let key = KeyPair::from_pem(&self.next.as_ref()?.key_pem).ok()?;
+        certificates(&self.bundle.ca_cert_pem).into_iter().skip(1).find(|pem| {
+            parsed(pem, |certificate| {
+                certificate.public_key().raw == key.subject_public_key_info().as_slice()
+            })
+            .unwrap_or(false)
+        })
+    }
+
+    /// CAs that are neither the present one nor the next.
+    fn others(&self) -> Vec<&str> {
+        let next = self.next_certificate();
+        let all = certificates(&self.bundle.ca_cert_pem).into_iter().skip(1);
+        all.filter(|pem| Some(*pem) != next).collect()
+    }
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Step {
+    /// All is well until the next look.
+    Keep(Validity),
+    /// To be stored.
+    Store {
+        /// The next state.
+        state: Box<State>,
+        /// Why, for the log.
+        why: String,
+        /// What was wrong, where something was.
+        fault: Option<BundleError>,
+    },
+}
+
+/// One step. `published` says since when clients can have seen the next CA, given its certificate
+/// and the time at which it was made.
+pub fn step(
+    found: Result<State, BundleError>,
+    names: &[String],
+    policy: &Policy,
+    now: Timestamp,
+    published: impl FnOnce(&str, Timestamp) -> Option<Timestamp>,
+) -> Result<Step, IssueError> {
+    let state = match found {
+        Ok(state) => state,
+        Err(fault) => return anew(names, policy, now, fault),
+    };
+    let mut validity = match state.bundle.check(names, now) {
+        Ok(validity) => validity,
+        Err(fault) => return repair(state, names, policy, now, fault),
+    };
+    validity.renew_at = validity.not_after - policy.serving_renew_before;
+
+    let others = state.others();
+    let over = |pem: &&str| end_of(pem).is_none_or(|end| end < now);
+    let retired = state.retire_at.is_some_and(|at| at <= now) || others.iter().any(over);
+    if !others.is_empty() && retired {
+        let all = state.retire_at.is_some_and(|at| at <= now);
+        let gone: Vec<&str> = others.iter().copied().filter(|pem| all || over(pem)).collect();
+        let kept = certificates(&state.bundle.ca_cert_pem).into_iter();
+        let ca_cert_pem = kept.filter(|pem| !gone.contains(pem)).collect();
+        let retire_at = state.retire_at.filter(|_| gone.len() < others.len());
+        let bundle = Bundle { ca_cert_pem, ..state.bundle.clone() };
+        return Ok(store(
+            State { bundle, retire_at, next: state.next.clone() },
+            "an old CA retires",
+        ));
+    }
+    if !others.is_empty() && state.retire_at.is_none() {
+        let retire_at = Some(now + policy.retire_lag);
+        return Ok(store(State { retire_at, ..state }, "a CA that does not sign will retire"));
+    }
+
+    match (state.next_certificate().map(str::to_owned), &state.next) {
+        (Some(certificate), Some(next)) => {
+            let since = published(&certificate, next.since);
+            if since.is_some_and(|since| now >= since.max(next.since) + policy.publish_lag) {
+                return switch(&state, &certificate, names, policy, now);
+            }
+        }
+        _ if now >= validity.ca_not_after - policy.ca_renew_before => {
+            let (certificate, key_pem) = new_ca(policy.lifetimes, now)?;
+            let mut bundle = state.bundle;
+            let mut all: Vec<&str> = certificates(&bundle.ca_cert_pem);
+            all.insert(1, &certificate);
+            bundle.ca_cert_pem = all.concat();
+            let next = Some(NextCa { key_pem, since: now });
+            return Ok(store(
+                State { bundle, next, retire_at: state.retire_at },
+                "the next CA is to be published",
+            ));
+        }
+        _ => {}
+    }
+    // What ends with its CA already cannot be made to last longer by the same CA.
+    if validity.is_due(now) && validity.not_after < validity.ca_not_after {
+        let why = format!("tls.crt ends at {}", validity.not_after);
+        let bundle = state.bundle.renew(names, policy.lifetimes, validity.ca_not_after, now)?;
+        return Ok(store(State { bundle, ..state }, why));
+    }
+    Ok(Step::Keep(validity))
+}
+
+/// From a bundle that cannot be served: the change that clients notice least.
+fn repair(
+    state: State,
+    names: &[String],
+    policy: &Policy,
+    now: Timestamp,
+    fault: BundleError,
+) -> Result<Step, IssueError> {
+    let with_fault = |step| match step {
+        Step::Store { state, why, .. } => Step::Store { state, why, fault: Some(fault.clone()) },
+        keep @ Step::Keep(_) => keep,
+    };
+    if let Ok(ca_not_after) = state.bundle.check_ca(now)
+        && ca_not_after > now + policy.publish_lag
+    {
+        let bundle = state.bundle.renew(names, policy.lifetimes, ca_not_after, now)?;
+        if bundle.check(names, now).is_ok() {
+            return Ok(with_fault(store(State { bundle, ..state }, fault.to_string())));
+        }
+    }
+    let next = state.next_certificate().map(str::to_owned);
+    if let Some(certificate) = next.filter(|pem| end_of(pem).is_some_and(|end| end > now)) {
+        return Ok(with_fault(switch(&state, &certificate, names, policy, now)?));
+    }
+    anew(names, policy, now, fault)
+}
+
+fn anew(
+    names: &[String],
+    policy: &Policy,
+    now: Timestamp,
+    fault: BundleError,
+) -> Result<Step, IssueError> {
+    let state = Box::new(State::settled(Bundle::issue(names, policy.lifetimes, now)?));
+    Ok(Step::Store { state, why: fault.to_string(), fault: Some(fault) })
+}
+
+/// The next CA becomes the present one.
+fn switch(
+    state: &State,
+    certificate: &str,
+    names: &[String],
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<Step, IssueError> {
+    let mut all = certificates(&state.bundle.ca_cert_pem);
+    all.retain(|pem| *pem != certificate);
+    all.insert(0, certificate);
+    let next = state.next.as_ref();
+    let bundle = Bundle {
+        ca_cert_pem: all.concat(),
+        ca_key_pem: next.map(|next| next.key_pem.clone()).unwrap_or_default(),
+        ..state.bundle.clone()
+    };
+    let end = end_of(certificate).unwrap_or(now);
+    let bundle = bundle.renew(names, policy.lifetimes, end, now)?;
+    let retire_at = Some(now + policy.retire_lag);
+    Ok(store(State { bundle, next: None, retire_at }, "the next CA takes over"))
+}
+
+fn store(state: State, why: impl Into<String>) -> Step {
+    Step::Store { state: Box::new(state), why: why.into(), fault: None }
+}
+
+/// The PEM certificates in a text, each with its line feed.
+pub fn certificates(pem: &str) -> Vec<&str> {
+    const END: &str = "-----END CERTIFICATE-----\n";
+    let ended = pem.split_inclusive(END);
+    ended
+        .filter_map(|part| part.find("-----BEGIN CERTIFICATE-----").map(|at| &part[at..]))
+        .collect()
+}
+
+/// The end of one certificate; `None` when it cannot be read.
+pub fn end_of(pem: &str) -> Option<Timestamp> {
+    let seconds = parsed(pem, |certificate| certificate.validity().not_after.timestamp())?;
+    Timestamp::from_second(seconds).ok()
+}
+
+fn parsed<T>(pem: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Option<T> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    let (_, certificate) = X509Certificate::from_der(&der).ok()?;
+    Some(read(&certificate))
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::control_plane::write_private;
 use super::node::Node;
 use super::tokens::TokenFor;
-use super::{Cluster, DISPATCH_CA, NAMESPACE};
+use super::{ApiProxy, Cluster, DISPATCH_CA, NAMESPACE};
 use crate::ports::Port;
 use crate::process::{Process, Program};
 
@@ -50,6 +50,28 @@ impl Cluster {
         arguments: &[&str],
     ) -> Result<Arc<Imagewarm>> {
         let kubeconfig = self.kubeconfig_for(NAMESPACE, CONTROLLER_ACCOUNT).await?;
+        self.start_controller_with(binary, name, &kubeconfig, arguments)
+    }
+
+    /// The same, with the proxy between it and the API server.
+    pub async fn start_controller_through(
+        &self,
+        proxy: &ApiProxy,
+        binary: &Path,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<Arc<Imagewarm>> {
+        let kubeconfig = self.kubeconfig_through(proxy, NAMESPACE, CONTROLLER_ACCOUNT).await?;
+        self.start_controller_with(binary, name, &kubeconfig, arguments)
+    }
+
+    fn start_controller_with(
+        &self,
+        binary: &Path,
+        name: &str,
+        kubeconfig: &Path,
+        arguments: &[&str],
+    ) -> Result<Arc<Imagewarm>> {
         let ports = vec![Port::reserve()?, Port::reserve()?, Port::reserve()?];
         let [webhook, dispatch, health] = [0, 1, 2].map(|index: usize| ports[index].address());
         let program = Program::new(binary)
@@ -115,13 +137,33 @@ impl Cluster {
         namespace: &str,
         service_account: &str,
     ) -> Result<std::path::PathBuf> {
+        let kubeconfig = self.kubeconfig_of(namespace, service_account).await?;
+        let path = self.folder().join(format!("{namespace}-{service_account}.kubeconfig"));
+        write_private(&path, &kubeconfig.to_string())?;
+        Ok(path)
+    }
+
+    /// The same, for the API server behind the proxy.
+    pub async fn kubeconfig_through(
+        &self,
+        proxy: &ApiProxy,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<std::path::PathBuf> {
+        let mut kubeconfig = self.kubeconfig_of(namespace, service_account).await?;
+        let server = proxy.address();
+        kubeconfig["clusters"][0]["cluster"] = json!({"server": format!("http://{server}")});
+        let file = format!("{namespace}-{service_account}-{}.kubeconfig", server.port());
+        let path = self.folder().join(file);
+        write_private(&path, &kubeconfig.to_string())?;
+        Ok(path)
+    }
+
+    async fn kubeconfig_of(&self, namespace: &str, service_account: &str) -> Result<Value> {
         let token =
             TokenFor { namespace, service_account, pod: None, audience: None, seconds: DAY };
         let token = self.token(&token).await?;
-        let path = self.folder().join(format!("{namespace}-{service_account}.kubeconfig"));
-        let kubeconfig = self.control_plane.kubeconfig_with(json!({"token": token}));
-        write_private(&path, &kubeconfig.to_string())?;
-        Ok(path)
+        Ok(self.control_plane.kubeconfig_with(json!({"token": token})))
     }
 
     /// Every controller and warmer that was started, dead ones too.

@@ -14,6 +14,7 @@
 //! Dropping the [`Cluster`] ends every process and removes every file; if this program dies without
 //! a drop, the [`Sandbox`]'s janitor does the same.
 
+pub mod api_proxy;
 mod background;
 mod certificates;
 mod containerd;
@@ -39,6 +40,7 @@ use crate::prerequisites::{self, Programs};
 use crate::sandbox::Sandbox;
 use crate::workspace;
 
+pub use self::api_proxy::ApiProxy;
 pub use self::background::Forwarder;
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
 pub use self::node::Node;
@@ -170,6 +172,11 @@ impl Cluster {
     /// `https://127.0.0.1:PORT` of the API server.
     pub fn server_url(&self) -> &str {
         &self.control_plane.server_url
+    }
+
+    /// Starts a proxy in front of the API server, whose faults a test sets.
+    pub async fn api_proxy(&self) -> Result<ApiProxy> {
+        ApiProxy::start(self.server_url(), &self.ca()).await
     }
 
     /// The authority of the API server's certificate, PEM.

@@ -30,6 +30,17 @@ pub(super) struct Collector {
     metrics: ControllerMetrics,
     /// By uid.
     unwanted_since: HashMap<String, Instant>,
+    /// Until then our lists are not believed.
+    doubt_until: Option<Instant>,
+}
+
+/// What a live look says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Delete,
+    Keep,
+    /// Something is there that our list lacks: whatever else it seems to say is no ground either.
+    WrongList,
 }
 
 /// What a deletion depends on, asked once for all objects that share it.
@@ -53,8 +64,9 @@ impl Collector {
         still: StillLeading,
         metrics: ControllerMetrics,
     ) -> Self {
-        let unwanted_since = HashMap::new();
-        Collector { client, concurrency: concurrency.into(), still, metrics, unwanted_since }
+        let (unwanted_since, doubt_until) = (HashMap::new(), None);
+        let concurrency = concurrency.into();
+        Collector { client, concurrency, still, metrics, unwanted_since, doubt_until }
     }
 
     /// Deletes what is ripe; says when to look again.
@@ -66,6 +78,9 @@ impl Collector {
         let (ripe, next) = self.ripe(candidates);
         if ripe.is_empty() {
             return next;
+        }
+        if let Some(until) = self.doubt_until.filter(|until| *until > Instant::now()) {
+            return Some(until);
         }
         match apply::knative_is_served(&self.client).await {
             Ok(true) => {}
@@ -82,16 +97,22 @@ impl Collector {
         for deletion in ripe {
             by_question.entry(question(&deletion)).or_default().push(deletion);
         }
-        let (mut deleted, mut kept) = (0_usize, 0_usize);
+        // All looks come before the first deletion: one of them may show that the list is wrong.
+        let mut granted = Vec::new();
+        let mut kept = 0;
         for (question, deletions) in by_question {
-            if !self.granted(&question, stores).await {
-                kept += deletions.len();
-                continue;
+            match self.look(&question, stores).await {
+                Verdict::Delete => granted.extend(deletions),
+                Verdict::Keep => kept += deletions.len(),
+                Verdict::WrongList => {
+                    tracing::warn!(?question, "nothing is deleted: our list lacks what is there");
+                    self.doubt_until = Some(Instant::now() + AGAIN);
+                    return self.doubt_until;
+                }
             }
-            let done = self.delete(deletions).await;
-            deleted += done.0;
-            kept += done.1;
         }
+        let (deleted, failed) = self.delete(granted).await;
+        kept += failed;
         tracing::info!(deleted, kept, "unwanted ImageWarms deleted");
         let again = (kept > 0).then(|| Instant::now() + AGAIN);
         [again, next].into_iter().flatten().min()
@@ -117,50 +138,55 @@ impl Collector {
     }
 
     /// The live look.
-    async fn granted(&self, question: &Question, stores: &Stores) -> bool {
+    async fn look(&self, question: &Question, stores: &Stores) -> Verdict {
         if !self.still.yes() || !stores.synced.borrow().may_delete() {
-            return false;
+            return Verdict::Keep;
         }
         let looked = match question {
-            Question::Unnamed(namespace) => {
-                apply::revision_names(&self.client, namespace).await.map(|names| {
-                    let known = |name: &String| {
-                        let key = ObjectRef::<Revision>::new(name).within(namespace);
-                        stores.revisions.get(&key).is_some()
-                    };
-                    // One that we have not seen yet may be the one that wants the image.
-                    match names.iter().all(known) {
-                        true => Presence::Absent,
-                        false => Presence::Present(Box::default()),
-                    }
+            Question::Unnamed(namespace) => self.unnamed(namespace, stores).await,
+            Question::Node(node) => {
+                let known = stores.nodes.get(&ObjectRef::new(node)).is_some();
+                let found = apply::find_node(&self.client, node).await;
+                // Listed by now: the next run decides anew.
+                found.map(|found| verdict(found, known.then_some(Verdict::Keep)))
+            }
+            Question::Revision(namespace, name) => {
+                let key = ObjectRef::<Revision>::new(name).within(namespace);
+                let ours = stores.revisions.get(&key);
+                let found = apply::find_revision(&self.client, namespace, name).await;
+                found.map(|found| {
+                    let known = ours.map(|ours| known_and_there(&ours.metadata, &found));
+                    verdict(found, known)
                 })
             }
-            Question::Node(node) => apply::find_node(&self.client, node).await,
-            Question::Revision(namespace, name) => {
-                apply::find_revision(&self.client, namespace, name).await
-            }
             Question::Image(namespace, name) => {
-                apply::find_image(&self.client, namespace, name).await
+                let key = ObjectRef::<KnativeImage>::new(name).within(namespace);
+                let ours = stores.images.get(&key);
+                let found = apply::find_image(&self.client, namespace, name).await;
+                found.map(|found| {
+                    let known = ours.map(|ours| known_and_there(&ours.metadata, &found));
+                    verdict(found, known)
+                })
             }
         };
-        match (looked, question) {
-            (Ok(Presence::Absent), _) => true,
-            // It exists: then our list must have it as it is, and it was found not to want the
-            // image.
-            (Ok(Presence::Present(live)), Question::Revision(namespace, name)) => {
-                let key = ObjectRef::<Revision>::new(name).within(namespace);
-                stores.revisions.get(&key).is_some_and(|ours| asks_as(&ours.metadata, &live))
-            }
-            (Ok(Presence::Present(live)), Question::Image(namespace, name)) => {
-                let key = ObjectRef::<KnativeImage>::new(name).within(namespace);
-                stores.images.get(&key).is_some_and(|ours| asks_as(&ours.metadata, &live))
-            }
-            (Ok(Presence::Present(_) | Presence::TypeAbsent), _) => false,
-            (Err(error), _) => {
-                tracing::warn!(%error, ?question, "cannot look before deleting");
-                false
-            }
+        looked.unwrap_or_else(|error| {
+            tracing::warn!(%error, ?question, "cannot look before deleting");
+            Verdict::Keep
+        })
+    }
+
+    /// One that we have not seen yet may be the one that wants the image.
+    async fn unnamed(&self, namespace: &str, stores: &Stores) -> Result<Verdict, ApplyError> {
+        // No single object can be asked for, and a list without any Revision tells nothing.
+        if stores.revisions.is_empty() {
+            return Ok(Verdict::Keep);
         }
+        let names = apply::revision_names(&self.client, namespace).await?;
+        let known = |name: &String| {
+            let key = ObjectRef::<Revision>::new(name).within(namespace);
+            stores.revisions.get(&key).is_some()
+        };
+        Ok(if names.iter().all(known) { Verdict::Delete } else { Verdict::Keep })
     }
 
     /// How many were deleted, and how many stay for now.
@@ -192,8 +218,26 @@ impl Collector {
     }
 }
 
-/// Whether what decides about wanting is in our list as it is now. A spec is counted by its
-/// generation; Knative says in a label whether a Revision may get traffic.
+/// What a look means; `known` is the verdict where our list has the object too.
+fn verdict(found: Presence, known: Option<Verdict>) -> Verdict {
+    match found {
+        Presence::Absent => Verdict::Delete,
+        Presence::Present(_) => known.unwrap_or(Verdict::WrongList),
+        Presence::TypeAbsent => Verdict::Keep,
+    }
+}
+
+/// Our list has it, and it was found not to want the image: that counts while our list has it as it
+/// is now.
+fn known_and_there(ours: &ObjectMeta, found: &Presence) -> Verdict {
+    match found {
+        Presence::Present(live) if asks_as(ours, live) => Verdict::Delete,
+        _ => Verdict::Keep,
+    }
+}
+
+/// Whether what decides about wanting is the same. A spec is counted by its generation; Knative
+/// says in a label whether a Revision may get traffic.
 fn asks_as(ours: &ObjectMeta, live: &ObjectMeta) -> bool {
     let says_no = |one: &ObjectMeta| says_no(one.annotations.as_ref());
     ours.uid == live.uid

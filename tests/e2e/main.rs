@@ -6,6 +6,7 @@
 mod admission;
 mod commands;
 mod containerd;
+mod convergence;
 mod deploys;
 mod failures;
 mod images;
@@ -14,6 +15,7 @@ mod outages;
 mod private;
 mod trust;
 mod world;
+mod wrong_answers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -54,6 +56,8 @@ fn main() -> ExitCode {
         trust::TESTS,
         commands::TESTS,
         containerd::TESTS,
+        convergence::TESTS,
+        wrong_answers::TESTS,
         outages::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {

@@ -2,6 +2,7 @@
 //! `watcher`, which does not tell when a watch was renewed, and resumes where it was after a CRD
 //! was removed and installed again.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::Api;
 use kube::Resource;
-use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::api::{ApiResource, DynamicObject, ListParams, WatchEvent, WatchParams};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{Lookup, ObjectRef, Store};
 use kube::runtime::watcher::Event;
@@ -31,6 +32,9 @@ const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
 const ABSENT_PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MIN: Duration = Duration::from_millis(400);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How many of the objects that a new list lacks are asked for before it is believed.
+const WITNESSES: usize = 3;
 
 /// The types that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +170,7 @@ impl<K: Watched> Source<K> {
 
     async fn list(&mut self) -> Result<String, End> {
         let mut parameters = ListParams::default().limit(PAGE);
+        let mut listed = HashSet::new();
         self.writer.apply_watcher_event(&Event::Init);
         let version = loop {
             let page = match timeout(PAGE_TIMEOUT, self.api.list(&parameters)).await {
@@ -175,6 +180,7 @@ impl<K: Watched> Source<K> {
             };
             for mut object in page.items {
                 object.slim();
+                listed.insert(ObjectRef::from_obj(&object));
                 self.writer.apply_watcher_event(&Event::InitApply(object));
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -182,6 +188,7 @@ impl<K: Watched> Source<K> {
                 None => break page.metadata.resource_version.unwrap_or_default(),
             }
         };
+        self.ask_for_missing(&listed).await?;
         self.writer.apply_watcher_event(&Event::InitDone);
         if self.absent {
             self.absent = false;
@@ -190,6 +197,33 @@ impl<K: Watched> Source<K> {
         self.current();
         let _ = self.changes.send(Change::Relisted); // nobody listening is no error
         Ok(version)
+    }
+
+    /// A list that lacks what is still there is wrong, and nothing is concluded from it.
+    async fn ask_for_missing(&self, listed: &HashSet<ObjectRef<K>>) -> Result<(), End> {
+        let known = self.store.state();
+        let missing = known.iter().filter(|one| !listed.contains(&ObjectRef::from_obj(&***one)));
+        for object in missing.take(WITNESSES) {
+            let (metadata, client) = (object.meta(), self.api.clone().into_client());
+            let kind = ApiResource::erase::<K>(&());
+            let api: Api<DynamicObject> = match &metadata.namespace {
+                Some(namespace) => Api::namespaced_with(client, namespace, &kind),
+                None => Api::all_with(client, &kind),
+            };
+            let name = metadata.name.as_deref().unwrap_or_default();
+            match timeout(START_TIMEOUT, api.get_metadata(name)).await {
+                Ok(Ok(found)) if found.metadata.uid == metadata.uid => {
+                    return Err(End::Failed(format!("the list lacks {name}, which is there")));
+                }
+                // Another of the same name may have been made since.
+                Ok(Ok(_)) => {}
+                // Who may list and not get has no better source.
+                Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {}
+                Ok(Err(error)) => return Err(End::Failed(one_line(&error))),
+                Err(_) => return Err(End::Failed("no answer in time".into())),
+            }
+        }
+        Ok(())
     }
 
     fn current(&mut self) {

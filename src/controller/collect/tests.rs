@@ -41,8 +41,12 @@ async fn what_names_no_revision_stays_while_our_list_is_behind() {
     .unwrap();
     let stores = Stores::fixed(vec![], vec![seen], vec![], vec![], vec![]);
     let question = Question::Unnamed("n".into());
-    for (live, granted) in [(&[] as &[&str], true), (&["seen"], true), (&["seen", "new"], false)] {
-        assert_eq!(collector(client(live)).granted(&question, &stores).await, granted, "{live:?}");
+    for (live, verdict) in [
+        (&[] as &[&str], Verdict::Delete),
+        (&["seen"], Verdict::Delete),
+        (&["seen", "new"], Verdict::Keep),
+    ] {
+        assert_eq!(collector(client(live)).look(&question, &stores).await, verdict, "{live:?}");
     }
 }
 
@@ -78,10 +82,10 @@ async fn what_has_changed_since_our_list_is_looked_at_again_first() {
     let reserve = json!({"serving.knative.dev/routingState": "reserve"});
     let active = json!({"serving.knative.dev/routingState": "active"});
     let question = Question::Revision("n".into(), "r".into());
-    for (live, granted) in [
-        (revision(reserve.clone(), 1), true),
-        (revision(active, 1), false),
-        (revision(reserve.clone(), 2), false),
+    for (live, verdict) in [
+        (revision(reserve.clone(), 1), Verdict::Delete),
+        (revision(active, 1), Verdict::Keep),
+        (revision(reserve.clone(), 2), Verdict::Keep),
     ] {
         let service = tower::service_fn(move |_: http::Request<Body>| {
             let live = serde_json::to_vec(&live).unwrap();
@@ -90,7 +94,7 @@ async fn what_has_changed_since_our_list_is_looked_at_again_first() {
         let stores =
             Stores::fixed(vec![], vec![revision(reserve.clone(), 1)], vec![], vec![], vec![]);
         let collector = collector(Client::new(service, "default"));
-        assert_eq!(collector.granted(&question, &stores).await, granted);
+        assert_eq!(collector.look(&question, &stores).await, verdict);
     }
 }
 

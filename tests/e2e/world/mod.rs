@@ -3,6 +3,7 @@
 
 mod commands;
 mod controllers;
+mod faults;
 mod objects;
 mod streams;
 

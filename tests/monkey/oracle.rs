@@ -241,17 +241,22 @@ fn status(observed: &Observed<'_>, warm: &ImageWarm) -> Result<(), String> {
     let holds = observed.held.contains(&(node.clone(), image.clone()));
     let is_ready = matches!(reason, Reason::Pulled | Reason::AlreadyPresent);
     let refused = matches!(reason, Reason::Unauthorized | Reason::SecretMissing);
+    let secret = observed.secrets.get(&namespace(warm)).copied().unwrap_or(SecretIs::Absent);
+    let delivered = |content: &String| is_ready && holds && digest(warm) == Some(content.as_str());
+    // All that asks names the Secret, save hand-made orders from a time when there was none; and
+    // without a Secret that is named nothing is pulled, not even what everybody may have.
+    let unpaid = secret == SecretIs::Absent && reason == Reason::SecretMissing;
+    let names_none = !warm.is_managed() && warm.spec.image_pull_secrets.is_empty();
     let right = match observed.catalog.images.get(&image) {
-        None => reason == Reason::NotFound,
-        Some((content, None)) => is_ready && holds && digest(warm) == Some(content),
-        Some((content, Some(_))) => {
-            match observed.secrets.get(&namespace(warm)).copied().unwrap_or(SecretIs::Absent) {
-                SecretIs::Right => is_ready && holds && digest(warm) == Some(content),
-                // Somebody else's pull may have brought it.
-                _ if holds => is_ready || refused,
-                _ => refused,
-            }
-        }
+        None => reason == Reason::NotFound || unpaid,
+        Some((content, None)) => delivered(content) || unpaid,
+        Some((content, Some(_))) => match secret {
+            SecretIs::Right if names_none => delivered(content) || refused,
+            SecretIs::Right => delivered(content),
+            // Somebody else's pull may have brought it.
+            _ if holds => is_ready || refused,
+            _ => refused,
+        },
     };
     if right { Ok(()) } else { Err(format!("{told}; held: {holds}; digest {:?}", digest(warm))) }
 }

@@ -115,7 +115,10 @@ impl State {
         let name = format!("{}-{node}", self.warms.len());
         self.warms.push(read(json!({
             "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
-            "metadata": {"name": name, "namespace": "ns"},
+            "metadata": {
+                "name": name, "namespace": "ns",
+                "labels": {"app.kubernetes.io/managed-by": "imagewarm"},
+            },
             "spec": {"image": image, "nodeName": node}, "status": status,
         })));
         self
@@ -233,6 +236,7 @@ fn orders() -> Vec<Case> {
 }
 
 fn by_hand(state: &mut State) {
+    state.warms.iter_mut().for_each(|warm| warm.metadata.labels = None);
     state.by_hand.insert(("ns".into(), "0-a".into(), TAG.into(), "a".into()));
 }
 
@@ -257,9 +261,32 @@ fn statuses() -> Vec<Case> {
         ("what was warm stays warm without", no_warmer(says("True", "Pulled")), &[]),
         ("nobody is there to pull", no_warmer(says("Unknown", "Pulling")), both),
         ("the registry lacks it", not_there("False", "NotFound"), &[]),
+        ("nothing is asked of it without the Secret", not_there("False", "SecretMissing"), &[]),
+        (
+            "a Secret that is there is not missing",
+            not_there("False", "SecretMissing").secret(SecretIs::Wrong),
+            both,
+        ),
+        ("free for all, but a Secret is named", says("False", "SecretMissing"), &[]),
+        (
+            "free for all, and the Secret is there",
+            says("False", "SecretMissing").secret(SecretIs::Wrong),
+            both,
+        ),
+        ("free for all, and refused", says("False", "Unauthorized").secret(SecretIs::Wrong), both),
         ("another fault is told", not_there("False", "Unauthorized"), both),
         ("the Secret is right", private(SecretIs::Right, "True", "Pulled"), &[]),
         ("and was not tried", private(SecretIs::Right, "False", "SecretMissing"), both),
+        (
+            "a hand-made order that names no Secret",
+            nodes().warm(SECRET, "a", "False", "Unauthorized").secret(SecretIs::Right).change(
+                |state| {
+                    by_hand(state);
+                    state.by_hand = [("ns".into(), "0-a".into(), SECRET.into(), "a".into())].into();
+                },
+            ),
+            &[],
+        ),
         ("no Secret", private(SecretIs::Absent, "False", "SecretMissing"), &[]),
         ("a wrong one", private(SecretIs::Wrong, "False", "Unauthorized"), &[]),
         ("an earlier pull had the right one", private(SecretIs::Wrong, "True", "Pulled"), &[]),

@@ -15,7 +15,7 @@ use imagewarm::plan::demand::demand;
 use imagewarm::plan::diff::Patience;
 use imagewarm::plan::fan_out::fan_out;
 use imagewarm::plan::want::Standing;
-use imagewarm::plan::{NodeFacts, Observed, Orders, Policy, asked, diff};
+use imagewarm::plan::{NodeFacts, Observed, Orders, Policy, RuntimeClasses, asked, diff};
 use imagewarm::webhook::review::Request;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
@@ -122,6 +122,7 @@ fn plans(criterion: &mut Criterion) {
                 orders: &orders,
                 asking: &asked.asking,
                 nodes: &facts,
+                runtime_classes: &RuntimeClasses::default(),
                 terminating: &BTreeSet::new(),
                 may_delete: true,
             };

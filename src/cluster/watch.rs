@@ -7,6 +7,7 @@ mod source;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -17,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{ImageWarm, KnativeImage, Revision};
+use crate::plan::RuntimeClasses;
 use source::{Progress, Source, Watched};
 
 /// Changes that a slow receiver may be behind before it has to look at everything.
@@ -35,6 +37,8 @@ pub struct Stores {
     pub nodes: Store<Node>,
     /// Metadata of all Namespaces.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
+    /// All RuntimeClasses (name and scheduling).
+    pub runtime_classes: Store<RuntimeClass>,
     /// Says what changed, after the store shows it. A receiver that lags looks at everything.
     pub changes: broadcast::Sender<Change>,
     /// Which stores hold a complete and current list.
@@ -56,6 +60,8 @@ pub enum Change {
     Node(String),
     /// Made, changed or deleted: name.
     Namespace(String),
+    /// Made, changed or deleted: name.
+    RuntimeClass(String),
     /// A store was listed anew: look at everything.
     Relisted,
 }
@@ -63,7 +69,7 @@ pub enum Change {
 /// Which stores hold a complete and current list. False again while a watch cannot be renewed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Synced {
-    /// ImageWarms, Nodes and Namespaces.
+    /// ImageWarms, Nodes, Namespaces and RuntimeClasses.
     pub own: bool,
     /// Revisions are listed, and their CRD is served.
     pub revisions: bool,
@@ -85,7 +91,7 @@ impl Synced {
 }
 
 impl Stores {
-    /// Stores that hold exactly these objects for ever, all synced: for tests.
+    /// Stores that hold exactly these objects and no RuntimeClass for ever, all synced: for tests.
     pub fn fixed(
         image_warms: Vec<ImageWarm>,
         revisions: Vec<Revision>,
@@ -100,9 +106,20 @@ impl Stores {
             images: filled(images),
             nodes: filled(nodes),
             namespaces: filled(namespaces),
+            runtime_classes: filled(Vec::new()),
             changes: broadcast::channel(CHANGES_KEPT).0,
             synced: watch_channel::channel(synced).1,
         }
+    }
+
+    /// The same with these RuntimeClasses: for tests.
+    pub fn with_runtime_classes(self, classes: Vec<RuntimeClass>) -> Stores {
+        Stores { runtime_classes: filled(classes), ..self }
+    }
+
+    /// What RuntimeClasses add to where Pods may run.
+    pub fn runtime_classes(&self) -> RuntimeClasses {
+        RuntimeClasses::new(self.runtime_classes.state().iter().map(AsRef::as_ref))
     }
 
     /// The Namespace of this name.
@@ -134,6 +151,7 @@ pub async fn watch(client: Client, shutdown: CancellationToken) -> (Stores, Join
         images: start.source(&mut tasks),
         nodes: start.source(&mut tasks),
         namespaces: start.source(&mut tasks),
+        runtime_classes: start.source(&mut tasks),
         changes,
         synced,
     };

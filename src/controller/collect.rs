@@ -113,7 +113,11 @@ impl Collector {
         }
         let (deleted, failed) = self.delete(granted).await;
         kept += failed;
-        tracing::info!(deleted, kept, "unwanted ImageWarms deleted");
+        if deleted > 0 {
+            tracing::info!(deleted, kept, "unwanted ImageWarms deleted");
+        } else {
+            tracing::debug!(kept, "unwanted ImageWarms stay for now");
+        }
         let again = (kept > 0).then(|| Instant::now() + AGAIN);
         [again, next].into_iter().flatten().min()
     }

@@ -27,7 +27,7 @@ use crate::plan::demand::says_no;
 use crate::plan::diff::Creation;
 use crate::plan::failures::{Failure, failures};
 use crate::plan::rollup::{ImageUpdate, Nodes, rollup};
-use crate::plan::{NodeFacts, Observed, Orders, Plan, Policy, asked, diff};
+use crate::plan::{NodeFacts, Observed, Orders, Plan, Policy, RuntimeClasses, asked, diff};
 
 /// Changes come in bursts; one run answers for all of a burst.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -88,6 +88,7 @@ struct Snapshot {
     revisions: Vec<Arc<Revision>>,
     images: Vec<Arc<KnativeImage>>,
     nodes: Vec<Arc<Node>>,
+    runtime_classes: RuntimeClasses,
     opted_out: BTreeSet<String>,
     terminating: BTreeSet<String>,
     connected: Arc<BTreeSet<String>>,
@@ -202,6 +203,7 @@ impl Controller {
             revisions: self.stores.revisions.state(),
             images: self.stores.images.state(),
             nodes: self.stores.nodes.state(),
+            runtime_classes: self.stores.runtime_classes(),
             opted_out: BTreeSet::new(),
             terminating: BTreeSet::new(),
             connected: self.connected.borrow().clone(),
@@ -392,10 +394,16 @@ fn plan(
         orders: &orders,
         asking: &asked.asking,
         nodes: &nodes,
+        runtime_classes: &snapshot.runtime_classes,
         terminating: &snapshot.terminating,
         may_delete: snapshot.may_delete,
     };
-    let looked = Nodes { orders: &orders, nodes: &nodes, terminating: &snapshot.terminating };
+    let looked = Nodes {
+        orders: &orders,
+        nodes: &nodes,
+        runtime_classes: &snapshot.runtime_classes,
+        terminating: &snapshot.terminating,
+    };
     Planned {
         plan: diff(&observed, policy, patience, now),
         // A list that is behind makes for statuses that are not true.

@@ -260,7 +260,7 @@ impl Dispatcher {
                         self.settle_at.get_or_insert(Instant::now() + SETTLE);
                     }
                 }
-                Ok(Change::Node(_) | Change::Namespace(_)) => {}
+                Ok(Change::Node(_) | Change::Namespace(_) | Change::RuntimeClass(_)) => {}
                 Err(RecvError::Closed) => return,
             }
             if handled == BATCH {

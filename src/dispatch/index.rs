@@ -339,7 +339,8 @@ impl Index {
         found: Result<Vec<Credential>, Refusal>,
         now: i64,
     ) {
-        let refused = found.is_err();
+        // Without a Secret the node tries all the same: the image may be public.
+        let refused = found.as_ref().is_err_and(|no| no.reason != Reason::SecretMissing);
         if let Some(order) = self.orders.get_mut(&job.uid) {
             order.purse = self.unpaid.purse(&found);
             order.asked = order.asked.filter(|asked| *asked != job.session);

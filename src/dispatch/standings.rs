@@ -195,6 +195,7 @@ mod tests {
             images: store().0,
             nodes: store().0,
             namespaces: store().0,
+            runtime_classes: store().0,
             changes: broadcast::channel(1).0,
             synced: watch::channel(Default::default()).1,
         };

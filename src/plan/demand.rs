@@ -55,6 +55,9 @@ pub struct PodConstraints {
     pub tolerations: Vec<Toleration>,
     /// Terms of the required node affinity, of which one must hold; `None` without any.
     pub required_terms: Option<Vec<NodeSelectorTerm>>,
+    /// The RuntimeClass whose rules are still to be added: see `RuntimeClasses::constrain`. While
+    /// it is named, no node fits.
+    pub runtime_class: Option<String>,
 }
 
 /// Whether a Revision may get traffic. Knative keeps 20 and more that may not: for those nothing is
@@ -182,6 +185,7 @@ fn placement(revision: &Revision) -> PodConstraints {
         node_selector: spec.node_selector.clone(),
         tolerations: spec.tolerations.clone(),
         required_terms: required.map(|selector| selector.node_selector_terms.clone()),
+        runtime_class: spec.runtime_class_name.clone().filter(|name| !name.is_empty()),
     }
 }
 

@@ -14,6 +14,7 @@ use super::demand::PodConstraints;
 use super::eligible::{NodeFacts, may_start};
 use super::fan_out::{Origin, image_warm};
 use super::orders::Orders;
+use super::runtime_class::RuntimeClasses;
 use crate::api::ImageWarm;
 use crate::image::Reference;
 
@@ -29,6 +30,8 @@ pub struct Observed<'a> {
     pub asking: &'a [Asking],
     /// All nodes.
     pub nodes: &'a [NodeFacts<'a>],
+    /// What RuntimeClasses add to where Pods may run.
+    pub runtime_classes: &'a RuntimeClasses,
     /// Namespaces that are being deleted: nothing can be made there.
     pub terminating: &'a BTreeSet<String>,
     /// Every list is complete and current, and Knative's types are served.
@@ -116,7 +119,7 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
     if policy.paused {
         return plan;
     }
-    let mut eligible = EligibleNodes::new(observed.nodes, policy);
+    let mut eligible = EligibleNodes::new(observed.nodes, observed.runtime_classes, policy);
     let mut planned: HashSet<(&str, &Reference, &str)> = HashSet::new();
     for one in observed.asking {
         let (metadata, namespace) = (one.by.metadata(), one.by.namespace());
@@ -248,19 +251,25 @@ impl<'a> Names<'a> {
 /// Eligible nodes by placement, ordered by name; most that ask share one placement.
 pub(super) struct EligibleNodes<'a> {
     nodes: &'a [NodeFacts<'a>],
+    classes: &'a RuntimeClasses,
     policy: &'a Policy,
     known: Vec<(PodConstraints, Vec<&'a NodeFacts<'a>>)>,
 }
 
 impl<'a> EligibleNodes<'a> {
-    pub(super) fn new(nodes: &'a [NodeFacts<'a>], policy: &'a Policy) -> Self {
-        EligibleNodes { nodes, policy, known: Vec::new() }
+    pub(super) fn new(
+        nodes: &'a [NodeFacts<'a>],
+        classes: &'a RuntimeClasses,
+        policy: &'a Policy,
+    ) -> Self {
+        EligibleNodes { nodes, classes, policy, known: Vec::new() }
     }
 
     pub(super) fn of(&mut self, placement: &PodConstraints) -> &[&'a NodeFacts<'a>] {
         let at = self.known.iter().position(|(known, _)| known == placement);
         let at = at.unwrap_or_else(|| {
-            let fits = |node: &&NodeFacts<'_>| may_start(node, placement, self.policy).is_ok();
+            let whole = self.classes.constrain(placement.clone());
+            let fits = |node: &&NodeFacts<'_>| may_start(node, &whole, self.policy).is_ok();
             let mut fitting: Vec<_> = self.nodes.iter().filter(fits).collect();
             fitting.sort_unstable_by_key(|node| node.name);
             self.known.push((placement.clone(), fitting));

@@ -1,12 +1,13 @@
-//! Which nodes could run a Pod: the scheduler's own rules, as far as they depend on the node and
-//! not on what else runs there.
+//! Which nodes could run a Pod: the rules of kube-scheduler (its filters `NodeUnschedulable`,
+//! `TaintToleration` and `NodeAffinity`), as far as they depend on the node and not on what else
+//! runs there, and a few of our own.
+
+mod affinity;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{
-    Node, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration,
-};
+use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 
 use super::Policy;
 use super::demand::PodConstraints;
@@ -75,6 +76,8 @@ pub enum Exclusion {
     NodeSelector(String),
     /// No term of the required node affinity holds.
     NodeAffinity,
+    /// The RuntimeClass (its name) does not exist, or contradicts the node selector.
+    RuntimeClass(String),
 }
 
 impl fmt::Display for Exclusion {
@@ -88,6 +91,9 @@ impl fmt::Display for Exclusion {
             Exclusion::Taint(key) => write!(f, "taint {key} is not tolerated"),
             Exclusion::NodeSelector(key) => write!(f, "label {key} is not as selected"),
             Exclusion::NodeAffinity => f.write_str("required node affinity does not hold"),
+            Exclusion::RuntimeClass(name) => {
+                write!(f, "RuntimeClass {name} is missing or contradicts the node selector")
+            }
         }
     }
 }
@@ -98,6 +104,9 @@ pub fn may_start(
     pod: &PodConstraints,
     policy: &Policy,
 ) -> Result<(), Exclusion> {
+    if let Some(class) = &pod.runtime_class {
+        return Err(Exclusion::RuntimeClass(class.clone()));
+    }
     if node.leaving {
         return Err(Exclusion::Leaving);
     }
@@ -124,7 +133,7 @@ pub fn may_start(
         return Err(Exclusion::NodeSelector(key.clone()));
     }
     if let Some(terms) = &pod.required_terms
-        && !terms.iter().any(|term| holds(term, node))
+        && !terms.iter().any(|term| affinity::holds(term, node))
     {
         return Err(Exclusion::NodeAffinity);
     }
@@ -148,46 +157,19 @@ fn matches_key(pattern: &str, key: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == key, |start| key.starts_with(start))
 }
 
+/// As `ToleratesTaint` of Kubernetes: an empty key stands for every key, whatever the operator. Its
+/// numeric operators `Gt` and `Lt` are behind a feature gate that is off by default.
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let filled = |text: &Option<String>| text.as_deref().unwrap_or_default().to_owned();
+    fn filled(text: &Option<String>) -> &str {
+        text.as_deref().unwrap_or_default()
+    }
     let (effect, key) = (filled(&toleration.effect), filled(&toleration.key));
-    if !effect.is_empty() && effect != taint.effect {
+    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
         return false;
     }
-    match filled(&toleration.operator).as_str() {
-        "Exists" => key.is_empty() || key == taint.key,
-        "" | "Equal" => key == taint.key && filled(&toleration.value) == filled(&taint.value),
-        _ => false,
-    }
-}
-
-/// A term without any requirement holds nowhere, as in the scheduler.
-fn holds(term: &NodeSelectorTerm, node: &NodeFacts<'_>) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    expressions.iter().all(|wanted| meets(wanted, node.labels.get(&wanted.key).map(String::as_str)))
-        && fields
-            .iter()
-            .all(|wanted| wanted.key == "metadata.name" && meets(wanted, Some(node.name)))
-}
-
-fn meets(wanted: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = wanted.values.as_deref().unwrap_or_default();
-    let listed = value.is_some_and(|value| values.iter().any(|one| one == value));
-    let numbers = || -> Option<(i64, i64)> {
-        let [bound] = values else { return None };
-        Some((value?.parse().ok()?, bound.parse().ok()?))
-    };
-    match wanted.operator.as_str() {
-        "In" => listed,
-        "NotIn" => !listed,
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => numbers().is_some_and(|(value, bound)| value > bound),
-        "Lt" => numbers().is_some_and(|(value, bound)| value < bound),
+    match filled(&toleration.operator) {
+        "" | "Equal" => filled(&toleration.value) == filled(&taint.value),
+        "Exists" => true,
         _ => false,
     }
 }

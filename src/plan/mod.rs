@@ -10,6 +10,7 @@ pub mod fan_out;
 pub mod orders;
 pub mod policy;
 pub mod rollup;
+pub mod runtime_class;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod want;
@@ -20,3 +21,4 @@ pub use diff::{Observed, Plan, diff};
 pub use eligible::NodeFacts;
 pub use orders::Orders;
 pub use policy::Policy;
+pub use runtime_class::RuntimeClasses;

@@ -13,6 +13,7 @@ use super::demand::WantedImage;
 use super::diff::{EligibleNodes, Patience};
 use super::eligible::NodeFacts;
 use super::orders::{Orders, State};
+use super::runtime_class::RuntimeClasses;
 use crate::api::condition::{READY, set_condition};
 use crate::api::knative::KnativeImageStatus;
 use crate::api::{Condition, ConditionStatus, KnativeImage, Reason};
@@ -43,6 +44,8 @@ pub struct Nodes<'a> {
     pub orders: &'a Orders<'a>,
     /// All nodes.
     pub nodes: &'a [NodeFacts<'a>],
+    /// What RuntimeClasses add to where Pods may run.
+    pub runtime_classes: &'a RuntimeClasses,
     /// Namespaces that are being deleted: nothing is written there.
     pub terminating: &'a BTreeSet<String>,
 }
@@ -67,7 +70,7 @@ pub fn rollup(
     if policy.paused {
         return Vec::new();
     }
-    let mut eligible = EligibleNodes::new(observed.nodes, policy);
+    let mut eligible = EligibleNodes::new(observed.nodes, observed.runtime_classes, policy);
     let mut updates = Vec::new();
     for (image, meaning) in &asked.images {
         let namespace = image.metadata.namespace.as_deref().unwrap_or_default();

@@ -58,15 +58,31 @@ pub async fn run(
             let Ok(grant) = grant.await else {
                 return Ended::Refused(Reason::WaitingForWarmer, "the warmer is ending".into());
             };
-            if !grant.refused_reason.is_empty() {
-                let reason = Reason::from_word(&grant.refused_reason);
-                let reason = reason.unwrap_or(Reason::Unauthorized);
-                return Ended::Refused(reason, grant.refused_message);
+            let refusal = (!grant.refused_reason.is_empty()).then(|| RuntimeError {
+                reason: Reason::from_word(&grant.refused_reason).unwrap_or(Reason::Unauthorized),
+                message: grant.refused_message.clone(),
+            });
+            if let Some(RuntimeError { reason, message }) = &refusal
+                && *reason != Reason::SecretMissing
+            {
+                return Ended::Refused(*reason, message.clone());
             }
             let started = now();
             let result = pull(job, grant, runtime.as_ref(), &events, patience, started).await;
-            Ended::Pulled(started, result)
+            Ended::Pulled(started, result.map_err(|error| without_secret(error, refusal)))
         }
+    }
+}
+
+/// Pull secrets that do not exist keep no Pod from a public image, and so no pull either. What the
+/// registry then hides is told by the secret that is missing.
+fn without_secret(error: RuntimeError, missing: Option<RuntimeError>) -> RuntimeError {
+    match missing {
+        Some(missing) if matches!(error.reason, Reason::Unauthorized | Reason::NotFound) => {
+            let message = format!("{}; without it: {}", missing.message, error.message);
+            RuntimeError { reason: missing.reason, message }
+        }
+        _ => error,
     }
 }
 
@@ -172,7 +188,7 @@ pub(super) fn now() -> i64 {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
     use crate::image::Reference;
     use crate::runtime::fake::{FakeRuntime, Script};
@@ -218,6 +234,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_missing_secret_keeps_no_public_image_away() {
+        let grant = |reason: Reason| PullGrant {
+            refused_reason: reason.as_str().into(),
+            refused_message: "Secret regcred does not exist".into(),
+            ..PullGrant::default()
+        };
+        let idle = Duration::from_secs(5);
+        let missing = || grant(Reason::SecretMissing);
+        assert_eq!(reason(ended(FakeRuntime::default(), missing(), idle).await), Ok(true));
+        let cases = [
+            (Script::Needs("right"), Reason::SecretMissing),
+            (Script::Fails(Reason::NotFound), Reason::SecretMissing),
+            (Script::Fails(Reason::RegistryUnreachable), Reason::RegistryUnreachable),
+        ];
+        for (script, expected) in cases {
+            let runtime = FakeRuntime::default().with("r.test/app:v1", script);
+            let Ended::Pulled(_, Err(error)) = ended(runtime, missing(), idle).await else {
+                panic!("{script:?} was not tried");
+            };
+            assert_eq!(error.reason, expected, "{script:?}");
+            assert_eq!(
+                error.message.starts_with("Secret regcred does not exist; without it: "),
+                expected == Reason::SecretMissing
+            );
+        }
+        let ended = ended(FakeRuntime::default(), grant(Reason::InvalidImage), idle).await;
+        assert!(matches!(ended, Ended::Refused(Reason::InvalidImage, _)));
+    }
+
+    #[tokio::test]
     async fn credentials_are_tried_in_turn() {
         let idle = Duration::from_secs(5);
         let grant = |names: &[&str]| PullGrant {
@@ -256,16 +302,5 @@ mod tests {
         let stuck = FakeRuntime::default().silent().with("r.test/app:v1", Script::Stuck);
         let ended_stuck = ended(stuck, PullGrant::default(), idle).await;
         assert_eq!(reason(ended_stuck), Err(Reason::TimedOut));
-    }
-
-    #[tokio::test]
-    async fn a_refused_grant_is_the_end() {
-        let grant = PullGrant {
-            refused_reason: "SecretMissing".into(),
-            refused_message: "no Secret".into(),
-            ..PullGrant::default()
-        };
-        let ended = ended(FakeRuntime::default(), grant, Duration::from_secs(5)).await;
-        assert_eq!(reason(ended), Err(Reason::SecretMissing));
     }
 }

@@ -168,10 +168,11 @@ impl FanOutWorker {
     async fn plan(&self, revision: &Revision) -> Vec<ImageWarm> {
         let Some(namespace) = revision.metadata.namespace.as_deref() else { return Vec::new() };
         let opted_out = self.namespace_opted_out(namespace).await;
-        let demand = demand(revision, opted_out, &self.policy);
+        let mut demand = demand(revision, opted_out, &self.policy);
         if demand.images.is_empty() {
             return Vec::new();
         }
+        demand.placement = self.stores.runtime_classes().constrain(demand.placement);
         let nodes = self.stores.nodes.state();
         let nobody = BTreeSet::new();
         let nodes: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &nobody)).collect();

@@ -196,7 +196,8 @@ fn controller_has_few_rights() {
             if configurations.iter().any(|resource| has("resources", resource)) {
                 assert_eq!(rule["resourceNames"], json!(["imagewarm"]), "{place}");
             }
-            if has("resources", "revisions") || has("resources", "images") {
+            let watched = ["revisions", "images", "nodes", "runtimeclasses"];
+            if watched.iter().any(|resource| has("resources", resource)) {
                 assert_eq!(rule["verbs"], json!(["get", "list", "watch"]), "{place}");
             }
         }

@@ -2,6 +2,8 @@
 
 use anyhow::{Result, ensure};
 use imagewarm::api::Reason;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Api;
 use serde_json::json;
 
 use crate::world::{World, containers};
@@ -9,6 +11,7 @@ use crate::world::{World, containers};
 crate::tests![
     a_new_node_is_warmed,
     node_selectors_and_tolerations_are_honoured,
+    runtime_classes_are_honoured,
     a_restarted_warmer_changes_no_ready_and_pulls_nothing_twice,
     a_node_without_a_warmer_is_told,
     a_deleted_nodes_orders_go,
@@ -65,6 +68,36 @@ async fn node_selectors_and_tolerations_are_honoured(world: &World) -> Result<()
     .await;
     world.label_node(&nodes[0], "zone", None).await?;
     world.taint_node(&nodes[1], None).await?;
+    checked
+}
+
+async fn runtime_classes_are_honoured(world: &World) -> Result<()> {
+    let namespace = world.namespace("classes").await?;
+    let (sandboxed, plain) =
+        (world.push("classes", "sandboxed").await?, world.push("classes", "plain").await?);
+    let nodes = world.nodes();
+    let mut spec = containers(&[&sandboxed.tag]);
+    spec["runtimeClassName"] = json!("sandboxed");
+    world.revision(&namespace, "sandboxed-00001", spec).await?;
+    world.revision(&namespace, "plain-00001", containers(&[&plain.tag])).await?;
+    // Pods of a RuntimeClass that does not exist are rejected: no node is warmed for them.
+    let warms = world.all_ready(&namespace, 3).await?;
+    ensure!(warms.iter().all(|warm| warm.spec.image == plain.tag), "{warms:?}");
+
+    let classes: Api<RuntimeClass> = Api::all(world.client());
+    let class = serde_json::from_value(json!({
+        "metadata": {"name": "sandboxed"}, "handler": "sandbox",
+        "scheduling": {"nodeSelector": {"kubernetes.io/hostname": nodes[1]}},
+    }))?;
+    classes.create(&Default::default(), &class).await?;
+    let checked = async {
+        let mut warms = world.all_ready(&namespace, 4).await?;
+        warms.retain(|warm| warm.spec.image == sandboxed.tag);
+        ensure!(warms.len() == 1 && warms[0].spec.node_name == nodes[1], "{warms:?}");
+        Ok(())
+    }
+    .await;
+    classes.delete("sandboxed", &Default::default()).await?;
     checked
 }
 

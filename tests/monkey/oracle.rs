@@ -243,13 +243,15 @@ fn status(observed: &Observed<'_>, warm: &ImageWarm) -> Result<(), String> {
     let refused = matches!(reason, Reason::Unauthorized | Reason::SecretMissing);
     let secret = observed.secrets.get(&namespace(warm)).copied().unwrap_or(SecretIs::Absent);
     let delivered = |content: &String| is_ready && holds && digest(warm) == Some(content.as_str());
-    // All that asks names the Secret, save hand-made orders from a time when there was none; and
-    // without a Secret that is named nothing is pulled, not even what everybody may have.
-    let unpaid = secret == SecretIs::Absent && reason == Reason::SecretMissing;
+    // All that asks names the Secret, save hand-made orders from a time when there was none.
     let names_none = !warm.is_managed() && warm.spec.image_pull_secrets.is_empty();
     let right = match observed.catalog.images.get(&image) {
-        None => reason == Reason::NotFound || unpaid,
-        Some((content, None)) => delivered(content) || unpaid,
+        // A missing Secret may be why a registry hides it; it may have been tried before.
+        None if secret == SecretIs::Absent => {
+            matches!(reason, Reason::NotFound | Reason::SecretMissing)
+        }
+        None => reason == Reason::NotFound,
+        Some((content, None)) => delivered(content),
         Some((content, Some(_))) => match secret {
             SecretIs::Right if names_none => delivered(content) || refused,
             SecretIs::Right => delivered(content),

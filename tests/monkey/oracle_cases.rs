@@ -261,13 +261,13 @@ fn statuses() -> Vec<Case> {
         ("what was warm stays warm without", no_warmer(says("True", "Pulled")), &[]),
         ("nobody is there to pull", no_warmer(says("Unknown", "Pulling")), both),
         ("the registry lacks it", not_there("False", "NotFound"), &[]),
-        ("nothing is asked of it without the Secret", not_there("False", "SecretMissing"), &[]),
+        ("it may be hidden for want of the Secret", not_there("False", "SecretMissing"), &[]),
         (
             "a Secret that is there is not missing",
             not_there("False", "SecretMissing").secret(SecretIs::Wrong),
             both,
         ),
-        ("free for all, but a Secret is named", says("False", "SecretMissing"), &[]),
+        ("a missing Secret keeps no public image away", says("False", "SecretMissing"), both),
         (
             "free for all, and the Secret is there",
             says("False", "SecretMissing").secret(SecretIs::Wrong),

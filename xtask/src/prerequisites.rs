@@ -42,6 +42,7 @@ pub struct Programs {
     pub ip: PathBuf,
     pub kube_apiserver: PathBuf,
     pub kube_controller_manager: PathBuf,
+    pub kube_scheduler: PathBuf,
     pub kubectl: PathBuf,
 }
 
@@ -67,6 +68,7 @@ pub fn ensure() -> Result<Programs> {
         ip: wanted("ip")?,
         kube_apiserver: wanted("kube-apiserver")?,
         kube_controller_manager: wanted("kube-controller-manager")?,
+        kube_scheduler: wanted("kube-scheduler")?,
         kubectl: wanted("kubectl")?,
     })
 }
@@ -163,7 +165,7 @@ impl Drop for NoServices {
 }
 
 fn build_kubernetes(cache: &Path) -> Result<()> {
-    let programs = ["kube-apiserver", "kube-controller-manager", "kubectl"];
+    let programs = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
     for program in programs.into_iter().filter(|program| find(program, cache).is_none()) {
         let go = find("go", cache).with_context(|| {
             format!(

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, NodeSpec, NodeStatus};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 
@@ -123,6 +124,20 @@ impl Watched for PartialObjectMeta<Namespace> {
     }
 }
 
+impl Watched for RuntimeClass {
+    const KIND: Kind = Kind::RuntimeClass;
+    fn slim(&mut self) {
+        slim_metadata(&mut self.metadata, |_| false);
+        self.overhead = None;
+    }
+    fn differs(&self, old: &Self) -> bool {
+        metadata_differs(&self.metadata, &old.metadata) || self.scheduling != old.scheduling
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        Change::RuntimeClass(key(&object.metadata).1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -162,6 +177,7 @@ mod tests {
                 "apiVersion": <K as kube::Resource>::api_version(&()),
                 "kind": <K as kube::Resource>::kind(&()),
                 "spec": {"image": "a", "nodeName": "n"},
+                "handler": "h",
                 "metadata": {"name": "a", "annotations": {LAST_APPLIED: "{}", "other": "x"},
                     "managedFields": [{"manager": "kubectl"}]},
             }))
@@ -174,6 +190,7 @@ mod tests {
         assert_eq!(slimmed::<KnativeImage>(), ["other"]);
         assert!(slimmed::<Node>().is_empty());
         assert!(slimmed::<PartialObjectMeta<Namespace>>().is_empty());
+        assert!(slimmed::<RuntimeClass>().is_empty());
     }
 
     #[test]

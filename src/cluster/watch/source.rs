@@ -44,6 +44,7 @@ pub(super) enum Kind {
     Image,
     Node,
     Namespace,
+    RuntimeClass,
 }
 
 /// A type that is watched.
@@ -79,7 +80,7 @@ enum Currency {
 
 /// Sums all sources up.
 pub(super) struct Progress {
-    sources: Mutex<[Currency; 5]>,
+    sources: Mutex<[Currency; 6]>,
     synced: watch::Sender<Synced>,
 }
 
@@ -97,12 +98,14 @@ impl Progress {
     }
 }
 
-fn sum(sources: &[Currency; 5]) -> Synced {
+fn sum(sources: &[Currency; 6]) -> Synced {
     let is = |kind: Kind, currency| sources[kind as usize] == currency;
     let current = |kind| is(kind, Currency::Current);
     let looked_for = |kind| current(kind) || is(kind, Currency::Absent);
     Synced {
-        own: current(Kind::ImageWarm) && current(Kind::Node) && current(Kind::Namespace),
+        own: [Kind::ImageWarm, Kind::Node, Kind::Namespace, Kind::RuntimeClass]
+            .into_iter()
+            .all(current),
         revisions: current(Kind::Revision),
         images: current(Kind::Image),
         knative_absent: looked_for(Kind::Revision)
@@ -352,17 +355,18 @@ mod tests {
 
     #[test]
     fn readiness_and_the_right_to_delete() {
-        // ImageWarms, Revisions, Images, Nodes, Namespaces; ready; may delete
+        // ImageWarms, Revisions, Images, Nodes, Namespaces, RuntimeClasses; ready; may delete
         let cases = [
-            ([Stale, Stale, Stale, Stale, Stale], false, false),
-            ([Current, Stale, Stale, Current, Current], false, false),
-            ([Current, Current, Stale, Current, Current], false, false),
-            ([Current, Current, Current, Current, Stale], false, false),
-            ([Current, Current, Current, Current, Current], true, true),
-            ([Current, Absent, Absent, Current, Current], true, false),
-            ([Current, Absent, Stale, Current, Current], false, false),
-            ([Current, Current, Absent, Current, Current], true, false),
-            ([Absent, Current, Current, Current, Current], false, false),
+            ([Stale, Stale, Stale, Stale, Stale, Stale], false, false),
+            ([Current, Stale, Stale, Current, Current, Current], false, false),
+            ([Current, Current, Stale, Current, Current, Current], false, false),
+            ([Current, Current, Current, Current, Stale, Current], false, false),
+            ([Current, Current, Current, Current, Current, Current], true, true),
+            ([Current, Absent, Absent, Current, Current, Current], true, false),
+            ([Current, Absent, Stale, Current, Current, Current], false, false),
+            ([Current, Current, Absent, Current, Current, Current], true, false),
+            ([Absent, Current, Current, Current, Current, Current], false, false),
+            ([Current, Current, Current, Current, Current, Stale], false, false),
         ];
         for (sources, ready, may_delete) in cases {
             let synced = sum(&sources);

@@ -120,6 +120,7 @@ impl Cluster {
             images: filled(),
             nodes: filled(),
             namespaces: filled(),
+            runtime_classes: filled(),
             changes: self.changes.clone(),
             synced: watch::channel(synced).1,
         }
@@ -356,7 +357,9 @@ async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 #[tokio::test]
 async fn an_order_becomes_a_pull_and_a_status() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
-    let runtime = FakeRuntime::default().with("r.test/private:v1", Script::Needs("right"));
+    let runtime = FakeRuntime::default()
+        .with("r.test/private:v1", Script::Needs("right"))
+        .with("r.test/unpaid:v1", Script::Needs("right"));
     cluster.order("before", "node-a", "r.test/app:v1");
     cluster.order("elsewhere", "node-b", "r.test/app:v1");
     let replica = Replica::start(&cluster, &authority, leads()).await;
@@ -376,7 +379,12 @@ async fn an_order_becomes_a_pull_and_a_status() {
     let calls = runtime.calls().lock().unwrap().clone();
     assert_eq!(
         calls,
-        ["r.test/app:v1 ()", "r.test/private:v1 (wrong)", "r.test/private:v1 (right)"]
+        [
+            "r.test/app:v1 ()",
+            "r.test/private:v1 (wrong)",
+            "r.test/private:v1 (right)",
+            "r.test/unpaid:v1 ()",
+        ]
     );
     assert_eq!(cluster.get("elsewhere").unwrap().status, None);
 

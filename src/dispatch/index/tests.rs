@@ -209,9 +209,9 @@ fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
     index.message(1, &outcome("a1", Reason::Pulled), 1);
     assert_eq!(words(&mut index), ["status a1 Pulled", "1 resolve a3"], "newest Revision first");
     let job = CredentialJob { uid: "a3".into(), ..job };
-    let refusal = Refusal { reason: Reason::SecretMissing, message: "no such Secret".into() };
+    let refusal = Refusal { reason: Reason::InvalidImage, message: "no image".into() };
     index.resolved(&job, Err(refusal), 2);
-    assert_eq!(words(&mut index), ["1 grant a3 0SecretMissing", "2 resolve b1"]);
+    assert_eq!(words(&mut index), ["1 grant a3 0InvalidImage", "2 resolve b1"]);
     index.resolved(&job, Ok(vec![]), 3);
     assert!(words(&mut index).is_empty(), "its place is given up");
     index.delete("b1", 4);

@@ -21,6 +21,7 @@ struct World {
     revisions: Vec<Arc<Revision>>,
     images: Vec<Arc<KnativeImage>>,
     nodes: Vec<Node>,
+    runtime_classes: RuntimeClasses,
     opted_out: BTreeSet<String>,
     terminating: BTreeSet<String>,
     unsynced: bool,
@@ -49,6 +50,7 @@ impl World {
             orders: &Orders::new(&self.warms),
             asking: &asked.asking,
             nodes: &nodes,
+            runtime_classes: &self.runtime_classes,
             terminating: &self.terminating,
             may_delete: !self.unsynced,
         };
@@ -189,6 +191,25 @@ fn nodes_that_cannot_run_it_get_nothing_and_lose_nothing() {
         labelled(node("c"), "kubernetes.io/os", "windows"),
     ];
     assert!(idle(&world.plan(1000)));
+}
+
+#[test]
+fn a_runtime_class_decides_too() {
+    let mut asked = revision("r", 100, &["app:v1"]);
+    asked.spec.runtime_class_name = Some("sandboxed".into());
+    let plain = revision("plain", 100, &["other:v1"]);
+    let mut world = World::new(&["a"], &[&asked, &plain], &[]);
+    world.nodes.push(labelled(node("b"), "sandbox", "yes"));
+    let everywhere = ["other:v1 on a", "other:v1 on b"];
+    assert_eq!(created(&world.plan(1000)), everywhere);
+    let class = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "sandboxed"}, "handler": "h",
+        "scheduling": {"nodeSelector": {"sandbox": "yes"}},
+    }));
+    world.runtime_classes = RuntimeClasses::new(&[class.unwrap()]);
+    let mut all = created(&world.plan(1000));
+    all.retain(|one| !everywhere.contains(&one.as_str()));
+    assert_eq!(all, ["app:v1 on b"]);
 }
 
 #[test]

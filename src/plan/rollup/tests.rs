@@ -28,7 +28,9 @@ impl World {
         let asked = asked(&revisions, &images, &none, &policy);
         let facts: Vec<_> = self.nodes.iter().map(|node| NodeFacts::new(node, &none)).collect();
         let orders = Orders::new(&warms);
-        let observed = Nodes { orders: &orders, nodes: &facts, terminating: &none };
+        let runtime_classes = &RuntimeClasses::default();
+        let observed =
+            Nodes { orders: &orders, nodes: &facts, runtime_classes, terminating: &none };
         rollup(&observed, &asked, &policy, Patience::default(), at(now))
     }
 

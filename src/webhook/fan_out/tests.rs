@@ -91,6 +91,23 @@ async fn creates_every_object_within_the_limit() {
 }
 
 #[tokio::test]
+async fn a_runtime_class_is_asked_for_its_nodes() {
+    let class = serde_json::from_value(json!({
+        "metadata": {"name": "one"}, "handler": "h",
+        "scheduling": {"nodeSelector": {"kubernetes.io/hostname": "n1"}},
+    }));
+    let stores = stores(3, vec![], None).with_runtime_classes(vec![class.unwrap()]);
+    for (name, expected) in [("one", 1), ("none", 0)] {
+        let server = Server::default();
+        let client = server.client(StatusCode::CREATED, "");
+        let mut asked = revision("r-1", 0, &["a"]);
+        asked.spec.runtime_class_name = Some(name.into());
+        fan_out_all(client, stores.clone(), 4, vec![asked]).await;
+        assert_eq!(server.posts(), expected, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn what_exists_is_not_sent_again_and_a_conflict_is_no_failure() {
     let server = Server::default();
     let asked = revision("r-1", 0, &["a"]);

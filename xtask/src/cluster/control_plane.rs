@@ -1,4 +1,4 @@
-//! etcd, kube-apiserver and kube-controller-manager, and the credentials for them.
+//! etcd, kube-apiserver, kube-controller-manager, kube-scheduler, and the credentials for them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,13 @@ const CONTROLLERS: &str = "clusterrole-aggregation-controller,daemonset-controll
 const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\n\
     omitStages: [RequestReceived]\nrules: [{level: Metadata}]\n";
 
+/// `schedulerName` of Pods that the cluster's scheduler binds: no Pod that is made for another
+/// purpose is bound by the way.
+pub const SCHEDULER: &str = "imagewarm-test";
+
 pub(super) struct ControlPlane {
     // In the order in which they must end.
+    scheduler: Option<Process>,
     controller_manager: Option<Process>,
     api_server: Option<Process>,
     etcd: Option<Process>,
@@ -46,6 +51,7 @@ impl ControlPlane {
         let ports = [Port::reserve()?, Port::reserve()?, Port::reserve()?, Port::reserve()?];
         let server_url = format!("https://{}", ports[2].address());
         let mut plane = Self {
+            scheduler: None,
             controller_manager: None,
             api_server: None,
             etcd: None,
@@ -92,7 +98,9 @@ impl ControlPlane {
         let admin = Identity::client("imagewarm-admin", Some("system:masters"));
         self.write_client_kubeconfig("admin.kubeconfig", admin)?;
         let manager = Identity::client("system:kube-controller-manager", None);
-        self.write_client_kubeconfig("controller-manager.kubeconfig", manager)
+        self.write_client_kubeconfig("controller-manager.kubeconfig", manager)?;
+        let scheduler = Identity::client("system:kube-scheduler", None);
+        self.write_client_kubeconfig("scheduler.kubeconfig", scheduler)
     }
 
     fn write_client_kubeconfig(&self, file: &str, identity: Identity) -> Result<()> {
@@ -180,8 +188,33 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Starts the scheduler for Pods that ask for [`SCHEDULER`]. It serves nothing, and sees first
+    /// what is there already.
+    pub(super) fn start_scheduler(&mut self, programs: &Programs, sandbox: &Path) -> Result<()> {
+        let config = self.folder.join("scheduler.json");
+        let content = json!({
+            "apiVersion": "kubescheduler.config.k8s.io/v1",
+            "kind": "KubeSchedulerConfiguration",
+            "clientConnection": {
+                "kubeconfig": self.folder.join("scheduler.kubeconfig"),
+                // By default it binds 50 Pods a second at most.
+                "qps": 1000.0,
+                "burst": 1000,
+            },
+            "leaderElection": {"leaderElect": false},
+            "profiles": [{"schedulerName": SCHEDULER}],
+        });
+        fs::write(&config, content.to_string())?;
+        let program = Program::new(&programs.kube_scheduler)
+            .arg(format!("--config={}", config.display()))
+            .arg("--secure-port=0");
+        self.scheduler = Some(Process::start("kube-scheduler", program, sandbox)?);
+        Ok(())
+    }
+
     /// Ends everything, the API server before etcd (else it hangs).
     pub(super) fn stop(&mut self) {
+        self.scheduler = None;
         self.controller_manager = None;
         self.api_server = None;
         self.etcd = None;

@@ -42,6 +42,7 @@ use crate::workspace;
 
 pub use self::api_proxy::ApiProxy;
 pub use self::background::Forwarder;
+pub use self::control_plane::SCHEDULER;
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
 pub use self::node::Node;
 pub use self::registry::{Registry, USER};
@@ -152,6 +153,13 @@ impl Cluster {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(())
+    }
+
+    /// Starts the scheduler, which a cluster does without otherwise. It binds only Pods whose
+    /// `schedulerName` is [`SCHEDULER`].
+    pub fn start_scheduler(&mut self) -> Result<()> {
+        let (programs, folder) = (self.programs.clone(), self.folder().to_owned());
+        self.control_plane.start_scheduler(&programs, &folder)
     }
 
     /// A client with every right.

@@ -350,18 +350,40 @@ impl World {
         unless_gone(configurations.delete("imagewarm", &Default::default()).await)
     }
 
+    /// Starts warmers again that found no runtime when they began, as the kubelet would. Any other
+    /// end of a process that nobody killed is a fault.
+    async fn revive_warmers(&mut self) -> Result<()> {
+        for (at, controller) in &self.controllers {
+            if let Some(status) = controller.exit_status() {
+                bail!("controller-{at} ended with {status}:\n{}", controller.log_tail());
+            }
+        }
+        let ended = |(node, warmer): (&usize, &Arc<Imagewarm>)| {
+            warmer.exit_status().map(|status| (*node, status, warmer.log_tail()))
+        };
+        let ended: Vec<_> = self.warmers.iter().filter_map(ended).collect();
+        for (node, status, log) in ended {
+            if !log.lines().last().is_some_and(|last| last.contains("no runtime socket")) {
+                bail!("the warmer of node-{node} ended with {status}:\n{log}");
+            }
+            println!("node-{node}: the warmer found no runtime, and is started again");
+            self.start_warmer(node).await?;
+        }
+        Ok(())
+    }
+
     /// Waits until everything is as the oracle says.
-    pub async fn converges(&self, within: Duration) -> Result<()> {
+    pub async fn converges(&mut self, within: Duration) -> Result<()> {
         let began = Instant::now();
         loop {
+            self.revive_warmers().await?;
             let problems = self.problems().await?;
             if problems.is_empty() {
                 println!("converged within {:.1} s", began.elapsed().as_secs_f64());
                 return Ok(());
             }
             if began.elapsed() > within {
-                let first: Vec<_> = problems.iter().take(30).cloned().collect();
-                bail!("{} problems after {within:?}:\n{}", problems.len(), first.join("\n"));
+                bail!("{} problems after {within:?}:\n{}", problems.len(), by_kind(&problems));
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -421,6 +443,20 @@ impl World {
             by_hand: &self.by_hand,
         }))
     }
+}
+
+/// How many there are of each kind, with one example: most are the same on many nodes.
+fn by_kind(problems: &[String]) -> String {
+    let mut kinds: BTreeMap<String, (usize, &String)> = BTreeMap::new();
+    for problem in problems {
+        let plain: String =
+            problem.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect();
+        kinds.entry(plain).or_insert((0, problem)).0 += 1;
+    }
+    let mut lines: Vec<_> = kinds.into_values().collect();
+    lines.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    let line = |(count, example): (usize, &String)| format!("{count} × {example}");
+    lines.into_iter().take(30).map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn unless_gone<T>(result: kube::Result<T>) -> Result<()> {

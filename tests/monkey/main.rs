@@ -8,6 +8,7 @@
 mod cluster;
 mod fake_nodes;
 mod oracle;
+mod oracle_cases;
 mod script;
 
 use std::process::ExitCode;
@@ -30,6 +31,9 @@ fn main() -> ExitCode {
     let trials = vec![
         Trial::test("the_same_seed_makes_the_same_script", || {
             script::is_repeatable().map_err(Into::into)
+        }),
+        Trial::test("the_oracle_knows_right_from_wrong", || {
+            oracle_cases::hold().map_err(Into::into)
         }),
         Trial::test("everything_converges", || {
             let runtime = tokio::runtime::Runtime::new()?;

@@ -243,23 +243,27 @@ fn status(observed: &Observed<'_>, warm: &ImageWarm) -> Result<(), String> {
     let holds = observed.held.contains(&(node.clone(), image.clone()));
     let is_ready = matches!(reason, Reason::Pulled | Reason::AlreadyPresent);
     let refused = matches!(reason, Reason::Unauthorized | Reason::SecretMissing);
-    let secret = observed.secrets[&namespace(warm)];
     if reason == Reason::Removed && !holds && observed.losers.contains(node) {
         return Ok(());
     }
+    let secret = observed.secrets.get(&namespace(warm)).copied().unwrap_or(SecretIs::Absent);
+    let delivered = |content: &String| is_ready && holds && digest(warm) == Some(content.as_str());
+    // All that asks names the Secret, save hand-made orders from a time when there was none.
+    let names_none = !warm.is_managed() && warm.spec.image_pull_secrets.is_empty();
     let right = match observed.catalog.images.get(&image) {
-        // A missing Secret may be why a registry hides it.
-        None if secret == SecretIs::Absent => reason == Reason::SecretMissing,
-        None => reason == Reason::NotFound,
-        Some((content, None)) => is_ready && holds && digest(warm) == Some(content),
-        Some((content, Some(_))) => {
-            match secret {
-                SecretIs::Right => is_ready && holds && digest(warm) == Some(content),
-                // Somebody else's pull may have brought it.
-                _ if holds => is_ready || refused,
-                _ => refused,
-            }
+        // A missing Secret may be why a registry hides it; it may have been tried before.
+        None if secret == SecretIs::Absent => {
+            matches!(reason, Reason::NotFound | Reason::SecretMissing)
         }
+        None => reason == Reason::NotFound,
+        Some((content, None)) => delivered(content),
+        Some((content, Some(_))) => match secret {
+            SecretIs::Right if names_none => delivered(content) || refused,
+            SecretIs::Right => delivered(content),
+            // Somebody else's pull may have brought it.
+            _ if holds => is_ready || refused,
+            _ => refused,
+        },
     };
     if right { Ok(()) } else { Err(format!("{told}; held: {holds}; digest {:?}", digest(warm))) }
 }

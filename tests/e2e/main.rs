@@ -4,10 +4,12 @@
 //! or remove CRDs, and put everything back.
 
 mod admission;
+mod bad_traffic;
 mod commands;
 mod containerd;
 mod deploys;
 mod failures;
+mod hostile;
 mod nodes;
 mod outages;
 mod private;
@@ -50,6 +52,8 @@ fn main() -> ExitCode {
         admission::TESTS,
         nodes::TESTS,
         trust::TESTS,
+        hostile::TESTS,
+        bad_traffic::TESTS,
         commands::TESTS,
         containerd::TESTS,
         outages::TESTS,

@@ -20,13 +20,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Sightings;
-use ceiling::Ceiling;
 use crate::api::{ImageWarm, Revision};
 use crate::cluster::apply::{self, ApplyError, Created};
 use crate::cluster::watch::Stores;
 use crate::plan::demand::{demand, says_no};
 use crate::plan::fan_out::fan_out;
 use crate::plan::{NodeFacts, Policy};
+use ceiling::Ceiling;
 
 mod ceiling;
 

@@ -65,11 +65,8 @@ fn stores(nodes: usize, warms: Vec<ImageWarm>, label: Option<&str>) -> Stores {
 
 /// Offers the Revisions, and runs until all are done.
 async fn fan_out_all(client: Client, stores: Stores, limit: usize, revisions: Vec<Revision>) {
-    let args = FanOutArgs {
-        fan_out_queue: 10,
-        fan_out_concurrency: limit,
-        ..FanOutArgs::default()
-    };
+    let args =
+        FanOutArgs { fan_out_queue: 10, fan_out_concurrency: limit, ..FanOutArgs::default() };
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (fan_out, queue) = queue(&args, &metrics);
     let worker = FanOutWorker { client, stores, policy: Arc::default(), metrics };

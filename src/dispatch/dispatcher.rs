@@ -369,6 +369,7 @@ impl Dispatcher {
             for effect in effects {
                 match effect {
                     Effect::Send(session, message) => self.send(session, message),
+                    Effect::Close(session, StreamEnd::Misbehaved) => self.cut_off(session),
                     Effect::Close(session, end) => self.end_stream(session, end),
                     Effect::Resolve(job) => {
                         let desk = self.desk.clone();
@@ -412,6 +413,14 @@ impl Dispatcher {
         let node = self.stores.nodes.get(&ObjectRef::new(node));
         let info = node.as_ref().and_then(|node| node.status.as_ref()?.node_info.as_ref());
         info.map(|info| info.container_runtime_version.clone()).unwrap_or_default()
+    }
+
+    fn cut_off(&mut self, session: SessionId) {
+        let node = self.index.node_of(session).unwrap_or_default();
+        tracing::warn!(node, "a warmer speaks of another node's orders and is cut off");
+        self.end_stream(session, StreamEnd::Misbehaved);
+        self.index.close(session, now());
+        self.show_connected();
     }
 
     /// A call may be given up just while its stream is being opened: then nobody reads it.

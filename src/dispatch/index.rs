@@ -313,6 +313,10 @@ impl Index {
             self.orders.get_mut(uid).filter(|order| Some(&order.warm.spec.node_name) == node)
         else {
             self.ignored += 1;
+            // Nobody but its own node is ever told this uid: whoever speaks of it is no warmer.
+            if node.is_some() && self.orders.contains_key(uid) {
+                self.effects.push(Effect::Close(session, StreamEnd::Misbehaved));
+            }
             return;
         };
         match message {
@@ -366,6 +370,11 @@ impl Index {
                 self.end_pull(&job.uid, now);
             }
         }
+    }
+
+    /// The node whose open stream this is.
+    pub fn node_of(&self, session: SessionId) -> Option<&str> {
+        self.sessions.get(&session).map(String::as_str)
     }
 
     /// To be called about once a second.

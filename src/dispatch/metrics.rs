@@ -36,6 +36,8 @@ pub enum StreamEnd {
     Replaced,
     /// The warmer did not read its messages.
     TooSlow,
+    /// The warmer did what no warmer of ours does: it is hostile or broken.
+    Misbehaved,
     /// The token expired; the warmer comes back with a new one.
     Expired,
     /// The warmer closed the stream, or the connection broke.

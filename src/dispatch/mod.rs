@@ -3,6 +3,7 @@
 //! `status_writer` talk to the API server. Decides nothing about what should exist.
 
 mod accept;
+mod allowance;
 pub mod credentials;
 pub mod dispatcher;
 mod grants;

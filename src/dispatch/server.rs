@@ -5,9 +5,10 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::Stream;
+use prost::Message as _;
 use rustls::server::ResolvesServerCert;
 use rustls::{ServerConfig, version};
 use tokio::net::TcpListener;
@@ -19,10 +20,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::server::Server;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::DispatchArgs;
 use super::accept::Accept;
+use super::allowance::{Allowance, Excess};
 use super::dispatcher::{Input, Opened, Outgoing};
 use super::metrics::{DispatchMetrics, StreamEnd};
 use crate::cluster::leadership::Leadership;
@@ -210,12 +212,13 @@ impl Dispatch for Sessions {
         if hello.protocol_version == 0 {
             return Err(Status::invalid_argument("the hello names no protocol version"));
         }
-        let opened = tokio::time::timeout(FIRST_MESSAGE, self.open(node, hello))
+        let opened = tokio::time::timeout(FIRST_MESSAGE, self.open(node.clone(), hello))
             .await
             .map_err(|_| Status::unavailable("the dispatcher is busy"))??;
         let ended = CancellationToken::new();
         let reader = Reader {
             session: opened.session,
+            node,
             incoming,
             inputs: self.inputs.clone(),
             ended: ended.clone(),
@@ -229,6 +232,7 @@ impl Dispatch for Sessions {
 /// Carries what a warmer says to the index, one message at a time.
 struct Reader {
     session: u64,
+    node: String,
     incoming: Streaming<FromWarmer>,
     inputs: mpsc::Sender<Input>,
     ended: CancellationToken,
@@ -237,24 +241,38 @@ struct Reader {
 
 impl Reader {
     async fn run(mut self) {
+        let ended = self.ended.clone();
         let end = tokio::select! {
-            () = self.ended.cancelled() => StreamEnd::Closed,
+            () = ended.cancelled() => StreamEnd::Closed,
             () = expiry(self.expires) => StreamEnd::Expired,
-            () = Self::forward(self.session, &mut self.incoming, &self.inputs) => StreamEnd::Closed,
+            excess = self.forward() => match excess {
+                None => StreamEnd::Closed,
+                Some(excess) => {
+                    tracing::warn!(node = self.node, ?excess, "a warmer sends what none of ours does");
+                    StreamEnd::Misbehaved
+                }
+            },
         };
         let _ = self.inputs.send(Input::Closed(self.session, end)).await;
     }
 
-    async fn forward(
-        session: u64,
-        incoming: &mut Streaming<FromWarmer>,
-        inputs: &mpsc::Sender<Input>,
-    ) {
-        while let Ok(Some(message)) = incoming.message().await {
+    /// Until the warmer ends the stream, or has to be cut off.
+    async fn forward(&mut self) -> Option<Excess> {
+        let mut allowance = Allowance::new(Instant::now());
+        loop {
+            let message = match self.incoming.message().await {
+                Ok(Some(message)) => message,
+                // The one code that stands for a message beyond the limit.
+                Err(status) if status.code() == Code::OutOfRange => return Some(Excess::Size),
+                Ok(None) | Err(_) => return None,
+            };
+            if let Err(excess) = allowance.take(message.encoded_len(), Instant::now()) {
+                return Some(excess);
+            }
             // A message of a kind that this version does not know is nothing to act on.
             let Some(message) = message.message else { continue };
-            if inputs.send(Input::Message(session, message)).await.is_err() {
-                return;
+            if self.inputs.send(Input::Message(self.session, message)).await.is_err() {
+                return None;
             }
         }
     }
@@ -297,6 +315,7 @@ pub(super) fn end_status(end: StreamEnd, leader: &Leadership) -> Status {
         }
         StreamEnd::Replaced => Status::aborted("a newer stream of this node took its place"),
         StreamEnd::TooSlow => Status::resource_exhausted("the warmer does not read its messages"),
+        StreamEnd::Misbehaved => Status::permission_denied("cut off: no warmer speaks like this"),
         StreamEnd::Expired => Status::unauthenticated("the token expired"),
         StreamEnd::Shutdown | StreamEnd::Unavailable => Status::unavailable("this replica ends"),
         StreamEnd::Refused | StreamEnd::Closed => Status::cancelled("closed"),

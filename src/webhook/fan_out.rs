@@ -26,6 +26,9 @@ use crate::cluster::watch::Stores;
 use crate::plan::demand::{demand, says_no};
 use crate::plan::fan_out::fan_out;
 use crate::plan::{NodeFacts, Policy};
+use ceiling::Ceiling;
+
+mod ceiling;
 
 /// Revisions that are fanned out at the same time; their writes share one limit.
 const REVISIONS_AT_ONCE: usize = 8;
@@ -45,24 +48,35 @@ pub struct FanOutArgs {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = crate::settings::at_least_one,
           env = "IMAGEWARM_FAN_OUT_CONCURRENCY")]
     pub fan_out_concurrency: usize,
+
+    /// Revisions of one namespace that are fanned out from admission within a minute. Further
+    /// ones, which may be forged, are left to the leader: it knows the Revisions that exist.
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = crate::settings::at_least_one,
+          env = "IMAGEWARM_FAN_OUT_PER_MINUTE")]
+    pub fan_out_per_minute: usize,
 }
 
 impl Default for FanOutArgs {
     fn default() -> Self {
-        FanOutArgs { fan_out_queue: 1024, fan_out_concurrency: 16 }
+        FanOutArgs { fan_out_queue: 1024, fan_out_concurrency: 16, fan_out_per_minute: 300 }
     }
 }
 
-/// Parses a number that must not be 0.
 /// Takes Revisions at admission.
 #[derive(Clone, Debug)]
 pub struct FanOut {
     sender: mpsc::Sender<Revision>,
+    ceiling: Arc<Ceiling>,
     metrics: FanOutMetrics,
 }
 
 impl Sightings for FanOut {
     fn offer(&self, revision: Revision) -> bool {
+        let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
+        if !self.ceiling.admit(namespace, Instant::now()) {
+            self.metrics.over_ceiling.inc();
+            return false;
+        }
         let taken = self.sender.try_send(revision).is_ok();
         if taken {
             self.metrics.queued.inc();
@@ -80,7 +94,8 @@ pub struct FanOutQueue {
 /// The queue's two ends.
 pub fn queue(args: &FanOutArgs, metrics: &FanOutMetrics) -> (FanOut, FanOutQueue) {
     let (sender, receiver) = mpsc::channel(args.fan_out_queue);
-    (FanOut { sender, metrics: metrics.clone() }, FanOutQueue { receiver })
+    let ceiling = Arc::new(Ceiling::new(args.fan_out_per_minute));
+    (FanOut { sender, ceiling, metrics: metrics.clone() }, FanOutQueue { receiver })
 }
 
 /// What the worker needs.
@@ -258,6 +273,7 @@ struct OutcomeLabels {
 #[derive(Clone, Debug)]
 pub struct FanOutMetrics {
     queued: Gauge,
+    over_ceiling: Counter,
     image_warms: Family<OutcomeLabels, Counter>,
     duration: Histogram,
 }
@@ -267,6 +283,7 @@ impl FanOutMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = FanOutMetrics {
             queued: Gauge::default(),
+            over_ceiling: Counter::default(),
             image_warms: Family::default(),
             duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
         };
@@ -274,6 +291,11 @@ impl FanOutMetrics {
             "fan_out_queue_length",
             "Revisions that wait for their fan-out",
             metrics.queued.clone(),
+        );
+        registry.register(
+            "fan_out_over_ceiling",
+            "Revisions seen at admission beyond their namespace's number for a minute",
+            metrics.over_ceiling.clone(),
         );
         registry.register(
             "fan_out_image_warms",

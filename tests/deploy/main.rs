@@ -439,3 +439,29 @@ fn warmers_run_everywhere_with_one_token_and_one_folder() {
         assert!(parent.is_some_and(|parent| mounts.contains(&parent)), "{flag} {path:?}");
     }
 }
+
+#[test]
+fn only_warmers_reach_the_dispatch_port_and_they_reach_nothing_else() {
+    let ports = |rule: &Value| -> Vec<String> {
+        list(&rule["ports"]).iter().map(|port| port["port"].to_string()).collect()
+    };
+    let controllers = one("NetworkPolicy", CONTROLLER);
+    assert_eq!(
+        controllers["spec"]["podSelector"],
+        one("Deployment", CONTROLLER)["spec"]["selector"]
+    );
+    let ingress = list(&controllers["spec"]["ingress"]);
+    let rules: Vec<_> = ingress.iter().map(ports).collect();
+    assert_eq!(rules, [[r#""dispatch""#], [r#""webhook""#], [r#""health""#]]);
+    let warmers = one("DaemonSet", WARMER)["spec"]["selector"].clone();
+    assert_eq!(ingress[0]["from"], json!([{"podSelector": warmers}]));
+    let policy = one("NetworkPolicy", WARMER);
+    assert_eq!(policy["spec"]["podSelector"], warmers);
+    assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
+    let egress: Vec<_> = list(&policy["spec"]["egress"]).iter().map(ports).collect();
+    assert_eq!(egress, [vec![r#""dispatch""#.to_owned()], vec!["53".into(), "53".into()]]);
+    // Named ports, and those are the Pods' own.
+    let deployment = one("Deployment", CONTROLLER);
+    let named = list(&container(&deployment)["ports"]).iter().map(|port| &port["name"]);
+    assert_eq!(named.collect::<Vec<_>>(), ["webhook", "dispatch", "health"]);
+}

@@ -4,11 +4,13 @@
 //! or remove CRDs, and put everything back.
 
 mod admission;
+mod bad_traffic;
 mod commands;
 mod containerd;
 mod convergence;
 mod deploys;
 mod failures;
+mod hostile;
 mod images;
 mod limited;
 mod nodes;
@@ -58,6 +60,8 @@ fn main() -> ExitCode {
         room::TESTS,
         limited::TESTS,
         trust::TESTS,
+        hostile::TESTS,
+        bad_traffic::TESTS,
         commands::TESTS,
         containerd::TESTS,
         convergence::TESTS,

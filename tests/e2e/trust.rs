@@ -100,24 +100,51 @@ async fn a_token_reports_for_its_own_node_only(world: &World) -> Result<()> {
     told
 }
 
+/// Whatever an account without any binding may do, such as asking what it may do, the warmers'
+/// may; and nothing else.
 async fn the_warmers_account_may_do_nothing(world: &World) -> Result<()> {
-    for (verb, group, resource) in [
-        ("get", "", "secrets"),
-        ("list", "", "secrets"),
-        ("list", "", "pods"),
-        ("get", "", "nodes"),
-        ("patch", "", "nodes/status"),
-        ("list", "caching.knative.dev", "imagewarms"),
-        ("create", "caching.knative.dev", "imagewarms"),
-        ("patch", "caching.knative.dev", "imagewarms/status"),
-        ("get", "serving.knative.dev", "revisions"),
-        ("create", "authentication.k8s.io", "tokenreviews"),
-        ("get", "coordination.k8s.io", "leases"),
-    ] {
-        ensure!(
-            !world.warmer_may(verb, group, resource).await?,
-            "the warmer may {verb} {group}/{resource}"
-        );
+    const VERBS: [&str; 6] = ["get", "list", "create", "patch", "delete", "deletecollection"];
+    const RESOURCES: [(&str, &[&str]); 10] = [
+        (
+            "",
+            &[
+                "secrets",
+                "configmaps",
+                "serviceaccounts",
+                "serviceaccounts/token",
+                "pods",
+                "pods/exec",
+                "nodes",
+                "nodes/status",
+                "nodes/proxy",
+                "namespaces",
+                "events",
+            ],
+        ),
+        ("apps", &["daemonsets", "deployments"]),
+        ("authentication.k8s.io", &["tokenreviews", "selfsubjectreviews"]),
+        ("authorization.k8s.io", &["selfsubjectaccessreviews", "subjectaccessreviews"]),
+        ("admissionregistration.k8s.io", &["mutatingwebhookconfigurations"]),
+        ("rbac.authorization.k8s.io", &["clusterroles", "clusterrolebindings", "rolebindings"]),
+        ("coordination.k8s.io", &["leases"]),
+        ("caching.knative.dev", &["imagewarms", "imagewarms/status"]),
+        ("caching.internal.knative.dev", &["images", "images/status"]),
+        ("serving.knative.dev", &["revisions", "services", "configurations"]),
+    ];
+    let mut allowed = 0;
+    for (group, resources) in RESOURCES {
+        for (resource, verb) in resources.iter().flat_map(|r| VERBS.map(|verb| (*r, verb))) {
+            let may = world.account_may("imagewarmer", verb, group, resource).await?;
+            let anybody = world.account_may("bound-to-nothing", verb, group, resource).await?;
+            ensure!(may == anybody, "the warmer may {verb} {group}/{resource}: {may}");
+            allowed += usize::from(may);
+        }
     }
+    ensure!((1..10).contains(&allowed), "the comparison shows nothing: {allowed} are allowed");
+    // The same question about an account that has rights is answered with yes.
+    ensure!(
+        world.account_may("imagecontroller", "get", "", "secrets").await?,
+        "the authorizer says no to everything"
+    );
     Ok(())
 }

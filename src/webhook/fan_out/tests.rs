@@ -65,7 +65,8 @@ fn stores(nodes: usize, warms: Vec<ImageWarm>, label: Option<&str>) -> Stores {
 
 /// Offers the Revisions, and runs until all are done.
 async fn fan_out_all(client: Client, stores: Stores, limit: usize, revisions: Vec<Revision>) {
-    let args = FanOutArgs { fan_out_queue: 10, fan_out_concurrency: limit };
+    let args =
+        FanOutArgs { fan_out_queue: 10, fan_out_concurrency: limit, ..FanOutArgs::default() };
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (fan_out, queue) = queue(&args, &metrics);
     let worker = FanOutWorker { client, stores, policy: Arc::default(), metrics };
@@ -143,4 +144,16 @@ fn a_full_queue_refuses_at_once() {
     assert!(fan_out.offer(revision("r-1", 0, &["a"])));
     assert!(!fan_out.offer(revision("r-2", 0, &["a"])));
     assert_eq!(metrics.queued.get(), 1);
+}
+
+#[test]
+fn a_flood_of_one_namespace_is_counted_and_leaves_room_for_others() {
+    let args = FanOutArgs { fan_out_per_minute: 2, ..FanOutArgs::default() };
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (fan_out, _queue) = queue(&args, &metrics);
+    let taken = (0..50).filter(|n| fan_out.offer(revision(&format!("r-{n}"), 0, &["a"]))).count();
+    assert_eq!((taken, metrics.over_ceiling.get()), (2, 48));
+    let mut elsewhere = revision("r-1", 0, &["a"]);
+    elsewhere.metadata.namespace = Some("elsewhere".into());
+    assert!(fan_out.offer(elsewhere));
 }

@@ -1,6 +1,7 @@
 //! The running system that the tests look at: the development cluster, two controllers, and a
 //! warmer for each node.
 
+mod attack;
 mod commands;
 mod controllers;
 mod faults;
@@ -29,6 +30,7 @@ use xtask::cluster::{Cluster, Imagewarm, NAMESPACE, Options, TokenFor, WARMER_AC
 use xtask::http_get::http_get;
 use xtask::images::TestImage;
 
+pub use attack::RawStream;
 pub use faults::Audited;
 pub use objects::{Pushed, containers};
 

@@ -463,13 +463,19 @@ impl World {
         Ok((accepted, serde_json::from_slice(&body)?, warnings))
     }
 
-    /// Whether the warmers' ServiceAccount may do this, as the API server's authorizer says.
-    pub async fn warmer_may(&self, verb: &str, group: &str, resource: &str) -> Result<bool> {
+    /// Whether this ServiceAccount of ours may do this, as the API server's authorizer says.
+    pub async fn account_may(
+        &self,
+        account: &str,
+        verb: &str,
+        group: &str,
+        resource: &str,
+    ) -> Result<bool> {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let body = json!({
             "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
             "spec": {
-                "user": "system:serviceaccount:imagewarm-system:imagewarmer",
+                "user": format!("system:serviceaccount:imagewarm-system:{account}"),
                 "groups": ["system:serviceaccounts", "system:serviceaccounts:imagewarm-system", "system:authenticated"],
                 "resourceAttributes": {
                     "verb": verb, "group": group, "resource": resource,

@@ -1,0 +1,69 @@
+//! How many Revisions of one namespace are fanned out from admission within a minute. Whoever
+//! reaches the port can post reviews of Revisions that will never exist; this bounds what they cost.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// Namespaces that are counted apart; a cluster has fewer that deploy within one minute.
+const NAMESPACES: usize = 10_000;
+
+#[derive(Debug)]
+pub(super) struct Ceiling {
+    limit: usize,
+    counted: Mutex<Counted>,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    since: Option<Instant>,
+    revisions: HashMap<String, usize>,
+}
+
+impl Ceiling {
+    pub(super) fn new(limit: usize) -> Self {
+        Ceiling { limit, counted: Mutex::default() }
+    }
+
+    /// Whether one more Revision of the namespace may be fanned out now.
+    pub(super) fn admit(&self, namespace: &str, now: Instant) -> bool {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.since.is_none_or(|since| now.saturating_duration_since(since) >= MINUTE) {
+            *counted = Counted { since: Some(now), revisions: HashMap::new() };
+        }
+        let known = counted.revisions.len();
+        match counted.revisions.get_mut(namespace) {
+            Some(count) if *count >= self.limit => return false,
+            Some(count) => *count += 1,
+            None if known >= NAMESPACES => return false,
+            None => drop(counted.revisions.insert(namespace.to_owned(), 1)),
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_has_its_number_and_gets_it_again_after_a_minute() {
+        let (ceiling, start) = (Ceiling::new(2), Instant::now());
+        let admit = |namespace: &str, seconds| {
+            ceiling.admit(namespace, start + Duration::from_secs(seconds))
+        };
+        assert!(admit("a", 0) && admit("a", 59));
+        assert!(!admit("a", 59), "the third within a minute");
+        assert!(admit("b", 59), "another namespace");
+        assert!(admit("a", 60), "the next minute");
+    }
+
+    #[test]
+    fn invented_namespaces_take_no_memory_without_end() {
+        let (ceiling, now) = (Ceiling::new(2), Instant::now());
+        let admitted = (0..NAMESPACES * 2).filter(|n| ceiling.admit(&n.to_string(), now)).count();
+        assert_eq!(admitted, NAMESPACES);
+        assert!(ceiling.admit("0", now), "one that is counted already goes on");
+    }
+}

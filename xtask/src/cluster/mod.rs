@@ -18,6 +18,8 @@ mod background;
 mod certificates;
 mod containerd;
 mod control_plane;
+mod cri_images;
+mod crio;
 mod imagewarm;
 pub mod manifests;
 mod node;
@@ -40,6 +42,7 @@ use crate::sandbox::Sandbox;
 use crate::workspace;
 
 pub use self::background::Forwarder;
+pub use self::containerd::ContainerdVersion;
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
 pub use self::node::Node;
 pub use self::registry::{Registry, USER};
@@ -50,6 +53,9 @@ pub const NAMESPACE: &str = "imagewarm-system";
 
 /// Where the controllers publish the dispatch server's CA: namespace, ConfigMap, key.
 const DISPATCH_CA: (&str, &str, &str) = (NAMESPACE, "imagewarm-dispatch-ca", "ca.crt");
+
+/// After so many seconds without a byte a runtime gives a pull up, where it has such a setting.
+const PULL_IDLE_SECONDS: u32 = 5;
 
 /// What a cluster shall have.
 #[derive(Clone, Debug)]
@@ -204,11 +210,26 @@ impl Cluster {
     }
 
     /// Starts a containerd that knows both registries, and makes its Node object, Ready.
-    pub async fn add_containerd_node(&self, name: &str) -> Result<Arc<Node>> {
-        let registries: Vec<&Registry> =
-            std::iter::once(&self.registry_plain).chain(&self.registry_tls).collect();
-        let node = Node::with_containerd(name, &self.programs, self.folder(), &registries)?;
+    pub async fn add_containerd_node(
+        &self,
+        name: &str,
+        version: ContainerdVersion,
+    ) -> Result<Arc<Node>> {
+        let registries = self.registries();
+        let folder = self.folder();
+        let node = Node::with_containerd(name, version, &self.programs, folder, &registries)?;
         self.start_node(node, &[]).await
+    }
+
+    /// Starts a CRI-O that knows both registries, and makes its Node object, Ready.
+    pub async fn add_crio_node(&self, name: &str) -> Result<Arc<Node>> {
+        let registries = self.registries();
+        let node = Node::with_crio(name, &self.programs, self.folder(), &registries, &[])?;
+        self.start_node(node, &[]).await
+    }
+
+    fn registries(&self) -> Vec<&Registry> {
+        std::iter::once(&self.registry_plain).chain(&self.registry_tls).collect()
     }
 
     async fn start_node(&self, node: Node, labels: &[(&str, &str)]) -> Result<Arc<Node>> {

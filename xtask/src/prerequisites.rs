@@ -206,7 +206,8 @@ fn crio(cache: &Path) -> Result<PathBuf> {
 
 /// Our version, built if need be: the one in `PATH` is Debian's older one.
 fn containerd_2() -> Result<PathBuf> {
-    let version = format!("-X github.com/containerd/containerd/v2/version.Version={CONTAINERD_VERSION}");
+    let version =
+        format!("-X github.com/containerd/containerd/v2/version.Version={CONTAINERD_VERSION}");
     let program = GoProgram {
         name: "containerd",
         version: CONTAINERD_VERSION,
@@ -235,7 +236,8 @@ impl GoProgram<'_> {
     fn in_cache(&self, cache: &Path) -> Result<PathBuf> {
         let built = cache.join(self.name);
         if !built.is_file() {
-            std::fs::create_dir_all(cache).with_context(|| format!("create {}", cache.display()))?;
+            std::fs::create_dir_all(cache)
+                .with_context(|| format!("create {}", cache.display()))?;
             self.build(cache)?;
         }
         Ok(built)

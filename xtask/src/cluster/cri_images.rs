@@ -125,7 +125,10 @@ impl CriImages {
         A: Message + Default + Send + Sync + 'static,
     {
         let answer = tokio::time::timeout(ANSWER, self.ask(method, request));
-        answer.await.with_context(|| format!("{method} is not answered"))?.context(method.to_owned())
+        answer
+            .await
+            .with_context(|| format!("{method} is not answered"))?
+            .context(method.to_owned())
     }
 
     async fn ask<Q, A>(&self, method: &str, request: Q) -> Result<A>

@@ -22,8 +22,10 @@ mod cri_images;
 mod crio;
 mod imagewarm;
 pub mod manifests;
+mod name_server;
 mod node;
 mod registry;
+mod registry_proxy;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -37,6 +39,7 @@ use serde_json::Value;
 
 use self::background::Background;
 use self::control_plane::ControlPlane;
+use self::name_server::NameServer;
 use crate::prerequisites::{self, Programs};
 use crate::sandbox::Sandbox;
 use crate::workspace;
@@ -46,6 +49,7 @@ pub use self::containerd::ContainerdVersion;
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
 pub use self::node::Node;
 pub use self::registry::{Registry, USER};
+pub use self::registry_proxy::{Fault, RegistryProxy};
 pub use self::tokens::TokenFor;
 
 /// The namespace of the shipped manifests.
@@ -55,7 +59,7 @@ pub const NAMESPACE: &str = "imagewarm-system";
 const DISPATCH_CA: (&str, &str, &str) = (NAMESPACE, "imagewarm-dispatch-ca", "ca.crt");
 
 /// After so many seconds without a byte a runtime gives a pull up, where it has such a setting.
-const PULL_IDLE_SECONDS: u32 = 5;
+const PULL_IDLE_SECONDS: u32 = 15;
 
 /// What a cluster shall have.
 #[derive(Clone, Debug)]
@@ -87,11 +91,14 @@ pub struct Cluster {
     pub registry_plain: Registry,
     /// The registry with TLS and password, if the options ask for one.
     pub registry_tls: Option<Registry>,
+    /// In front of the open registry; spoils answers on demand.
+    pub registry_proxy: RegistryProxy,
     /// Stands for the Service of the webhooks.
     pub webhook: Forwarder,
     /// Stands for the Service of the dispatch server.
     pub dispatch: Forwarder,
     client: kube::Client,
+    name_settings: PathBuf,
     programs: Programs,
     sandbox: Sandbox,
 }
@@ -108,7 +115,7 @@ impl Cluster {
         let registries = async {
             let plain = Registry::plain(&programs, &folder).await?;
             let tls = match options.tls_registry {
-                true => Some(Registry::with_tls(&programs, &folder).await?),
+                true => Some(Registry::with_tls(&programs, &folder, "registry-tls").await?),
                 false => None,
             };
             anyhow::Ok((plain, tls))
@@ -117,6 +124,11 @@ impl Cluster {
             tokio::try_join!(ControlPlane::start(&programs, &folder), registries)?;
         let (webhook, dispatch) = (Forwarder::new()?, Forwarder::new()?);
         let background = Background::start(&[webhook.clone(), dispatch.clone()])?;
+        let registry_proxy = RegistryProxy::new(&registry_plain.address)?;
+        background.serve_proxy(&registry_proxy)?;
+        let names = NameServer::new(&folder)?;
+        let name_settings = names.settings().to_owned();
+        background.serve_names(names);
         let client = control_plane::client_from(&control_plane.kubeconfig).await?;
         let mut cluster = Self {
             imagewarm: Mutex::default(),
@@ -125,6 +137,8 @@ impl Cluster {
             control_plane,
             registry_plain,
             registry_tls,
+            registry_proxy,
+            name_settings,
             webhook,
             dispatch,
             client,
@@ -224,7 +238,8 @@ impl Cluster {
     /// Starts a CRI-O that knows both registries, and makes its Node object, Ready.
     pub async fn add_crio_node(&self, name: &str) -> Result<Arc<Node>> {
         let registries = self.registries();
-        let node = Node::with_crio(name, &self.programs, self.folder(), &registries, &[])?;
+        let plain = [self.registry_proxy.address().to_string()];
+        let node = Node::with_crio(name, &self.programs, self.folder(), &registries, &plain)?;
         self.start_node(node, &[]).await
     }
 
@@ -232,7 +247,13 @@ impl Cluster {
         std::iter::once(&self.registry_plain).chain(&self.registry_tls).collect()
     }
 
+    /// Starts one more registry with TLS, whose authority no node trusts.
+    pub async fn start_untrusted_registry(&self) -> Result<Registry> {
+        Registry::with_tls(&self.programs, self.folder(), "registry-untrusted").await
+    }
+
     async fn start_node(&self, node: Node, labels: &[(&str, &str)]) -> Result<Arc<Node>> {
+        let node = node.asking_names(&self.name_settings);
         node.start_runtime().await?;
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         node.register(self.client(), &labels.collect::<BTreeMap<_, _>>()).await?;

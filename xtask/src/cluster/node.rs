@@ -16,6 +16,7 @@ use serde_json::json;
 use super::containerd::{Containerd, ContainerdVersion};
 use super::cri_images::CriImages;
 use super::crio::Crio;
+use super::name_server;
 use super::registry::Registry;
 use crate::images::architecture;
 use crate::prerequisites::Programs;
@@ -33,6 +34,7 @@ pub struct Node {
     folder: PathBuf,
     sandbox: PathBuf,
     runtime: NodeRuntime,
+    names: Option<PathBuf>,
     process: Mutex<Option<Process>>,
 }
 
@@ -64,6 +66,7 @@ impl Node {
             folder,
             sandbox: sandbox.to_owned(),
             runtime: NodeRuntime::Docker(programs.dockerd.clone()),
+            names: None,
             process: Mutex::new(None),
         })
     }
@@ -112,8 +115,23 @@ impl Node {
             folder,
             sandbox: sandbox.to_owned(),
             runtime,
+            names: None,
             process: Mutex::new(None),
         }
+    }
+
+    /// Its runtime asks the name server of this `resolv.conf`.
+    pub(super) fn asking_names(mut self, settings: &Path) -> Self {
+        self.names = Some(settings.to_owned());
+        self
+    }
+
+    fn start(&self, what: &str, program: Program) -> Result<Process> {
+        let program = match &self.names {
+            Some(settings) => name_server::asking(settings, program),
+            None => program,
+        };
+        Process::start(&format!("{}-{what}", self.name), program, &self.sandbox)
     }
 
     /// Makes the Node object, Ready and with the usual labels and those given. No kubelet renews
@@ -255,9 +273,7 @@ impl Node {
         fs::create_dir_all(self.folder.join("run"))?;
         let process = match &self.runtime {
             NodeRuntime::Docker(dockerd) => {
-                let program = self.dockerd_program(dockerd);
-                let name = format!("{}-dockerd", self.name);
-                let process = Process::start(&name, program, &self.sandbox)?;
+                let process = self.start("dockerd", self.dockerd_program(dockerd))?;
                 let answers = async || self.docker().ok()?.ping().await.ok();
                 process.wait_until(START, answers).await?;
                 process
@@ -272,7 +288,7 @@ impl Node {
     }
 
     async fn start_cri(&self, what: &str, program: Program) -> Result<Process> {
-        let process = Process::start(&format!("{}-{what}", self.name), program, &self.sandbox)?;
+        let process = self.start(what, program)?;
         let images = CriImages::new(&self.socket);
         process.wait_until(START, async || images.version().await.ok()).await?;
         Ok(process)

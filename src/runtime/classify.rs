@@ -8,7 +8,10 @@ use crate::api::Reason;
 /// and a missing platform can come as "not found".
 const WORDS: &[(Reason, &[&str])] = &[
     (Reason::RuntimeUnavailable, &["client version", "api version"]),
-    (Reason::RateLimited, &["toomanyrequests", "too many requests", "rate limit"]),
+    (
+        Reason::RateLimited,
+        &["toomanyrequests", "too many requests", "rate limit", "parsing http 429"],
+    ),
     (
         Reason::PlatformMismatch,
         &[
@@ -45,6 +48,7 @@ const WORDS: &[(Reason, &[&str])] = &[
             "access denied",
             "access to the resource is denied",
             "403 forbidden",
+            "parsing http 403",
             "denied:",
         ],
     ),

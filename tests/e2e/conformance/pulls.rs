@@ -138,8 +138,9 @@ async fn removed_behind_our_back(stage: &Stage<'_>) -> Result<()> {
     app.spoil(Fault::Status(503, ""));
     stage.world.remove_image(&stage.node, &app.image.tag).await?;
     ensure!(stage.held(&app.image.tag).await?.is_none(), "it is still there");
-    let lost = stage
-        .until(&namespace, "app", |warm| warm.ready().is_some_and(|ready| ready.status == ConditionStatus::False));
+    let lost = stage.until(&namespace, "app", |warm| {
+        warm.ready().is_some_and(|ready| ready.status == ConditionStatus::False)
+    });
     let lost = lost.await?;
     // Told at once; or, when the next pull was tried meanwhile, how that went.
     let reasons = [Some(Reason::Removed), Some(Reason::Pulling), Some(Reason::RegistryUnreachable)];
@@ -156,8 +157,15 @@ async fn cancel_mid_pull(stage: &Stage<'_>) -> Result<()> {
     let order = stage.order(&namespace, "app", &app.image.tag).await?;
     app.is_held().await?;
     stage.world.delete_image_warm(&order).await?;
-    app.is_given_up().await?;
+    if stage.runtime != RuntimeKind::Docker {
+        // dockerd lets go of a connection only when the next byte comes.
+        app.is_given_up().await?;
+    }
     app.heal();
+    // What is pulled afterwards is there before, if anything of this ever is.
+    let next = stage.push_behind_proxy("cancel-next").await?;
+    stage.order(&namespace, "next", &next.image.tag).await?;
+    stage.arrives(&namespace, "next", &next.image.digest).await?;
     ensure!(stage.held(&app.image.tag).await?.is_none(), "it was pulled to the end");
     // Nothing of the old order is told of a new one.
     stage.order(&namespace, "app", &app.image.tag).await?;

@@ -59,7 +59,7 @@ pub const NAMESPACE: &str = "imagewarm-system";
 const DISPATCH_CA: (&str, &str, &str) = (NAMESPACE, "imagewarm-dispatch-ca", "ca.crt");
 
 /// After so many seconds without a byte a runtime gives a pull up, where it has such a setting.
-const PULL_IDLE_SECONDS: u32 = 15;
+const PULL_IDLE_SECONDS: u32 = 8;
 
 /// What a cluster shall have.
 #[derive(Clone, Debug)]

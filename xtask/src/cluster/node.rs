@@ -311,6 +311,8 @@ impl Node {
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
             .args(["--ip-forward=false", "--ip-masq=false", "--userland-proxy=false"])
             .arg("--max-concurrent-downloads=6")
+            // By itself it tries five times, for more than a minute.
+            .arg("--max-download-attempts=2")
     }
 
     /// Ends its runtime in good order (SIGTERM).

@@ -29,7 +29,7 @@ pub enum Fault {
     Status(u16, &'static str),
     /// Of each layer the first half comes, and no more while the fault lasts; the connection stays.
     Hold,
-    /// The connection is closed after half of each layer.
+    /// The connection is closed after half of each layer, or at once when the rest is asked for.
     Truncate,
     /// Each layer's bytes are others than they should be.
     Spoil,
@@ -101,7 +101,13 @@ impl RegistryProxy {
         let (head, _) = read_head(&mut client).await?;
         let request = Request::parse(&head);
         if let Some(Fault::Status(status, headers)) = self.fault(&request.repository) {
-            let body = r#"{"errors":[{"code":"FAULT","message":"made by the test"}]}"#;
+            let code = match status {
+                403 => "DENIED",
+                429 => "TOOMANYREQUESTS",
+                _ => "UNAVAILABLE",
+            };
+            let body =
+                format!(r#"{{"errors":[{{"code":"{code}","message":"so the test wants"}}]}}"#);
             let answer = format!(
                 "HTTP/1.1 {status} {}\r\n{headers}Content-Type: application/json\r\n\
                  Content-Length: {}\r\nConnection: close\r\n\r\n{}",
@@ -110,7 +116,7 @@ impl RegistryProxy {
                     .and_then(|s| s.canonical_reason())
                     .unwrap_or("?"),
                 body.len(),
-                if head.starts_with("HEAD ") { "" } else { body },
+                if head.starts_with("HEAD ") { "" } else { body.as_str() },
             );
             return client.write_all(answer.as_bytes()).await;
         }
@@ -121,8 +127,12 @@ impl RegistryProxy {
         client.write_all(&begin).await?;
         let length = header(&answer, "content-length").and_then(|value| value.parse::<u64>().ok());
         let left = length.map(|length| length.saturating_sub(begin.len() as u64));
-        if !request.is_blob || length.is_none_or(|length| length < LAYER) {
+        let resumed = header(&head, "range").is_some();
+        if !request.is_blob || length.is_none_or(|length| length < LAYER && !resumed) {
             tokio::io::copy(&mut registry, &mut client).await?;
+            return Ok(());
+        }
+        if self.fault(&request.repository) == Some(Fault::Truncate) && resumed {
             return Ok(());
         }
         self.lock().entry(request.repository.clone()).or_default().layers_begun += 1;

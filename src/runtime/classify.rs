@@ -37,6 +37,7 @@ const WORDS: &[(Reason, &[&str])] = &[
             "failed to register layer",
             "layer verification failed",
             "unexpected commit digest",
+            "digest did not match",
         ],
     ),
     (

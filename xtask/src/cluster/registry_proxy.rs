@@ -18,6 +18,7 @@ use crate::ports::Port;
 
 /// Blobs from this size on are taken for layers.
 const LAYER: u64 = 20_000;
+const TLS_HANDSHAKE: u8 = 0x16;
 const LONGEST_HEAD: usize = 64 << 10;
 /// How often a held connection looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(20);
@@ -40,6 +41,7 @@ struct Repository {
     fault: Option<Fault>,
     holding: usize,
     layers_begun: usize,
+    cuts: usize,
 }
 
 /// The proxy; it serves while the cluster stands.
@@ -77,8 +79,17 @@ impl RegistryProxy {
         self.lock().get(repository).map_or(0, |repository| repository.layers_begun)
     }
 
+    /// How many times such a download was cut off.
+    pub fn cuts(&self, repository: &str) -> usize {
+        self.lock().get(repository).map_or(0, |repository| repository.cuts)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Repository>> {
         self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count_cut(&self, repository: &str) {
+        self.lock().entry(repository.to_owned()).or_default().cuts += 1;
     }
 
     fn fault(&self, repository: &str) -> Option<Fault> {
@@ -120,6 +131,11 @@ impl RegistryProxy {
             );
             return client.write_all(answer.as_bytes()).await;
         }
+        let resumed = header(&head, "range").is_some();
+        if self.fault(&request.repository) == Some(Fault::Truncate) && request.is_blob && resumed {
+            self.count_cut(&request.repository);
+            return Ok(());
+        }
         let mut registry = TcpStream::connect(&self.upstream).await?;
         registry.write_all(request.head.as_bytes()).await?;
         let (answer, begin) = read_head(&mut registry).await?;
@@ -127,12 +143,8 @@ impl RegistryProxy {
         client.write_all(&begin).await?;
         let length = header(&answer, "content-length").and_then(|value| value.parse::<u64>().ok());
         let left = length.map(|length| length.saturating_sub(begin.len() as u64));
-        let resumed = header(&head, "range").is_some();
         if !request.is_blob || length.is_none_or(|length| length < LAYER && !resumed) {
             tokio::io::copy(&mut registry, &mut client).await?;
-            return Ok(());
-        }
-        if self.fault(&request.repository) == Some(Fault::Truncate) && resumed {
             return Ok(());
         }
         self.lock().entry(request.repository.clone()).or_default().layers_begun += 1;
@@ -149,7 +161,10 @@ impl RegistryProxy {
         let mut first = (&mut registry).take(left / 2);
         tokio::io::copy(&mut first, &mut client).await?;
         match self.fault(repository) {
-            Some(Fault::Truncate) => return Ok(()),
+            Some(Fault::Truncate) => {
+                self.count_cut(repository);
+                return Ok(());
+            }
             Some(Fault::Spoil) => {
                 let mut rest = Vec::new();
                 registry.read_to_end(&mut rest).await?;
@@ -236,6 +251,10 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
         if let Some(end) = read.windows(4).position(|four| four == b"\r\n\r\n") {
             let body = read.split_off(end + 4);
             return Ok((String::from_utf8_lossy(&read).into_owned(), body));
+        }
+        // Runtimes try TLS first, and wait long for an answer to that.
+        if read.first() == Some(&TLS_HANDSHAKE) {
+            return Err(io::ErrorKind::InvalidData.into());
         }
         if read.len() > LONGEST_HEAD || stream.read_buf(&mut read).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

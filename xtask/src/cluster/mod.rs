@@ -207,6 +207,13 @@ impl Cluster {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The same in the order of their names.
+    pub fn nodes_by_name(&self) -> Vec<Arc<Node>> {
+        let mut nodes = self.nodes();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+
     /// The node of that number, counted from 1.
     pub fn node(&self, number: usize) -> Result<Arc<Node>> {
         let name = format!("node-{number}");

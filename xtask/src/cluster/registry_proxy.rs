@@ -252,8 +252,12 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
             let body = read.split_off(end + 4);
             return Ok((String::from_utf8_lossy(&read).into_owned(), body));
         }
-        // Runtimes try TLS first, and wait long for an answer to that.
+        // Runtimes try TLS first; by this answer they know that it is not spoken here.
         if read.first() == Some(&TLS_HANDSHAKE) {
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await?;
+            stream.shutdown().await?;
+            // Closed with bytes unread, the answer might be lost.
+            tokio::io::copy(stream, &mut tokio::io::sink()).await?;
             return Err(io::ErrorKind::InvalidData.into());
         }
         if read.len() > LONGEST_HEAD || stream.read_buf(&mut read).await? == 0 {

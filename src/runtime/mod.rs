@@ -100,13 +100,12 @@ pub struct RuntimeError {
     pub message: String,
 }
 
-/// The digest of `image` in what the runtime tells of it: the one of the same repository. Of several
-/// the last, since CRI-O names an index after the manifest that it chose from it.
+/// The digest of `image` in what the runtime tells of it: the one of the same repository.
 fn digest_of(image: &Reference, repo_digests: &[String]) -> Option<String> {
     if let Some(digest) = image.digest() {
         return Some(digest.to_owned());
     }
-    repo_digests.iter().rev().find_map(|name| {
+    repo_digests.iter().find_map(|name| {
         let found = Reference::parse(name).ok()?;
         (found.repository() == image.repository()).then(|| found.digest().map(Into::into))?
     })
@@ -123,7 +122,6 @@ mod tests {
         let image = Reference::parse("busybox:1").unwrap();
         let digests = vec![
             format!("r.test/mirror/busybox@sha256:{}", "a".repeat(64)),
-            format!("busybox@sha256:{}", "c".repeat(64)),
             format!("busybox@{digest}"),
         ];
         assert_eq!(digest_of(&image, &digests), Some(digest));

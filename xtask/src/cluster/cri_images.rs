@@ -97,8 +97,7 @@ impl CriImages {
             Some((repository, tag)) if !tag.contains('/') => repository,
             _ => name,
         };
-        // CRI-O names an index after the manifest that it chose from it.
-        let of_repository = image.digests.iter().rev().find_map(|name| {
+        let of_repository = image.digests.iter().find_map(|name| {
             name.split_once('@').filter(|(its, _)| *its == repository).map(|(_, digest)| digest)
         });
         let of_repository = of_repository.with_context(|| format!("{image:?} has no digest"))?;

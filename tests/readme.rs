@@ -63,7 +63,7 @@ fn settings_exist_and_have_the_default_that_is_told() {
         let own = flags.contains(flag);
         // Those of `cargo xtask`.
         assert!(
-            own || ["keep", "nodes", "binary", "filter", "no-skips"].contains(&flag),
+            own || ["keep", "nodes", "runtime", "binary", "filter", "no-skips"].contains(&flag),
             "--{flag} is no flag"
         );
     }

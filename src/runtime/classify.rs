@@ -8,7 +8,10 @@ use crate::api::Reason;
 /// and a missing platform can come as "not found".
 const WORDS: &[(Reason, &[&str])] = &[
     (Reason::RuntimeUnavailable, &["client version", "api version"]),
-    (Reason::RateLimited, &["toomanyrequests", "too many requests", "rate limit"]),
+    (
+        Reason::RateLimited,
+        &["toomanyrequests", "too many requests", "rate limit", "parsing http 429"],
+    ),
     (
         Reason::PlatformMismatch,
         &[
@@ -34,6 +37,7 @@ const WORDS: &[(Reason, &[&str])] = &[
             "failed to register layer",
             "layer verification failed",
             "unexpected commit digest",
+            "digest did not match",
         ],
     ),
     (
@@ -45,6 +49,7 @@ const WORDS: &[(Reason, &[&str])] = &[
             "access denied",
             "access to the resource is denied",
             "403 forbidden",
+            "parsing http 403",
             "denied:",
         ],
     ),

@@ -1,8 +1,8 @@
 //! One job from start to end: a look, or a pull with its grant, its credentials in turn, and an end
 //! when nothing moves for too long. Says what happened; what follows from it is the queue's part.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -19,6 +19,8 @@ use crate::runtime::{PullProgress, PulledImage, Runtime, RuntimeError};
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Finer steps of progress than this are not passed on.
 const STEP_MS: i64 = 250;
+/// A pull of which nothing new is told is told of again, so that it is seen to run.
+const ALIVE: Duration = Duration::from_secs(2);
 
 /// How long a pull may take.
 #[derive(Clone, Copy, Debug)]
@@ -148,24 +150,41 @@ async fn watched(
     let elapsed = move || i64::try_from(begin.elapsed().as_millis()).unwrap_or(i64::MAX);
     let moved_at = AtomicI64::new(0);
     let told_at = AtomicI64::new(-STEP_MS);
+    let last = Mutex::new(PullProgress::default());
+    let tell = |progress: PullProgress| {
+        told_at.store(elapsed(), Ordering::Relaxed);
+        // A full channel loses a step; the next one says more.
+        let _ = events.try_send(JobEvent::Progress(Progress {
+            uid: job.uid.clone(),
+            queued: false,
+            downloaded_bytes: progress.downloaded_bytes,
+            total_bytes: progress.total_bytes,
+            started_at_unix_ms: started,
+            attempt: job.attempt,
+        }));
+    };
     let progress = |progress: PullProgress| {
         let now = elapsed();
         moved_at.store(now, Ordering::Relaxed);
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = progress;
         if now - told_at.load(Ordering::Relaxed) >= STEP_MS {
-            told_at.store(now, Ordering::Relaxed);
-            // A full channel loses a step; the next one says more.
-            let _ = events.try_send(JobEvent::Progress(Progress {
-                uid: job.uid.clone(),
-                queued: false,
-                downloaded_bytes: progress.downloaded_bytes,
-                total_bytes: progress.total_bytes,
-                started_at_unix_ms: started,
-                attempt: job.attempt,
-            }));
+            tell(progress);
+        }
+    };
+    let alive = async {
+        loop {
+            tokio::time::sleep(ALIVE).await;
+            tell(*last.lock().unwrap_or_else(PoisonError::into_inner));
         }
     };
     progress(PullProgress::default());
-    let mut pull = runtime.pull(&job.image, credential, &progress);
+    let pull = runtime.pull(&job.image, credential, &progress);
+    let mut pull = Box::pin(async {
+        tokio::select! {
+            result = pull => result,
+            () = alive => std::future::pending().await,
+        }
+    });
     if !runtime.tells_progress() {
         return tokio::time::timeout(patience.total, pull).await.unwrap_or_else(|_| {
             let message = format!("not done within {} s", patience.total.as_secs());

@@ -1,18 +1,12 @@
-//! A node with containerd instead of Docker, over the container runtime interface. Its orders are
-//! made by hand, so that only this node is looked at.
+//! A node with containerd beside those with Docker. What each runtime does by itself is the
+//! conformance suite's part.
 
 use anyhow::{Context, Result, ensure};
 use imagewarm::api::{ImageWarm, Reason};
 
 use crate::world::{World, containers};
 
-crate::tests![
-    a_containerd_node_is_warmed,
-    failures_on_containerd_have_their_names,
-    an_image_removed_from_containerd_comes_back,
-    a_restarted_containerd_is_found_again,
-    of_two_runtimes_the_kubelets_is_taken,
-];
+crate::tests![a_containerd_node_is_warmed, of_two_runtimes_the_kubelets_is_taken];
 
 /// Runs `test` with a containerd node that goes afterwards.
 async fn with_node(
@@ -50,76 +44,6 @@ async fn a_containerd_node_is_warmed(world: &World) -> Result<()> {
             ensure!(status.digest.as_ref() == Some(&pushed.digest), "{name}: {status:?}");
             ensure!(warm.and_then(ImageWarm::reason) == Some(Reason::Pulled), "{name}: {warm:?}");
         }
-        Ok(())
-    })
-    .await
-}
-
-async fn failures_on_containerd_have_their_names(world: &World) -> Result<()> {
-    let namespace = world.namespace("containerd-fails").await?;
-    let private = world.push_private("cri-wrong", "v1").await?;
-    let app = world.push("cri-missing", "v1").await?;
-    let other = world.push_for_other_platform("cri-platform", "v1").await?;
-    let dead = format!("127.0.0.1:{}/app:v1", world.unused_port()?);
-    world.pull_secret(&namespace, "wrong", Some("canary-not-the-password")).await?;
-    with_node(world, "containerd-fails", async |node| {
-        let table = [
-            ("wrong-password", private.tag.clone(), &["wrong"][..], Reason::Unauthorized),
-            ("no-password", private.tag.clone(), &[], Reason::Unauthorized),
-            ("no-tag", app.tag.replace(":v1", ":v2"), &[], Reason::NotFound),
-            ("other-platform", other.clone(), &[], Reason::PlatformMismatch),
-            ("dead-registry", dead.clone(), &[], Reason::RegistryUnreachable),
-        ];
-        for (name, image, secrets, _) in &table {
-            world.hand_made(&namespace, name, image, &node, secrets).await?;
-        }
-        for (name, _, _, reason) in table {
-            let what = format!("{name} is {reason}");
-            let warm = reaches(world, &namespace, name, reason).await.context(what)?;
-            let text = serde_json::to_string(&warm)?;
-            ensure!(!text.contains("canary-not-the-password"), "a password is in {text}");
-        }
-        Ok(())
-    })
-    .await
-}
-
-async fn an_image_removed_from_containerd_comes_back(world: &World) -> Result<()> {
-    let namespace = world.namespace("containerd-removed").await?;
-    let app = world.push("cri-removed", "v1").await?;
-    with_node(world, "containerd-removed", async |node| {
-        world.hand_made(&namespace, "app", &app.tag, &node, &[]).await?;
-        let before = reaches(world, &namespace, "app", Reason::Pulled).await?;
-        world.remove_image(&node, &app.tag).await?;
-        ensure!(world.node_digest(&node, &app.tag).await?.is_none(), "it is still there");
-        let resource_version = &before.metadata.resource_version;
-        world
-            .eventually("the image is back, and told anew", async || {
-                let back = world.node_digest(&node, &app.tag).await?.is_some();
-                let warm = world.warms(&namespace).await?.pop().context("no order")?;
-                let told = warm.reason() == Some(Reason::Pulled)
-                    && &warm.metadata.resource_version != resource_version;
-                Ok((back && told).then_some(()))
-            })
-            .await
-    })
-    .await
-}
-
-async fn a_restarted_containerd_is_found_again(world: &World) -> Result<()> {
-    let namespace = world.namespace("containerd-restart").await?;
-    let (before, during) = (world.push("cri-up", "v1").await?, world.push("cri-up", "v2").await?);
-    with_node(world, "containerd-restart", async |node| {
-        world.hand_made(&namespace, "before", &before.tag, &node, &[]).await?;
-        let ready = reaches(world, &namespace, "before", Reason::Pulled).await?;
-        world.stop_runtime(&node).await?;
-        world.hand_made(&namespace, "during", &during.tag, &node, &[]).await?;
-        reaches(world, &namespace, "during", Reason::RuntimeUnavailable).await?;
-        world.start_runtime(&node).await?;
-        reaches(world, &namespace, "during", Reason::Pulled).await?;
-        // A runtime that does not answer has lost nothing.
-        let after = reaches(world, &namespace, "before", Reason::Pulled).await?;
-        ensure!(after.metadata.resource_version == ready.metadata.resource_version, "{after:?}");
         Ok(())
     })
     .await

@@ -1,11 +1,12 @@
 //! The whole system on real parts: one development cluster for all tests (API server, etcd,
 //! registries, three dockerd nodes), the shipped manifests, two controllers, a warmer for each
 //! node. The tests run one after another, each in a namespace of its own; some stop controllers
-//! or remove CRDs, and put everything back.
+//! or remove CRDs, and put everything back. Only the conformance suite's run side by side.
 
 mod admission;
 mod bad_traffic;
 mod commands;
+mod conformance;
 mod containerd;
 mod convergence;
 mod deploys;
@@ -28,7 +29,7 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, RwLock};
 
 use world::World;
 
@@ -45,9 +46,15 @@ macro_rules! tests {
     };
 }
 
+/// Tests of the conformance suite that run at the same time; they mostly wait.
+const SIDE_BY_SIDE: usize = 12;
+
+/// There is one world, and some tests take parts of it away: they hold this alone.
+static TURNS: RwLock<()> = RwLock::const_new(());
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1); // one world, and some tests take parts of it away
+    arguments.test_threads = Some(SIDE_BY_SIDE);
     let runtime = Arc::new(Runtime::new().expect("a tokio runtime can be made"));
     let world: Arc<OnceCell<Result<World, String>>> = Arc::default();
     let all = [
@@ -71,16 +78,33 @@ fn main() -> ExitCode {
     let trials = all.into_iter().flatten().map(|(name, test)| {
         let name = name.trim_start_matches("e2e::");
         let (runtime, world) = (runtime.clone(), world.clone());
-        Trial::test(name, move || runtime.block_on(run(&world, *test)))
+        Trial::test(name, move || {
+            runtime.block_on(async {
+                let _alone = TURNS.write().await;
+                run(&world, async |world| test(world).await).await
+            })
+        })
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let conformance = conformance::all().map(|(name, trial)| {
+        let (runtime, world) = (runtime.clone(), world.clone());
+        Trial::test(name, move || {
+            runtime.block_on(async {
+                let _together = TURNS.read().await;
+                run(&world, async |world| trial.run(world).await).await
+            })
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.chain(conformance).collect());
     if let Some(Ok(world)) = Arc::into_inner(world).and_then(OnceCell::into_inner) {
         runtime.block_on(world.stop(conclusion.has_failed()));
     }
     conclusion.exit_code()
 }
 
-async fn run(world: &OnceCell<Result<World, String>>, test: Test) -> Result<(), Failed> {
+async fn run(
+    world: &OnceCell<Result<World, String>>,
+    test: impl AsyncFnOnce(&World) -> anyhow::Result<()>,
+) -> Result<(), Failed> {
     let world = world
         .get_or_init(|| async { World::start().await.map_err(|error| format!("{error:#}")) })
         .await;

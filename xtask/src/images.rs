@@ -51,6 +51,12 @@ impl TestImage {
         self
     }
 
+    /// Makes it for another platform only, without an index that says so.
+    pub fn only_for(mut self, (os, arch): (&str, &str)) -> Self {
+        self.platforms = vec![(os.to_owned(), arch.to_owned())];
+        self
+    }
+
     pub(crate) async fn push(
         &self,
         registry: &kube::Client,

@@ -18,7 +18,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Shows a Revision's images arriving on real Docker nodes.
+    /// Shows a Revision's images arriving on real nodes.
     Demo(demo::DemoArgs),
     /// Runs every test: unit, property, differential and integration.
     Test(test::TestArgs),

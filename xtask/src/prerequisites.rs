@@ -1,7 +1,8 @@
 //! The programs that a development cluster is made of: found, installed or built, once.
 //!
 //! Each is looked for in `KUBEBUILDER_ASSETS` and `PATH`. What Debian packages is installed when we
-//! are root; Kubernetes' own programs are built from `xtask/kubernetes` into the user's cache.
+//! are root; Kubernetes' own programs, CRI-O and a newer containerd are built from the Go modules
+//! beside this crate into the user's cache.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,13 +16,18 @@ use crate::workspace;
 /// The Kubernetes version that `xtask/kubernetes/go.mod` names.
 pub const KUBERNETES_VERSION: &str = "v1.36.3";
 
+/// The CRI-O version that `xtask/crio/go.mod` names.
+pub const CRIO_VERSION: &str = "v1.34.0";
+
+/// The containerd version that `xtask/containerd/go.mod` names, beside Debian's older one.
+pub const CONTAINERD_VERSION: &str = "v2.2.3";
+
 /// Program and the Debian package that has it.
-const DEBIAN: [(&str, &str); 10] = [
+const DEBIAN: [(&str, &str); 9] = [
     ("etcd", "etcd-server"),
     ("docker-registry", "docker-registry"),
     ("dockerd", "docker.io"),
     ("containerd", "containerd"),
-    ("ctr", "containerd"),
     ("runc", "runc"),
     ("htpasswd", "apache2-utils"),
     ("ip", "iproute2"),
@@ -37,7 +43,8 @@ pub struct Programs {
     pub docker_registry: PathBuf,
     pub dockerd: PathBuf,
     pub containerd: PathBuf,
-    pub ctr: PathBuf,
+    pub containerd_2: PathBuf,
+    pub crio: PathBuf,
     pub htpasswd: PathBuf,
     pub ip: PathBuf,
     pub kube_apiserver: PathBuf,
@@ -49,7 +56,7 @@ pub struct Programs {
 /// Finds every program, and installs or builds what is missing. Waits while another process does
 /// the same. Blocks: a first build takes minutes.
 pub fn ensure() -> Result<Programs> {
-    let cache = cache_folder()?;
+    let cache = cache_folder(&format!("kubernetes-{KUBERNETES_VERSION}"))?;
     std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
     let lock = File::create(cache.join("lock"))?;
     lock.lock().context("wait for another run that prepares the same programs")?;
@@ -63,7 +70,8 @@ pub fn ensure() -> Result<Programs> {
         docker_registry: wanted("docker-registry")?,
         dockerd: wanted("dockerd")?,
         containerd: wanted("containerd")?,
-        ctr: wanted("ctr")?,
+        containerd_2: containerd_2()?,
+        crio: crio(&cache)?,
         htpasswd: wanted("htpasswd")?,
         ip: wanted("ip")?,
         kube_apiserver: wanted("kube-apiserver")?,
@@ -80,7 +88,7 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
 }
 
-fn cache_folder() -> Result<PathBuf> {
+fn cache_folder(what: &str) -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(folder) => PathBuf::from(folder),
         None => {
@@ -89,7 +97,7 @@ fn cache_folder() -> Result<PathBuf> {
             PathBuf::from(home).join(".cache")
         }
     };
-    Ok(base.join("imagewarm").join(format!("kubernetes-{KUBERNETES_VERSION}")))
+    Ok(base.join("imagewarm").join(what))
 }
 
 fn find(name: &str, cache: &Path) -> Option<PathBuf> {
@@ -167,26 +175,97 @@ impl Drop for NoServices {
 fn build_kubernetes(cache: &Path) -> Result<()> {
     let programs = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
     for program in programs.into_iter().filter(|program| find(program, cache).is_none()) {
+        let version = format!("-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}");
+        GoProgram {
+            name: program,
+            version: KUBERNETES_VERSION,
+            module: "xtask/kubernetes",
+            package: &format!("k8s.io/kubernetes/cmd/{program}"),
+            tags: "",
+            set: &version,
+        }
+        .build(cache)?;
+    }
+    Ok(())
+}
+
+/// Any CRI-O that is installed, or else the one of our version, built if need be.
+fn crio(cache: &Path) -> Result<PathBuf> {
+    if let Some(found) = find("crio", cache) {
+        return Ok(found);
+    }
+    let program = GoProgram {
+        name: "crio",
+        version: CRIO_VERSION,
+        module: "xtask/crio",
+        package: "github.com/cri-o/cri-o/cmd/crio",
+        tags: "containers_image_openpgp containers_image_ostree_stub \
+               exclude_graphdriver_btrfs exclude_graphdriver_devicemapper",
+        set: "",
+    };
+    program.in_cache(&cache_folder(&format!("crio-{CRIO_VERSION}"))?)
+}
+
+/// Our version, built if need be: the one in `PATH` is Debian's older one.
+fn containerd_2() -> Result<PathBuf> {
+    let version =
+        format!("-X github.com/containerd/containerd/v2/version.Version={CONTAINERD_VERSION}");
+    let program = GoProgram {
+        name: "containerd",
+        version: CONTAINERD_VERSION,
+        module: "xtask/containerd",
+        package: "github.com/containerd/containerd/v2/cmd/containerd",
+        tags: "no_btrfs no_devmapper no_zfs",
+        set: &version,
+    };
+    program.in_cache(&cache_folder(&format!("containerd-{CONTAINERD_VERSION}"))?)
+}
+
+/// A program that Go builds from a module of ours, which names its version.
+struct GoProgram<'a> {
+    name: &'a str,
+    version: &'a str,
+    /// Folder of the module, in the workspace.
+    module: &'a str,
+    package: &'a str,
+    /// Build tags.
+    tags: &'a str,
+    /// What the linker sets.
+    set: &'a str,
+}
+
+impl GoProgram<'_> {
+    fn in_cache(&self, cache: &Path) -> Result<PathBuf> {
+        let built = cache.join(self.name);
+        if !built.is_file() {
+            std::fs::create_dir_all(cache)
+                .with_context(|| format!("create {}", cache.display()))?;
+            self.build(cache)?;
+        }
+        Ok(built)
+    }
+
+    fn build(&self, cache: &Path) -> Result<()> {
+        let (name, version) = (self.name, self.version);
         let go = find("go", cache).with_context(|| {
             format!(
-                "{program} is missing, and so is Go to build it: install Go 1.26, or set \
-                 KUBEBUILDER_ASSETS to a folder that has {program}"
+                "{name} is missing, and so is Go to build it: install Go 1.26, or set \
+                 KUBEBUILDER_ASSETS to a folder that has {name}"
             )
         })?;
-        eprintln!("building {program} {KUBERNETES_VERSION} (once; some minutes the first time)");
+        eprintln!("building {name} {version} (once; some minutes the first time)");
         let start = Instant::now();
         // Built beside and renamed: what is in the cache is always whole.
         let stage = tempfile::Builder::new().prefix("build-").tempdir_in(cache)?;
-        let built = stage.path().join(program);
-        let flags =
-            format!("-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}");
-        let log = cache.join(format!("{program}.build.log"));
+        let built = stage.path().join(name);
+        let log = cache.join(format!("{name}.build.log"));
         let output = File::create(&log)?;
         let status = Command::new(go)
-            .args(["build", "-trimpath", "-ldflags", &flags, "-o"])
+            .args(["build", "-trimpath", "-ldflags", &format!("-s -w {}", self.set)])
+            .args(["-tags", self.tags, "-o"])
             .arg(&built)
-            .arg(format!("k8s.io/kubernetes/cmd/{program}"))
-            .current_dir(workspace().join("xtask/kubernetes"))
+            .arg(self.package)
+            .current_dir(workspace().join(self.module))
             .env("CGO_ENABLED", "0")
             .stdin(std::process::Stdio::null())
             .stdout(output.try_clone()?)
@@ -195,12 +274,12 @@ fn build_kubernetes(cache: &Path) -> Result<()> {
             .context("start go build")?;
         if !status.success() {
             let reason = std::fs::read_to_string(&log).unwrap_or_default();
-            bail!("go build of {program} failed:\n{}", reason.trim());
+            bail!("go build of {name} failed:\n{}", reason.trim());
         }
-        std::fs::rename(&built, cache.join(program))?;
-        eprintln!("built {program} in {} s", start.elapsed().as_secs());
+        std::fs::rename(&built, cache.join(name))?;
+        eprintln!("built {name} in {} s", start.elapsed().as_secs());
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -209,9 +288,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_go_module_is_of_the_named_version() {
-        let path = workspace().join("xtask/kubernetes/go.mod");
-        let text = std::fs::read_to_string(path).unwrap();
-        assert!(text.contains(&format!("k8s.io/kubernetes {KUBERNETES_VERSION}")));
+    fn the_go_modules_are_of_the_named_versions() {
+        let modules = [
+            ("kubernetes", format!("k8s.io/kubernetes {KUBERNETES_VERSION}")),
+            ("crio", format!("github.com/cri-o/cri-o {CRIO_VERSION}")),
+            ("containerd", format!("github.com/containerd/containerd/v2 {CONTAINERD_VERSION}")),
+        ];
+        for (module, wanted) in modules {
+            let path = workspace().join("xtask").join(module).join("go.mod");
+            let text = std::fs::read_to_string(path).unwrap();
+            assert!(text.contains(&wanted), "{module} is not {wanted}");
+        }
     }
 }

@@ -82,6 +82,14 @@ impl Program {
         self
     }
 
+    /// Adds another program, with its arguments and environment, as arguments.
+    pub fn followed_by(mut self, other: Program) -> Self {
+        self.arguments.push(other.path.into());
+        self.arguments.extend(other.arguments);
+        self.environment.extend(other.environment);
+        self
+    }
+
     /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name.to_owned(), value.as_ref().to_owned()));

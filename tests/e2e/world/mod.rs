@@ -26,9 +26,13 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
-use xtask::cluster::{Cluster, Imagewarm, NAMESPACE, Options, TokenFor, WARMER_ACCOUNT};
+use xtask::cluster::{
+    Cluster, ContainerdVersion, Imagewarm, NAMESPACE, Options, TokenFor, WARMER_ACCOUNT,
+};
 use xtask::http_get::http_get;
 use xtask::images::TestImage;
+
+use crate::conformance::Conformance;
 
 pub use attack::RawStream;
 pub use faults::Audited;
@@ -55,7 +59,9 @@ const WARMER_FLAGS: [&str; 2] = ["--log-level", EVERYTHING];
 const EVERYTHING: &str = "info,imagewarm=trace,imagewarm_webhook_certs=trace,kube_client=off";
 
 pub struct World {
-    cluster: Cluster,
+    pub cluster: Cluster,
+    /// What the conformance suite shares.
+    pub conformance: Conformance,
     controllers: Mutex<BTreeMap<String, Arc<Imagewarm>>>,
     warmers: Mutex<BTreeMap<String, Arc<Imagewarm>>>,
 }
@@ -64,7 +70,12 @@ impl World {
     pub async fn start() -> Result<World> {
         let options = Options { nodes: 3, tls_registry: true, knative: true, deploy: true };
         let cluster = Cluster::start(options).await?;
-        let world = World { cluster, controllers: Mutex::default(), warmers: Mutex::default() };
+        let world = World {
+            cluster,
+            conformance: Conformance::default(),
+            controllers: Mutex::default(),
+            warmers: Mutex::default(),
+        };
         for name in ["controller-1", "controller-2"] {
             world.start_controller(name).await?;
         }
@@ -170,8 +181,8 @@ impl World {
     /// The digest under which the node's runtime holds the image, asked from the runtime itself.
     pub async fn node_digest(&self, node: &str, image: &str) -> Result<Option<String>> {
         let node_found = self.node(node)?;
-        if node_found.has_containerd() {
-            return node_found.containerd_digest(image).await;
+        if node_found.has_cri() {
+            return node_found.cri_digest(image).await;
         }
         let Some(inspect) = node_found.inspect(image).await else { return Ok(None) };
         let repository = image.split('@').next().unwrap_or(image);
@@ -191,6 +202,12 @@ impl World {
         self.node(node)?.stop_runtime().await
     }
 
+    /// Kills it as a crash would.
+    pub fn kill_runtime(&self, node: &str) -> Result<()> {
+        self.node(node)?.kill();
+        Ok(())
+    }
+
     pub async fn start_runtime(&self, node: &str) -> Result<()> {
         self.node(node)?.start_runtime().await
     }
@@ -206,7 +223,7 @@ impl World {
     /// A new node with containerd and warmer, which looks every second; returns its name.
     pub async fn join_containerd_node(&self, name: &str) -> Result<String> {
         let name = format!("joined-{name}");
-        let node = self.cluster.add_containerd_node(&name).await?;
+        let node = self.cluster.add_containerd_node(&name, ContainerdVersion::V1_6).await?;
         let flags = ["--presence-interval", "1s"];
         let started = self.cluster.start_warmer(BINARY.as_ref(), &node, &flags).await?;
         wait_ready(&started).await?;
@@ -244,7 +261,7 @@ impl World {
     /// told of neither; returns its name.
     pub async fn join_node_between(&self, name: &str, other: &str) -> Result<String> {
         let name = format!("joined-{name}");
-        let node = self.cluster.add_containerd_node(&name).await?;
+        let node = self.cluster.add_containerd_node(&name, ContainerdVersion::V1_6).await?;
         let other = self.node(other)?;
         let started = self.cluster.start_warmer_between(BINARY.as_ref(), &node, &other).await?;
         wait_ready(&started).await?;
@@ -268,10 +285,12 @@ impl World {
     // ----- warmers
 
     pub async fn start_warmer(&self, node: &str) -> Result<()> {
-        let started = self
-            .cluster
-            .start_warmer(BINARY.as_ref(), self.node(node)?.as_ref(), &WARMER_FLAGS)
-            .await?;
+        self.start_warmer_with(node, &WARMER_FLAGS).await
+    }
+
+    pub async fn start_warmer_with(&self, node: &str, flags: &[&str]) -> Result<()> {
+        let node_found = self.node(node)?;
+        let started = self.cluster.start_warmer(BINARY.as_ref(), &node_found, flags).await?;
         wait_ready(&started).await?;
         locked(&self.warmers).insert(node.to_owned(), started);
         Ok(())
@@ -283,6 +302,12 @@ impl World {
         if !status.success() {
             bail!("the warmer of {node} ended with {status}");
         }
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill_warmer(&self, node: &str) -> Result<()> {
+        locked(&self.warmers).remove(node).context("no such warmer")?.kill();
         Ok(())
     }
 

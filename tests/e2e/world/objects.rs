@@ -330,6 +330,20 @@ impl World {
         Ok(())
     }
 
+    /// A pull secret with this content: of the type for `{"auths": …}`, or else of the older one.
+    pub async fn secret(&self, namespace: &str, name: &str, content: &Value) -> Result<()> {
+        let secrets: Api<Secret> = Api::namespaced(self.client(), namespace);
+        let (kind, key) = match content.get("auths") {
+            Some(_) => ("kubernetes.io/dockerconfigjson", ".dockerconfigjson"),
+            None => ("kubernetes.io/dockercfg", ".dockercfg"),
+        };
+        let body = json!({
+            "metadata": {"name": name}, "type": kind, "stringData": {key: content.to_string()},
+        });
+        secrets.create(&PostParams::default(), &serde_json::from_value(body)?).await?;
+        Ok(())
+    }
+
     /// Puts the right password into a pull secret.
     pub async fn mend_pull_secret(&self, namespace: &str, name: &str) -> Result<()> {
         let secrets: Api<Secret> = Api::namespaced(self.client(), namespace);

@@ -18,6 +18,8 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::control_plane::{client_from, write_private};
+use super::name_server::NameServer;
+use super::registry_proxy::RegistryProxy;
 use crate::http_get::http_get;
 use crate::ports::Port;
 
@@ -124,6 +126,25 @@ impl Background {
             run(runtime, listeners, stopped);
         })?;
         Ok(Self { stop, thread: Some(thread), runtime: handle })
+    }
+
+    /// Serves this proxy.
+    pub(super) fn serve_proxy(&self, proxy: &RegistryProxy) -> Result<()> {
+        let listener = std::net::TcpListener::bind(proxy.address())
+            .with_context(|| format!("listen on {}", proxy.address()))?;
+        listener.set_nonblocking(true)?;
+        let proxy = proxy.clone();
+        self.runtime.spawn(async move {
+            if let Ok(listener) = TcpListener::from_std(listener) {
+                proxy.serve(listener).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Serves names.
+    pub(super) fn serve_names(&self, server: NameServer) {
+        self.runtime.spawn(server.serve());
     }
 
     /// Keeps `file` equal to one key of a ConfigMap, as the kubelet does with an optional volume.

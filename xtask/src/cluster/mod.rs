@@ -19,10 +19,14 @@ mod background;
 mod certificates;
 mod containerd;
 mod control_plane;
+mod cri_images;
+mod crio;
 mod imagewarm;
 pub mod manifests;
+mod name_server;
 mod node;
 mod registry;
+mod registry_proxy;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -36,16 +40,19 @@ use serde_json::Value;
 
 use self::background::Background;
 use self::control_plane::ControlPlane;
+use self::name_server::NameServer;
 use crate::prerequisites::{self, Programs};
 use crate::sandbox::Sandbox;
 use crate::workspace;
 
 pub use self::api_proxy::ApiProxy;
 pub use self::background::Forwarder;
+pub use self::containerd::ContainerdVersion;
 pub use self::control_plane::SCHEDULER;
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
 pub use self::node::Node;
 pub use self::registry::{Registry, USER};
+pub use self::registry_proxy::{Fault, RegistryProxy};
 pub use self::tokens::TokenFor;
 
 /// The namespace of the shipped manifests.
@@ -53,6 +60,9 @@ pub const NAMESPACE: &str = "imagewarm-system";
 
 /// Where the controllers publish the dispatch server's CA: namespace, ConfigMap, key.
 const DISPATCH_CA: (&str, &str, &str) = (NAMESPACE, "imagewarm-dispatch-ca", "ca.crt");
+
+/// After so many seconds without a byte a runtime gives a pull up, where it has such a setting.
+const PULL_IDLE_SECONDS: u32 = 8;
 
 /// What a cluster shall have.
 #[derive(Clone, Debug)]
@@ -84,11 +94,14 @@ pub struct Cluster {
     pub registry_plain: Registry,
     /// The registry with TLS and password, if the options ask for one.
     pub registry_tls: Option<Registry>,
+    /// In front of the open registry; spoils answers on demand.
+    pub registry_proxy: RegistryProxy,
     /// Stands for the Service of the webhooks.
     pub webhook: Forwarder,
     /// Stands for the Service of the dispatch server.
     pub dispatch: Forwarder,
     client: kube::Client,
+    name_settings: PathBuf,
     programs: Programs,
     sandbox: Sandbox,
 }
@@ -105,7 +118,7 @@ impl Cluster {
         let registries = async {
             let plain = Registry::plain(&programs, &folder).await?;
             let tls = match options.tls_registry {
-                true => Some(Registry::with_tls(&programs, &folder).await?),
+                true => Some(Registry::with_tls(&programs, &folder, "registry-tls").await?),
                 false => None,
             };
             anyhow::Ok((plain, tls))
@@ -114,6 +127,11 @@ impl Cluster {
             tokio::try_join!(ControlPlane::start(&programs, &folder), registries)?;
         let (webhook, dispatch) = (Forwarder::new()?, Forwarder::new()?);
         let background = Background::start(&[webhook.clone(), dispatch.clone()])?;
+        let registry_proxy = RegistryProxy::new(&registry_plain.address)?;
+        background.serve_proxy(&registry_proxy)?;
+        let names = NameServer::new(&folder)?;
+        let name_settings = names.settings().to_owned();
+        background.serve_names(names);
         let client = control_plane::client_from(&control_plane.kubeconfig).await?;
         let mut cluster = Self {
             imagewarm: Mutex::default(),
@@ -122,6 +140,8 @@ impl Cluster {
             control_plane,
             registry_plain,
             registry_tls,
+            registry_proxy,
+            name_settings,
             webhook,
             dispatch,
             client,
@@ -202,6 +222,13 @@ impl Cluster {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The same in the order of their names.
+    pub fn nodes_by_name(&self) -> Vec<Arc<Node>> {
+        let mut nodes = self.nodes();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+
     /// The node of that number, counted from 1.
     pub fn node(&self, number: usize) -> Result<Arc<Node>> {
         let name = format!("node-{number}");
@@ -226,14 +253,36 @@ impl Cluster {
     }
 
     /// Starts a containerd that knows both registries, and makes its Node object, Ready.
-    pub async fn add_containerd_node(&self, name: &str) -> Result<Arc<Node>> {
-        let registries: Vec<&Registry> =
-            std::iter::once(&self.registry_plain).chain(&self.registry_tls).collect();
-        let node = Node::with_containerd(name, &self.programs, self.folder(), &registries)?;
+    pub async fn add_containerd_node(
+        &self,
+        name: &str,
+        version: ContainerdVersion,
+    ) -> Result<Arc<Node>> {
+        let registries = self.registries();
+        let folder = self.folder();
+        let node = Node::with_containerd(name, version, &self.programs, folder, &registries)?;
         self.start_node(node, &[]).await
     }
 
+    /// Starts a CRI-O that knows both registries, and makes its Node object, Ready.
+    pub async fn add_crio_node(&self, name: &str) -> Result<Arc<Node>> {
+        let registries = self.registries();
+        let plain = [self.registry_proxy.address().to_string()];
+        let node = Node::with_crio(name, &self.programs, self.folder(), &registries, &plain)?;
+        self.start_node(node, &[]).await
+    }
+
+    fn registries(&self) -> Vec<&Registry> {
+        std::iter::once(&self.registry_plain).chain(&self.registry_tls).collect()
+    }
+
+    /// Starts one more registry with TLS, whose authority no node trusts.
+    pub async fn start_untrusted_registry(&self) -> Result<Registry> {
+        Registry::with_tls(&self.programs, self.folder(), "registry-untrusted").await
+    }
+
     async fn start_node(&self, node: Node, labels: &[(&str, &str)]) -> Result<Arc<Node>> {
+        let node = node.asking_names(&self.name_settings);
         node.start_runtime().await?;
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         node.register(self.client(), &labels.collect::<BTreeMap<_, _>>()).await?;

@@ -1,4 +1,4 @@
-//! A node: a Node object, and a dockerd or containerd of its own with its own data and socket. Its
+//! A node: a Node object, and a dockerd, containerd or CRI-O of its own with its own data and socket. Its
 //! warmer is started apart, by [`super::Cluster::start_warmer`].
 
 use std::collections::BTreeMap;
@@ -13,7 +13,10 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use super::containerd::Containerd;
+use super::containerd::{Containerd, ContainerdVersion};
+use super::cri_images::CriImages;
+use super::crio::Crio;
+use super::name_server;
 use super::registry::Registry;
 use crate::images::architecture;
 use crate::prerequisites::Programs;
@@ -31,6 +34,7 @@ pub struct Node {
     folder: PathBuf,
     sandbox: PathBuf,
     runtime: NodeRuntime,
+    names: Option<PathBuf>,
     process: Mutex<Option<Process>>,
     /// Size of its dockerd's own small disk, in MiB.
     disk: Option<u32>,
@@ -38,7 +42,8 @@ pub struct Node {
 
 enum NodeRuntime {
     Docker(PathBuf),
-    Containerd(Containerd),
+    Containerd(Containerd, ContainerdVersion),
+    Crio(Crio),
 }
 
 impl Node {
@@ -63,6 +68,7 @@ impl Node {
             folder,
             sandbox: sandbox.to_owned(),
             runtime: NodeRuntime::Docker(programs.dockerd.clone()),
+            names: None,
             process: Mutex::new(None),
             disk: None,
         })
@@ -120,24 +126,65 @@ exec chroot "$root" "$@""#;
     /// A node with containerd.
     pub(super) fn with_containerd(
         name: &str,
+        version: ContainerdVersion,
         programs: &Programs,
         sandbox: &Path,
         registries: &[&Registry],
     ) -> Result<Self> {
-        let folder = sandbox.join(name);
-        fs::create_dir_all(&folder)?;
-        let socket = folder.join("run/containerd.sock");
-        let programs = (programs.containerd.as_path(), programs.ctr.as_path());
-        let containerd = Containerd::new(programs, &folder, &socket, registries)?;
-        Ok(Self {
+        let (folder, socket) = prepare(name, sandbox, "containerd.sock")?;
+        let containerd = match version {
+            ContainerdVersion::V1_6 => &programs.containerd,
+            ContainerdVersion::V2_2 => &programs.containerd_2,
+        };
+        let containerd = Containerd::new((containerd, version), &folder, &socket, registries)?;
+        let runtime = NodeRuntime::Containerd(containerd, version);
+        Ok(Self::of(name, folder, socket, sandbox, runtime))
+    }
+
+    /// A node with CRI-O, which speaks plain HTTP also to registries at the given addresses.
+    pub(super) fn with_crio(
+        name: &str,
+        programs: &Programs,
+        sandbox: &Path,
+        registries: &[&Registry],
+        plain: &[String],
+    ) -> Result<Self> {
+        let (folder, socket) = prepare(name, sandbox, "crio.sock")?;
+        let crio = Crio::new(&programs.crio, &folder, &socket, registries, plain)?;
+        Ok(Self::of(name, folder, socket, sandbox, NodeRuntime::Crio(crio)))
+    }
+
+    fn of(
+        name: &str,
+        folder: PathBuf,
+        socket: PathBuf,
+        sandbox: &Path,
+        runtime: NodeRuntime,
+    ) -> Self {
+        Self {
             name: name.to_owned(),
             socket,
             folder,
             sandbox: sandbox.to_owned(),
-            runtime: NodeRuntime::Containerd(containerd),
+            runtime,
+            names: None,
             process: Mutex::new(None),
             disk: None,
-        })
+        }
+    }
+
+    /// Its runtime asks the name server of this `resolv.conf`.
+    pub(super) fn asking_names(mut self, settings: &Path) -> Self {
+        self.names = Some(settings.to_owned());
+        self
+    }
+
+    fn start(&self, what: &str, program: Program) -> Result<Process> {
+        let program = match &self.names {
+            Some(settings) => name_server::asking(settings, program),
+            None => program,
+        };
+        Process::start(&format!("{}-{what}", self.name), program, &self.sandbox)
     }
 
     /// Makes the Node object, Ready and with the usual labels and those given. No kubelet renews
@@ -168,7 +215,9 @@ exec chroot "$root" "$@""#;
             if ready { ("True", "KubeletReady") } else { ("Unknown", "NodeStatusUnknown") };
         let runtime = match &self.runtime {
             NodeRuntime::Docker(_) => "docker://20.10",
-            NodeRuntime::Containerd(_) => "containerd://1.6",
+            NodeRuntime::Containerd(_, ContainerdVersion::V1_6) => "containerd://1.6",
+            NodeRuntime::Containerd(_, ContainerdVersion::V2_2) => "containerd://2.2",
+            NodeRuntime::Crio(_) => "cri-o://1.34",
         };
         let patch = json!({"status": {
             "conditions": [{
@@ -220,24 +269,45 @@ exec chroot "$root" "$@""#;
         self.inspect(reference).await?.id
     }
 
-    /// The digest under which a node with containerd holds an image of exactly this name, asked
-    /// from containerd itself, or None when it lacks it.
-    pub async fn containerd_digest(&self, reference: &str) -> Result<Option<String>> {
-        match &self.runtime {
-            NodeRuntime::Containerd(containerd) => containerd.digest(reference).await,
-            NodeRuntime::Docker(_) => bail!("{} has no containerd", self.name),
+    /// The digest under which a runtime with CRI holds an image of exactly this name, asked from the
+    /// runtime itself, or None when it lacks it.
+    pub async fn cri_digest(&self, reference: &str) -> Result<Option<String>> {
+        match self.cri_images() {
+            Some(images) => images.digest(reference).await,
+            None => bail!("{} has no runtime with CRI", self.name),
         }
     }
 
-    /// Whether its runtime is containerd.
-    pub fn has_containerd(&self) -> bool {
-        matches!(self.runtime, NodeRuntime::Containerd(_))
+    /// Whether its runtime speaks CRI: containerd or CRI-O.
+    pub fn has_cri(&self) -> bool {
+        !matches!(self.runtime, NodeRuntime::Docker(_))
     }
 
-    /// Removes an image as `docker rmi --force` does; from containerd under all its names.
+    fn cri_images(&self) -> Option<CriImages> {
+        self.has_cri().then(|| CriImages::new(&self.socket))
+    }
+
+    /// Whether it holds an image of exactly this name.
+    pub async fn holds(&self, reference: &str) -> bool {
+        match self.cri_images() {
+            Some(images) => images.digest(reference).await.is_ok_and(|digest| digest.is_some()),
+            None => self.image_id(reference).await.is_some(),
+        }
+    }
+
+    /// What its runtime is called, for people.
+    pub fn runtime_name(&self) -> &'static str {
+        match self.runtime {
+            NodeRuntime::Docker(_) => "dockerd",
+            NodeRuntime::Containerd(..) => "containerd",
+            NodeRuntime::Crio(_) => "CRI-O",
+        }
+    }
+
+    /// Removes an image as `docker rmi --force` does; over CRI under all its names.
     pub async fn remove_image(&self, reference: &str) -> Result<()> {
-        if let NodeRuntime::Containerd(containerd) = &self.runtime {
-            return containerd.remove_image(reference).await;
+        if let Some(images) = self.cri_images() {
+            return images.remove(reference).await;
         }
         let options = bollard::query_parameters::RemoveImageOptionsBuilder::default();
         let options = options.force(true).build();
@@ -256,22 +326,25 @@ exec chroot "$root" "$@""#;
         fs::create_dir_all(self.folder.join("run"))?;
         let process = match &self.runtime {
             NodeRuntime::Docker(dockerd) => {
-                let program = self.dockerd_program(dockerd);
-                let name = format!("{}-dockerd", self.name);
-                let process = Process::start(&name, program, &self.sandbox)?;
+                let process = self.start("dockerd", self.dockerd_program(dockerd))?;
                 let answers = async || self.docker().ok()?.ping().await.ok();
                 process.wait_until(START, answers).await?;
                 process
             }
-            NodeRuntime::Containerd(containerd) => {
-                let name = format!("{}-containerd", self.name);
-                let process = Process::start(&name, containerd.program(), &self.sandbox)?;
-                process.wait_until(START, || containerd.ready()).await?;
-                process
+            NodeRuntime::Containerd(containerd, _) => {
+                self.start_cri("containerd", containerd.program()).await?
             }
+            NodeRuntime::Crio(crio) => self.start_cri("crio", crio.program()).await?,
         };
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
         Ok(())
+    }
+
+    async fn start_cri(&self, what: &str, program: Program) -> Result<Process> {
+        let process = self.start(what, program)?;
+        let images = CriImages::new(&self.socket);
+        process.wait_until(START, async || images.version().await.ok()).await?;
+        Ok(process)
     }
 
     fn dockerd_program(&self, dockerd: &Path) -> Program {
@@ -294,6 +367,8 @@ exec chroot "$root" "$@""#;
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
             .args(["--ip-forward=false", "--ip-masq=false", "--userland-proxy=false"])
             .arg("--max-concurrent-downloads=6")
+            // By itself it tries five times, for more than a minute.
+            .arg("--max-download-attempts=2")
     }
 
     /// Ends its runtime in good order (SIGTERM).
@@ -318,4 +393,11 @@ exec chroot "$root" "$@""#;
             let _ = fs::remove_file(self.folder.join(file));
         }
     }
+}
+
+fn prepare(name: &str, sandbox: &Path, socket: &str) -> Result<(PathBuf, PathBuf)> {
+    let folder = sandbox.join(name);
+    fs::create_dir_all(&folder)?;
+    let socket = folder.join("run").join(socket);
+    Ok((folder, socket))
 }

@@ -62,8 +62,12 @@ impl Registry {
         Ok(registry)
     }
 
-    pub(super) async fn with_tls(programs: &Programs, sandbox: &Path) -> Result<Self> {
-        let folder = sandbox.join("registry-tls");
+    pub(super) async fn with_tls(
+        programs: &Programs,
+        sandbox: &Path,
+        name: &'static str,
+    ) -> Result<Self> {
+        let folder = sandbox.join(name);
         fs::create_dir_all(&folder)?;
         let network = Network::create(programs, &folder, sandbox).await?;
         let address = format!("{}:5000", network.address);
@@ -92,7 +96,7 @@ impl Registry {
                 .arg(&programs.docker_registry)
                 .arg("serve")
                 .arg(settings),
-            name: "registry-tls",
+            name,
             sandbox: sandbox.to_owned(),
             process: Mutex::new(None),
             _network: Some(network),

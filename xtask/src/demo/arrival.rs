@@ -1,4 +1,4 @@
-//! Watches the images arrive: the ImageWarms from the API server, the images from each dockerd.
+//! Watches the images arrive: the ImageWarms from the API server, the images from each runtime.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ pub(super) struct Arrival {
     pub(super) image: SceneImage,
     /// When its ImageWarm was there, counted from the sending of the Revision.
     pub(super) ordered: Option<Duration>,
-    /// When dockerd had the image.
+    /// When the node's runtime had the image.
     pub(super) present: Option<Duration>,
     pub(super) ready: bool,
     /// Reason of the Ready condition.
@@ -40,7 +40,7 @@ pub(super) struct Arrivals(Vec<Arrival>);
 impl Arrivals {
     /// Every image on every node.
     pub(super) fn expect(cluster: &Cluster, scene: &Scene) -> Self {
-        let nodes = cluster.nodes();
+        let nodes = cluster.nodes_by_name();
         let pairs = nodes.iter().flat_map(|node| {
             scene.images.iter().map(|image| Arrival {
                 node: node.name.clone(),
@@ -59,7 +59,7 @@ impl Arrivals {
         Self(pairs.collect())
     }
 
-    /// Creates the Revision and watches until every ImageWarm is Ready and every dockerd has every
+    /// Creates the Revision and watches until every ImageWarm is Ready and every runtime has every
     /// image. Returns the Revision's name.
     pub(super) async fn watch(
         mut self,
@@ -120,7 +120,8 @@ impl Arrivals {
         let one = &mut self.0[index];
         one.ordered.get_or_insert(now);
         let status = &object.data["status"];
-        let number = |value: &Value| value.as_u64();
+        // CRI runtimes tell no bytes: then both are 0.
+        let number = |value: &Value| value.as_u64().filter(|number| *number > 0);
         if let Some(total) = number(&status["progress"]["totalBytes"]) {
             one.total = total;
         }
@@ -142,7 +143,7 @@ impl Arrivals {
         Some(index)
     }
 
-    /// One task for each expected image asks its dockerd until the image is there.
+    /// One task for each expected image asks its runtime until the image is there.
     fn ask_nodes(&self, cluster: &Cluster) -> JoinSet<(usize, Instant)> {
         let nodes: Vec<Arc<Node>> = cluster.nodes();
         let mut tasks = JoinSet::new();
@@ -154,7 +155,7 @@ impl Arrivals {
             tasks.spawn(async move {
                 loop {
                     for reference in [&image.reference, &image.by_digest] {
-                        if node.image_id(reference).await.is_some() {
+                        if node.holds(reference).await {
                             return (index, Instant::now());
                         }
                     }

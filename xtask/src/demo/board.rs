@@ -45,7 +45,7 @@ impl Board {
     pub(super) fn show(&mut self, index: usize, one: &Arrival, now: Duration) {
         let state = match (&one.present, one.state.as_str()) {
             (_, "") => "ordered".to_owned(),
-            (Some(_), state) if one.ready => format!("{state}, in dockerd"),
+            (Some(_), state) if one.ready => format!("{state}, on the node"),
             (_, state) => state.to_owned(),
         };
         match self {
@@ -84,7 +84,7 @@ impl Board {
 pub(super) fn print_table(arrivals: &[Arrival]) {
     let mut table = Table::new();
     table.load_style(TABLE);
-    table.set_header(["node", "image", "state", "size", "pull took", "in dockerd after"]);
+    table.set_header(["node", "image", "state", "size", "pull took", "on the node after"]);
     for one in arrivals {
         let state = match (one.state.as_str(), one.ordered) {
             ("", None) => "no ImageWarm".to_owned(),

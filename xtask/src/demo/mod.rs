@@ -1,5 +1,4 @@
-//! `cargo xtask demo`: a Revision is created, and its images arrive on three Docker nodes while you
-//! watch. Every statement it prints is checked; the exit code is non-zero if one was not so.
+//! `cargo xtask demo`: a Revision is created, and its images arrive on three nodes while you watch. Every statement it prints is checked; the exit code is non-zero if one was not so.
 
 mod arrival;
 mod board;
@@ -16,15 +15,18 @@ use futures::future::try_join_all;
 use self::arrival::{Arrival, Arrivals};
 use self::board::{bytes, print_table};
 use self::scene::Scene;
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Cluster, ContainerdVersion, Options};
 use crate::workspace;
 
 /// Arguments of `cargo xtask demo`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DemoArgs {
-    /// How many nodes, each with its own dockerd.
+    /// How many nodes, each with a runtime of its own.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
     nodes: u8,
+    /// Which runtime the nodes have; with `all` they take turns, so that three nodes have one each.
+    #[arg(long, value_enum, default_value_t = DemoRuntime::Docker)]
+    runtime: DemoRuntime,
     /// Leave everything running at the end, until Ctrl-C.
     #[arg(long)]
     keep: bool,
@@ -33,17 +35,55 @@ pub struct DemoArgs {
     binary: Option<PathBuf>,
 }
 
+/// Runtimes to choose from.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum DemoRuntime {
+    Docker,
+    Containerd,
+    Crio,
+    All,
+}
+
+impl DemoRuntime {
+    /// The runtime of the node of this number, counted from 0.
+    fn of_node(self, number: u8) -> Self {
+        match (self, number % 3) {
+            (Self::All, 0) => Self::Docker,
+            (Self::All, 1) => Self::Containerd,
+            (Self::All, _) => Self::Crio,
+            (one, _) => one,
+        }
+    }
+
+    async fn add_node(self, cluster: &Cluster, name: &str) -> Result<()> {
+        match self {
+            Self::Docker | Self::All => cluster.add_node(name, &[]).await,
+            Self::Containerd => cluster.add_containerd_node(name, ContainerdVersion::V2_2).await,
+            Self::Crio => cluster.add_crio_node(name).await,
+        }
+        .map(drop)
+    }
+}
+
 /// Runs the demo.
 pub async fn run(arguments: DemoArgs) -> Result<ExitCode> {
     let binary = match &arguments.binary {
         Some(binary) => binary.clone(),
         None => tokio::task::spawn_blocking(build).await??,
     };
-    let nodes = usize::from(arguments.nodes);
-    say(&format!("starting a control plane, two registries and {nodes} Docker nodes"));
-    let options = Options { nodes, tls_registry: true, ..Options::default() };
+    let nodes = arguments.nodes;
+    say(&format!("starting a control plane, two registries and {nodes} nodes"));
+    let options = Options { nodes: 0, tls_registry: true, ..Options::default() };
     let start = Instant::now();
     let cluster = Cluster::start(options).await?;
+    let adding = (0..nodes).map(|number| {
+        let (name, cluster) = (format!("node-{}", number + 1), &cluster);
+        async move { arguments.runtime.of_node(number).add_node(cluster, &name).await }
+    });
+    try_join_all(adding).await?;
+    for node in cluster.nodes_by_name() {
+        println!("    {} has {}", node.name, node.runtime_name());
+    }
     say(&format!("up in {:.1} s", start.elapsed().as_secs_f32()));
 
     let played = play(&cluster, &binary).await;
@@ -121,7 +161,7 @@ fn tell_times(revision: &str, arrivals: &[Arrival]) -> Result<()> {
     println!("after the creation of Revision {revision} was sent:");
     println!("    {:>6} ms  the first ImageWarm existed", first.as_millis());
     println!("    {:>6} ms  the last ImageWarm existed", last.as_millis());
-    println!("    {:>6} ms  the last image was present, said its dockerd", present.as_millis());
+    println!("    {:>6} ms  the last image was present, said its runtime", present.as_millis());
     Ok(())
 }
 
@@ -166,7 +206,7 @@ fn invite(cluster: &Cluster, binary: &std::path::Path) {
     println!("    kubectl get imagewarms -A -o wide");
     println!("    {imagewarm} status -n {}", scene::NAMESPACE);
     println!("    kubectl -n {} delete configuration.serving.knative.dev --all", scene::NAMESPACE);
-    if let Some(node) = cluster.nodes().first() {
+    for node in cluster.nodes_by_name().iter().filter(|node| !node.has_cri()).take(1) {
         println!("    docker -H unix://{} images", node.socket.display());
     }
     println!("    tail -f {}/log/controller-1.log", cluster.folder().display());

@@ -1,0 +1,58 @@
+//! Failures that a real registry, or none, brings about: each by its name, with the runtime's words.
+
+use anyhow::{Result, ensure};
+use imagewarm::api::Reason;
+
+use super::{Stage, cases};
+
+pub const CASES: super::Cases = cases![Together:
+    missing_tag,
+    missing_repository,
+    missing_digest,
+    connection_refused,
+    unknown_host,
+    unknown_authority,
+];
+
+async fn fails(stage: &Stage<'_>, image: &str, reason: Reason, words: &[&str]) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    stage.order(&namespace, "app", image).await?;
+    let warm = stage.reaches(&namespace, "app", reason).await?;
+    let message = warm.ready().map(|ready| ready.message.to_lowercase()).unwrap_or_default();
+    ensure!(words.iter().any(|word| message.contains(word)), "{message}");
+    Ok(())
+}
+
+async fn missing_tag(stage: &Stage<'_>) -> Result<()> {
+    let app = stage.push("missing").await?;
+    let image = app.tag.replace(":v1", ":v2");
+    fails(stage, &image, Reason::NotFound, &["not found", "manifest unknown"]).await
+}
+
+async fn missing_repository(stage: &Stage<'_>) -> Result<()> {
+    let image = format!("{}/never/pushed:v1", stage.world.plain_registry());
+    fails(stage, &image, Reason::NotFound, &["not found", "unknown"]).await
+}
+
+async fn missing_digest(stage: &Stage<'_>) -> Result<()> {
+    let mut app = stage.push("no-digest").await?;
+    app.digest = format!("sha256:{}", "0".repeat(64));
+    fails(stage, &app.by_digest(), Reason::NotFound, &["not found", "manifest unknown"]).await
+}
+
+async fn connection_refused(stage: &Stage<'_>) -> Result<()> {
+    // A port that was free a moment ago: nothing listens there.
+    let image = format!("127.0.0.1:{}/app:v1", stage.world.unused_port()?);
+    fails(stage, &image, Reason::RegistryUnreachable, &["connection refused"]).await
+}
+
+async fn unknown_host(stage: &Stage<'_>) -> Result<()> {
+    let image = "registry.invalid:5000/app:v1";
+    fails(stage, image, Reason::RegistryUnreachable, &["no such host"]).await
+}
+
+async fn unknown_authority(stage: &Stage<'_>) -> Result<()> {
+    let image = stage.untrusted_registry().await?.image("app", "v1");
+    let words = ["certificate signed by unknown authority"];
+    fails(stage, &image, Reason::RegistryUnreachable, &words).await
+}

@@ -1,0 +1,181 @@
+//! Pulls that work out.
+
+use anyhow::{Context, Result, ensure};
+use imagewarm::api::{ConditionStatus, Reason};
+use serde_json::json;
+use xtask::cluster::Fault;
+use xtask::images::{TestImage, architecture};
+
+use super::{RuntimeKind, Stage, cases};
+use crate::world::containers;
+
+pub const CASES: super::Cases = cases![Together:
+    large_image_with_progress,
+    public_tag,
+    digest,
+    any_spelling_is_one_image,
+    multi_architecture_index,
+    index_without_our_platform,
+    image_of_another_platform,
+    removed_behind_our_back,
+    cancel_mid_pull,
+];
+
+async fn public_tag(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let app = stage.push("tag").await?;
+    // By a Revision that may run on this node alone.
+    let mut spec = containers(&[&app.tag]);
+    spec["nodeSelector"] = json!({"kubernetes.io/hostname": stage.node});
+    spec["tolerations"] = json!([{"key": "conformance", "operator": "Exists"}]);
+    stage.world.revision(&namespace, "hello-00001", spec).await?;
+    let warm = stage.world.all_ready(&namespace, 1).await?.remove(0);
+    ensure!(warm.reason() == Some(Reason::Pulled), "{warm:?}");
+    let name = warm.metadata.name.as_deref().context("no name")?;
+    let warm = stage.arrives(&namespace, name, &app.digest).await?;
+    let size = warm.status.and_then(|status| status.size_bytes).unwrap_or_default();
+    ensure!(size > 200_000, "{size} bytes");
+    Ok(())
+}
+
+async fn digest(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let app = stage.push("digest").await?;
+    stage.order(&namespace, "app", &app.by_digest()).await?;
+    let warm = stage.arrives(&namespace, "app", &app.digest).await?;
+    ensure!(warm.reason() == Some(Reason::Pulled), "{warm:?}");
+    Ok(())
+}
+
+async fn any_spelling_is_one_image(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let app = stage.push_behind_proxy("spelling").await?;
+    let (tag, digest) = (&app.image.tag, &app.image.digest);
+    stage.order(&namespace, "first", tag).await?;
+    stage.arrives(&namespace, "first", digest).await?;
+    let begun = app.layers_begun();
+    let both = format!("{tag}@{digest}");
+    for (name, image) in [("tag", tag), ("digest", &app.image.by_digest()), ("both", &both)] {
+        stage.order(&namespace, name, image).await?;
+        stage.reaches(&namespace, name, Reason::AlreadyPresent).await?;
+    }
+    ensure!(app.layers_begun() == begun, "layers were downloaded again");
+    Ok(())
+}
+
+async fn multi_architecture_index(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let registry = &stage.world.cluster.registry_plain;
+    let platforms = [("linux", "s390x"), ("linux", architecture()), ("windows", "amd64")];
+    let image = TestImage::new(&[30_000]).platforms(&platforms);
+    let repository = format!("conformance/{}-index", stage.runtime.name());
+    let digest = registry.push(&image, &repository, "v1").await?;
+    stage.order(&namespace, "app", &registry.image(&repository, "v1")).await?;
+    let warm = stage.reaches(&namespace, "app", Reason::Pulled).await?;
+    let index = format!("{}/{repository}@{digest}", registry.address);
+    ensure!(stage.held(&index).await? == Some(digest.clone()), "the index is not held");
+    let told = warm.status.and_then(|status| status.digest);
+    // CRI-O gives the index and the manifest chosen from it alike, in the order of their hashes.
+    let either = stage.runtime == RuntimeKind::Crio && told.is_some();
+    ensure!(either || told == Some(digest), "told was {told:?}");
+    Ok(())
+}
+
+async fn index_without_our_platform(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let repository = format!("conformance/{}-platform", stage.runtime.name());
+    let image = stage.world.push_for_other_platform(&repository, "v1").await?;
+    stage.order(&namespace, "app", &image).await?;
+    stage.reaches(&namespace, "app", Reason::PlatformMismatch).await?;
+    ensure!(stage.held(&image).await.unwrap_or_default().is_none(), "it is there");
+    Ok(())
+}
+
+async fn image_of_another_platform(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let registry = &stage.world.cluster.registry_plain;
+    // Without an index nothing says so before it is there.
+    let image = TestImage::new(&[30_000]).only_for(("linux", "s390x"));
+    let repository = format!("conformance/{}-foreign", stage.runtime.name());
+    registry.push(&image, &repository, "v1").await?;
+    stage.order(&namespace, "app", &registry.image(&repository, "v1")).await?;
+    stage.reaches(&namespace, "app", Reason::PlatformMismatch).await?;
+    Ok(())
+}
+
+async fn large_image_with_progress(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let large = stage.large_behind_proxy().await?;
+    large.spoil(Fault::Hold);
+    stage.order(&namespace, "large", &large.image.tag).await?;
+    large.is_held().await?;
+    let docker = stage.runtime == RuntimeKind::Docker;
+    let halfway = stage.until(&namespace, "large", |warm| {
+        let status = warm.status.as_ref();
+        let progress = status.and_then(|status| status.progress.as_ref());
+        let started = status.is_some_and(|status| status.started_at.is_some());
+        let moved = progress.is_some_and(|progress| progress.downloaded_bytes > 0);
+        warm.reason() == Some(Reason::Pulling) && started && (moved || !docker)
+    });
+    let halfway = halfway.await?;
+    let progress = halfway.status.and_then(|status| status.progress);
+    if docker {
+        let progress = progress.context("no progress")?;
+        let (downloaded, total) = (progress.downloaded_bytes, progress.total_bytes);
+        ensure!(downloaded < total && total <= 510_000_000, "{downloaded} of {total}");
+    } else {
+        // The interface tells no bytes, so none are told.
+        let bytes = progress.map_or(0, |progress| progress.downloaded_bytes + progress.total_bytes);
+        ensure!(bytes == 0, "{bytes} bytes were made up");
+    }
+    large.heal();
+    let warm = stage.arrives(&namespace, "large", &large.image.digest).await?;
+    let status = warm.status.context("no status")?;
+    ensure!(status.size_bytes.is_some_and(|size| size >= 500_000_000), "{:?}", status.size_bytes);
+    ensure!(status.took.is_some(), "nobody says how long it took");
+    Ok(())
+}
+
+async fn removed_behind_our_back(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let app = stage.push_behind_proxy("removed").await?;
+    stage.order(&namespace, "app", &app.image.tag).await?;
+    stage.arrives(&namespace, "app", &app.image.digest).await?;
+    app.spoil(Fault::Status(503, ""));
+    stage.world.remove_image(&stage.node, &app.image.tag).await?;
+    ensure!(stage.held(&app.image.tag).await?.is_none(), "it is still there");
+    let lost = stage.until(&namespace, "app", |warm| {
+        warm.ready().is_some_and(|ready| ready.status == ConditionStatus::False)
+    });
+    let lost = lost.await?;
+    // Told at once; or, when the next pull was tried meanwhile, how that went.
+    let reasons = [Some(Reason::Removed), Some(Reason::Pulling), Some(Reason::RegistryUnreachable)];
+    ensure!(reasons.contains(&lost.reason()), "{lost:?}");
+    app.heal();
+    stage.arrives(&namespace, "app", &app.image.digest).await?;
+    Ok(())
+}
+
+async fn cancel_mid_pull(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let app = stage.push_behind_proxy("cancel").await?;
+    app.spoil(Fault::Hold);
+    let order = stage.order(&namespace, "app", &app.image.tag).await?;
+    app.is_held().await?;
+    stage.world.delete_image_warm(&order).await?;
+    if stage.runtime != RuntimeKind::Docker {
+        // dockerd lets go of a connection only when the next byte comes.
+        app.is_given_up().await?;
+    }
+    app.heal();
+    // What is pulled afterwards is there before, if anything of this ever is.
+    let next = stage.push_behind_proxy("cancel-next").await?;
+    stage.order(&namespace, "next", &next.image.tag).await?;
+    stage.arrives(&namespace, "next", &next.image.digest).await?;
+    ensure!(stage.held(&app.image.tag).await?.is_none(), "it was pulled to the end");
+    // Nothing of the old order is told of a new one.
+    stage.order(&namespace, "app", &app.image.tag).await?;
+    let warm = stage.arrives(&namespace, "app", &app.image.digest).await?;
+    ensure!(warm.reason() == Some(Reason::Pulled), "{warm:?}");
+    Ok(())
+}

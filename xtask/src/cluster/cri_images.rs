@@ -1,0 +1,152 @@
+//! What a runtime with the container runtime interface says of its images, asked by a client of its
+//! own: the tests must not believe the one that they test.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use hyper_util::rt::TokioIo;
+use prost::Message;
+use tokio::net::UnixStream;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Endpoint;
+use tonic_prost::ProstCodec;
+
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// The few fields that are of interest here, numbered as in the interface's own definition.
+#[derive(Clone, PartialEq, Message)]
+struct Nothing {}
+
+#[derive(Clone, PartialEq, Message)]
+struct Version {
+    #[prost(string, tag = "2")]
+    runtime_name: String,
+    #[prost(string, tag = "3")]
+    runtime_version: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ImageSpec {
+    #[prost(string, tag = "1")]
+    image: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RemoveImage {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Images {
+    #[prost(message, repeated, tag = "1")]
+    images: Vec<Image>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Image {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(string, repeated, tag = "2")]
+    tags: Vec<String>,
+    #[prost(string, repeated, tag = "3")]
+    digests: Vec<String>,
+}
+
+impl Image {
+    fn is_called(&self, reference: &str) -> bool {
+        self.tags.iter().chain(&self.digests).any(|name| name == reference)
+    }
+}
+
+/// The images of one runtime.
+pub(super) struct CriImages {
+    socket: PathBuf,
+}
+
+impl CriImages {
+    pub(super) fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// Name and version, such as `containerd://2.2.3`; whether it answers at all.
+    pub(super) async fn version(&self) -> Result<String> {
+        let version: Version = self.call("RuntimeService/Version", Nothing {}).await?;
+        // The images are a part of their own, which may be up a moment later.
+        self.all().await?;
+        Ok(format!("{}://{}", version.runtime_name, version.runtime_version))
+    }
+
+    async fn all(&self) -> Result<Vec<Image>> {
+        let images: Images = self.call("ImageService/ListImages", Nothing {}).await?;
+        Ok(images.images)
+    }
+
+    /// The digest under which it holds the image of exactly this name, or None when it lacks it.
+    pub(super) async fn digest(&self, reference: &str) -> Result<Option<String>> {
+        let images = self.all().await?;
+        let Some(image) = images.iter().find(|image| image.is_called(reference)) else {
+            return Ok(None);
+        };
+        let (name, digest) = reference.split_once('@').unwrap_or((reference, ""));
+        if !digest.is_empty() {
+            return Ok(Some(digest.to_owned()));
+        }
+        let repository = match name.rsplit_once(':') {
+            Some((repository, tag)) if !tag.contains('/') => repository,
+            _ => name,
+        };
+        let of_repository = image.digests.iter().find_map(|name| {
+            name.split_once('@').filter(|(its, _)| *its == repository).map(|(_, digest)| digest)
+        });
+        let of_repository = of_repository.with_context(|| format!("{image:?} has no digest"))?;
+        Ok(Some(of_repository.to_owned()))
+    }
+
+    /// Removes an image under all its names.
+    pub(super) async fn remove(&self, reference: &str) -> Result<()> {
+        let images = self.all().await?;
+        let Some(image) = images.into_iter().find(|image| image.is_called(reference)) else {
+            bail!("the runtime does not hold {reference}");
+        };
+        // The id stands for all names; by a single name, a runtime may keep the others.
+        let names = image.tags.into_iter().chain(image.digests).chain([image.id]);
+        for image in names {
+            let request = RemoveImage { image: Some(ImageSpec { image }) };
+            let _: Nothing = self.call("ImageService/RemoveImage", request).await?;
+        }
+        Ok(())
+    }
+
+    async fn call<Q, A>(&self, method: &str, request: Q) -> Result<A>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let answer = tokio::time::timeout(ANSWER, self.ask(method, request));
+        answer
+            .await
+            .with_context(|| format!("{method} is not answered"))?
+            .context(method.to_owned())
+    }
+
+    async fn ask<Q, A>(&self, method: &str, request: Q) -> Result<A>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let path = self.socket.clone();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        let channel = endpoint.connect_with_connector(connector).await?;
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await?;
+        let path: PathAndQuery = format!("/runtime.v1.{method}").parse()?;
+        let codec = ProstCodec::<Q, A>::default();
+        Ok(client.unary(tonic::Request::new(request), path, codec).await?.into_inner())
+    }
+}

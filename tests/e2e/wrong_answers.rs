@@ -110,6 +110,8 @@ async fn behind_a_proxy(
     world: &World,
     test: impl AsyncFnOnce(&ApiProxy, &mut Settled) -> Result<()>,
 ) -> Result<()> {
+    // What goes rightly shall not be counted.
+    world.gone_nodes_are_cleared().await?;
     world.stop_controllers().await?;
     let proxy = world.api_proxy().await?;
     let checked = async {

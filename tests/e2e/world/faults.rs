@@ -5,6 +5,8 @@ use imagewarm::api::Revision;
 use k8s_openapi::api::core::v1::Namespace;
 use xtask::cluster::ApiProxy;
 
+use kube::ResourceExt;
+
 use super::*;
 
 /// A write of our controllers that the API server has answered.
@@ -194,6 +196,19 @@ impl World {
             }
         };
         Ok(ours.map(read).collect())
+    }
+
+    /// Returns once no ImageWarm of any test lies on a node that is gone.
+    pub async fn gone_nodes_are_cleared(&self) -> Result<()> {
+        let nodes: Api<Node> = Api::all(self.client());
+        let warms: Api<ImageWarm> = Api::all(self.client());
+        self.eventually("nothing lies on nodes that are gone", async || {
+            let nodes = nodes.list(&Default::default()).await?.items;
+            let exists = |name: &str| nodes.iter().any(|node| node.name_any() == name);
+            let warms = warms.list(&Default::default()).await?.items;
+            Ok(warms.iter().all(|warm| exists(&warm.spec.node_name)).then_some(()))
+        })
+        .await
     }
 
     /// How many ImageWarms our controllers have asked to delete so far.

@@ -85,7 +85,8 @@ impl Warmer {
         Self::with_runtime(runtime, args, metrics)
     }
 
-    pub(crate) fn with_runtime(
+    /// A warmer over this runtime, whatever runtime `args` names.
+    pub fn with_runtime(
         runtime: Arc<dyn Runtime>,
         args: &WarmerArgs,
         metrics: WarmerMetrics,

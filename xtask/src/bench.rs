@@ -42,6 +42,13 @@ pub async fn run(arguments: BenchArgs) -> Result<ExitCode> {
 async fn cargo_bench(target: &str, words: &[&str]) -> Result<bool> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["bench", "--package", "imagewarm", "--bench", target, "--"]).args(words);
+    // `cargo run` has set these for this program; crates that mind them would be built anew each time.
+    for (name, _) in std::env::vars_os() {
+        let own = name.to_string_lossy();
+        if own.starts_with("CARGO_PKG_") || own.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     // In our own process group: Ctrl-C reaches it as well.
     command.current_dir(workspace()).stdin(Stdio::null()).kill_on_drop(true);
     Ok(command.status().await.context("start cargo bench")?.success())

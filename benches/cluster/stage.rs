@@ -137,9 +137,8 @@ impl Stage {
         let warms: Api<ImageWarm> = Api::namespaced(self.cluster.client(), namespace);
         let now = warms.list_metadata(&Default::default()).await?.metadata.resource_version;
         let since = now.context("a list without resourceVersion")?;
-        let params = WatchParams::default().timeout(290);
-        let events = warms.watch_metadata(&params, &since).await?.boxed();
-        Ok(Appearing { events })
+        let events = warms.watch_metadata(&WatchParams::default(), &since).await?.boxed();
+        Ok(Appearing { warms, since, events })
     }
 
     /// Waits until so many ImageWarms of the namespace are Ready.
@@ -254,6 +253,8 @@ impl Revisions {
 
 /// ImageWarms as they appear.
 pub struct Appearing {
+    warms: Api<ImageWarm>,
+    since: String,
     events:
         futures::stream::BoxStream<'static, kube::Result<WatchEvent<PartialObjectMeta<ImageWarm>>>>,
 }
@@ -264,8 +265,20 @@ impl Appearing {
         let mut seen = 0;
         let counted = async {
             while seen < wanted {
-                let event = self.events.try_next().await?.context("the watch has ended")?;
+                let Some(event) = self.events.try_next().await? else {
+                    // The API server ends watches as it likes; the next goes on from there.
+                    let (warms, params) = (&self.warms, WatchParams::default());
+                    self.events = warms.watch_metadata(&params, &self.since).await?.boxed();
+                    continue;
+                };
                 seen += usize::from(matches!(event, WatchEvent::Added(_)));
+                match event {
+                    WatchEvent::Added(warm) | WatchEvent::Modified(warm) => {
+                        self.since = warm.metadata.resource_version.unwrap_or_default();
+                    }
+                    WatchEvent::Error(status) => anyhow::bail!("the watch: {status:?}"),
+                    WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
+                }
             }
             anyhow::Ok(Instant::now())
         };

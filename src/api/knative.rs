@@ -200,4 +200,28 @@ mod tests {
         assert_eq!(image.spec.image, "");
         Ok(())
     }
+
+    #[test]
+    fn real_objects_read_and_keep_what_decides() -> Result<(), Box<dyn std::error::Error>> {
+        let image: KnativeImage =
+            serde_saphyr::from_str(include_str!("../../tests/fixtures/knative/image.yaml"))?;
+        assert!(image.spec.image.contains("/demo/app@sha256:"), "{:?}", image.spec);
+        let labels = image.metadata.labels.unwrap_or_default();
+        assert_eq!(labels.get(REVISION_LABEL).map(String::as_str), Some("hello-00001"));
+        let review =
+            include_str!("../../tests/fixtures/knative/admission-review.image-create.json");
+        let review: serde_json::Value = serde_json::from_str(review)?;
+        let created: KnativeImage = serde_json::from_value(review["request"]["object"].clone())?;
+        assert!(!created.spec.image.is_empty());
+        let revisions = [
+            include_str!("../../tests/fixtures/knative/revision.yaml"),
+            include_str!("../../tests/fixtures/knative/revision.multi-container.yaml"),
+            include_str!("../../tests/fixtures/knative/revision.direct-undefaulted.yaml"),
+        ];
+        for text in revisions {
+            let revision: Revision = serde_saphyr::from_str(text)?;
+            assert!(revision.spec.containers.iter().all(|one| !one.image.is_empty()));
+        }
+        Ok(())
+    }
 }

@@ -5,6 +5,7 @@
 //! `cargo xtask demo`, `cargo xtask cluster` and the integration tests all use
 //! [`cluster::Cluster`].
 
+pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod http_get;

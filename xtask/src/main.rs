@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use xtask::cluster::{Cluster, Options};
-use xtask::{demo, prerequisites, test};
+use xtask::{bench, demo, prerequisites, test};
 
 /// Developer commands of imagewarm.
 #[derive(Parser)]
@@ -22,6 +22,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Runs every test: unit, property, differential and integration.
     Test(test::TestArgs),
+    /// Measures imagewarm against the development cluster, beside baselines.
+    Bench(bench::BenchArgs),
     /// Brings up the bare development cluster and leaves it running until Ctrl-C.
     Cluster(ClusterArgs),
     /// Finds, installs and builds the programs that the development cluster needs.
@@ -72,6 +74,7 @@ async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Test(arguments) => test::run(arguments).await,
+        Command::Bench(arguments) => bench::run(arguments).await,
         Command::Cluster(arguments) => keep_cluster(arguments).await,
         Command::Prerequisites => {
             let programs = tokio::task::spawn_blocking(prerequisites::ensure).await??;

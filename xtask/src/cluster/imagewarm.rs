@@ -1,6 +1,7 @@
 //! The `imagewarm` binary as it runs in a cluster: controllers under their shipped ServiceAccount,
 //! warmers with a token bound to a Pod of their node.
 
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -28,6 +29,7 @@ const DAY: i64 = 24 * 60 * 60;
 #[derive(Debug)]
 pub struct Imagewarm {
     process: Process,
+    webhook: Option<SocketAddr>,
     // Kept to the cluster's end, so that no other process ever answers in its place.
     _ports: Vec<Port>,
 }
@@ -37,6 +39,13 @@ impl Deref for Imagewarm {
 
     fn deref(&self) -> &Process {
         &self.process
+    }
+}
+
+impl Imagewarm {
+    /// Where this very replica serves admission requests, for a controller.
+    pub fn webhook(&self) -> Option<SocketAddr> {
+        self.webhook
     }
 }
 
@@ -86,7 +95,7 @@ impl Cluster {
         let process = Process::start(name, program, self.folder())?.with_health(health);
         self.webhook.add(webhook, health);
         self.dispatch.add(dispatch, health);
-        Ok(self.keep(Imagewarm { process, _ports: ports }))
+        Ok(self.keep(Imagewarm { process, webhook: Some(webhook), _ports: ports }))
     }
 
     /// Starts the warmer of a node. Does not wait.
@@ -162,7 +171,7 @@ impl Cluster {
             .args(arguments);
         let name = format!("{}-warmer", node.name);
         let process = Process::start(&name, program, self.folder())?.with_health(health);
-        Ok(self.keep(Imagewarm { process, _ports: vec![port] }))
+        Ok(self.keep(Imagewarm { process, webhook: None, _ports: vec![port] }))
     }
 
     /// The file that holds the dispatch server's CA as soon as a controller has published it.

@@ -1,0 +1,95 @@
+//! What one admission call costs, beside a server that only says `allowed`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use serde_json::{Value, json};
+use xtask::cluster::NAMESPACE;
+use xtask::ports::Port;
+use xtask::process::{Process, Program};
+use xtask::wait::wait_for;
+
+use crate::Scale;
+use crate::load::Target;
+use crate::report::{Limit, Report, Series, percentile};
+use crate::stage::{DEADLINE, Stage};
+
+const REVIEW: &[u8] =
+    include_bytes!("../../tests/fixtures/knative/admission-review.revision-create.mutating.json");
+/// As many as the API server has open at a time, about.
+const CONNECTIONS: usize = 16;
+
+/// Rows: p50 and p99 at 200 calls in a second, and calls in a second without a pause.
+pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
+    let (stage, controller) = Stage::new(0).await?;
+    stage.plain_nodes((1..=10).map(|number| format!("plain-{number}")).collect()).await?;
+    let baseline = Baseline::start(&stage).await?;
+    let name = format!("imagewarm-webhook.{NAMESPACE}.svc");
+    let address = controller.webhook().context("a controller has a webhook")?;
+    let body = review_of_three_images()?;
+    let target = |address| Target::new(address, &name, &stage.cluster.dispatch_ca_file(), &body);
+    let (ours, theirs) = (target(address)?, target(baseline.port.address())?);
+    wait_for(DEADLINE, "the baseline to answer", async || theirs.ask_once().await.ok()).await?;
+    ours.ask_once().await?;
+
+    let duration = Duration::from_secs(scale.pick(3, 10));
+    let (mut p50, mut p99, mut saturated) =
+        (Series::default(), Series::default(), Series::default());
+    for _ in 0..scale.pick(5, 9) {
+        let (a, b) = (ours.at_rate(200, duration).await?, theirs.at_rate(200, duration).await?);
+        let share = |times: &[f64], share| percentile(times, share).context("no call was made");
+        p50.round(share(&a, 0.5)?, share(&b, 0.5)?);
+        p99.round(share(&a, 0.99)?, share(&b, 0.99)?);
+        saturated.round(
+            ours.saturated(CONNECTIONS, duration).await?,
+            theirs.saturated(CONNECTIONS, duration).await?,
+        );
+    }
+    report.add("admission at 200/s, p50", "ms", p50, Limit::RatioOrAdded(1.3, 1.0));
+    report.add("admission at 200/s, p99", "ms", p99, Limit::RatioOrAdded(1.3, 1.0));
+    report.add("admission saturated", "calls/s", saturated, Limit::AtLeast(0.8));
+    Ok(())
+}
+
+fn review_of_three_images() -> Result<Vec<u8>> {
+    let mut review: Value = serde_json::from_slice(REVIEW)?;
+    let containers = review.pointer_mut("/request/object/spec/containers");
+    let containers = containers.and_then(Value::as_array_mut).context("no containers")?;
+    let one = containers.first().cloned().context("no container")?;
+    *containers = (0..3)
+        .map(|at| {
+            let mut container = one.clone();
+            container["name"] = json!(format!("container-{at}"));
+            container["image"] = json!(format!("registry.example.com/team/app-{at}:v1"));
+            container
+        })
+        .collect();
+    Ok(serde_json::to_vec(&review)?)
+}
+
+/// The server that only says `allowed`, with the webhook's own certificate.
+struct Baseline {
+    port: Port,
+    _process: Process,
+}
+
+impl Baseline {
+    async fn start(stage: &Stage) -> Result<Baseline> {
+        let secrets: Api<Secret> = Api::namespaced(stage.cluster.client(), NAMESPACE);
+        let data = secrets.get("imagewarm-certs").await?.data.unwrap_or_default();
+        let folder = stage.cluster.folder();
+        for name in ["tls.crt", "tls.key"] {
+            std::fs::write(folder.join(name), &data.get(name).context("no certificate")?.0)?;
+        }
+        let port = Port::reserve()?;
+        let program = Program::new(std::env::current_exe()?)
+            .args(["--noop-listen", &port.address().to_string()])
+            .arg("--noop-certificate")
+            .arg(folder.join("tls.crt"))
+            .arg("--noop-key")
+            .arg(folder.join("tls.key"));
+        Ok(Baseline { _process: Process::start("noop", program, folder)?, port })
+    }
+}

@@ -1,0 +1,313 @@
+//! Many warmers in this process: the real client, each with its own stream and a token of a Pod on
+//! its own node, over a runtime that only waits. Measured: until the last of them has its order,
+//! and what the API server is asked to write for each.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::{Args as _, FromArgMatches as _};
+use futures::{StreamExt as _, TryStreamExt as _};
+use imagewarm::image::{Credential, Reference};
+use imagewarm::runtime::{
+    PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture, RuntimeVersion,
+};
+use imagewarm::warmer::{Warmer, WarmerArgs, WarmerMetrics};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use xtask::cluster::{AUDIENCE, NAMESPACE, TokenFor, WARMER_ACCOUNT};
+use xtask::wait::wait_for;
+
+use crate::Scale;
+use crate::report::{Limit, Report, Series};
+use crate::stage::{CONCURRENCY, DEADLINE, Stage, seconds};
+
+/// Rows: the last order received, against raw creates; writes for each image and node.
+pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
+    let (stage, controller) = Stage::new(0).await?;
+    let count = scale.pick(300, 1_000);
+    let mut warmers = FakeWarmers::connect(&stage, count).await?;
+    report.add(
+        format!("{count} warmers started at once, until the last is connected"),
+        "s",
+        Series::one(warmers.connected_after),
+        Limit::None,
+    );
+    let client = stage.as_controller().await?;
+    // No warmer is told of these, so that the baseline is creates alone.
+    let others: Vec<String> = (0..count).map(|at| format!("no-node-{at:05}")).collect();
+    let mut series = Series::default();
+    let mut writes = Series::default();
+    for round in 0..=scale.pick(5, 9) {
+        // By digest: the warmer looks first, and nothing is asked of the controller before that.
+        let image = format!("registry.example.com/team/app@sha256:{round:064x}");
+        warmers.hold(true);
+        let revisions = stage.namespace(&format!("orders-{round}")).await?;
+        let began = Instant::now();
+        revisions.create("app-00001", &[&image]).await?;
+        let ours = seconds(began, warmers.orders(&image, count).await?);
+        warmers.hold(false);
+        warmers.pulls(&image, count).await?;
+        stage.all_ready(&revisions.namespace, count).await?;
+
+        let raw = stage.namespace(&format!("raw-{round}")).await?;
+        let began = Instant::now();
+        let image = format!("registry.example.com/team/app:v{round}");
+        raw.raw_creates(&client, &image, &others).await?;
+        let baseline = seconds(began, Instant::now());
+        if round == 0 {
+            continue; // It opened the connections.
+        }
+        series.round(ours, baseline);
+        revisions.delete_configuration().await?;
+        writes.ours.push(life_writes(&stage, &revisions.namespace, count).await?);
+    }
+    let name = format!("Revision created, until the last of {count} warmers has its order");
+    report.add(name, "s", series, Limit::Ratio(1.3));
+    report.add("API writes in the life of an ImageWarm", "writes", writes, Limit::Most(3.0));
+    let memory = crate::stage::resident_bytes(controller.pid())? / 1e6;
+    let name = format!("controller memory with {count} streams");
+    report.add(name, "MB", Series::one(memory), Limit::Most(200.0));
+    Ok(())
+}
+
+/// Waits until all ImageWarms of the namespace are deleted, and counts what was written for each.
+async fn life_writes(stage: &Stage, namespace: &str, count: usize) -> Result<f64> {
+    let writes = async || {
+        let events = stage.cluster.audit_events().ok()?;
+        let (mut writes, mut deleted) = (0, 0);
+        for event in events.iter().filter(|event| is_write(event, namespace)) {
+            writes += 1;
+            deleted += usize::from(event["verb"] == "delete");
+        }
+        (deleted >= count).then_some(writes)
+    };
+    let writes = wait_for(DEADLINE, "the ImageWarms to be deleted", writes).await?;
+    Ok(f64::from(writes) / count as f64)
+}
+
+/// Whether an audit event says that an ImageWarm of the namespace was written.
+fn is_write(event: &Value, namespace: &str) -> bool {
+    let object = &event["objectRef"];
+    let succeeded = event["responseStatus"]["code"].as_u64().is_some_and(|code| code < 300);
+    let verb = event["verb"].as_str().unwrap_or_default();
+    succeeded
+        && object["resource"] == "imagewarms"
+        && object["namespace"] == namespace
+        && matches!(verb, "create" | "update" | "patch" | "delete")
+}
+
+/// Something that a warmer asked its runtime.
+struct Asked {
+    image: String,
+    at: Instant,
+    pulled: bool,
+}
+
+/// Of one image, over all warmers.
+#[derive(Debug, Default)]
+struct Seen {
+    looks: usize,
+    last_look: Option<Instant>,
+    pulls: usize,
+}
+
+/// The warmers, connected.
+pub struct FakeWarmers {
+    /// Seconds from the first start to the last Welcome.
+    pub connected_after: f64,
+    asked: mpsc::UnboundedReceiver<Asked>,
+    hold: watch::Sender<bool>,
+    seen: BTreeMap<String, Seen>,
+    stop: CancellationToken,
+    _tasks: JoinSet<()>,
+}
+
+impl FakeWarmers {
+    /// Makes the nodes and the tokens, then starts all warmers at once.
+    pub async fn connect(stage: &Stage, count: usize) -> Result<FakeWarmers> {
+        let names: Vec<String> = (0..count).map(|at| format!("fake-{at:05}")).collect();
+        stage.plain_nodes(names.clone()).await?;
+        let tokens = tokens(stage, &names).await?;
+        let (tell, asked) = mpsc::unbounded_channel();
+        let hold = watch::Sender::new(false);
+        let (stop, mut tasks, mut connected) = (CancellationToken::new(), JoinSet::new(), vec![]);
+        let began = Instant::now();
+        for token in tokens {
+            let (tell, hold) = (tell.clone(), hold.subscribe());
+            let runtime = Waiting { tell, hold, images: Mutex::default() };
+            let metrics = WarmerMetrics::register(&mut Default::default());
+            let warmer = Warmer::with_runtime(Arc::new(runtime), &args(stage, token)?, metrics)?;
+            connected.push(warmer.connected());
+            let run = warmer.run(stop.clone());
+            tasks.spawn(async move {
+                // A given runtime is always one that can be used.
+                let _ = run.await;
+            });
+        }
+        for mut connected in connected {
+            tokio::time::timeout(DEADLINE, connected.wait_for(|open| *open)).await??;
+        }
+        let connected_after = seconds(began, Instant::now());
+        let seen = BTreeMap::new();
+        Ok(FakeWarmers { connected_after, asked, hold, seen, stop, _tasks: tasks })
+    }
+
+    /// Whether pulls that begin from now on wait until this is called with false.
+    pub fn hold(&self, hold: bool) {
+        self.hold.send_replace(hold);
+    }
+
+    /// Waits until so many warmers have begun to work on the image; returns the last one's moment.
+    pub async fn orders(&mut self, image: &str, count: usize) -> Result<Instant> {
+        self.until(image, count, false).await?;
+        self.seen.get(image).and_then(|seen| seen.last_look).context("nobody asked")
+    }
+
+    /// Waits until so many warmers have pulled the image.
+    pub async fn pulls(&mut self, image: &str, count: usize) -> Result<()> {
+        self.until(image, count, true).await
+    }
+
+    async fn until(&mut self, image: &str, count: usize, pulled: bool) -> Result<()> {
+        let enough = |seen: Option<&Seen>| {
+            seen.is_some_and(|seen| if pulled { seen.pulls } else { seen.looks } >= count)
+        };
+        while !enough(self.seen.get(image)) {
+            let asked = tokio::time::timeout(DEADLINE, self.asked.recv()).await;
+            let asked = asked.with_context(|| format!("{image}: {:?}", self.seen.get(image)))?;
+            let asked = asked.context("the warmers have ended")?;
+            let entry = self.seen.entry(asked.image).or_default();
+            if asked.pulled {
+                entry.pulls += 1;
+            } else {
+                entry.looks += 1;
+                entry.last_look = entry.last_look.max(Some(asked.at));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for FakeWarmers {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn tokens(stage: &Stage, nodes: &[String]) -> Result<Vec<PathBuf>> {
+    let folder = stage.cluster.folder().join("tokens");
+    std::fs::create_dir_all(&folder)?;
+    let folder = &folder;
+    futures::stream::iter(nodes)
+        .map(|node| async move {
+            let pod = format!("imagewarmer-{node}");
+            let token = TokenFor {
+                namespace: NAMESPACE,
+                service_account: WARMER_ACCOUNT,
+                pod: Some((&pod, node)),
+                audience: Some(AUDIENCE),
+                seconds: 24 * 60 * 60,
+            };
+            let file = folder.join(node);
+            stage.cluster.write_token(&token, &file).await?;
+            anyhow::Ok(file)
+        })
+        .buffer_unordered(CONCURRENCY)
+        .try_collect()
+        .await
+}
+
+fn args(stage: &Stage, token: PathBuf) -> Result<WarmerArgs> {
+    let command = WarmerArgs::augment_args(clap::Command::new("warmer"));
+    let server = format!("--dispatch-server=https://{}", stage.cluster.dispatch.address());
+    let name = format!("--dispatch-server-name=imagewarm-dispatch.{NAMESPACE}.svc");
+    let ca = format!("--dispatch-ca-file={}", stage.cluster.dispatch_ca_file().display());
+    let token = format!("--token-file={}", token.display());
+    // Whatever room this machine has: nothing is stored.
+    let room = ["--keep-free-disk=0%", "--assumed-image-size=0"];
+    let flags = ["warmer", &server, &name, &ca, &token];
+    let matches = command.try_get_matches_from(flags.into_iter().chain(room))?;
+    Ok(WarmerArgs::from_arg_matches(&matches)?)
+}
+
+/// A runtime that pulls by waiting.
+#[derive(Debug)]
+struct Waiting {
+    tell: mpsc::UnboundedSender<Asked>,
+    hold: watch::Receiver<bool>,
+    /// What it was asked for, and whether it holds that.
+    images: Mutex<BTreeMap<String, bool>>,
+}
+
+impl Waiting {
+    /// Tells of the first question about an image; returns whether it is held.
+    fn received(&self, image: &Reference) -> bool {
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = images.get(image.as_str()).copied();
+        if known.is_none() {
+            images.insert(image.to_string(), false);
+            self.tell(image, false);
+        }
+        known == Some(true)
+    }
+
+    fn tell(&self, image: &Reference, pulled: bool) {
+        // Nobody listens any more at the end.
+        let _ = self.tell.send(Asked { image: image.to_string(), at: Instant::now(), pulled });
+    }
+}
+
+fn held_image() -> PresentImage {
+    PresentImage { digest: Some(format!("sha256:{}", "d".repeat(64))), size_bytes: 5_000_000 }
+}
+
+impl Runtime for Waiting {
+    fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
+        Box::pin(async {
+            Ok(RuntimeVersion {
+                name: "docker".into(),
+                version: "28.0.0".into(),
+                os: "linux".into(),
+                architecture: xtask::images::architecture().into(),
+            })
+        })
+    }
+
+    fn present<'a>(
+        &'a self,
+        image: &'a Reference,
+    ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
+        Box::pin(async move {
+            let held = self.received(image);
+            Ok(held.then(held_image))
+        })
+    }
+
+    fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
+        Box::pin(async { Ok("/".into()) })
+    }
+
+    fn pull<'a>(
+        &'a self,
+        image: &'a Reference,
+        _credential: Option<&'a Credential>,
+        _progress: &'a (dyn Fn(PullProgress) + Send + Sync),
+    ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
+        Box::pin(async move {
+            // A tag that is to be checked is pulled without a look.
+            self.received(image);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let mut hold = self.hold.clone();
+            let _ = hold.wait_for(|hold| !*hold).await;
+            let images = self.images.lock();
+            images.unwrap_or_else(PoisonError::into_inner).insert(image.to_string(), true);
+            self.tell(image, true);
+            Ok(PulledImage { image: held_image(), downloaded: true })
+        })
+    }
+}

@@ -30,12 +30,13 @@ async fn a_warmed_image_is_already_there_for_the_kubelet() -> Result<()> {
     let tested = tested.with_context(|| format!("log of the kubelet:\n{}", node.log_tail()));
     let stopped = node.stop().await;
     drop(cluster);
-    tested?;
+    let containers = tested?;
     stopped?;
-    nothing_is_left(&folder)
+    nothing_is_left(&folder, &containers)
 }
 
-async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<()> {
+/// Returns the ids of the containers that still run.
+async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
     for process in [
         cluster.start_controller(BINARY.as_ref(), "controller-1", &[]).await?,
         cluster.start_warmer(BINARY.as_ref(), node, &[]).await?,
@@ -80,10 +81,14 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<()> {
     let pulling = ("Pulling".to_owned(), format!("Pulling image \"{cold}\""));
     let said = pods.events("cold").await?;
     ensure!(said.contains(&pulling), "not warmed: {said:?}");
-    for name in ["first", "cold", "warmed"] {
-        pods.remove(name).await?;
-    }
-    Ok(())
+    // The others still run when everything ends.
+    pods.remove("cold").await?;
+    let containers = node.containers()?;
+    ensure!(
+        container_groups()?.iter().any(|group| containers.iter().any(|c| group.ends_with(c))),
+        "no control group is called like one of {containers:?}"
+    );
+    Ok(containers)
 }
 
 async fn push(cluster: &Cluster, repository: &str, size: usize) -> Result<String> {
@@ -196,8 +201,8 @@ async fn create_revision(client: &Client, image: &str) -> Result<()> {
     Ok(())
 }
 
-/// No process, no mount, no file of the cluster.
-fn nothing_is_left(folder: &Path) -> Result<()> {
+/// No process, no mount, no file and no control group of the cluster.
+fn nothing_is_left(folder: &Path, containers: &[String]) -> Result<()> {
     let name = folder.display().to_string();
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
     ensure!(!mounts.contains(&name), "still mounted:\n{mounts}");
@@ -210,5 +215,18 @@ fn nothing_is_left(folder: &Path) -> Result<()> {
         })
         .collect();
     ensure!(left.is_empty(), "still running: {left:?}");
+    for group in container_groups()? {
+        let id = group.file_name().unwrap_or_default().to_string_lossy();
+        ensure!(!containers.iter().any(|container| *container == id), "{group:?} is left");
+    }
     Ok(())
+}
+
+/// The control groups of all containers on this machine that some containerd has started for Pods.
+fn container_groups() -> Result<Vec<PathBuf>> {
+    let top = Path::new("/sys/fs/cgroup");
+    let controllers = std::fs::read_dir(top)?.flatten().map(|entry| entry.path());
+    let all = controllers.chain([top.to_owned()]).map(|controller| controller.join("k8s.io"));
+    let groups = all.filter_map(|folder| std::fs::read_dir(folder).ok());
+    Ok(groups.flatten().flatten().map(|entry| entry.path()).collect())
 }

@@ -53,6 +53,7 @@ exec "$@""#;
 pub struct KubeletNode {
     node: Arc<Node>,
     kubelet: Process,
+    folder: PathBuf,
     _forwards: JoinSet<()>,
     _network: Network,
 }
@@ -71,10 +72,17 @@ impl KubeletNode {
         self.kubelet.log_tail()
     }
 
+    /// The ids of the containers and sandboxes that run or ran, as their control groups are called.
+    pub fn containers(&self) -> Result<Vec<String>> {
+        let tasks = self.folder.join("containerd-state/io.containerd.runtime.v2.task/k8s.io");
+        let names = fs::read_dir(tasks)?.flatten().map(|task| task.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
     /// Ends the kubelet, and then containerd and with it all that still runs there.
     pub async fn stop(self) -> Result<()> {
-        // Both are the one child of the process that took them there.
-        for pid in child_of(self.kubelet.pid()) {
+        // It is the one child of the process that took it there.
+        for pid in children_of(self.kubelet.pid()) {
             send(pid, Signal::Terminate);
         }
         self.kubelet.wait_end(END).await?;
@@ -95,7 +103,7 @@ impl Cluster {
         node.start_runtime().await?;
         self.nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(node.clone());
         let kubelet = self.start_kubelet(&node, &folder, &network.address).await?;
-        Ok(KubeletNode { node, kubelet, _forwards: forwards, _network: network })
+        Ok(KubeletNode { node, kubelet, folder, _forwards: forwards, _network: network })
     }
 
     /// A program for containers that do nothing, put into an image.
@@ -141,7 +149,7 @@ impl Cluster {
         let kubeconfig =
             self.control_plane.client_kubeconfig(&format!("{name}.kubeconfig"), identity)?;
         let settings = write_settings(folder, &node.socket)?;
-        let runtime = node.runtime_pid().and_then(|pid| child_of(pid).first().copied());
+        let runtime = node.runtime_pid().and_then(|pid| children_of(pid).first().copied());
         let program = Program::new("nsenter")
             .arg(format!("--target={}", runtime.context("containerd has ended")?))
             .args(["--net", "--mount", "--pid", "--"])
@@ -220,7 +228,7 @@ fn write_settings(folder: &Path, socket: &Path) -> Result<PathBuf> {
 }
 
 /// The children of a process, by id.
-fn child_of(pid: u32) -> Vec<u32> {
+fn children_of(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.unwrap_or_default();
     children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()

@@ -1,6 +1,7 @@
 //! Test images made on the spot: an OCI configuration and layers of random bytes, pushed straight
-//! to a registry. Nothing in them can run; they can be pulled.
+//! to a registry. They can be pulled; they run only when a program is put into them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +21,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 #[derive(Clone, Debug)]
 pub struct TestImage {
     layers: Vec<usize>,
+    program: Option<Vec<u8>>,
     seed: u64,
     platforms: Vec<(String, String)>,
     index: bool,
@@ -30,6 +32,7 @@ impl TestImage {
     pub fn new(layers: &[usize]) -> Self {
         Self {
             layers: layers.to_vec(),
+            program: None,
             seed: rand::random(),
             platforms: vec![("linux".to_owned(), architecture().to_owned())],
             index: false,
@@ -40,6 +43,20 @@ impl TestImage {
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
+    }
+
+    /// Puts a static busybox into it, so that it runs and does nothing for long.
+    pub fn running(mut self, busybox: &Path) -> Result<Self> {
+        let program = std::fs::read(busybox)?;
+        let loader = b"/ld-linux";
+        if program.windows(loader.len()).any(|part| part == loader) {
+            bail!(
+                "{} is not linked statically: install busybox-static in its place",
+                busybox.display()
+            );
+        }
+        self.program = Some(program);
+        Ok(self)
     }
 
     /// Makes an index with one image for each platform, such as `("linux", "s390x")`: with ours
@@ -65,6 +82,13 @@ impl TestImage {
     ) -> Result<String> {
         let target = Target { registry, repository };
         let mut layers = Vec::new();
+        if let Some(program) = &self.program {
+            layers.push(target.blob(LAYER, program_layer(program)).await?);
+        }
+        let command: &[&str] = match self.program {
+            Some(_) => &["/busybox", "sleep", "1000000"],
+            None => &["/nothing"],
+        };
         for (number, size) in self.layers.iter().enumerate() {
             let (size, seed) = (*size, self.seed.wrapping_add(number as u64));
             let layer = tokio::task::spawn_blocking(move || layer(size, seed)).await?;
@@ -75,7 +99,7 @@ impl TestImage {
             let configuration = json!({
                 "os": os,
                 "architecture": arch,
-                "config": {"Cmd": ["/nothing"]},
+                "config": {"Cmd": command},
                 "rootfs": {
                     "type": "layers",
                     // The layers are not compressed: a diff id is the layer's own digest.
@@ -182,7 +206,7 @@ fn descriptor(media_type: &str, content: &[u8]) -> Value {
 fn layer(size: usize, seed: u64) -> Vec<u8> {
     let mut block = vec![0; size.min(1 << 20)];
     StdRng::seed_from_u64(seed).fill_bytes(&mut block);
-    let mut archive = tar_header(&format!("random-{seed:016x}"), size).to_vec();
+    let mut archive = tar_header(&format!("random-{seed:016x}"), 0o644, size).to_vec();
     archive.reserve(size + 2_048);
     for number in 0u64.. {
         let left = size - (archive.len() - 512);
@@ -197,18 +221,30 @@ fn layer(size: usize, seed: u64) -> Vec<u8> {
         block[..marked].copy_from_slice(&mark[..marked]);
         archive.extend_from_slice(&block[..length]);
     }
-    let padding = size.next_multiple_of(512) - size;
-    archive.resize(archive.len() + padding + 1_024, 0);
+    end_archive(&mut archive, size);
     archive
 }
 
-fn tar_header(name: &str, size: usize) -> [u8; 512] {
+/// A tar archive with the program alone.
+fn program_layer(program: &[u8]) -> Vec<u8> {
+    let mut archive = tar_header("busybox", 0o755, program.len()).to_vec();
+    archive.extend_from_slice(program);
+    end_archive(&mut archive, program.len());
+    archive
+}
+
+fn end_archive(archive: &mut Vec<u8>, size: usize) {
+    let padding = size.next_multiple_of(512) - size;
+    archive.resize(archive.len() + padding + 1_024, 0);
+}
+
+fn tar_header(name: &str, mode: u32, size: usize) -> [u8; 512] {
     let mut header = [0; 512];
     let mut put = |offset: usize, text: &str| {
         header[offset..offset + text.len()].copy_from_slice(text.as_bytes());
     };
     put(0, name);
-    put(100, "0000644\0");
+    put(100, &format!("{mode:07o}\0"));
     put(108, "0000000\0");
     put(116, "0000000\0");
     put(124, &format!("{size:011o}\0"));

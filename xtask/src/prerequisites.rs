@@ -23,7 +23,7 @@ pub const CRIO_VERSION: &str = "v1.34.0";
 pub const CONTAINERD_VERSION: &str = "v2.2.3";
 
 /// Program and the Debian package that has it.
-const DEBIAN: [(&str, &str); 9] = [
+const DEBIAN: [(&str, &str); 11] = [
     ("etcd", "etcd-server"),
     ("docker-registry", "docker-registry"),
     ("dockerd", "docker.io"),
@@ -33,6 +33,8 @@ const DEBIAN: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("nsenter", "util-linux"),
+    ("host-local", "containernetworking-plugins"),
+    ("busybox", "busybox-static"),
 ];
 
 /// Where each program is.
@@ -51,6 +53,11 @@ pub struct Programs {
     pub kube_controller_manager: PathBuf,
     pub kube_scheduler: PathBuf,
     pub kubectl: PathBuf,
+    pub kubelet: PathBuf,
+    /// One of the network plugins (CNI); the others lie beside it.
+    pub host_local: PathBuf,
+    /// Linked statically: it runs in images of nothing else.
+    pub busybox: PathBuf,
 }
 
 /// Finds every program, and installs or builds what is missing. Waits while another process does
@@ -78,6 +85,9 @@ pub fn ensure() -> Result<Programs> {
         kube_controller_manager: wanted("kube-controller-manager")?,
         kube_scheduler: wanted("kube-scheduler")?,
         kubectl: wanted("kubectl")?,
+        kubelet: wanted("kubelet")?,
+        host_local: wanted("host-local")?,
+        busybox: wanted("busybox")?,
     })
 }
 
@@ -108,6 +118,8 @@ fn find(name: &str, cache: &Path) -> Option<PathBuf> {
         .chain(std::env::split_paths(&path))
         // An ordinary user's PATH lacks the folders of system programs.
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
+        // Where Debian has network plugins.
+        .chain([PathBuf::from("/usr/lib/cni")])
         .chain([cache.to_owned()])
         .map(|folder| folder.join(name))
         .find(|candidate| candidate.is_file())
@@ -173,7 +185,8 @@ impl Drop for NoServices {
 }
 
 fn build_kubernetes(cache: &Path) -> Result<()> {
-    let programs = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
+    let programs =
+        ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"];
     for program in programs.into_iter().filter(|program| find(program, cache).is_none()) {
         let version = format!("-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}");
         GoProgram {

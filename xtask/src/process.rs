@@ -195,6 +195,11 @@ impl Process {
     /// Sends SIGTERM and waits for the end; past `deadline` it is killed, and that is an error.
     pub async fn terminate(&self, deadline: Duration) -> Result<ExitStatus> {
         self.signal(Signal::Terminate);
+        self.wait_end(deadline).await
+    }
+
+    /// Waits for the end of what was told to end; past `deadline` it is killed, and that is an error.
+    pub async fn wait_end(&self, deadline: Duration) -> Result<ExitStatus> {
         let what = format!("{} to end after SIGTERM", self.name);
         let ended = wait_for(deadline, &what, async || self.exit_status()).await;
         if ended.is_err() {

@@ -17,7 +17,8 @@ use crate::process::{Signal, send};
 /// Environment variable of every process of a cluster; its value is the cluster's folder.
 pub const MARKER: &str = "IMAGEWARM_CLUSTER";
 
-/// Waits until its standard input ends, which happens when this program ends in whatever way.
+/// Waits until its standard input ends, which happens when this program ends in whatever way. The
+/// control groups of containers outlive their processes: those that a containerd here has made go too.
 const JANITOR: &str = r#"
 trap '' HUP INT TERM
 read -r _
@@ -28,6 +29,16 @@ for round in 1 2 3; do
       kill -9 "${pid%/environ}" 2>/dev/null
     fi
   done
+  left=
+  for task in "$1"/*/containerd-state/io.containerd.runtime.v2.task/k8s.io/*; do
+    for group in /sys/fs/cgroup/k8s.io/"${task##*/}" /sys/fs/cgroup/*/k8s.io/"${task##*/}"; do
+      [ -d "$group" ] || continue
+      rmdir "$group" 2>/dev/null || left=yes
+      # Where it was the last one.
+      rmdir "${group%/*}" 2>/dev/null
+    done
+  done
+  [ -n "$left" ] && [ "$round" != 3 ] && sleep 0.3 && continue
   rm -rf -- "$1" 2>/dev/null && exit 0
   sleep 0.3
 done

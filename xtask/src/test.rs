@@ -17,6 +17,9 @@ pub struct TestArgs {
     /// Run only tests whose name contains this.
     #[arg(long)]
     filter: Option<String>,
+    /// Run only the test with a real kubelet, and show how long its Pods took to start.
+    #[arg(long, conflicts_with = "filter")]
+    kubelet: bool,
     /// Fail also when a test was skipped.
     #[arg(long)]
     no_skips: bool,
@@ -52,9 +55,16 @@ impl Counts {
 pub async fn run(arguments: TestArgs) -> Result<ExitCode> {
     tokio::task::spawn_blocking(prerequisites::ensure).await??;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["test", "--workspace", "--no-fail-fast"]).current_dir(workspace());
+    command.arg("test").current_dir(workspace());
+    match arguments.kubelet {
+        true => command.args(["--package", "imagewarm", "--test", "kubelet"]),
+        false => command.args(["--workspace", "--no-fail-fast"]),
+    };
     if std::io::stdout().is_terminal() {
         command.args(["--color", "always"]);
+    }
+    if arguments.kubelet {
+        command.args(["--", "--nocapture"]);
     }
     command.args(&arguments.filter).stdin(Stdio::null()).stdout(Stdio::piped());
     let tests = command.process_group(0).spawn().context("start cargo test")?;

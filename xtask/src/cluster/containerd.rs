@@ -42,6 +42,20 @@ config_path = TRUSTED
 pub(super) struct Containerd {
     containerd: PathBuf,
     settings: PathBuf,
+    /// Where it runs, when not on the machine itself.
+    place: Option<Program>,
+}
+
+/// What Debian's containerd must know to run Pods.
+pub(super) struct Pods<'a> {
+    /// Image of the process that holds a Pod's namespaces.
+    pub(super) pause: &'a str,
+    /// Folder of the network plugins.
+    pub(super) plugins: &'a Path,
+    /// Folder of their settings.
+    pub(super) networks: &'a Path,
+    /// Starts a program in the node's own namespaces.
+    pub(super) place: Program,
 }
 
 impl Containerd {
@@ -71,7 +85,7 @@ impl Containerd {
             r#"version = {number}
 root = {root}
 state = {state}
-# The runtimes are of no use here: nothing runs.
+# Snapshotters and the like that are of no use here.
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
     "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs",
     "io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"]
@@ -84,16 +98,30 @@ address = {socket}
             socket = text(socket.to_owned()),
         );
         fs::write(&settings, content)?;
-        Ok(Self { containerd: containerd.to_owned(), settings })
+        Ok(Self { containerd: containerd.to_owned(), settings, place: None })
+    }
+
+    /// The same for Pods that really run. Of version 1.6, since Debian's package has the shim.
+    pub(super) fn running_pods(mut self, pods: Pods<'_>) -> Result<Self> {
+        let settings = fs::read_to_string(&self.settings)?;
+        let first = "restrict_oom_score_adj = true\n";
+        let sandbox = format!("{first}sandbox_image = {}\n", json!(pods.pause));
+        let networks = format!(
+            "\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {}\nconf_dir = {}\n",
+            json!(pods.plugins),
+            json!(pods.networks)
+        );
+        fs::write(&self.settings, settings.replacen(first, &sandbox, 1) + &networks)?;
+        self.place = Some(pods.place);
+        Ok(self)
     }
 
     /// In its own mount namespace, so that what it mounts ends with it.
     pub(super) fn program(&self) -> Program {
-        Program::new("unshare")
-            .args(["--mount", "--propagation", "private", "--"])
-            .arg(&self.containerd)
-            .arg("--config")
-            .arg(&self.settings)
+        let place = self.place.clone().unwrap_or_else(|| {
+            Program::new("unshare").args(["--mount", "--propagation", "private", "--"])
+        });
+        place.arg(&self.containerd).arg("--config").arg(&self.settings)
     }
 }
 

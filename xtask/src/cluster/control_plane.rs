@@ -103,6 +103,12 @@ impl ControlPlane {
         self.write_client_kubeconfig("scheduler.kubeconfig", scheduler)
     }
 
+    /// A kubeconfig with a certificate of that identity; returns its path.
+    pub(super) fn client_kubeconfig(&self, file: &str, identity: Identity) -> Result<PathBuf> {
+        self.write_client_kubeconfig(file, identity)?;
+        Ok(self.folder.join(file))
+    }
+
     fn write_client_kubeconfig(&self, file: &str, identity: Identity) -> Result<()> {
         let pair = self.authority.issue(identity)?;
         let user = json!({

@@ -22,6 +22,7 @@ mod control_plane;
 mod cri_images;
 mod crio;
 mod imagewarm;
+mod kubelet;
 pub mod manifests;
 mod name_server;
 mod node;
@@ -50,6 +51,7 @@ pub use self::background::Forwarder;
 pub use self::containerd::ContainerdVersion;
 pub use self::control_plane::SCHEDULER;
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
+pub use self::kubelet::KubeletNode;
 pub use self::node::Node;
 pub use self::registry::{Registry, USER};
 pub use self::registry_proxy::{Fault, RegistryProxy};
@@ -260,7 +262,7 @@ impl Cluster {
     ) -> Result<Arc<Node>> {
         let registries = self.registries();
         let folder = self.folder();
-        let node = Node::with_containerd(name, version, &self.programs, folder, &registries)?;
+        let node = Node::with_containerd(name, version, &self.programs, folder, &registries, None)?;
         self.start_node(node, &[]).await
     }
 

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use super::containerd::{Containerd, ContainerdVersion};
+use super::containerd::{Containerd, ContainerdVersion, Pods};
 use super::cri_images::CriImages;
 use super::crio::Crio;
 use super::name_server;
@@ -123,20 +123,24 @@ exec chroot "$root" "$@""#;
             .arg(&binary))
     }
 
-    /// A node with containerd.
+    /// A node with containerd, and with what it needs when Pods are to run.
     pub(super) fn with_containerd(
         name: &str,
         version: ContainerdVersion,
         programs: &Programs,
         sandbox: &Path,
         registries: &[&Registry],
+        pods: Option<Pods<'_>>,
     ) -> Result<Self> {
         let (folder, socket) = prepare(name, sandbox, "containerd.sock")?;
         let containerd = match version {
             ContainerdVersion::V1_6 => &programs.containerd,
             ContainerdVersion::V2_2 => &programs.containerd_2,
         };
-        let containerd = Containerd::new((containerd, version), &folder, &socket, registries)?;
+        let mut containerd = Containerd::new((containerd, version), &folder, &socket, registries)?;
+        if let Some(pods) = pods {
+            containerd = containerd.running_pods(pods)?;
+        }
         let runtime = NodeRuntime::Containerd(containerd, version);
         Ok(Self::of(name, folder, socket, sandbox, runtime))
     }

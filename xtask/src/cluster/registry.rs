@@ -167,13 +167,15 @@ impl Registry {
 
 /// A network namespace, kept alive by one waiting process, with a link to this machine's own. When
 /// that process ends, the kernel removes both.
-struct Network {
-    address: String,
-    holder: Process,
+pub(super) struct Network {
+    /// The address inside.
+    pub(super) address: String,
+    /// A process inside, by which others find it.
+    pub(super) holder: Process,
 }
 
 impl Network {
-    async fn create(programs: &Programs, folder: &Path, sandbox: &Path) -> Result<Self> {
+    pub(super) async fn create(programs: &Programs, folder: &Path, sandbox: &Path) -> Result<Self> {
         let keep = folder.join("network");
         fs::write(&keep, "")?;
         let program = Program::new("unshare").args(["--net", "--", "tail", "-f"]).arg(&keep);

@@ -1,0 +1,271 @@
+//! A node with a real kubelet, whose Pods really run: containerd and kubelet together in namespaces
+//! of their own (network, mounts, processes), so that whatever they start or mount ends with them.
+//!
+//! The node is its own small network; the API server and the open registry are reached there under
+//! the same loopback addresses as here.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::ops::Deref;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use super::certificates::Identity;
+use super::containerd::{ContainerdVersion, Pods};
+use super::registry::Network;
+use super::{Cluster, Node};
+use crate::images::TestImage;
+use crate::process::{Process, Program, Signal, send};
+
+const START: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_secs(20);
+
+/// Makes the node's own view of the machine. The kubelet sets some of the kernel's settings; those
+/// must stay as they are, so it finds copies. Folders that kubelet and containerd cannot be told
+/// to leave alone are the node's own.
+const ENTER: &str = r#"set -e
+own="$1"; shift
+for setting in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops \
+    kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
+  copy="$own/setting-${setting##*/}"
+  cat "/proc/sys/$setting" > "$copy"
+  mount --bind "$copy" "/proc/sys/$setting"
+done
+mkdir -p "$own/var-lib" "$own/var-log"
+mount --bind "$own/var-lib" /var/lib
+mount --bind "$own/var-log" /var/log
+mount -t tmpfs tmpfs /run
+exec "$@""#;
+
+/// A node whose kubelet runs Pods; it is a [`Node`].
+pub struct KubeletNode {
+    node: Arc<Node>,
+    kubelet: Process,
+    folder: PathBuf,
+    _forwards: JoinSet<()>,
+    _network: Network,
+}
+
+impl Deref for KubeletNode {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl KubeletNode {
+    /// The kubelet's log, for a failure message.
+    pub fn log_tail(&self) -> String {
+        self.kubelet.log_tail()
+    }
+
+    /// The ids of the containers and sandboxes that run or ran, as their control groups are called.
+    pub fn containers(&self) -> Result<Vec<String>> {
+        let tasks = self.folder.join("containerd-state/io.containerd.runtime.v2.task/k8s.io");
+        let names = fs::read_dir(tasks)?.flatten().map(|task| task.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    /// Ends the kubelet, and then containerd and with it all that still runs there.
+    pub async fn stop(self) -> Result<()> {
+        // It is the one child of the process that took it there.
+        for pid in children_of(self.kubelet.pid()) {
+            send(pid, Signal::Terminate);
+        }
+        self.kubelet.wait_end(END).await?;
+        self.node.kill();
+        Ok(())
+    }
+}
+
+impl Cluster {
+    /// Starts a containerd and a kubelet, and waits until the kubelet calls its node ready. Pods with
+    /// `spec.nodeName` run there.
+    pub async fn add_kubelet_node(&self, name: &str) -> Result<KubeletNode> {
+        let folder = self.folder().join(name);
+        fs::create_dir_all(&folder)?;
+        let network = Network::create(&self.programs, &folder, self.folder()).await?;
+        let forwards = self.forward_into(&network)?;
+        let node = Arc::new(self.runtime_for_pods(name, &folder, &network).await?);
+        node.start_runtime().await?;
+        self.nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(node.clone());
+        let kubelet = self.start_kubelet(&node, &folder, &network.address).await?;
+        Ok(KubeletNode { node, kubelet, folder, _forwards: forwards, _network: network })
+    }
+
+    /// A program for containers that do nothing, put into an image.
+    pub fn running_image(&self, image: TestImage) -> Result<TestImage> {
+        image.running(&self.programs.busybox)
+    }
+
+    async fn runtime_for_pods(&self, name: &str, folder: &Path, network: &Network) -> Result<Node> {
+        let registry = &self.registry_plain;
+        registry.push(&self.running_image(TestImage::new(&[]))?, "pause", "v1").await?;
+        let networks = folder.join("networks");
+        fs::create_dir_all(&networks)?;
+        let settings = json!({
+            "cniVersion": "0.4.0",
+            "name": "pods",
+            "plugins": [{
+                "type": "bridge",
+                "bridge": "pods",
+                "isGateway": true,
+                "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/24"}]]},
+            }],
+        });
+        fs::write(networks.join("pods.conflist"), settings.to_string())?;
+        let place = Program::new("nsenter")
+            .arg(format!("--target={}", network.holder.pid()))
+            .args(["--net", "--", "unshare", "--mount", "--propagation", "private"])
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+            .args(["sh", "-c", ENTER, "sh"])
+            .arg(folder);
+        let plugins = self.programs.host_local.parent().context("no folder of plugins")?;
+        let pause = registry.image("pause", "v1");
+        let pods = Pods { pause: &pause, plugins, networks: &networks, place };
+        let (version, registries) = (ContainerdVersion::V1_6, [registry]);
+        let programs = &self.programs;
+        Node::with_containerd(name, version, programs, self.folder(), &registries, Some(pods))
+    }
+
+    async fn start_kubelet(&self, node: &Node, folder: &Path, address: &str) -> Result<Process> {
+        let name = &node.name;
+        let user = format!("system:node:{name}");
+        self.let_be_a_node(&user).await?;
+        let identity = Identity::client(&user, Some("system:nodes"));
+        let kubeconfig =
+            self.control_plane.client_kubeconfig(&format!("{name}.kubeconfig"), identity)?;
+        let settings = write_settings(folder, &node.socket)?;
+        let runtime = node.runtime_pid().and_then(|pid| children_of(pid).first().copied());
+        let program = Program::new("nsenter")
+            .arg(format!("--target={}", runtime.context("containerd has ended")?))
+            .args(["--net", "--mount", "--pid", "--"])
+            .arg(&self.programs.kubelet)
+            .arg(format!("--config={}", settings.display()))
+            .arg(format!("--kubeconfig={}", kubeconfig.display()))
+            .arg(format!("--root-dir={}", folder.join("kubelet").display()))
+            .arg(format!("--cert-dir={}", folder.join("kubelet-certificates").display()))
+            .arg(format!("--hostname-override={name}"))
+            .arg(format!("--node-ip={address}"));
+        let kubelet = Process::start(&format!("{name}-kubelet"), program, self.folder())?;
+        let nodes: Api<NodeObject> = Api::all(self.client());
+        kubelet
+            .wait_until(START, async || {
+                let conditions = nodes.get_opt(name).await.ok()??.status?.conditions?;
+                conditions.iter().find(|c| c.type_ == "Ready" && c.status == "True").map(drop)
+            })
+            .await?;
+        Ok(kubelet)
+    }
+
+    /// The rights of a kubelet, which the API server's own Node authorizer would give.
+    async fn let_be_a_node(&self, user: &str) -> Result<()> {
+        let group = "rbac.authorization.k8s.io";
+        let binding: ClusterRoleBinding = serde_json::from_value(json!({
+            "metadata": {"name": user},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "system:node"},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+        }))?;
+        Api::all(self.client()).create(&PostParams::default(), &binding).await?;
+        Ok(())
+    }
+
+    /// Makes the API server and the open registry reachable in that network.
+    fn forward_into(&self, network: &Network) -> Result<JoinSet<()>> {
+        let api = self.server_url().trim_start_matches("https://");
+        let mut forwards = JoinSet::new();
+        for address in [api, &self.registry_plain.address] {
+            let address: SocketAddr = address.parse()?;
+            let listener = listen_inside(network.holder.pid(), address)
+                .with_context(|| format!("listen on {address} in the node's network"))?;
+            listener.set_nonblocking(true)?;
+            forwards.spawn(forward(tokio::net::TcpListener::from_std(listener)?, address));
+        }
+        Ok(forwards)
+    }
+}
+
+fn write_settings(folder: &Path, socket: &Path) -> Result<PathBuf> {
+    let settings = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "containerRuntimeEndpoint": format!("unix://{}", socket.display()),
+        "authentication": {"anonymous": {"enabled": false}},
+        // It takes the machine as it is: old control groups, swap, no firewall rules.
+        "failCgroupV1": false,
+        "failSwapOn": false,
+        "cgroupDriver": "cgroupfs",
+        "cgroupsPerQOS": false,
+        "enforceNodeAllocatable": [],
+        "makeIPTablesUtilChains": false,
+        "resolvConf": "",
+        // A developer's disk may be fuller than a node's should be.
+        "evictionHard": {
+            "memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%",
+            "nodefs.inodesFree": "0%", "imagefs.inodesFree": "0%",
+        },
+        "imageGCHighThresholdPercent": 100,
+        "imageGCLowThresholdPercent": 99,
+        "podLogsDir": folder.join("pod-logs"),
+        "volumePluginDir": folder.join("volume-plugins"),
+    });
+    let path = folder.join("kubelet.json");
+    fs::write(&path, settings.to_string())?;
+    Ok(path)
+}
+
+/// The children of a process, by id.
+fn children_of(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// A listener on that address in the network namespace of process `pid`. Who accepts from it needs
+/// not be there.
+fn listen_inside(pid: u32, address: SocketAddr) -> io::Result<TcpListener> {
+    let network = File::open(format!("/proc/{pid}/ns/net"))?;
+    // Only this thread goes there, and it ends there.
+    let thread = std::thread::spawn(move || {
+        enter_network(&network)?;
+        TcpListener::bind(address)
+    });
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the listening thread panicked")))
+}
+
+#[allow(unsafe_code)] // Neither the standard library nor a crate of ours wraps setns(2).
+fn enter_network(network: &File) -> io::Result<()> {
+    // SAFETY: setns(2) takes an open descriptor and a number, and touches no memory.
+    match unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+async fn forward(listener: tokio::net::TcpListener, target: SocketAddr) {
+    // Aborted together with the loop.
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok((mut from, _)) = listener.accept().await else { continue };
+        connections.spawn(async move {
+            let Ok(mut to) = TcpStream::connect(target).await else { return };
+            let _ = from.set_nodelay(true);
+            let _ = to.set_nodelay(true);
+            let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+        });
+    }
+}

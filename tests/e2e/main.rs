@@ -14,6 +14,7 @@ mod failures;
 mod hostile;
 mod images;
 mod limited;
+mod mounted;
 mod nodes;
 mod outages;
 mod private;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         commands::TESTS,
         containerd::TESTS,
         outages::TESTS,
+        mounted::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {
         let name = name.trim_start_matches("e2e::");

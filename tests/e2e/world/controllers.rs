@@ -10,6 +10,17 @@ impl World {
         Ok(())
     }
 
+    /// Starts both anew, with further flags.
+    pub async fn restart_controllers_with(&self, flags: &[&str]) -> Result<()> {
+        self.stop_controllers().await?;
+        let flags = [&CONTROLLER_FLAGS[..], flags].concat();
+        for name in ["controller-1", "controller-2"] {
+            let started = self.cluster.start_controller(BINARY.as_ref(), name, &flags).await?;
+            locked(&self.controllers).insert(name.to_owned(), started);
+        }
+        self.controllers_are_ready().await
+    }
+
     /// Starts both without waiting for them.
     pub async fn start_controllers_unready(&self) -> Result<()> {
         for name in ["controller-1", "controller-2"] {

@@ -5,6 +5,7 @@
 
 mod admission;
 mod bad_traffic;
+mod certificates;
 mod commands;
 mod conformance;
 mod containerd;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         containerd::TESTS,
         outages::TESTS,
         mounted::TESTS,
+        certificates::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {
         let name = name.trim_start_matches("e2e::");

@@ -5,14 +5,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use imagewarm_webhook_certs::{Bundle, Lifetimes};
 use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -66,10 +64,7 @@ async fn certificates_of_somebody_else_are_served_and_followed(world: &World) ->
     let flags = ["--tls-cert-dir", mount.path(), "--certificate-check-interval", "200ms"];
     let checked = async {
         world.restart_controllers_with(&flags).await?;
-        tokio::select! {
-            failed = load(world, &namespace) => failed,
-            followed = followed(world, &mount, &first, &second) => followed,
-        }?;
+        world.admissions_while(&namespace, followed(world, &mount, &first, &second)).await?;
         // The warmers have followed too.
         let app = world.push("mounted", "v1").await?;
         world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
@@ -102,26 +97,6 @@ async fn followed(world: &World, mount: &Mount, first: &Bundle, second: &Bundle)
     ensure!(is_served(world, second).await?, "a bad pair took the place of a good one");
     mount.put(first, first, &[first, second])?;
     serves(world, first).await
-}
-
-/// Calls both webhooks without pause; returns only when a call fails.
-async fn load(world: &World, namespace: &str) -> Result<()> {
-    // Refused when no webhook can be asked; nothing of it is stored.
-    let order = json!({
-        "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
-        "metadata": {"generateName": "load-"},
-        "spec": {"image": "app", "nodeName": "probe"},
-    });
-    let client = world.client();
-    loop {
-        let path = format!(
-            "/apis/caching.knative.dev/v1alpha1/namespaces/{namespace}/imagewarms?dryRun=All"
-        );
-        let request = http::Request::post(path).header("content-type", "application/json");
-        let request = request.body(serde_json::to_vec(&order)?)?;
-        client.request::<serde_json::Value>(request).await.context("an admission failed")?;
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 fn issue(seconds: i64) -> Result<Bundle> {

@@ -5,6 +5,7 @@
 
 mod admission;
 mod bad_traffic;
+mod bounds;
 mod certificates;
 mod commands;
 mod conformance;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         trust::TESTS,
         hostile::TESTS,
         bad_traffic::TESTS,
+        bounds::TESTS,
         commands::TESTS,
         containerd::TESTS,
         outages::TESTS,

@@ -61,7 +61,8 @@ impl Source {
         let store = SecretStore::new(client.clone(), namespace, SECRET, labels);
         let policy = args.policy()?;
         // People's tools may ask for the longer ones, which differ where a cluster has its own domain.
-        let names = names.flat_map(|name| [format!("{name}.cluster.local"), name]).collect();
+        let names =
+            names.flat_map(|name| [name.clone(), format!("{name}.cluster.local")]).collect();
         let mut keeper = Keeper::new(store, Settings { names, policy, check_interval });
         keeper.wait_for_publication(trusted);
         keeper.on_fault(move |fault| metrics.fault(fault.reason()));

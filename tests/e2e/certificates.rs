@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 use crate::world::{World, containers};
 
-crate::tests![twenty_rotations_fail_no_admission];
+crate::tests![people_see_certificates_and_who_serves_what, twenty_rotations_fail_no_admission];
 
 const ROTATIONS: usize = 20;
 /// Short lives, and lags that the API server and warmers on this machine are quicker than.
@@ -46,6 +46,35 @@ async fn twenty_rotations_fail_no_admission(world: &World) -> Result<()> {
     .await;
     world.begin_with_new_certificates().await?;
     checked
+}
+
+async fn people_see_certificates_and_who_serves_what(world: &World) -> Result<()> {
+    let replica = world.admission_address()?.to_string();
+    let (code, said) = world.imagewarm(&["certs", "--connect", &replica]).await?;
+    ensure!(code == 0, "{code}\n{said}");
+    let service = "imagewarm-webhook.imagewarm-system.svc";
+    let served = format!("served by {replica}");
+    for part in ["webhook CA", service, &served, "both webhook configurations hold all CAs"] {
+        ensure!(said.contains(part), "no {part:?} in:\n{said}");
+    }
+    for word in ["ca: cn=", "names:", "not after:", "next rotation:"] {
+        ensure!(said.to_lowercase().contains(word), "nothing of {word:?} in:\n{said}");
+    }
+    ensure!(!said.contains("PRIVATE"), "a key is shown");
+    // Somebody overwrites what the API server trusts, and nobody is there to mend it.
+    world.stop_controllers().await?;
+    let broken = async {
+        world.break_ca_bundle().await?;
+        let (code, said) = world.imagewarm(&["certs"]).await?;
+        ensure!(code == 1 && said.contains("WRONG: "), "{code}\n{said}");
+        let (code, said) = world.imagewarm(&["certs", "-n", "default"]).await?;
+        ensure!(code == 1, "{code}\n{said}");
+        ensure!(said.contains("there is no Secret default/imagewarm-certs"), "{said}");
+        Ok(())
+    };
+    let broken = broken.await;
+    world.start_controllers().await?;
+    broken
 }
 
 /// Returns once that many CAs have signed, one after another.

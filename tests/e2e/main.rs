@@ -19,6 +19,7 @@ mod limited;
 mod mounted;
 mod nodes;
 mod outages;
+mod pod_security;
 mod private;
 mod room;
 mod trust;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         bad_traffic::TESTS,
         bounds::TESTS,
         commands::TESTS,
+        pod_security::TESTS,
         containerd::TESTS,
         outages::TESTS,
         mounted::TESTS,

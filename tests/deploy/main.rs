@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 
 mod overlays;
 mod program;
+#[path = "../rights/mod.rs"]
+mod rights;
+mod rights_table;
 
 const NAMESPACE: &str = "imagewarm-system";
 const CONTROLLER: &str = "imagecontroller";
@@ -199,7 +202,10 @@ fn controller_has_few_rights() {
             if configurations.iter().any(|resource| has("resources", resource)) {
                 assert_eq!(rule["resourceNames"], json!(["imagewarm"]), "{place}");
             }
-            let watched = ["revisions", "images", "nodes", "runtimeclasses"];
+            if has("resources", "runtimeclasses") {
+                assert_eq!(rule["verbs"], json!(["list", "watch"]), "{place}");
+            }
+            let watched = ["revisions", "images", "nodes"];
             if watched.iter().any(|resource| has("resources", resource)) {
                 assert_eq!(rule["verbs"], json!(["get", "list", "watch"]), "{place}");
             }

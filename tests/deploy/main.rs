@@ -22,6 +22,11 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
 }
 
+/// Beside the base, not in it: kustomize follows no kustomization into a folder around it.
+fn overlay(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("overlays").join(name)
+}
+
 fn read(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).expect("manifests can be read");
     serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -32,7 +37,7 @@ fn yaml_files(folder: &Path, found: &mut BTreeSet<PathBuf>) {
         let path = entry.expect("deploy can be read").path();
         match path.extension().and_then(|kind| kind.to_str()) {
             // Not of the base: tests of their own.
-            _ if path.ends_with("overlays") || path.ends_with("alerts") => {}
+            _ if path.ends_with("alerts") => {}
             _ if path.is_dir() => yaml_files(&path, found),
             Some("yaml") => drop(found.insert(path)),
             Some("yml" | "json") => panic!("{}: manifests end in .yaml", path.display()),

@@ -205,9 +205,9 @@ fn others_and_closing_namespaces_do_not_count() {
 
 #[test]
 fn the_overlay_for_namespaced_secrets_moves_one_rule() {
-    let overlay = folder().join("overlays/namespaced-secrets");
+    let overlay = crate::overlay("namespaced-secrets");
     let kustomization = read(&overlay.join("kustomization.yaml")).remove(0);
-    assert_eq!(kustomization["resources"], json!(["../.."]));
+    assert_eq!(kustomization["resources"], json!(["../../deploy"]));
     let [patch] = list(&kustomization["patches"]) else { panic!("one patch: {kustomization}") };
     let before = one("ClusterRole", "imagewarm-controller");
     assert_eq!(patch["target"]["kind"], before["kind"]);

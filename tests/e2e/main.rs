@@ -17,6 +17,8 @@ mod limited;
 mod nodes;
 mod outages;
 mod private;
+#[path = "../rights/mod.rs"]
+mod rights;
 mod room;
 mod trust;
 mod world;
@@ -96,10 +98,14 @@ fn main() -> ExitCode {
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.chain(conformance).collect());
+    let everything = arguments.filter.is_none() && arguments.skip.is_empty();
+    let mut as_granted = true;
     if let Some(Ok(world)) = Arc::into_inner(world).and_then(OnceCell::into_inner) {
-        runtime.block_on(world.stop(conclusion.has_failed()));
+        // Only a whole run uses every right.
+        as_granted = !everything || world.uses_what_is_granted();
+        runtime.block_on(world.stop(conclusion.has_failed() || !as_granted));
     }
-    conclusion.exit_code()
+    if as_granted { conclusion.exit_code() } else { ExitCode::FAILURE }
 }
 
 async fn run(

@@ -150,7 +150,7 @@ pub fn bound(objects: &[Value]) -> Vec<(String, Option<&str>, &Value)> {
             let there = kind == "ClusterRole" || it["metadata"]["namespace"].as_str() == namespace;
             it["kind"] == *kind && it["metadata"]["name"] == *name && there
         });
-        let role = role.unwrap_or_else(|| panic!("no {kind} {name}"));
+        let role = role.expect("a binding names a role of the same manifests");
         for subject in list(&binding["subjects"]) {
             let text = |key: &str| subject[key].as_str().unwrap_or_default();
             let account = format!("system:serviceaccount:{}:{}", text("namespace"), text("name"));

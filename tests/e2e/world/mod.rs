@@ -6,6 +6,7 @@ mod commands;
 mod controllers;
 mod faults;
 mod objects;
+mod rights;
 mod streams;
 
 use std::collections::BTreeMap;
@@ -33,9 +34,9 @@ use xtask::http_get::http_get;
 use xtask::images::TestImage;
 
 use crate::conformance::Conformance;
+pub use crate::rights::Request as Audited;
 
 pub use attack::RawStream;
-pub use faults::Audited;
 pub use objects::{Pushed, containers};
 
 /// How long anything may take on a slow machine before it counts as never.

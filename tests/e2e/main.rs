@@ -5,6 +5,7 @@
 
 mod admission;
 mod bad_traffic;
+mod canary;
 mod commands;
 mod conformance;
 mod containerd;
@@ -77,6 +78,8 @@ fn main() -> ExitCode {
         commands::TESTS,
         containerd::TESTS,
         outages::TESTS,
+        // Last: it searches what all the others have left.
+        canary::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {
         let name = name.trim_start_matches("e2e::");

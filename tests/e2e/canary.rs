@@ -35,8 +35,11 @@ async fn no_credential_stands_anywhere(world: &World) -> Result<()> {
         stages.push(Stage::enter(world, runtime).await?);
     }
     let nodes: Vec<_> = stages.iter().map(|stage| stage.node.clone()).collect();
-    world.log_everything(&nodes).await?;
-    let searched = search(world, &stages).await;
+    let searched = async {
+        world.log_everything(&nodes).await?;
+        search(world, &stages).await
+    };
+    let searched = searched.await;
     world.log_as_before(&nodes).await?;
     searched
 }

@@ -11,13 +11,32 @@ use serde_json::{Value, json};
 use crate::{CONTROLLER, NAMESPACE, container, folder, list, one, read, text};
 
 fn overlay(file: &str) -> Vec<Value> {
-    read(&folder().join("overlays/cert-manager").join(file))
+    read(&crate::overlay("cert-manager").join(file))
+}
+
+#[test]
+fn overlays_stand_on_the_base_and_outside_of_it() {
+    let overlays = crate::overlay("");
+    let base = folder().canonicalize().expect("the base is a folder");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(overlays).expect("the overlays are in a folder") {
+        let path = entry.expect("the overlays can be read").path();
+        let path = path.canonicalize().expect("an overlay is a folder");
+        let kustomization = read(&path.join("kustomization.yaml")).remove(0);
+        let listed: Vec<_> =
+            list(&kustomization["resources"]).iter().map(|it| path.join(text(it))).collect();
+        let listed: Vec<_> = listed.iter().filter_map(|it| it.canonicalize().ok()).collect();
+        assert!(listed.contains(&base), "{} lacks the base", path.display());
+        assert!(listed.iter().all(|it| !path.starts_with(it)), "{}: a cycle", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 2);
 }
 
 #[test]
 fn the_certificate_is_made_for_our_services_mounted_and_injected() {
     let kustomization = overlay("kustomization.yaml").remove(0);
-    assert_eq!(kustomization["resources"], json!(["../..", "certificates.yaml"]));
+    assert_eq!(kustomization["resources"], json!(["../../deploy", "certificates.yaml"]));
     let objects = overlay("certificates.yaml");
     let find = |kind: &str, name: &Value| {
         let mut found = objects.iter().filter(|it| it["kind"] == kind);

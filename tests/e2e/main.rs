@@ -6,6 +6,7 @@
 mod admission;
 mod bad_traffic;
 mod bounds;
+mod canary;
 mod certificates;
 mod commands;
 mod conformance;
@@ -21,6 +22,8 @@ mod nodes;
 mod outages;
 mod pod_security;
 mod private;
+#[path = "../rights/mod.rs"]
+mod rights;
 mod room;
 mod trust;
 mod world;
@@ -83,6 +86,8 @@ fn main() -> ExitCode {
         outages::TESTS,
         mounted::TESTS,
         certificates::TESTS,
+        // Last: it searches what all the others have left.
+        canary::TESTS,
     ];
     let trials = all.into_iter().flatten().map(|(name, test)| {
         let name = name.trim_start_matches("e2e::");
@@ -104,10 +109,14 @@ fn main() -> ExitCode {
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.chain(conformance).collect());
+    let everything = arguments.filter.is_none() && arguments.skip.is_empty();
+    let mut as_granted = true;
     if let Some(Ok(world)) = Arc::into_inner(world).and_then(OnceCell::into_inner) {
-        runtime.block_on(world.stop(conclusion.has_failed()));
+        // Only a whole run uses every right.
+        as_granted = !everything || world.uses_what_is_granted();
+        runtime.block_on(world.stop(conclusion.has_failed() || !as_granted));
     }
-    conclusion.exit_code()
+    if as_granted { conclusion.exit_code() } else { ExitCode::FAILURE }
 }
 
 async fn run(

@@ -13,7 +13,7 @@ use anyhow::Result;
 use futures::future::LocalBoxFuture;
 
 use crate::world::World;
-pub use stage::{Conformance, RuntimeKind, Stage};
+pub use stage::{Conformance, RuntimeKind, Stage, WARMER_FLAGS};
 
 /// A case: gets the node of one runtime, and says what was wrong.
 type Case = for<'a> fn(&'a Stage<'a>) -> LocalBoxFuture<'a, Result<()>>;

@@ -46,7 +46,7 @@ impl Conformance {
     }
 }
 
-const WARMER_FLAGS: [&str; 8] = [
+pub const WARMER_FLAGS: [&str; 8] = [
     "--presence-interval",
     "1s",
     "--parallel-pulls",

@@ -40,17 +40,4 @@ impl World {
         let processes = self.cluster.imagewarm_processes();
         processes.iter().map(|process| (process.name().to_owned(), process.log())).collect()
     }
-
-    /// Every password that the tests use, plain and as it stands in pull secrets.
-    pub fn passwords(&self) -> Vec<String> {
-        let real = self.cluster.registry_tls.as_ref().and_then(|tls| tls.password.clone());
-        let mut words: Vec<String> = real.into_iter().collect();
-        words.extend(["canary-not-the-password".into(), "canary-mistyped".into()]);
-        let encode = |word: &String| {
-            let pair = format!("{}:{word}", xtask::cluster::USER);
-            base64::Engine::encode(&base64::prelude::BASE64_STANDARD, pair)
-        };
-        let encoded: Vec<_> = words.iter().map(encode).collect();
-        words.into_iter().chain(encoded).filter(|word| !word.is_empty()).collect()
-    }
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 
+const SPOILED: &str = "not a certificate";
+
 impl World {
     pub(super) async fn start_controller(&self, name: &str) -> Result<()> {
         let started =
@@ -236,6 +238,20 @@ impl World {
         let maps: Api<ConfigMap> = Api::namespaced(self.client(), NAMESPACE);
         maps.delete("imagewarm-dispatch-ca", &Default::default()).await?;
         Ok(())
+    }
+
+    /// Puts something else into the Secret of the certificates.
+    pub async fn spoil_certificates(&self) -> Result<()> {
+        let secrets: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
+        let body = json!({"stringData": {"ca.crt": SPOILED, "tls.crt": SPOILED}});
+        secrets.patch("imagewarm-certs", &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
+    pub async fn certificates_are_spoiled(&self) -> Result<bool> {
+        let secrets: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
+        let data = secrets.get("imagewarm-certs").await?.data.unwrap_or_default();
+        Ok(data.values().any(|value| value.0 == SPOILED.as_bytes()))
     }
 
     pub async fn apply_manifests(&self) -> Result<()> {

@@ -9,16 +9,6 @@ use kube::ResourceExt;
 
 use super::*;
 
-/// A write of our controllers that the API server has answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Audited {
-    pub verb: String,
-    pub resource: String,
-    pub namespace: String,
-    pub name: String,
-    pub status: i64,
-}
-
 impl World {
     /// A proxy in front of the API server. Nobody uses it as yet.
     pub async fn api_proxy(&self) -> Result<ApiProxy> {
@@ -178,24 +168,8 @@ impl World {
         let account =
             format!("system:serviceaccount:{NAMESPACE}:{}", xtask::cluster::CONTROLLER_ACCOUNT);
         let events = self.cluster.audit_events()?;
-        let ours = events.iter().filter(|event| event["user"]["username"] == account.as_str());
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        let read = |event: &serde_json::Value| {
-            let object = &event["objectRef"];
-            let subresource = text(&object["subresource"]);
-            let mut resource = text(&object["resource"]);
-            if !subresource.is_empty() {
-                resource = format!("{resource}/{subresource}");
-            }
-            Audited {
-                verb: text(&event["verb"]),
-                resource,
-                namespace: text(&object["namespace"]),
-                name: text(&object["name"]),
-                status: event["responseStatus"]["code"].as_i64().unwrap_or_default(),
-            }
-        };
-        Ok(ours.map(read).collect())
+        let requests = events.iter().filter_map(Audited::read);
+        Ok(requests.filter(|request| request.account == account).collect())
     }
 
     /// Returns once no ImageWarm of any test lies on a node that is gone.

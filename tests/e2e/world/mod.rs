@@ -5,8 +5,11 @@ mod attack;
 mod commands;
 mod controllers;
 mod faults;
+mod findings;
 mod objects;
+mod rights;
 mod streams;
+mod verbose;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,9 +36,10 @@ use xtask::http_get::http_get;
 use xtask::images::TestImage;
 
 use crate::conformance::Conformance;
+pub use crate::rights::Request as Audited;
 
 pub use attack::RawStream;
-pub use faults::Audited;
+pub use findings::Findings;
 pub use objects::{Pushed, containers};
 
 /// How long anything may take on a slow machine before it counts as never.

@@ -162,7 +162,9 @@ impl ControlPlane {
             // It taints each new node until the node lifecycle controller, which is absent, agrees.
             .arg("--disable-admission-plugins=TaintNodesByCondition")
             .arg(format!("--audit-policy-file={}", file("audit-policy.yaml")))
-            .arg(format!("--audit-log-path={}", self.audit_log.display()));
+            .arg(format!("--audit-log-path={}", self.audit_log.display()))
+            // Never begins a new file: tests read all of it.
+            .arg("--audit-log-maxsize=100000");
         let process = Process::start("kube-apiserver", program, sandbox)?;
         let client = client_from(&self.kubeconfig).await?;
         process

@@ -6,7 +6,11 @@ use serde_json::{Value, json};
 
 use crate::world::{World, containers};
 
-crate::tests![namespaces_may_have_to_opt_in, limits_of_namespaces_and_revisions_are_kept];
+crate::tests![
+    namespaces_may_have_to_opt_in,
+    limits_of_namespaces_and_revisions_are_kept,
+    a_revision_beyond_the_ceiling_of_a_minute_is_repaired,
+];
 
 fn by_hand(node: &str) -> Value {
     json!({
@@ -84,4 +88,29 @@ async fn limits_of_namespaces_and_revisions_are_kept(world: &World) -> Result<()
     let warms = world.all_ready(&namespace, 9).await?;
     ensure!(warms.iter().all(|warm| warm.reason() == Some(Reason::Pulled)), "{warms:?}");
     Ok(())
+}
+
+async fn a_revision_beyond_the_ceiling_of_a_minute_is_repaired(world: &World) -> Result<()> {
+    let namespace = world.namespace("ceiling").await?;
+    let mut images = vec![];
+    for tag in ["v1", "v2", "v3", "v4"] {
+        images.push(world.push("ceiling", tag).await?);
+    }
+    let checked = async {
+        // Each of the two replicas counts for itself.
+        world.restart_controllers_with(&["--fan-out-per-minute", "1"]).await?;
+        for (at, image) in images.iter().enumerate() {
+            let name = format!("hello-0000{at}");
+            world.revision(&namespace, &name, containers(&[&image.tag])).await?;
+        }
+        world.all_ready(&namespace, 12).await?;
+        let beyond = world.metric_sum("imagewarm_fan_out_over_ceiling_total", "").await?;
+        ensure!(beyond >= 2.0, "only {beyond} Revisions were beyond the ceiling");
+        let repaired = world.metric_sum("imagewarm_repairs_total", "Missing").await?;
+        ensure!(repaired >= 6.0, "only {repaired} ImageWarms were repairs");
+        Ok(())
+    }
+    .await;
+    world.restart_controllers().await?;
+    checked
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use imagewarm::api::Reason;
+use serde_json::Value;
 
 use crate::world::{World, containers};
 
@@ -10,6 +11,7 @@ crate::tests![
     watching_ends_by_itself,
     kubectl_shows_and_explains_image_warms,
     field_selectors_find_a_nodes_orders,
+    kubectl_renders_the_overlays,
 ];
 
 async fn status_shows_nodes_images_and_reasons(world: &World) -> Result<()> {
@@ -85,5 +87,28 @@ async fn field_selectors_find_a_nodes_orders(world: &World) -> Result<()> {
         let said = world.kubectl(&["get", "iw", "-n", &namespace, "-o", "name", &selector]).await?;
         ensure!(said.lines().count() == count, "{selector}: {said}");
     }
+    Ok(())
+}
+
+async fn kubectl_renders_the_overlays(world: &World) -> Result<()> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/overlays");
+    let render = async |overlay: &str| -> Result<Vec<Value>> {
+        let said = world.kubectl(&["kustomize", &format!("{folder}/{overlay}")]).await?;
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&said)?;
+        for kind in ["CustomResourceDefinition", "DaemonSet", "Deployment", "NetworkPolicy"] {
+            ensure!(objects.iter().any(|one| one["kind"] == kind), "{overlay}: no {kind}");
+        }
+        Ok(objects)
+    };
+    let objects = render("cert-manager").await?;
+    let injected =
+        |one: &&Value| one["metadata"]["annotations"]["cert-manager.io/inject-ca-from"].is_string();
+    ensure!(objects.iter().filter(injected).count() == 2, "both configurations are injected into");
+    let objects = render("namespaced-secrets").await?;
+    let role = objects.iter().find(|one| {
+        one["kind"] == "ClusterRole" && one["metadata"]["name"] == "imagewarm-controller"
+    });
+    let rules = role.map_or(String::new(), |role| role["rules"].to_string());
+    ensure!(rules.contains("tokenreviews") && !rules.contains("secrets"), "{rules}");
     Ok(())
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::plan::Policy;
+use crate::plan::bounds::NamespaceSelection;
 use crate::plan::diff::Patience;
+use crate::plan::{Bounds, Policy};
 use crate::settings::duration;
 
 /// What is warmed, and how the leader repairs and collects.
@@ -34,6 +35,36 @@ pub struct ControllerArgs {
         default_value = "node.kubernetes.io/not-ready"
     )]
     pub startup_taints: Vec<String>,
+
+    /// Which namespaces are warmed: all but those labelled `caching.knative.dev/warm: "false"`
+    /// (`opt-out`), or only those labelled `caching.knative.dev/warm: "true"` (`opt-in`)
+    #[arg(
+        long,
+        env = "IMAGEWARM_NAMESPACE_SELECTION",
+        value_name = "opt-out|opt-in",
+        default_value = "opt-out",
+        value_parser = namespace_selection
+    )]
+    pub namespace_selection: NamespaceSelection,
+
+    /// How many images of one Revision are warmed, in the order of its containers; 0 for all
+    #[arg(
+        long,
+        env = "IMAGEWARM_MAX_IMAGES_PER_REVISION",
+        value_name = "COUNT",
+        default_value_t = Bounds::default().images_per_revision
+    )]
+    pub max_images_per_revision: usize,
+
+    /// How many ImageWarms one namespace may have (images times nodes; hand-made ones count); 0 for
+    /// no limit. What exists stays when the limit is lowered
+    #[arg(
+        long,
+        env = "IMAGEWARM_MAX_IMAGE_WARMS_PER_NAMESPACE",
+        value_name = "COUNT",
+        default_value_t = Bounds::default().image_warms_per_namespace
+    )]
+    pub max_image_warms_per_namespace: usize,
 
     /// How old an ImageWarm must be before it is deleted for want of a Revision or of its node
     #[arg(
@@ -89,6 +120,11 @@ impl ControllerArgs {
             paused: self.paused,
             skipped_registries: filled(&self.skipped_registries),
             startup_taints: filled(&self.startup_taints),
+            bounds: Bounds {
+                namespaces: self.namespace_selection,
+                images_per_revision: self.max_images_per_revision,
+                image_warms_per_namespace: self.max_image_warms_per_namespace,
+            },
         }
     }
 
@@ -98,6 +134,14 @@ impl ControllerArgs {
             collect: self.collect_grace,
             reserve: self.reserve_delay,
         }
+    }
+}
+
+fn namespace_selection(word: &str) -> Result<NamespaceSelection, String> {
+    match word {
+        "opt-out" => Ok(NamespaceSelection::OptOut),
+        "opt-in" => Ok(NamespaceSelection::OptIn),
+        other => Err(format!("{other:?} is neither opt-out nor opt-in")),
     }
 }
 
@@ -186,6 +230,7 @@ mod tests {
         assert_eq!(policy.skipped_registries, default.skipped_registries);
         assert_eq!(policy.startup_taints, default.startup_taints);
         assert!(!policy.paused);
+        assert_eq!(policy.bounds, default.bounds);
         assert_eq!(args.collect_grace, Patience::default().collect);
         assert_eq!(args.repair_delay, Patience::default().fan_out);
         assert_eq!(args.reserve_delay, Patience::default().reserve);

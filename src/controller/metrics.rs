@@ -21,6 +21,7 @@ pub struct ControllerMetrics {
     failed_writes: Counter,
     image_writes: Counter,
     waiting: Gauge,
+    over_limit: Gauge,
     leading: Gauge,
     image_warms: Family<StateLabels, Gauge>,
 }
@@ -75,6 +76,7 @@ impl ControllerMetrics {
             failed_writes: Counter::default(),
             image_writes: Counter::default(),
             waiting: Gauge::default(),
+            over_limit: Gauge::default(),
             leading: Gauge::default(),
             image_warms: Family::default(),
         };
@@ -103,6 +105,11 @@ impl ControllerMetrics {
             "reconcile_queue_depth",
             "ImageWarms that are missing and Image statuses that are behind, as the leader last found",
             metrics.waiting.clone(),
+        );
+        registry.register(
+            "image_warms_over_limit",
+            "ImageWarms that are wanted, but have no place in their namespace; kept by the leader",
+            metrics.over_limit.clone(),
         );
         registry.register("leading", "1 while this replica leads", metrics.leading.clone());
         registry.register(
@@ -137,11 +144,16 @@ impl ControllerMetrics {
         self.waiting.set(i64::try_from(writes).unwrap_or(i64::MAX));
     }
 
+    pub(super) fn over_limit(&self, image_warms: usize) {
+        self.over_limit.set(i64::try_from(image_warms).unwrap_or(i64::MAX));
+    }
+
     pub(super) fn leading(&self, leading: bool) {
         self.leading.set(i64::from(leading));
         if !leading {
             self.image_warms.clear();
             self.waiting.set(0);
+            self.over_limit.set(0);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The leader's loop: observe (a snapshot of the stores), plan (pure), apply (bounded writes). Each
 //! run looks at everything; what was missed once is put right by the next.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::api::{ImageWarm, KnativeImage, Reason, Revision};
 use crate::cluster::apply::{self, ApplyError};
 use crate::cluster::leadership::Leadership;
 use crate::cluster::watch::{Change, Stores, Synced};
-use crate::plan::demand::says_no;
+use crate::plan::bounds::LIMIT_REACHED;
 use crate::plan::diff::Creation;
 use crate::plan::failures::{Failure, failures};
 use crate::plan::rollup::{ImageUpdate, Nodes, rollup};
@@ -80,6 +80,8 @@ struct Memory {
     collector: Collector,
     images: ImageStatuses,
     teller: Teller,
+    /// Namespaces that have reached their limit, as told last.
+    full: BTreeSet<String>,
 }
 
 /// A snapshot of the stores.
@@ -127,6 +129,7 @@ impl Controller {
                 self.metrics.clone(),
             ),
             teller: Teller::new(self.client.clone(), self.instance.clone()),
+            full: BTreeSet::new(),
         };
         let mut synced = self.stores.synced.clone();
         while still.yes() {
@@ -180,6 +183,8 @@ impl Controller {
         };
         self.metrics.states(reasons.into_iter());
         self.metrics.waiting(plan.create.len() + images.len());
+        self.metrics.over_limit(plan.over_limit.values().sum());
+        memory.tell_limits(&plan.over_limit);
         let planned_at = Instant::now();
         let recheck = plan
             .recheck_at
@@ -209,9 +214,18 @@ impl Controller {
             connected: self.connected.borrow().clone(),
             may_delete: before.may_delete(),
         };
+        let bounds = self.args.policy().bounds;
+        if !bounds.selects_unknown() {
+            let revisions = snapshot.revisions.iter().map(|one| &one.metadata);
+            let all = revisions.chain(snapshot.images.iter().map(|one| &one.metadata));
+            let unknown = all
+                .filter_map(|metadata| metadata.namespace.as_deref())
+                .filter(|name| self.stores.namespace(name).is_none());
+            snapshot.opted_out.extend(unknown.map(Into::into));
+        }
         for namespace in self.stores.namespaces.state() {
             let name = || namespace.metadata.name.clone().unwrap_or_default();
-            if says_no(namespace.metadata.labels.as_ref()) {
+            if !bounds.selects(namespace.metadata.labels.as_ref()) {
                 snapshot.opted_out.insert(name());
             }
             if namespace.metadata.deletion_timestamp.is_some() {
@@ -296,6 +310,22 @@ impl Controller {
 }
 
 impl Memory {
+    /// Logs which namespaces have reached their limit, when that changed.
+    fn tell_limits(&mut self, over_limit: &BTreeMap<String, usize>) {
+        for (namespace, missing) in over_limit {
+            if !self.full.contains(namespace) {
+                tracing::warn!(
+                    namespace,
+                    missing,
+                    reason = LIMIT_REACHED,
+                    "the namespace has as many ImageWarms as it may \
+                     (--max-image-warms-per-namespace)"
+                );
+            }
+        }
+        self.full = over_limit.keys().cloned().collect();
+    }
+
     /// When something that is held back may be tried again.
     fn next_creation(&self, now: Instant) -> Option<Instant> {
         self.held_back.values().copied().chain(self.refused.next(now)).min()
@@ -398,14 +428,15 @@ fn plan(
         terminating: &snapshot.terminating,
         may_delete: snapshot.may_delete,
     };
+    let plan = diff(&observed, policy, patience, now);
     let looked = Nodes {
         orders: &orders,
         nodes: &nodes,
         runtime_classes: &snapshot.runtime_classes,
         terminating: &snapshot.terminating,
+        full: &plan.over_limit,
     };
     Planned {
-        plan: diff(&observed, policy, patience, now),
         // A list that is behind makes for statuses that are not true.
         images: match snapshot.may_delete {
             true => rollup(&looked, &asked, policy, patience, now),
@@ -413,6 +444,7 @@ fn plan(
         },
         failures: failures(&orders, &asked.asking),
         reasons: snapshot.image_warms.iter().map(|warm| warm.reason()).collect(),
+        plan,
     }
 }
 

@@ -318,6 +318,14 @@ impl Dispatcher {
                 reply.send(Err(Status::unavailable("this replica is not ready to dispatch yet")));
             return;
         }
+        // A new node's warmer may be quicker than our watch; it comes back.
+        if self.stores.nodes.get(&ObjectRef::new(node)).is_none() {
+            self.metrics.stream_end(StreamEnd::UnknownNode);
+            tracing::warn!(node, reason = "UnknownNode", "a warmer was not let in");
+            let _ =
+                reply.send(Err(server::end_status(StreamEnd::UnknownNode, &self.leader.borrow())));
+            return;
+        }
         self.last_session += 1;
         let session = self.last_session;
         // Room for the opening burst; a channel takes memory only for what is in it.

@@ -30,6 +30,8 @@ pub enum StreamEnd {
     NotLeading,
     /// The token was not accepted.
     Refused,
+    /// There is no Node of the name that the token is bound to.
+    UnknownNode,
     /// The token could not be reviewed, or the index did not answer.
     Unavailable,
     /// A newer stream of the node took its place.

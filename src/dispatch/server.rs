@@ -315,6 +315,7 @@ pub(super) fn end_status(end: StreamEnd, leader: &Leadership) -> Status {
         }
         StreamEnd::Replaced => Status::aborted("a newer stream of this node took its place"),
         StreamEnd::TooSlow => Status::resource_exhausted("the warmer does not read its messages"),
+        StreamEnd::UnknownNode => Status::permission_denied("there is no Node of this name"),
         StreamEnd::Misbehaved => Status::permission_denied("cut off: no warmer speaks like this"),
         StreamEnd::Expired => Status::unauthenticated("the token expired"),
         StreamEnd::Shutdown | StreamEnd::Unavailable => Status::unavailable("this replica ends"),

@@ -79,6 +79,8 @@ pub enum Meaning {
     Invalid(String),
     /// Somebody decided that it is not to be warmed.
     LeftAlone,
+    /// Its Revision names more images than are warmed for one, and this is one of those beyond.
+    BeyondLimit,
     /// Which image of its Revision it is, only the Revision's status will tell.
     Undecided,
     /// Its Revision is gone, and takes it along.
@@ -154,6 +156,7 @@ fn meaning(
         match place(&reference, image, revision, &mut its.demand.images) {
             Place::At(image) => return Meaning::Wanted { asking: at, image },
             Place::Later => return Meaning::Undecided,
+            Place::Nowhere if its.demand.beyond_limit > 0 => return Meaning::BeyondLimit,
             Place::Nowhere => {}
         }
         demand.placement = its.demand.placement.clone();

@@ -1,7 +1,8 @@
 //! What a Revision or an Image asks for: images, in whose name they may be pulled, and where Pods may
 //! run. Tolerates Revisions that Knative has not defaulted yet.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{LocalObjectReference, NodeSelectorTerm, Toleration};
 
@@ -19,6 +20,8 @@ const PULL_SECRETS_MAX: usize = 16;
 pub struct Demand {
     /// Every distinct image once, in order of appearance.
     pub images: Vec<WantedImage>,
+    /// Further images, beyond the limit for one Revision.
+    pub beyond_limit: usize,
     /// In whose name the images may be pulled; secrets as the Revision names them, valid or not.
     pub identity: PullIdentity,
     /// Where its Pods may run.
@@ -76,8 +79,13 @@ pub fn says_no(pairs: Option<&BTreeMap<String, String>>) -> bool {
 pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -> Demand {
     let opted_out =
         namespace_opted_out || policy.paused || says_no(revision.metadata.annotations.as_ref());
+    let mut images = if opted_out { Vec::new() } else { images(revision, policy) };
+    let kept = policy.bounds.of_images(images.len());
+    let beyond_limit = images.len() - kept;
+    images.truncate(kept);
     Demand {
-        images: if opted_out { Vec::new() } else { images(revision, policy) },
+        images,
+        beyond_limit,
         identity: identity(&revision.spec.image_pull_secrets, &revision.spec.service_account_name),
         placement: placement(revision),
     }
@@ -89,6 +97,7 @@ pub(super) fn of_image(image: &KnativeImage, reference: &Reference) -> Demand {
     let resolved = reference.digest().map(|_| reference.clone());
     Demand {
         images: vec![WantedImage { reference: reference.clone(), resolved }],
+        beyond_limit: 0,
         identity: identity(&image.spec.image_pull_secrets, &image.spec.service_account_name),
         placement: PodConstraints::default(),
     }
@@ -125,15 +134,23 @@ fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
         spec.init_containers.iter().enumerate().map(|(at, c)| (c, digest(c, at, init_statuses)));
 
     let mut images: Vec<WantedImage> = Vec::new();
+    let mut places: HashMap<Reference, usize> = HashMap::new();
     for (container, digest) in containers.chain(inits) {
         let Some(reference) = warmable(container, policy) else { continue };
         let resolved = match reference.digest() {
             Some(_) => Some(reference.clone()),
             None => digest,
         };
-        match images.iter_mut().find(|image| image.reference == reference) {
-            Some(known) => known.resolved = known.resolved.take().or(resolved),
-            None => images.push(WantedImage { reference, resolved }),
+        match places.entry(reference) {
+            Entry::Occupied(at) => {
+                let known = &mut images[*at.get()];
+                known.resolved = known.resolved.take().or(resolved);
+            }
+            Entry::Vacant(free) => {
+                let reference = free.key().clone();
+                free.insert(images.len());
+                images.push(WantedImage { reference, resolved });
+            }
         }
     }
     images

@@ -1,7 +1,7 @@
 //! The leader's plan: which ImageWarms are missing, and which nobody needs any more. Works from a
 //! full look at everything, so that what was missed once is put right the next time.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::Policy;
 use super::asking::{Asker, Asking, is_of_revision};
+use super::bounds::Room;
 use super::demand::PodConstraints;
 use super::eligible::{NodeFacts, may_start};
 use super::fan_out::{Origin, image_warm};
@@ -66,6 +67,8 @@ pub struct Plan {
     pub create: Vec<Creation>,
     /// Objects that are in the way of nobody, but wanted by nobody either.
     pub delete: Vec<Deletion>,
+    /// What is missing but has no place in its namespace, by namespace.
+    pub over_limit: BTreeMap<String, usize>,
     /// When to look again although nothing changed.
     pub recheck_at: Option<Timestamp>,
 }
@@ -120,6 +123,8 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
         return plan;
     }
     let mut eligible = EligibleNodes::new(observed.nodes, observed.runtime_classes, policy);
+    let existing = observed.orders.all.iter().map(Arc::as_ref);
+    let mut room = Room::new(policy.bounds, existing);
     let mut planned: HashSet<(&str, &Reference, &str)> = HashSet::new();
     for one in observed.asking {
         let (metadata, namespace) = (one.by.metadata(), one.by.namespace());
@@ -144,7 +149,7 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
                     plan.recheck(young_until);
                     break;
                 }
-                if planned.insert((namespace, image, node.name)) {
+                if planned.insert((namespace, image, node.name)) && room.take(namespace) {
                     let object = image_warm(&origin, &one.demand, image, node.name);
                     let repair = match (&one.by, repair) {
                         (Asker::Image(_), Repair::Missing) => Repair::Image,
@@ -158,6 +163,8 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
             }
         }
     }
+    let refused = room.refused.into_iter();
+    plan.over_limit = refused.map(|(namespace, count)| (namespace.to_owned(), count)).collect();
     collect(observed, patience, now, &mut plan);
     plan
 }

@@ -2,6 +2,7 @@
 //! go. Functions of plain data with `now` as an argument; no I/O and no clock.
 
 pub mod asking;
+pub mod bounds;
 pub mod demand;
 pub mod diff;
 pub mod eligible;
@@ -16,6 +17,7 @@ pub(crate) mod sample;
 pub mod want;
 
 pub use asking::{Asked, Asking, asked};
+pub use bounds::Bounds;
 pub use demand::Demand;
 pub use diff::{Observed, Plan, diff};
 pub use eligible::NodeFacts;

@@ -1,5 +1,7 @@
 //! What the operator decided for the whole cluster.
 
+use super::Bounds;
+
 /// Settings that planning depends on; the same for admission and repair.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -9,6 +11,8 @@ pub struct Policy {
     pub skipped_registries: Vec<String>,
     /// Keys of taints that do not hold warming back, since they only mark a starting node.
     pub startup_taints: Vec<String>,
+    /// Limits of namespaces and Revisions.
+    pub bounds: Bounds,
 }
 
 impl Default for Policy {
@@ -17,6 +21,7 @@ impl Default for Policy {
             paused: false,
             skipped_registries: ["dev.local", "kind.local", "ko.local"].map(Into::into).to_vec(),
             startup_taints: vec!["node.kubernetes.io/not-ready".into()],
+            bounds: Bounds::default(),
         }
     }
 }

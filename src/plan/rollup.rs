@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::Policy;
 use super::asking::{Asked, Asking, Meaning};
+use super::bounds::LIMIT_REACHED;
 use super::demand::WantedImage;
 use super::diff::{EligibleNodes, Patience};
 use super::eligible::NodeFacts;
@@ -48,6 +49,8 @@ pub struct Nodes<'a> {
     pub runtime_classes: &'a RuntimeClasses,
     /// Namespaces that are being deleted: nothing is written there.
     pub terminating: &'a BTreeSet<String>,
+    /// Namespaces with as many ImageWarms as they may have, that want more.
+    pub full: &'a BTreeMap<String, usize>,
 }
 
 /// A status to be written.
@@ -90,6 +93,14 @@ pub fn rollup(
                 OPTED_OUT,
                 "the image, its Revision or its namespace is excluded from warming".into(),
             ),
+            Meaning::BeyondLimit => Verdict::new(
+                ConditionStatus::Unknown,
+                LIMIT_REACHED,
+                format!(
+                    "of one Revision no more than {} images are warmed (--max-images-per-revision)",
+                    policy.bounds.images_per_revision
+                ),
+            ),
             Meaning::Undecided => Verdict::new(
                 ConditionStatus::Unknown,
                 Reason::Queued.as_str(),
@@ -98,7 +109,12 @@ pub fn rollup(
             Meaning::Wanted { asking, image } => {
                 let one = &asked.asking[*asking];
                 let nodes = eligible.of(&one.demand.placement);
-                of_wanted(one, &one.demand.images[*image], nodes, observed.orders, patience, now)
+                let limit = observed
+                    .full
+                    .contains_key(namespace)
+                    .then_some(policy.bounds.image_warms_per_namespace);
+                let wanted = &one.demand.images[*image];
+                of_wanted(one, wanted, nodes, observed.orders, limit, patience, now)
             }
         };
         if let Some(status) = verdict.status(image, now) {
@@ -113,6 +129,7 @@ fn of_wanted(
     wanted: &WantedImage,
     nodes: &[&NodeFacts<'_>],
     orders: &Orders<'_>,
+    limit: Option<usize>,
     patience: Patience,
     now: Timestamp,
 ) -> Verdict {
@@ -138,7 +155,22 @@ fn of_wanted(
             }
         }
     }
-    tally.verdict(nodes.len())
+    let verdict = tally.verdict(nodes.len());
+    let unordered = || nodes.iter().filter(|node| orders.missing(node.name).is_some()).count();
+    match limit {
+        Some(limit) if verdict.status == ConditionStatus::Unknown && unordered() > 0 => Verdict {
+            reason: LIMIT_REACHED,
+            message: format!(
+                "{} of {} nodes hold the image; none is ordered for {}, since the namespace may have \
+                 no more than {limit} ImageWarms (--max-image-warms-per-namespace)",
+                tally.held,
+                nodes.len(),
+                unordered(),
+            ),
+            ..verdict
+        },
+        _ => verdict,
+    }
 }
 
 /// Nodes by what they say.

@@ -202,6 +202,19 @@ impl Runtime for Docker {
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
         Box::pin(self.pull_image(image, credential, progress))
     }
+
+    fn verify<'a>(
+        &'a self,
+        image: &'a Reference,
+        credential: Option<&'a Credential>,
+    ) -> RuntimeFuture<'a, Result<(), RuntimeError>> {
+        // dockerd does not ask the registry for a digest that it holds: a pull would prove nothing.
+        Box::pin(async move {
+            let credentials = credential.map(docker_credentials);
+            let answer = self.client.inspect_registry_image(image.as_str(), credentials).await;
+            answer.map(drop).map_err(|error| without(credential, failure(error)))
+        })
+    }
 }
 
 /// What the stream of a pull told so far.

@@ -69,6 +69,17 @@ pub trait Runtime: Send + Sync + fmt::Debug {
         credential: Option<&'a Credential>,
         progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>>;
+
+    /// Asks the registry whether this credential opens `image`, which the runtime holds. Downloads
+    /// no layers.
+    fn verify<'a>(
+        &'a self,
+        image: &'a Reference,
+        credential: Option<&'a Credential>,
+    ) -> RuntimeFuture<'a, Result<(), RuntimeError>> {
+        // A pull of what is there ends with the manifest.
+        Box::pin(async move { self.pull(image, credential, &|_| {}).await.map(drop) })
+    }
 }
 
 /// Who the runtime is.

@@ -1,5 +1,5 @@
-//! One job from start to end: a look, or a pull with its grant, its credentials in turn, and an end
-//! when nothing moves for too long. Says what happened; what follows from it is the queue's part.
+//! One job from start to end: a look, or a pull (or a question to the registry) with its grant, its
+//! credentials in turn, and an end when nothing moves for too long. Says what happened; what follows from it is the queue's part.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,30 +64,59 @@ pub async fn run(
                 // The pull will find out what is wrong.
                 Err(_) => tracing::warn!("the disk guard got no answer in time"),
             }
-            let (sender, grant) = oneshot::channel();
-            // The main loop outlives its jobs; without it the process is ending.
-            let _ = events.send(JobEvent::Ask(job.uid.clone(), sender)).await;
-            let Ok(grant) = grant.await else {
-                return Ended::Refused(Reason::WaitingForWarmer, "the warmer is ending".into());
+            let (credentials, refusal) = match granted(job, &events).await {
+                Ok(granted) => granted,
+                Err(RuntimeError { reason, message }) => return Ended::Refused(reason, message),
             };
-            let refusal = (!grant.refused_reason.is_empty()).then(|| RuntimeError {
-                reason: Reason::from_word(&grant.refused_reason).unwrap_or(Reason::Unauthorized),
-                message: grant.refused_message.clone(),
+            let (runtime, started) = (runtime.as_ref(), now());
+            let pull = in_turn(&credentials, |credential| {
+                watched(job, runtime, credential, &events, patience, started)
             });
-            if let Some(RuntimeError { reason, message }) = &refusal
-                && *reason != Reason::SecretMissing
-            {
-                return Ended::Refused(*reason, message.clone());
-            }
-            let started = now();
-            let pull = pull(job, grant, runtime.as_ref(), &events, patience, started);
             tokio::select! {
                 result = pull => {
                     Ended::Pulled(started, result.map_err(|error| without_secret(error, refusal)))
                 }
-                message = disk.until_low(runtime.as_ref()) => Ended::OutOfRoom(message),
+                message = disk.until_low(runtime) => Ended::OutOfRoom(message),
             }
         }
+        Step::Verify => {
+            let (credentials, refusal) = match granted(job, &events).await {
+                Ok(granted) => granted,
+                Err(RuntimeError { reason, message }) => return Ended::Refused(reason, message),
+            };
+            let verify = in_turn(&credentials, |credential| {
+                let answer = runtime.verify(&job.image, credential);
+                async {
+                    tokio::time::timeout(LOOK_TIMEOUT, answer).await.unwrap_or_else(|_| {
+                        let message = "the registry did not answer in time".into();
+                        Err(RuntimeError { reason: Reason::TimedOut, message })
+                    })
+                }
+            });
+            Ended::Verified(verify.await.map_err(|error| without_secret(error, refusal)))
+        }
+    }
+}
+
+/// The credentials to try, and what is missing among them; or why nothing may be tried.
+async fn granted(
+    job: &Job,
+    events: &mpsc::Sender<JobEvent>,
+) -> Result<(Vec<Credential>, Option<RuntimeError>), RuntimeError> {
+    let (sender, grant) = oneshot::channel();
+    // The main loop outlives its jobs; without it the process is ending.
+    let _ = events.send(JobEvent::Ask(job.uid.clone(), sender)).await;
+    let Ok(grant) = grant.await else {
+        let message = "the warmer is ending".into();
+        return Err(RuntimeError { reason: Reason::WaitingForWarmer, message });
+    };
+    let refusal = (!grant.refused_reason.is_empty()).then(|| RuntimeError {
+        reason: Reason::from_word(&grant.refused_reason).unwrap_or(Reason::Unauthorized),
+        message: grant.refused_message,
+    });
+    match refusal {
+        Some(refusal) if refusal.reason != Reason::SecretMissing => Err(refusal),
+        refusal => Ok((grant.credentials.into_iter().map(into_credential).collect(), refusal)),
     }
 }
 
@@ -104,26 +133,17 @@ fn without_secret(error: RuntimeError, missing: Option<RuntimeError>) -> Runtime
 }
 
 /// Tries the credentials in turn; without any, anonymously.
-async fn pull(
-    job: &Job,
-    grant: PullGrant,
-    runtime: &dyn Runtime,
-    events: &mpsc::Sender<JobEvent>,
-    patience: Patience,
-    started: i64,
-) -> Result<PulledImage, RuntimeError> {
-    let mut credentials: Vec<Option<Credential>> =
-        grant.credentials.into_iter().map(|credential| Some(into_credential(credential))).collect();
-    if credentials.is_empty() {
-        credentials.push(None);
-    }
+async fn in_turn<'a, T, F: Future<Output = Result<T, RuntimeError>>>(
+    credentials: &'a [Credential],
+    attempt: impl Fn(Option<&'a Credential>) -> F,
+) -> Result<T, RuntimeError> {
+    let anonymous = credentials.is_empty().then_some(None);
     let mut refused: Option<RuntimeError> = None;
-    for credential in &credentials {
-        let error =
-            match watched(job, runtime, credential.as_ref(), events, patience, started).await {
-                Ok(pulled) => return Ok(pulled),
-                Err(error) => error,
-            };
+    for credential in credentials.iter().map(Some).chain(anonymous) {
+        let error = match attempt(credential).await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
         match (error.reason, &refused) {
             // Registries hide what one may not see: another credential may see it.
             (Reason::Unauthorized, _) | (Reason::NotFound, None) => refused = Some(error),
@@ -246,8 +266,11 @@ mod tests {
     }
 
     async fn ended(runtime: FakeRuntime, grant: PullGrant, idle: Duration) -> Ended {
+        ended_as(&job("r.test/app:v1"), runtime, grant, idle).await
+    }
+
+    async fn ended_as(job: &Job, runtime: FakeRuntime, grant: PullGrant, idle: Duration) -> Ended {
         let (events, mut heard) = mpsc::channel(8);
-        let job = job("r.test/app:v1");
         let grant_it = async {
             if let Some(JobEvent::Ask(_, reply)) = heard.recv().await {
                 let _ = reply.send(grant);
@@ -256,7 +279,7 @@ mod tests {
         };
         let patience = Patience { idle, total: 2 * idle };
         let disk = DiskGuard::new(0, None);
-        let run = run(&job, Arc::new(runtime), &disk, events, patience);
+        let run = run(job, Arc::new(runtime), &disk, events, patience);
         let (ended, ()) = tokio::join!(run, grant_it);
         ended
     }
@@ -267,7 +290,7 @@ mod tests {
             Ended::Pulled(_, Err(error)) => Err(error.reason),
             Ended::Refused(reason, _) => Err(reason),
             Ended::NoRoom(_) | Ended::OutOfRoom(_) => Err(Reason::DiskPressure),
-            Ended::Looked(_) => Err(Reason::Removed),
+            Ended::Looked(_) | Ended::Verified(_) => Err(Reason::Removed),
         }
     }
 
@@ -320,6 +343,26 @@ mod tests {
         let ended = ended(down, grant(&["a", "b"]), idle).await;
         assert_eq!(reason(ended), Err(Reason::RegistryUnreachable));
         assert_eq!(calls.lock().unwrap().len(), 1, "another credential would not help");
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_opened_by_the_right_credential_only() {
+        let private = || FakeRuntime::default().with("r.test/app:v1", Script::Needs("right"));
+        for (names, expected) in [
+            (&["wrong", "right"][..], Ok(())),
+            (&["wrong"], Err(Reason::Unauthorized)),
+            (&[], Err(Reason::Unauthorized)),
+        ] {
+            let credentials = names.iter().map(|name| credential(name)).collect();
+            let grant = PullGrant { credentials, ..PullGrant::default() };
+            let job = Job { step: Step::Verify, ..job("r.test/app:v1") };
+            let Ended::Verified(result) =
+                ended_as(&job, private(), grant, Duration::from_secs(5)).await
+            else {
+                panic!("{names:?} were not tried");
+            };
+            assert_eq!(result.map_err(|error| error.reason), expected, "{names:?}");
+        }
     }
 
     #[tokio::test]

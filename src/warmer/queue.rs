@@ -40,6 +40,15 @@ pub enum Step {
     Look,
     /// Pull it.
     Pull,
+    /// It is there for another namespace: ask the registry whether this one's credentials open it.
+    Verify,
+}
+
+impl Step {
+    /// Whether it costs the registry something, and so takes a place among the pulls.
+    fn asks_registry(self) -> bool {
+        matches!(self, Step::Pull | Step::Verify)
+    }
 }
 
 /// Something to be started now.
@@ -66,6 +75,8 @@ pub enum Ended {
     Looked(Result<Option<PresentImage>, RuntimeError>),
     /// A pull that began at this time.
     Pulled(i64, Result<PulledImage, RuntimeError>),
+    /// A question to the registry about what is there.
+    Verified(Result<(), RuntimeError>),
     /// The controller said no.
     Refused(Reason, String),
     /// There is no room for it on the disk.
@@ -141,6 +152,7 @@ impl Queue {
                 outgrown: 0,
                 pull_not_before: 0,
                 unsure: false,
+                unproven: None,
                 assign,
             };
             self.entries.insert(entry.assign.uid.clone(), entry);
@@ -193,7 +205,7 @@ impl Queue {
     pub fn next(&mut self, now: i64) -> Option<Job> {
         let busy: HashSet<&Reference> = self.running.values().map(|job| &job.image).collect();
         let mut pulls: HashMap<&str, usize> = HashMap::new();
-        for job in self.running.values().filter(|job| job.step == Step::Pull) {
+        for job in self.running.values().filter(|job| job.step.asks_registry()) {
             *pulls.entry(job.image.domain()).or_default() += 1;
         }
         let pulls_in_all: usize = pulls.values().sum();
@@ -222,12 +234,29 @@ impl Queue {
         let image = entry.image.clone();
         let (attempt, room_bytes) = match step {
             Step::Look => (0, 0),
+            Step::Verify => (entry.attempts + 1, 0),
             Step::Pull => (entry.attempts + 1, entry.room_bytes(self.limits.assumed_bytes)),
         };
         self.running.insert(uid.clone(), Running { image: image.clone(), step, room_bytes });
         let check_for = entry.assign.check_for.clone();
         let room_bytes = room_bytes.saturating_add(others);
         Some(Job { uid, step, image, attempt, check_for, room_bytes })
+    }
+
+    /// Whether the image of an order that is not yet told to be there was brought to the node for
+    /// other namespaces only: that it is there gives this one no right to it.
+    fn is_foreign(&self, uid: &str) -> bool {
+        let Some(entry) = self.entries.get(uid).filter(|entry| !entry.is_believed()) else {
+            return false;
+        };
+        let namespace = &entry.assign.namespace;
+        let mut holders = self.entries.iter().filter(|(other, holder)| {
+            *other != uid && holder.is_believed() && holder.holds_content_of(&entry.image)
+        });
+        // Once it was doubted, it is not proven by those who brought it going away.
+        let first = holders.next();
+        (first.is_some() || entry.unproven.is_some())
+            && first.into_iter().chain(holders).all(|(_, held)| held.assign.namespace != *namespace)
     }
 
     /// The runtime told that an image was removed: looks at all that it should hold.
@@ -297,13 +326,18 @@ impl Queue {
     pub fn ended(&mut self, job: &Job, ended: Ended, now: i64, jitter: f64) -> Option<Outcome> {
         self.running.remove(&job.uid);
         let look_every_ms = self.limits.look_every_ms;
+        let foreign = matches!(&ended, Ended::Looked(Ok(Some(_)))) && self.is_foreign(&job.uid);
         let entry = self.entries.get_mut(&job.uid)?;
         let again = std::mem::take(&mut entry.again);
         let report = match ended {
+            Ended::Looked(Ok(Some(held))) if foreign => {
+                entry.doubted(held, now);
+                None
+            }
             Ended::Looked(result) => entry.looked(job, result, look_every_ms, now, jitter),
             Ended::Pulled(started, Ok(pulled)) => {
                 self.registries.served(job.image.domain());
-                (entry.attempts, entry.outgrown) = (0, 0);
+                (entry.attempts, entry.outgrown, entry.unproven) = (0, 0, None);
                 entry.removals.held(now);
                 entry.state = State::Due(Step::Look, now + spread(look_every_ms, jitter));
                 let reason =
@@ -321,6 +355,11 @@ impl Queue {
                 let RuntimeError { reason, message } = error;
                 let outcome = entry.failed(job, reason, message, now, not_before, jitter);
                 Some(Outcome { started_at_unix_ms: started, ..outcome })
+            }
+            Ended::Verified(result) => entry.verified(job, result, look_every_ms, now, jitter),
+            Ended::Refused(reason, message) if job.step == Step::Verify => {
+                let refused = Err(RuntimeError { reason, message });
+                entry.verified(job, refused, look_every_ms, now, jitter)
             }
             Ended::Refused(reason, message) => {
                 Some(entry.failed(job, reason, message, now, now, jitter))

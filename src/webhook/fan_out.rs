@@ -23,7 +23,8 @@ use super::Sightings;
 use crate::api::{ImageWarm, Revision};
 use crate::cluster::apply::{self, ApplyError, Created};
 use crate::cluster::watch::Stores;
-use crate::plan::demand::{demand, says_no};
+use crate::plan::bounds::{LIMIT_REACHED, Room};
+use crate::plan::demand::demand;
 use crate::plan::fan_out::fan_out;
 use crate::plan::{NodeFacts, Policy};
 use ceiling::Ceiling;
@@ -191,18 +192,43 @@ impl FanOutWorker {
         let nodes = self.stores.nodes.state();
         let nobody = BTreeSet::new();
         let nodes: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &nobody)).collect();
-        fan_out(revision, &demand, &nodes, &self.policy)
+        let mut planned = fan_out(revision, &demand, &nodes, &self.policy);
+        self.keep_within_limit(namespace, &mut planned);
+        planned
+    }
+
+    /// Takes out what the namespace has no place for.
+    fn keep_within_limit(&self, namespace: &str, planned: &mut Vec<ImageWarm>) {
+        if self.policy.bounds.image_warms_per_namespace == 0 {
+            return;
+        }
+        let existing = self.stores.image_warms.state();
+        let mut room = Room::new(self.policy.bounds, existing.iter().map(Arc::as_ref));
+        planned.retain(|warm| {
+            let exists = self.stores.image_warms.get(&ObjectRef::from_obj(warm)).is_some();
+            exists || room.take(namespace)
+        });
+        for missing in room.refused.into_values() {
+            self.metrics.count_many(Outcome::OverLimit, missing);
+            tracing::warn!(
+                namespace,
+                missing,
+                reason = LIMIT_REACHED,
+                "the namespace has as many ImageWarms as it may (--max-image-warms-per-namespace)"
+            );
+        }
     }
 
     async fn namespace_opted_out(&self, namespace: &str) -> bool {
+        let bounds = self.policy.bounds;
         let until = Instant::now() + NAMESPACE_PATIENCE;
         loop {
             if let Some(found) = self.stores.namespace(namespace) {
-                return says_no(found.metadata.labels.as_ref())
+                return !bounds.selects(found.metadata.labels.as_ref())
                     || found.metadata.deletion_timestamp.is_some();
             }
             if Instant::now() >= until {
-                return false;
+                return !bounds.selects_unknown();
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
@@ -262,6 +288,7 @@ enum Outcome {
     Created,
     Existed,
     Failed,
+    OverLimit,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -299,7 +326,7 @@ impl FanOutMetrics {
         );
         registry.register(
             "fan_out_image_warms",
-            "ImageWarms that a fan-out created, found, or failed to create",
+            "ImageWarms that a fan-out created, found, failed to create, or left out for a limit",
             metrics.image_warms.clone(),
         );
         registry.register(
@@ -311,7 +338,11 @@ impl FanOutMetrics {
     }
 
     fn count(&self, outcome: Outcome) {
-        self.image_warms.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.count_many(outcome, 1);
+    }
+
+    fn count_many(&self, outcome: Outcome, number: usize) {
+        self.image_warms.get_or_create(&OutcomeLabels { outcome }).inc_by(number as u64);
     }
 }
 

@@ -18,6 +18,8 @@ pub enum Fault {
     Required,
     /// The list is too long.
     TooMany,
+    /// The operator does not allow it.
+    Forbidden,
     /// The value names something that does not exist, or is of no use.
     Unusable,
     /// The value could not be judged, through no fault of its own.
@@ -30,6 +32,7 @@ impl Fault {
             Fault::Invalid | Fault::Unusable => "Invalid value",
             Fault::Required => "Required value",
             Fault::TooMany => "Too many",
+            Fault::Forbidden => "Forbidden",
             Fault::NotJudged => "Internal error",
         }
     }
@@ -39,6 +42,7 @@ impl Fault {
             Fault::Invalid | Fault::Unusable => "FieldValueInvalid",
             Fault::Required => "FieldValueRequired",
             Fault::TooMany => "FieldValueTooMany",
+            Fault::Forbidden => "FieldValueForbidden",
             Fault::NotJudged => "InternalError",
         }
     }

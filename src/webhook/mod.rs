@@ -5,6 +5,7 @@
 //! to [`Sightings`] and the answer goes out; planning and writing happen behind that.
 
 pub mod args;
+pub mod bounds;
 pub mod check;
 pub mod fan_out;
 pub mod field_error;
@@ -24,6 +25,7 @@ use check::ImageRule;
 use validate::PullSecrets;
 
 pub use args::WebhookArgs;
+pub use bounds::AdmissionBounds;
 pub use metrics::WebhookMetrics;
 pub use server::serve;
 
@@ -47,6 +49,8 @@ pub struct Reviewer {
     pub node_exists: Arc<NodeExists>,
     /// Knows the grammar of image references.
     pub image_rule: Arc<ImageRule>,
+    /// The operator's limits; none without.
+    pub bounds: Option<AdmissionBounds>,
     /// How long all pull secrets of one object may take together.
     pub secrets_timeout: Duration,
     /// Counts.
@@ -67,8 +71,14 @@ impl Reviewer {
             pull_secrets,
             node_exists,
             image_rule: Arc::new(check::image_rule),
+            bounds: None,
             secrets_timeout: args.webhook_secrets_timeout,
             metrics,
         }
+    }
+
+    /// The same, within the operator's limits.
+    pub fn within(self, bounds: AdmissionBounds) -> Self {
+        Reviewer { bounds: Some(bounds), ..self }
     }
 }

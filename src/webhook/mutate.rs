@@ -22,7 +22,8 @@ pub(super) async fn mutate(reviewer: &Reviewer, request: &Request, time: Duratio
     if request.is_about(SERVING_GROUP, "Revision") {
         let response = Response::allow(request);
         return match sight(reviewer, request) {
-            Ok(()) => response,
+            Ok(None) => response,
+            Ok(Some(warning)) => response.with_warning(&warning),
             Err(error) => response.with_warning(&format!(
                 "imagewarm cannot read this Revision, its images are not warmed: {error}"
             )),
@@ -34,10 +35,11 @@ pub(super) async fn mutate(reviewer: &Reviewer, request: &Request, time: Duratio
     Response::allow(request)
 }
 
-/// Hands a Revision on that is being made; fails when it cannot be read.
-fn sight(reviewer: &Reviewer, request: &Request) -> Result<(), serde_json::Error> {
-    if request.operation != Operation::Create || request.dry_run == Some(true) {
-        return Ok(());
+/// Hands a Revision on that is being made, and says what of it is beyond a limit; fails when it
+/// cannot be read.
+fn sight(reviewer: &Reviewer, request: &Request) -> Result<Option<String>, serde_json::Error> {
+    if request.operation != Operation::Create {
+        return Ok(None);
     }
     let name = request.display_name();
     let namespace = request.namespace.as_deref().unwrap_or_default();
@@ -55,13 +57,17 @@ fn sight(reviewer: &Reviewer, request: &Request) -> Result<(), serde_json::Error
     if metadata.name.as_deref().unwrap_or_default().is_empty() {
         metadata.name = request.name.clone().filter(|name| !name.is_empty());
     }
+    let warning = reviewer.bounds.as_ref().and_then(|bounds| bounds.warning(namespace, &revision));
+    if request.dry_run == Some(true) {
+        return Ok(warning);
+    }
     if reviewer.sightings.offer(revision) {
         debug!(namespace, name, "a Revision was handed on");
     } else {
         // The controller's repairs find it; more than a count would flood the log just then.
         reviewer.metrics.dropped_sightings.inc();
     }
-    Ok(())
+    Ok(warning)
 }
 
 /// Defaults of an ImageWarm. Where its shape is wrong already, its secrets are looked at too, so

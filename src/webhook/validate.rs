@@ -75,6 +75,11 @@ pub(super) async fn validate(reviewer: &Reviewer, request: &Request, time: Durat
     if changed.secrets {
         errors.extend(check_secrets(reviewer, request, new, old, time).await);
     }
+    if request.operation == Operation::Create
+        && let Some(bounds) = &reviewer.bounds
+    {
+        errors.extend(bounds.objection(request.namespace.as_deref().unwrap_or_default()));
+    }
     if !errors.is_empty() {
         return Response::deny(request, denial(KIND, request.display_name(), &errors));
     }

@@ -48,26 +48,21 @@ impl Source {
         metrics: &CertificateMetrics,
         trusted: watch::Receiver<Option<Arc<str>>>,
     ) -> Result<Self, CertificateArgsError> {
-        let names = SERVICES
-            .iter()
-            .flat_map(|service| {
-                // The API server asks for the first, people's tools may ask for the longer one.
-                [
-                    format!("{service}.{namespace}.svc"),
-                    format!("{service}.{namespace}.svc.cluster.local"),
-                ]
-            })
-            .collect();
+        // What the API server and the warmers ask for.
+        let names = SERVICES.iter().map(|service| format!("{service}.{namespace}.svc"));
         let check_interval = args.certificate_check_interval;
         let metrics = metrics.clone();
         if let Some(folder) = &args.tls_cert_dir {
-            let mut mounted = Mounted::new(folder, names, check_interval);
+            let mut mounted = Mounted::new(folder, names.collect(), check_interval);
             mounted.on_fault(move |fault| metrics.fault(fault.reason()));
             return Ok(Source::Files(mounted));
         }
         let labels = [("app.kubernetes.io/managed-by".to_owned(), MANAGED_BY.to_owned())].into();
         let store = SecretStore::new(client.clone(), namespace, SECRET, labels);
         let policy = args.policy()?;
+        // People's tools may ask for the longer ones, which differ where a cluster has its own domain.
+        let names =
+            names.flat_map(|name| [name.clone(), format!("{name}.cluster.local")]).collect();
         let mut keeper = Keeper::new(store, Settings { names, policy, check_interval });
         keeper.wait_for_publication(trusted);
         keeper.on_fault(move |fault| metrics.fault(fault.reason()));

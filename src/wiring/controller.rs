@@ -20,6 +20,7 @@ use crate::telemetry::health::{self, HealthArgs, Readiness};
 use crate::telemetry::listen::listen;
 use crate::telemetry::logs::LogArgs;
 use crate::telemetry::metrics;
+use crate::webhook::bounds::AdmissionBounds;
 use crate::webhook::fan_out::{self, FanOutArgs, FanOutMetrics, FanOutWorker};
 use crate::webhook::router::{self, BodyLimits};
 use crate::webhook::server::{self, Limits};
@@ -184,7 +185,8 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
         Arc::new(node_exists),
         &command.webhook,
         webhook_metrics.clone(),
-    );
+    )
+    .within(AdmissionBounds::watching(policy.clone(), stores.clone()));
     let admission_stop = stop.clone();
     let (fan_out_args, worker_stop) = (command.fan_out.clone(), stop.clone());
     parts.add("fan-out", async move {

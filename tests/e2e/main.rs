@@ -5,7 +5,9 @@
 
 mod admission;
 mod bad_traffic;
+mod bounds;
 mod canary;
+mod certificates;
 mod commands;
 mod conformance;
 mod containerd;
@@ -15,8 +17,10 @@ mod failures;
 mod hostile;
 mod images;
 mod limited;
+mod mounted;
 mod nodes;
 mod outages;
+mod pod_security;
 mod private;
 #[path = "../rights/mod.rs"]
 mod rights;
@@ -75,9 +79,13 @@ fn main() -> ExitCode {
         trust::TESTS,
         hostile::TESTS,
         bad_traffic::TESTS,
+        bounds::TESTS,
         commands::TESTS,
+        pod_security::TESTS,
         containerd::TESTS,
         outages::TESTS,
+        mounted::TESTS,
+        certificates::TESTS,
         // Last: it searches what all the others have left.
         canary::TESTS,
     ];

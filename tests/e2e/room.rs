@@ -3,11 +3,14 @@
 
 use anyhow::{Context, Result, ensure};
 use imagewarm::api::{ImageWarm, Reason};
+use xtask::cluster::Fault;
 
 use crate::world::World;
 
 crate::tests![
     a_full_disk_is_not_filled_further,
+    a_pull_ends_when_its_disk_runs_low,
+    a_runtime_out_of_disk_is_told_by_name,
     an_image_removed_from_docker_is_told_and_comes_back,
 ];
 
@@ -31,6 +34,58 @@ async fn a_full_disk_is_not_filled_further(world: &World) -> Result<()> {
         std::fs::remove_file(&ballast)?;
         reaches(world, &namespace, &node, Reason::Pulled).await?;
         ensure!(world.node_digest(&node, &app.tag).await? == Some(app.digest.clone()));
+        Ok(())
+    }
+    .await;
+    world.remove_node(&node).await?;
+    checked
+}
+
+async fn a_pull_ends_when_its_disk_runs_low(world: &World) -> Result<()> {
+    let namespace = world.namespace("disk-low").await?;
+    let app = world.push("disk-low", "v1").await?;
+    let node = world.join_node_with_disk("disk-low", 128).await?;
+    let proxy = &world.cluster.registry_proxy;
+    // As the proxy reads paths: what comes first tells who asks.
+    let repository = "low/disk-low";
+    let image = format!("{}/{repository}:v1", proxy.address());
+    let checked = async {
+        proxy.set(repository, Some(Fault::Hold));
+        world.hand_made(&namespace, "app", &image, &node, &[]).await?;
+        let held = async || Ok((proxy.holding(repository) > 0).then_some(()));
+        world.eventually("the layer is on its way", held).await?;
+        let ballast = world.disk(&node)?.join("ballast");
+        std::fs::write(&ballast, vec![1; 110 << 20])?;
+        let stopped = reaches(world, &namespace, &node, Reason::DiskPressure).await?;
+        let message = stopped.ready().map(|ready| ready.message.clone()).unwrap_or_default();
+        ensure!(message.contains("larger than expected"), "{message}");
+        proxy.set(repository, None);
+        ensure!(world.node_digest(&node, &image).await?.is_none(), "it was pulled to the end");
+        std::fs::remove_file(&ballast)?;
+        reaches(world, &namespace, &node, Reason::Pulled).await?;
+        ensure!(world.node_digest(&node, &image).await? == Some(app.digest.clone()));
+        Ok(())
+    }
+    .await;
+    proxy.set(repository, None);
+    world.remove_node(&node).await?;
+    checked
+}
+
+async fn a_runtime_out_of_disk_is_told_by_name(world: &World) -> Result<()> {
+    let namespace = world.namespace("disk-out").await?;
+    let app = world.push_large("disk-out", "v1").await?;
+    let node = world.join_node_with_disk("disk-out", 128).await?;
+    let checked = async {
+        // Without the guard the runtime itself runs into the wall.
+        world.stop_warmer(&node).await?;
+        world.start_warmer_with(&node, &["--keep-free-disk", "0%"]).await?;
+        let ballast = world.disk(&node)?.join("ballast");
+        std::fs::write(&ballast, vec![1; 95 << 20])?;
+        world.hand_made(&namespace, "app", &app.tag, &node, &[]).await?;
+        let failed = reaches(world, &namespace, &node, Reason::DiskPressure).await?;
+        let message = failed.ready().map(|ready| ready.message.clone()).unwrap_or_default();
+        ensure!(message.contains("no space left on device"), "{message}");
         Ok(())
     }
     .await;

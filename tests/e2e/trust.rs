@@ -6,11 +6,13 @@ use anyhow::{Context, Result, ensure};
 use imagewarm::api::Reason;
 use imagewarm::protocol::{FromWarmer, Hello, Outcome, from_controller, from_warmer};
 use tonic::Code;
+use xtask::cluster::Fault;
 
 use crate::world::World;
 
 crate::tests![
     a_stream_needs_the_right_token,
+    a_stream_is_renewed_when_its_token_ends,
     a_token_reports_for_its_own_node_only,
     the_warmers_account_may_do_nothing,
 ];
@@ -20,17 +22,31 @@ fn hello(epoch: u64) -> FromWarmer {
     FromWarmer { message: Some(from_warmer::Message::Hello(hello)) }
 }
 
+/// Greater than those before, and smaller than the next of the node's warmer.
+fn epoch() -> Result<u64> {
+    Ok(u64::try_from(jiff::Timestamp::now().as_millisecond())?)
+}
+
 async fn a_stream_needs_the_right_token(world: &World) -> Result<()> {
     let node = world.nodes().remove(0);
     let other_account = world.token_for("default", "default", &node, "imagewarm").await?;
     let wrong_audience = world.warmer_token(&node, "https://kubernetes.default.svc").await?;
     let no_node = world.unbound_warmer_token("imagewarm").await?;
+    let good = world.warmer_token(&node, "imagewarm").await?;
+    let expired = world.cluster.retimed_token(&good, -3600)?;
+    let nowhere = world.warmer_token("node-that-is-not", "imagewarm").await?;
+    // It is what was changed that they are refused for.
+    let again = world.cluster.retimed_token(&good, 600)?;
+    let opened = world.open_stream(Some(&again), vec![hello(epoch()?)]).await.map(drop);
+    opened.context("a token that was only signed anew was refused")?;
     for (name, token) in [
         ("none", None),
         ("nonsense", Some("nonsense".to_owned())),
         ("wrong audience", Some(wrong_audience)),
         ("another account", Some(other_account)),
         ("bound to no node", Some(no_node)),
+        ("expired", Some(expired)),
+        ("of a node that does not exist", Some(nowhere)),
     ] {
         let refused = world.open_stream(token.as_deref(), vec![hello(1)]).await.err();
         let status = refused.with_context(|| format!("a stream was opened with token: {name}"))?;
@@ -41,6 +57,51 @@ async fn a_stream_needs_the_right_token(world: &World) -> Result<()> {
         );
     }
     Ok(())
+}
+
+async fn a_stream_is_renewed_when_its_token_ends(world: &World) -> Result<()> {
+    let namespace = world.namespace("renewed").await?;
+    let node = world.nodes().remove(0);
+    let pushed = world.push("renewed", "v1").await?;
+    let (proxy, repository) = (&world.cluster.registry_proxy, "token/renewed");
+    let image = format!("{}/{repository}:v1", proxy.address());
+    proxy.set(repository, Some(Fault::Hold));
+    let checked = async {
+        world.hand_made(&namespace, "app", &image, &node, &[]).await?;
+        let held = async || Ok((proxy.holding(repository) > 0).then_some(()));
+        world.eventually("the layer is on its way", held).await?;
+        // Another stream of the node makes its warmer open a new one, with a token that ends soon.
+        let good = world.warmer_token(&node, "imagewarm").await?;
+        world.give_token(&node, &world.cluster.retimed_token(&good, 6)?)?;
+        let (leader, connected) =
+            (world.leader().await?, format!("warmer connected node=\"{node}\""));
+        let streams = || world.logged(&leader, &connected);
+        let before = streams();
+        world.open_stream(Some(&good), vec![hello(epoch()?)]).await.map(drop)?;
+        let again = async || Ok((streams() >= before + 2).then_some(()));
+        world.eventually("the warmer has a new stream", again).await?;
+        // The kubelet renews tokens long before their end.
+        world.give_token(&node, &good)?;
+        let ended = "reason=\"Expired\"";
+        let expired = async || {
+            let count = world.metric_sum("imagewarm_dispatch_streams_ended_total", ended).await?;
+            Ok((count > 0.0 && streams() >= before + 3).then_some(()))
+        };
+        world.eventually("the stream ended with its token, and there is another", expired).await?;
+        ensure!(proxy.holding(repository) > 0, "the pull did not go on");
+        let begun = proxy.layers_begun(repository);
+        proxy.set(repository, None);
+        let warm = world.all_ready(&namespace, 1).await?.remove(0);
+        let status = warm.status.clone().context("no status")?;
+        ensure!(warm.reason() == Some(Reason::Pulled), "{warm:?}");
+        ensure!(status.attempts == Some(1), "it was begun anew: {status:?}");
+        ensure!(status.digest.as_ref() == Some(&pushed.digest), "{status:?}");
+        ensure!(proxy.layers_begun(repository) == begun, "a layer was downloaded again");
+        Ok(())
+    }
+    .await;
+    proxy.set(repository, None);
+    checked
 }
 
 async fn a_token_reports_for_its_own_node_only(world: &World) -> Result<()> {

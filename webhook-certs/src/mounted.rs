@@ -144,7 +144,11 @@ impl Mounted {
                     let text = format!("{error}: {}", Cause(&error));
                     if said.as_ref() != Some(&text) {
                         let reason = error.reason();
-                        warn!(reason, error = text, "the certificate in service stays");
+                        let kept = match self.taken {
+                            Some(_) => "the certificate in service stays",
+                            None => "no certificate can be served yet",
+                        };
+                        warn!(reason, error = text, "{kept}");
                         said = Some(text);
                     }
                 }

@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::check::{BundleError, Validity};
-use crate::issue::{Bundle, IssueError, Lifetimes, new_ca};
+use crate::issue::{Bundle, CLOCK_SKEW, IssueError, Lifetimes, new_ca};
 
 /// When certificates are made, used and given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +196,9 @@ pub fn step(
                 return switch(&state, &certificate, names, policy, now);
             }
         }
-        _ if now >= validity.ca_not_after - policy.ca_renew_before => {
+        _ if now >= validity.ca_not_after - policy.ca_renew_before
+            || outlives(validity.ca_not_after, policy.lifetimes.ca, now) =>
+        {
             let (certificate, key_pem) = new_ca(policy.lifetimes, now)?;
             let mut bundle = state.bundle;
             let mut all: Vec<&str> = certificates(&bundle.ca_cert_pem);
@@ -210,8 +212,9 @@ pub fn step(
         }
         _ => {}
     }
+    let too_long = outlives(validity.not_after, policy.lifetimes.serving, now);
     // What ends with its CA already cannot be made to last longer by the same CA.
-    if validity.is_due(now) && validity.not_after < validity.ca_not_after {
+    if too_long || validity.is_due(now) && validity.not_after < validity.ca_not_after {
         let why = format!("tls.crt ends at {}", validity.not_after);
         let bundle = state.bundle.renew(names, policy.lifetimes, validity.ca_not_after, now)?;
         return Ok(store(State { bundle, ..state }, why));
@@ -254,6 +257,12 @@ fn anew(
 ) -> Result<Step, IssueError> {
     let state = Box::new(State::settled(Bundle::issue(names, policy.lifetimes, now)?));
     Ok(Step::Store { state, why: fault.to_string(), fault: Some(fault) })
+}
+
+/// Whether it ends later than what would be made now: it was made when longer lives were wanted. As
+/// far as clocks of replicas may differ, it was made by a replica whose clock is ahead.
+fn outlives(end: Timestamp, lifetime: SignedDuration, now: Timestamp) -> bool {
+    end.duration_since(now) > lifetime.saturating_add(CLOCK_SKEW)
 }
 
 /// The next CA becomes the present one.

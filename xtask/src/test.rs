@@ -1,5 +1,5 @@
-//! `cargo xtask test`: prepares the programs, runs every test of the workspace, and closes with one
-//! line of counts.
+//! `cargo xtask test`: prepares the programs, runs every test of the workspace, and closes with what
+//! failed and why, and one line of counts.
 
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -51,6 +51,33 @@ impl Counts {
     }
 }
 
+/// Lines that are said again for one test program, at most.
+const SAID_AGAIN: usize = 200;
+
+/// What test programs say of their failures, so that it can be said again at the end, where it is
+/// not buried under the output of the programs that came later.
+#[derive(Debug, Default)]
+struct Failures {
+    lines: Vec<String>,
+    /// How many lines of the present program's section are kept; none outside a section.
+    section: Option<usize>,
+}
+
+impl Failures {
+    /// Keeps a line if it lies between a program's `failures:` and its `test result:`.
+    fn add(&mut self, line: &str) {
+        match self.section {
+            _ if line.contains("test result: ") => self.section = None,
+            None if line.trim_end() == "failures:" => self.section = Some(0),
+            Some(kept) if kept < SAID_AGAIN => {
+                self.lines.push(line.to_owned());
+                self.section = Some(kept + 1);
+            }
+            None | Some(_) => {}
+        }
+    }
+}
+
 /// Runs the tests. The exit code is non-zero when one failed, or when the build did.
 pub async fn run(arguments: TestArgs) -> Result<ExitCode> {
     tokio::task::spawn_blocking(prerequisites::ensure).await??;
@@ -86,16 +113,20 @@ impl Drop for Group {
 
 fn follow(mut tests: Child, arguments: &TestArgs) -> Result<ExitCode> {
     let output = tests.stdout.take().context("cargo test without output")?;
-    let mut counts = Counts::default();
+    let (mut counts, mut failures) = (Counts::default(), Failures::default());
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
         counts.add(&line);
+        failures.add(&line);
         let mut stdout = std::io::stdout().lock();
         writeln!(stdout, "{line}")?;
         stdout.flush()?;
     }
     let status = tests.wait()?;
+    for line in &failures.lines {
+        println!("{line}");
+    }
     println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
     if !status.success() || counts.failed > 0 {
         return Ok(ExitCode::FAILURE);
@@ -127,5 +158,16 @@ mod tests {
             counts.add(line);
         }
         assert_eq!(counts, Counts { passed: 15, failed: 2, skipped: 1 });
+    }
+
+    #[test]
+    fn what_a_program_says_of_its_failures_is_kept() {
+        let mut failures = Failures::default();
+        let output = "test a ... FAILED\n\nfailures:\n\n---- a ----\nno image\n\nfailures:\n    a\n\
+                      \ntest result: FAILED. 1 passed\nrunning 1 test\ntest b ... ok\ntest result: ok.";
+        output.split('\n').for_each(|line| failures.add(line));
+        let said: Vec<&str> = failures.lines.iter().map(String::as_str).collect();
+        assert_eq!(said, ["", "---- a ----", "no image", "", "failures:", "    a", ""]);
+        assert_eq!(failures.section, None);
     }
 }

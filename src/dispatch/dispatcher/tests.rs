@@ -118,13 +118,25 @@ impl Cluster {
             image_warms: self.store.clone(),
             revisions: filled(),
             images: filled(),
-            nodes: filled(),
+            nodes: nodes(&["node-a", "node-b"]),
             namespaces: filled(),
             runtime_classes: filled(),
             changes: self.changes.clone(),
             synced: watch::channel(synced).1,
         }
     }
+}
+
+fn nodes(names: &[&str]) -> Store<k8s_openapi::api::core::v1::Node> {
+    let (nodes, mut writer) = store();
+    writer.apply_watcher_event(&Event::Init);
+    for name in names {
+        let mut node = k8s_openapi::api::core::v1::Node::default();
+        node.metadata.name = Some((*name).into());
+        writer.apply_watcher_event(&Event::InitApply(node));
+    }
+    writer.apply_watcher_event(&Event::InitDone);
+    nodes
 }
 
 fn filled<K>() -> Store<K>
@@ -507,6 +519,25 @@ async fn the_last_statuses_are_written_although_the_leadership_ends_as_well() {
         assert_eq!(cluster.get("app").unwrap().reason(), Some(Reason::Pulled));
         node.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_exist_is_not_let_in() {
+    let (cluster, authority) = (Cluster::new(), Authority::new());
+    cluster.order("nowhere", "node-z", "r.test/app:v1");
+    cluster.order("app", "node-a", "r.test/app:v1");
+    let replica = Replica::start(&cluster, &authority, leads()).await;
+    let runtime = FakeRuntime::default();
+    let nowhere = Node::start(&authority, replica.address, "node-z", &runtime);
+    let node = Node::start(&authority, replica.address, "node-a", &FakeRuntime::default());
+    cluster.wait_for("app", Reason::Pulled).await;
+    cluster.order("again", "node-a", "r.test/again:v1");
+    cluster.wait_for("again", Reason::Pulled).await;
+    assert!(!*nowhere.connected.borrow() && runtime.calls().lock().unwrap().is_empty());
+    assert_eq!(**replica.connected.borrow(), ["node-a".to_owned()].into());
+    nowhere.stop().await;
+    node.stop().await;
+    replica.stop().await;
 }
 
 #[tokio::test]

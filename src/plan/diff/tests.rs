@@ -12,7 +12,9 @@ use crate::plan::sample::{
     at, because, by_digest, digest, holding, knative_image, labelled, node, reference, resolve,
     revision, route, tainted, warm,
 };
-use crate::plan::{Asked, asked};
+use crate::plan::{Asked, Bounds, asked};
+
+mod limits;
 
 /// A cluster in plain vectors.
 #[derive(Clone, Debug, Default)]

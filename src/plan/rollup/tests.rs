@@ -7,10 +7,10 @@ use k8s_openapi::api::core::v1::Node;
 use super::*;
 use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{ImageWarm, Revision};
-use crate::plan::asked;
 use crate::plan::sample::{
     at, because, by_digest, holding, knative_image, node, resolve, revision, route, warm,
 };
+use crate::plan::{Bounds, asked};
 
 struct World {
     revisions: Vec<Revision>,
@@ -21,22 +21,35 @@ struct World {
 
 impl World {
     fn updates(&self, now: i64) -> Vec<ImageUpdate> {
+        self.updates_within(Bounds::default(), &BTreeMap::new(), now)
+    }
+
+    fn updates_within(
+        &self,
+        bounds: Bounds,
+        full: &BTreeMap<String, usize>,
+        now: i64,
+    ) -> Vec<ImageUpdate> {
         let revisions: Vec<_> = self.revisions.iter().cloned().map(Arc::new).collect();
         let images: Vec<_> = self.images.iter().cloned().map(Arc::new).collect();
         let warms: Vec<_> = self.warms.iter().cloned().map(Arc::new).collect();
-        let (policy, none) = (Policy::default(), BTreeSet::new());
+        let (policy, none) = (Policy { bounds, ..Policy::default() }, BTreeSet::new());
         let asked = asked(&revisions, &images, &none, &policy);
         let facts: Vec<_> = self.nodes.iter().map(|node| NodeFacts::new(node, &none)).collect();
         let orders = Orders::new(&warms);
         let runtime_classes = &RuntimeClasses::default();
         let observed =
-            Nodes { orders: &orders, nodes: &facts, runtime_classes, terminating: &none };
+            Nodes { orders: &orders, nodes: &facts, runtime_classes, terminating: &none, full };
         rollup(&observed, &asked, &policy, Patience::default(), at(now))
     }
 
     /// `status reason: message` of the one Image, and its counts.
     fn says(&self) -> (String, String) {
-        let updates = self.updates(1000);
+        self.says_within(Bounds::default(), &BTreeMap::new())
+    }
+
+    fn says_within(&self, bounds: Bounds, full: &BTreeMap<String, usize>) -> (String, String) {
+        let updates = self.updates_within(bounds, full, 1000);
         let status = &updates[0].status;
         let ready = &status.conditions[0];
         let counts = [NODES, NODES_READY, NODES_FAILED]
@@ -77,6 +90,38 @@ fn on_the_way() {
         ]
     };
     assert_eq!(told(mixed), says("Unknown Pulling: 1 of 5 nodes hold the image", "5/1/0"));
+}
+
+#[test]
+fn what_is_beyond_a_limit_is_told() {
+    let bounds = Bounds { image_warms_per_namespace: 2, ..Bounds::default() };
+    let full = BTreeMap::from([("ns".to_owned(), 3)]);
+    let two = |asked: &Revision| {
+        vec![
+            holding(warm(asked, "app:v1", "a", 0), '1'),
+            because(warm(asked, "app:v1", "b", 0), Reason::Pulling),
+        ]
+    };
+    let text = "Unknown LimitReached: 1 of 5 nodes hold the image; none is ordered for 3, since the \
+                namespace may have no more than 2 ImageWarms (--max-image-warms-per-namespace)";
+    assert_eq!(world(two).says_within(bounds, &full), says(text, "5/1/0"));
+    // Failures are worse, and an Image without anything missing is as ever.
+    let failed = |asked: &Revision| vec![because(warm(asked, "app:v1", "a", 0), Reason::NotFound)];
+    let told = world(failed).says_within(bounds, &full).0;
+    assert!(told.starts_with("False NotFound"), "{told}");
+    let all = |asked: &Revision| {
+        ["a", "b", "c", "d", "e"].map(|node| holding(warm(asked, "app:v1", node, 0), '1')).to_vec()
+    };
+    assert_eq!(world(all).says_within(bounds, &full), says("True : ", "5/5/0"));
+
+    let mut many = world(|_| vec![]);
+    let asked = revision("r-1", 0, &["other:v1", "app:v1"]);
+    many.images = vec![knative_image("i", &by_digest("app", '1'), Some(&asked))];
+    many.revisions = vec![asked];
+    let bounds = Bounds { images_per_revision: 1, ..Bounds::default() };
+    let text = "Unknown LimitReached: of one Revision no more than 1 images are warmed \
+                (--max-images-per-revision)";
+    assert_eq!(many.says_within(bounds, &BTreeMap::new()), says(text, "-/-/-"));
 }
 
 #[test]

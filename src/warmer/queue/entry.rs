@@ -38,6 +38,8 @@ pub(super) struct Entry {
     pub(super) pull_not_before: i64,
     /// Something was removed while its job ran: look once more.
     pub(super) unsure: bool,
+    /// What the node holds of the image, without a proof that this order's namespace may have it.
+    pub(super) unproven: Option<PresentImage>,
 }
 
 impl Entry {
@@ -51,6 +53,52 @@ impl Entry {
 
     pub(super) fn is_believed_after(&self, report: &Option<Outcome>) -> bool {
         report.as_ref().map_or_else(|| self.is_believed(), |report| report.present)
+    }
+
+    /// Whether holding this order's image is holding what `image`, a digest, names.
+    pub(super) fn holds_content_of(&self, image: &Reference) -> bool {
+        let digest = image.digest();
+        let told = self.last.as_ref().map(|last| last.digest.as_str());
+        self.image.repository() == image.repository()
+            && digest.is_some()
+            && (self.image.digest() == digest || told == digest)
+    }
+
+    /// It is there, for others: whether this one's namespace may have it is asked next.
+    pub(super) fn doubted(&mut self, held: PresentImage, now: i64) {
+        self.unproven = Some(held);
+        self.state = State::Due(Step::Verify, now);
+    }
+
+    pub(super) fn verified(
+        &mut self,
+        job: &Job,
+        result: Result<(), RuntimeError>,
+        look_every_ms: i64,
+        now: i64,
+        jitter: f64,
+    ) -> Option<Outcome> {
+        let Some(held) = self.unproven.clone() else {
+            self.state = State::Due(Step::Look, now);
+            return None;
+        };
+        match result {
+            Err(RuntimeError { reason, message }) if reason.needs_person() => {
+                let message = format!(
+                    "the image is on the node for other namespaces, but not with the credentials of \
+                     this one: {message}"
+                );
+                Some(self.failed(job, reason, message, now, now, jitter))
+            }
+            // A registry that does not answer says nothing against it.
+            Ok(()) | Err(_) => {
+                self.attempts = 0;
+                self.unproven = None;
+                self.removals.held(now);
+                self.state = State::Due(Step::Look, now + spread(look_every_ms, jitter));
+                Some(present(job, Reason::AlreadyPresent, held, now))
+            }
+        }
     }
 
     /// What its pull may take on the disk.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod limits;
+mod rights;
 
 use proptest::prelude::*;
 
@@ -231,6 +232,10 @@ proptest! {
                         (Step::Look, _) => Ended::Looked(Ok(None)),
                         (Step::Pull, 0) => Ended::Pulled(now, held(true)),
                         (Step::Pull, _) => Ended::Pulled(now, Err(error(Reason::TimedOut))),
+                        (Step::Verify, 0) => Ended::Verified(Ok(())),
+                        (Step::Verify, _) => {
+                            Ended::Verified(Err(error(Reason::Unauthorized)))
+                        }
                     };
                     queue.ended(&job, ended, now, 0.5);
                 }

@@ -11,6 +11,8 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::api::WARM_KEY;
+use crate::plan::Bounds;
+use crate::plan::bounds::NamespaceSelection;
 use crate::plan::sample::{node, revision, warm};
 
 /// An API server that answers every POST alike, and remembers what it was sent.
@@ -65,11 +67,22 @@ fn stores(nodes: usize, warms: Vec<ImageWarm>, label: Option<&str>) -> Stores {
 
 /// Offers the Revisions, and runs until all are done.
 async fn fan_out_all(client: Client, stores: Stores, limit: usize, revisions: Vec<Revision>) {
+    fan_out_within(client, stores, limit, revisions, Bounds::default()).await;
+}
+
+async fn fan_out_within(
+    client: Client,
+    stores: Stores,
+    limit: usize,
+    revisions: Vec<Revision>,
+    bounds: Bounds,
+) {
     let args =
         FanOutArgs { fan_out_queue: 10, fan_out_concurrency: limit, ..FanOutArgs::default() };
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (fan_out, queue) = queue(&args, &metrics);
-    let worker = FanOutWorker { client, stores, policy: Arc::default(), metrics };
+    let policy = Arc::new(Policy { bounds, ..Policy::default() });
+    let worker = FanOutWorker { client, stores, policy, metrics };
     for revision in revisions {
         assert!(fan_out.offer(revision));
     }
@@ -89,6 +102,22 @@ async fn creates_every_object_within_the_limit() {
     assert!((2..=4).contains(&most), "{most}");
     let path = server.paths.lock().unwrap()[0].clone();
     assert_eq!(path, "/apis/caching.knative.dev/v1alpha1/namespaces/ns/imagewarms");
+}
+
+#[tokio::test]
+async fn limits_are_kept() {
+    let two_images = Bounds { images_per_revision: 2, ..Bounds::default() };
+    let seven = Bounds { image_warms_per_namespace: 7, ..Bounds::default() };
+    let opt_in = Bounds { namespaces: NamespaceSelection::OptIn, ..Bounds::default() };
+    for (bounds, label, expected) in
+        [(two_images, None, 20), (seven, None, 7), (opt_in, None, 0), (opt_in, Some("true"), 30)]
+    {
+        let server = Server::default();
+        let client = server.client(StatusCode::CREATED, "");
+        let asked = revision("r-1", 0, &["a", "b", "c"]);
+        fan_out_within(client, stores(10, vec![], label), 4, vec![asked], bounds).await;
+        assert_eq!(server.posts(), expected, "{bounds:?} {label:?}");
+    }
 }
 
 #[tokio::test]

@@ -13,8 +13,8 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::api::Revision;
-use crate::webhook::WebhookMetrics;
 use crate::webhook::validate::{PullSecrets, SecretFault};
+use crate::webhook::{AdmissionBounds, WebhookMetrics};
 
 const REVISION: &str = include_str!(
     "../../../tests/fixtures/admission/admission-review.revision-create.mutating.json"
@@ -44,6 +44,8 @@ impl PullSecrets for Table {
     }
 }
 
+mod limits;
+
 struct Bench {
     router: Router,
     seen: Arc<Mutex<Vec<Revision>>>,
@@ -51,6 +53,10 @@ struct Bench {
 }
 
 fn bench_with_room(room: usize) -> Bench {
+    bench_within(room, None)
+}
+
+fn bench_within(room: usize, bounds: Option<AdmissionBounds>) -> Bench {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let queue = Arc::clone(&seen);
     let mut registry = Registry::default();
@@ -72,6 +78,7 @@ fn bench_with_room(room: usize) -> Bench {
             true => Err("repository name must be lowercase".into()),
             false => Ok(()),
         }),
+        bounds,
         secrets_timeout: Duration::from_millis(50),
         metrics: WebhookMetrics::register(&mut registry),
     };

@@ -17,6 +17,7 @@ pub const CASES: super::Cases = cases![Together:
     private_by_the_second_of_two_secrets,
     private_by_path,
     two_namespaces_one_image,
+    two_namespaces_one_digest,
     no_credentials,
     wrong_credentials,
 ];
@@ -103,6 +104,36 @@ async fn two_namespaces_one_image(stage: &Stage<'_>) -> Result<()> {
     };
     let downloads: Vec<_> = log.lines().filter(layer).collect();
     ensure!(downloads.len() == 1, "downloads of the layer: {downloads:#?}");
+    Ok(())
+}
+
+/// A digest is not asked for where it is; but whose it is is.
+async fn two_namespaces_one_digest(stage: &Stage<'_>) -> Result<()> {
+    let app = stage.push_private("rights").await?;
+    let [first, second, third] =
+        [stage.namespace().await?, stage.namespace().await?, stage.namespace().await?];
+    for (namespace, password) in [(&first, None), (&second, None), (&third, Some(WRONG))] {
+        stage.world.pull_secret(namespace, "regcred", password).await?;
+    }
+    stage.order_with(&first, "app", &app.by_digest(), &["regcred"]).await?;
+    stage.arrives(&first, "app", &app.digest).await?;
+    for namespace in [&second, &third] {
+        stage.order_with(namespace, "app", &app.by_digest(), &["regcred"]).await?;
+    }
+    let warm = stage.arrives(&second, "app", &app.digest).await?;
+    ensure!(warm.reason() == Some(Reason::AlreadyPresent), "{warm:?}");
+    let refused = stage.reaches(&third, "app", Reason::Unauthorized).await?;
+    let message = refused.ready().context("no condition")?.message.clone();
+    ensure!(message.contains("for other namespaces"), "{message}");
+    // Without any secret: anonymously, and so not.
+    stage.order(&second, "other", &app.by_digest()).await?;
+    stage.arrives(&second, "other", &app.digest).await?;
+    let none = stage.namespace().await?;
+    stage.order(&none, "app", &app.by_digest()).await?;
+    stage.reaches(&none, "app", Reason::Unauthorized).await?;
+    // It heals with the secret.
+    stage.world.mend_pull_secret(&third, "regcred").await?;
+    stage.arrives(&third, "app", &app.digest).await?;
     Ok(())
 }
 

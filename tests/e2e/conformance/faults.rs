@@ -9,7 +9,6 @@ use super::{RuntimeKind, Stage, cases};
 
 pub const CASES: super::Cases = cases![Together:
     forbidden,
-    too_many_requests,
     server_error,
     truncated_layer,
     wrong_digest,
@@ -36,7 +35,8 @@ async fn forbidden(stage: &Stage<'_>) -> Result<()> {
     fails(stage, "forbidden", Fault::Status(403, ""), Reason::Unauthorized).await.map(drop)
 }
 
-async fn too_many_requests(stage: &Stage<'_>) -> Result<()> {
+/// The node then leaves the whole registry alone for a while, and so holds other pulls up.
+pub async fn too_many_requests(stage: &Stage<'_>) -> Result<()> {
     let fault = Fault::Status(429, "Retry-After: 1\r\n");
     fails(stage, "too-many", fault, Reason::RateLimited).await.map(drop)
 }

@@ -1,13 +1,15 @@
-//! The node's runtime or its warmer goes away, before or in the middle of a pull.
+//! What others on the node would notice: its runtime or its warmer goes away, before or in the
+//! middle of a pull; its registry has had enough.
 
 use anyhow::{Result, ensure};
 use imagewarm::api::{ConditionStatus, Reason};
 use xtask::cluster::Fault;
 
-use super::faults::stalled_layer;
+use super::faults::{stalled_layer, too_many_requests};
 use super::{Stage, cases};
 
 pub const CASES: super::Cases = cases![Alone:
+    too_many_requests,
     stalled_layer,
     runtime_down,
     runtime_restarted_mid_pull,

@@ -12,6 +12,65 @@ impl World {
         Ok(())
     }
 
+    /// Starts both anew, with further flags.
+    pub async fn restart_controllers_with(&self, flags: &[&str]) -> Result<()> {
+        self.stop_controllers().await?;
+        let flags = [&CONTROLLER_FLAGS[..], flags].concat();
+        for name in ["controller-1", "controller-2"] {
+            let started = self.cluster.start_controller(BINARY.as_ref(), name, &flags).await?;
+            locked(&self.controllers).insert(name.to_owned(), started);
+        }
+        self.controllers_are_ready().await
+    }
+
+    /// Starts both with nothing left of the certificates that were stored.
+    pub async fn begin_with_new_certificates(&self) -> Result<()> {
+        self.stop_controllers().await?;
+        let secrets: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
+        secrets.delete("imagewarm-certs", &Default::default()).await?;
+        self.start_controllers().await
+    }
+
+    /// The CA that signs now, as the Secret has it.
+    pub async fn signing_ca(&self) -> Result<String> {
+        let secrets: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
+        let secret = secrets.get("imagewarm-certs").await?;
+        let all = secret.data.and_then(|mut data| data.remove("ca.crt")).unwrap_or_default();
+        let all = String::from_utf8(all.0)?;
+        let end = "-----END CERTIFICATE-----";
+        Ok(all.split(end).next().unwrap_or_default().to_owned())
+    }
+
+    /// Has the API server call both webhooks without a pause until `done`; an error when one call
+    /// failed. Returns how many there were.
+    pub async fn admissions_while(
+        &self,
+        namespace: &str,
+        done: impl Future<Output = Result<()>>,
+    ) -> Result<usize> {
+        // Refused where a webhook cannot be asked; nothing of it is stored.
+        let order = json!({
+            "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+            "metadata": {"generateName": "load-"},
+            "spec": {"image": "app", "nodeName": "probe"},
+        });
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let calls = (0..4).map(|_| async {
+            loop {
+                if let Some(refusal) = self.post_raw(namespace, &order).await? {
+                    bail!("admission failed: {refusal}");
+                }
+                asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        tokio::select! {
+            failed = futures::future::try_join_all(calls) => failed.map(|_: Vec<()>| ()),
+            done = done => done,
+        }?;
+        Ok(asked.into_inner())
+    }
+
     /// Starts both without waiting for them.
     pub async fn start_controllers_unready(&self) -> Result<()> {
         for name in ["controller-1", "controller-2"] {

@@ -37,6 +37,14 @@ impl World {
             .await
     }
 
+    /// Gives a node's warmer this token, as its kubelet would; read when it opens a stream.
+    pub fn give_token(&self, node: &str, token: &str) -> Result<()> {
+        let file = self.cluster.token_file(self.node(node)?.as_ref());
+        let next = file.with_extension("next");
+        std::fs::write(&next, token)?;
+        Ok(std::fs::rename(next, file)?)
+    }
+
     /// Opens a stream to the leader with this token and says these messages; returns the first
     /// answer, the stream, and what keeps its sending side open.
     pub async fn open_stream(

@@ -60,6 +60,36 @@ fn what_is_replaced_and_whether_the_ca_survives() {
 }
 
 #[test]
+fn what_was_made_for_a_longer_life_is_replaced() {
+    let minutes = SignedDuration::from_mins;
+    let policy = Policy {
+        lifetimes: Lifetimes { ca: days(30), serving: days(10) },
+        serving_renew_before: days(5),
+        ca_renew_before: days(10),
+        ..Policy::default()
+    };
+    let step_at = |state: &State, at| {
+        step(Ok(state.clone()), &names(), &policy, at, |_, since| Some(since)).unwrap()
+    };
+    let mut state = State::settled(issued(now()));
+    let mut at = now();
+    for what in ["the next CA", "it takes over", "the old CA retires"] {
+        let Step::Store { state: next, fault: None, .. } = step_at(&state, at) else {
+            panic!("{what}: nothing done")
+        };
+        (state, at) = (*next, at + minutes(61));
+    }
+    assert!(matches!(step_at(&state, at), Step::Keep(_)));
+    let end = |pem: &str| end_of(pem).unwrap();
+    assert!(end(&state.bundle.ca_cert_pem) < at + policy.lifetimes.ca);
+    assert!(end(&state.bundle.cert_pem) < at + policy.lifetimes.serving);
+    // A replica whose clock is behind replaces nothing.
+    let made = Bundle::issue(&names(), policy.lifetimes, now()).unwrap();
+    let behind = step_at(&State::settled(made), now() - minutes(30));
+    assert!(matches!(behind, Step::Keep(_)), "{behind:?}");
+}
+
+#[test]
 fn a_policy_without_room_for_a_rotation_is_refused() {
     assert_eq!(Policy::default().check(), Ok(()));
     let with = |twist: &dyn Fn(&mut Policy)| {

@@ -84,6 +84,11 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// The key that signs ServiceAccounts' tokens, PEM.
+    pub(super) fn service_account_key(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.folder.join("sa.key"))?)
+    }
+
     fn write_credentials(&self) -> Result<()> {
         let folder = &self.folder;
         fs::write(folder.join("ca.crt"), self.authority.pem())?;

@@ -133,7 +133,8 @@ impl Cluster {
         self.run_warmer(program, node, &[]).await
     }
 
-    fn token_file(&self, node: &Node) -> std::path::PathBuf {
+    /// The file from which a node's warmer reads its token.
+    pub fn token_file(&self, node: &Node) -> std::path::PathBuf {
         self.folder().join(&node.name).join("token")
     }
 

@@ -328,6 +328,11 @@ impl Cluster {
         tokens::request(&self.client, token).await
     }
 
+    /// The same token, but ending in so many seconds; or so long ago.
+    pub fn retimed_token(&self, token: &str, ends_in: i64) -> Result<String> {
+        tokens::retimed(token, &self.control_plane.service_account_key()?, ends_in)
+    }
+
     /// A token, written to a file that only its owner may read.
     pub async fn write_token(&self, token: &TokenFor<'_>, file: &Path) -> Result<()> {
         control_plane::write_private(file, &self.token(token).await?)

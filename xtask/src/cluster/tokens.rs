@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
 use kube::api::{Api, PostParams};
+use rcgen::{KeyPair, SigningKey as _};
 use serde_json::json;
 
 use super::control_plane::write_private;
@@ -50,6 +53,39 @@ pub(super) async fn request(client: &kube::Client, token: &TokenFor<'_>) -> Resu
         .await
         .with_context(|| format!("request a token of {what}"))?;
     Ok(answer.status.context("the API server returned no token")?.token)
+}
+
+/// The same token, signed anew with the API server's own key (PEM) to end in so many seconds, which
+/// may be long ago: TokenRequest grants no less than ten minutes.
+pub(super) fn retimed(token: &str, key_pem: &str, ends_in: i64) -> Result<String> {
+    let mut parts = token.split('.');
+    let (Some(header), Some(claims)) = (parts.next(), parts.next()) else {
+        bail!("the token is no JWT");
+    };
+    let mut claims: serde_json::Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims)?)?;
+    let now = jiff::Timestamp::now().as_second();
+    for (claim, at) in [("iat", now - 7200), ("nbf", now - 7200), ("exp", now + ends_in)] {
+        claims[claim] = json!(at);
+    }
+    let signed = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let signature = KeyPair::from_pem(key_pem)?.sign(signed.as_bytes())?;
+    let signature = raw_signature(&signature).context("no ECDSA signature")?;
+    Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+}
+
+/// The two numbers of an ECDSA signature (DER) side by side, 32 bytes each (RFC 7518, 3.4).
+fn raw_signature(der: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = der.get(2..)?;
+    let mut raw = vec![];
+    for _ in 0..2 {
+        let (&[_, length], after) = rest.split_first_chunk()?;
+        let (number, after) = after.split_at_checked(length.into())?;
+        let number = number.strip_prefix(&[0]).unwrap_or(number);
+        raw.resize(raw.len() + 32_usize.checked_sub(number.len())?, 0);
+        raw.extend_from_slice(number);
+        rest = after;
+    }
+    Some(raw)
 }
 
 async fn ensure_pod(

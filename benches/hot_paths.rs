@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use imagewarm::api::{ImageWarm, KnativeImage, Revision};
-use imagewarm::dispatch::index::Index;
+use imagewarm::dispatch::index::{Budget, Index};
 use imagewarm::image::{Keychain, Reference};
 use imagewarm::plan::demand::demand;
 use imagewarm::plan::diff::Patience;
@@ -162,7 +162,7 @@ fn index(criterion: &mut Criterion) {
     group.sample_size(20);
     group.bench_function("5,000 orders into the index", |bencher| {
         bencher.iter_batched(
-            || (Index::new(500, 30_000), warms.clone()),
+            || (Index::new(Budget::of_pulls(500), 30_000), warms.clone()),
             |(mut index, warms)| {
                 for warm in warms {
                     index.apply(warm, Standing::default(), 0);

@@ -292,7 +292,7 @@ fn bad_flag_values_are_wrong_usage() {
         ("controller", "--repair-delay", "5", "5s"),
         ("controller", "--webhook-idle-timeout", "3 fortnights", "5s"),
         ("controller", "--waiting-after", "", "5s"),
-        ("controller", "--registry-pulls", "0", "at least 1"),
+        ("controller", "--dispatch-connections", "0", "at least 1"),
         ("controller", "--dispatch-connections", "0", "at least 1"),
         ("controller", "--fan-out-queue", "0", "at least 1"),
         ("controller", "--fan-out-concurrency", "many", "at least 1"),

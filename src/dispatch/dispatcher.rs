@@ -16,8 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::DispatchArgs;
+use super::canaries;
 use super::credentials::{ApiServerCredentials, CredentialDesk, CredentialSource};
-use super::index::{CredentialJob, Effect, Index, Refusal, SessionId};
+use super::grants::Limits;
+use super::index::{Budget, CredentialJob, Effect, Index, Refusal, SessionId};
 use super::metrics::{DispatchMetrics, StreamEnd};
 use super::server::{self, DispatchServer};
 use super::standings::{StandingFn, Standings};
@@ -398,6 +400,9 @@ impl Dispatcher {
             }
         }
         self.metrics.reports_ignored.inc_by(self.index.take_ignored());
+        let (slowdowns, refused) = self.index.take_savings();
+        self.metrics.registry_slowdowns.inc_by(slowdowns);
+        self.metrics.canary_refusals.inc_by(refused);
         self.metrics.orders.set(self.index.orders() as i64);
         let (running, waiting) = self.index.pulls();
         self.metrics.pulls_in_flight.set(running as i64);
@@ -474,7 +479,16 @@ impl Dispatcher {
 
 fn empty_index(args: &DispatchArgs) -> Index {
     Index::new(
-        args.registry_pulls,
+        Budget {
+            registry: Limits {
+                pulls: args.registry_pulls,
+                per_second: args.registry_pulls_per_second,
+            },
+            canary: canaries::Settings {
+                nodes: args.canary_nodes,
+                patience_ms: i64::try_from(args.canary_patience.as_millis()).unwrap_or(i64::MAX),
+            },
+        },
         i64::try_from(args.waiting_after.as_millis()).unwrap_or(i64::MAX),
     )
 }

@@ -1,15 +1,57 @@
-//! How many pulls may run against one registry at the same time, cluster-wide, and who is next.
-//! Pure.
+//! How many pulls may run against one registry at the same time, cluster-wide, how many may begin in
+//! a second, and who is next. A registry that has had enough is left alone for a while, and then
+//! tried with less. Pure; `now` is milliseconds since 1970.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 type Turn = (Reverse<i64>, u64, String);
 
+/// What one registry may be asked for by all nodes together; 0 stands for no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Pulls at the same time.
+    pub pulls: usize,
+    /// Pulls that begin in one second.
+    pub per_second: usize,
+}
+
 #[derive(Debug, Default)]
 struct Registry {
     in_flight: HashSet<String>,
     waiting: BTreeSet<Turn>,
+    /// The second that is counted, and pulls that began in it.
+    second: i64,
+    begun: usize,
+    /// Nothing begins before this moment.
+    paused_until: i64,
+    /// At the same time, after it has had enough; `None` while it has not.
+    reduced: Option<usize>,
+}
+
+impl Registry {
+    fn may_begin(&self, limits: Limits, now: i64) -> bool {
+        let pulls = if limits.pulls == 0 { usize::MAX } else { limits.pulls };
+        let begun = if self.second == now / 1_000 { self.begun } else { 0 };
+        now >= self.paused_until
+            && self.in_flight.len() < self.reduced.map_or(pulls, |reduced| reduced.min(pulls))
+            && (limits.per_second == 0 || begun < limits.per_second)
+    }
+
+    fn begin(&mut self, uid: &str, now: i64) {
+        if self.second != now / 1_000 {
+            (self.second, self.begun) = (now / 1_000, 0);
+        }
+        self.begun += 1;
+        self.in_flight.insert(uid.to_owned());
+    }
+
+    fn is_of_no_interest(&self, now: i64) -> bool {
+        self.in_flight.is_empty()
+            && self.waiting.is_empty()
+            && self.paused_until <= now
+            && self.second != now / 1_000
+    }
 }
 
 #[derive(Debug)]
@@ -21,29 +63,29 @@ enum Place {
 /// Pulls that run, and pulls that wait for their registry.
 #[derive(Debug)]
 pub struct Grants {
-    limit: usize,
+    limits: Limits,
     registries: HashMap<String, Registry>,
     places: HashMap<String, (String, Place)>,
     arrivals: u64,
 }
 
 impl Grants {
-    /// At most `limit` pulls for each registry.
-    pub fn new(limit: usize) -> Self {
-        Grants { limit, registries: HashMap::new(), places: HashMap::new(), arrivals: 0 }
+    /// With these limits for each registry.
+    pub fn new(limits: Limits) -> Self {
+        Grants { limits, registries: HashMap::new(), places: HashMap::new(), arrivals: 0 }
     }
 
     /// Asks for a place for the order `uid`; true when it may start now. Otherwise it waits, the
     /// greatest `priority` first, then in order of arrival.
-    pub fn request(&mut self, uid: &str, registry: &str, priority: i64) -> bool {
+    pub fn request(&mut self, uid: &str, registry: &str, priority: i64, now: i64) -> bool {
         match self.places.get(uid) {
             Some((_, Place::InFlight)) => return true,
             Some((_, Place::Waiting(_))) => return false,
             None => {}
         }
         let entry = self.registries.entry(registry.to_owned()).or_default();
-        let place = if entry.in_flight.len() < self.limit {
-            entry.in_flight.insert(uid.to_owned());
+        let place = if entry.may_begin(self.limits, now) {
+            entry.begin(uid, now);
             Place::InFlight
         } else {
             self.arrivals += 1;
@@ -64,21 +106,40 @@ impl Grants {
     }
 
     /// Gives the place of `uid` up; returns those that may start in its stead.
-    pub fn end(&mut self, uid: &str) -> Vec<String> {
-        let Some(registry) = self.take_out(uid) else { return Vec::new() };
-        let mut started = Vec::new();
-        let Some(entry) = self.registries.get_mut(&registry) else { return started };
-        while entry.in_flight.len() < self.limit
-            && let Some((_, _, next)) = entry.waiting.pop_first()
-        {
-            entry.in_flight.insert(next.clone());
-            self.places.insert(next.clone(), (registry.clone(), Place::InFlight));
-            started.push(next);
+    pub fn end(&mut self, uid: &str, now: i64) -> Vec<String> {
+        match self.take_out(uid) {
+            Some(registry) => self.begin_waiting(&registry, now),
+            None => Vec::new(),
         }
-        if entry.in_flight.is_empty() && entry.waiting.is_empty() {
-            self.registries.remove(&registry);
+    }
+
+    /// The registry asked for fewer requests: nothing begins for `pause_ms`, and then half as much
+    /// as before at the same time.
+    pub fn slow_down(&mut self, registry: &str, pause_ms: i64, now: i64) {
+        let entry = self.registries.entry(registry.to_owned()).or_default();
+        // Those that were under way when it said so say it again: that is no news.
+        if entry.paused_until <= now {
+            let running = entry.reduced.unwrap_or(usize::MAX).min(entry.in_flight.len().max(1));
+            entry.reduced = Some((running / 2).max(1));
         }
-        started
+        entry.paused_until = entry.paused_until.max(now + pause_ms);
+    }
+
+    /// The registry served a pull: one more may run at the same time.
+    pub fn served(&mut self, registry: &str) {
+        let Some(entry) = self.registries.get_mut(registry) else { return };
+        entry.reduced = entry.reduced.map(|reduced| reduced + 1);
+        if entry.reduced.is_some_and(|reduced| reduced >= self.limits.pulls.max(1)) {
+            entry.reduced = None;
+        }
+    }
+
+    /// To be called about once a second; returns those that may start now.
+    pub fn tick(&mut self, now: i64) -> Vec<String> {
+        self.registries.retain(|_, entry| !entry.is_of_no_interest(now));
+        let waiting = self.registries.iter().filter(|(_, entry)| !entry.waiting.is_empty());
+        let registries: Vec<String> = waiting.map(|(name, _)| name.clone()).collect();
+        registries.iter().flat_map(|registry| self.begin_waiting(registry, now)).collect()
     }
 
     /// Whether `uid` may run now.
@@ -95,6 +156,19 @@ impl Grants {
     pub fn counts(&self) -> (usize, usize) {
         let running = self.registries.values().map(|registry| registry.in_flight.len()).sum();
         (running, self.places.len() - running)
+    }
+
+    fn begin_waiting(&mut self, registry: &str, now: i64) -> Vec<String> {
+        let mut started = Vec::new();
+        let Some(entry) = self.registries.get_mut(registry) else { return started };
+        while entry.may_begin(self.limits, now)
+            && let Some((_, _, next)) = entry.waiting.pop_first()
+        {
+            entry.begin(&next, now);
+            self.places.insert(next.clone(), (registry.to_owned(), Place::InFlight));
+            started.push(next);
+        }
+        started
     }
 
     fn take_out(&mut self, uid: &str) -> Option<String> {
@@ -117,32 +191,74 @@ impl Grants {
 mod tests {
     use super::*;
 
+    fn one_at_a_time() -> Grants {
+        Grants::new(Limits { pulls: 1, per_second: 0 })
+    }
+
     #[test]
     fn the_limit_is_for_each_registry_and_the_newest_revision_goes_first() {
-        let mut grants = Grants::new(1);
-        assert!(grants.request("a", "one", 1));
-        assert!(grants.request("a", "one", 1), "asked again");
-        assert!(grants.request("b", "two", 1), "another registry");
-        assert!(!grants.request("c", "one", 1));
-        assert!(!grants.request("d", "one", 5));
-        assert!(!grants.request("e", "one", 5));
+        let mut grants = one_at_a_time();
+        assert!(grants.request("a", "one", 1, 0));
+        assert!(grants.request("a", "one", 1, 0), "asked again");
+        assert!(grants.request("b", "two", 1, 0), "another registry");
+        assert!(!grants.request("c", "one", 1, 0));
+        assert!(!grants.request("d", "one", 5, 0));
+        assert!(!grants.request("e", "one", 5, 0));
         assert_eq!(grants.counts(), (2, 3));
-        assert_eq!(grants.end("a"), ["d"]);
-        assert_eq!(grants.end("d"), ["e"]);
-        assert_eq!(grants.end("unknown"), Vec::<String>::new());
-        assert_eq!(grants.end("c"), Vec::<String>::new(), "gave up waiting");
-        assert_eq!(grants.end("e"), Vec::<String>::new());
-        assert_eq!(grants.end("b"), Vec::<String>::new());
+        assert_eq!(grants.end("a", 0), ["d"]);
+        assert_eq!(grants.end("d", 0), ["e"]);
+        assert_eq!(grants.end("unknown", 0), Vec::<String>::new());
+        assert_eq!(grants.end("c", 0), Vec::<String>::new(), "gave up waiting");
+        assert_eq!(grants.end("e", 0), Vec::<String>::new());
+        assert_eq!(grants.end("b", 0), Vec::<String>::new());
+        assert!(grants.tick(5_000).is_empty());
         assert!(grants.registries.is_empty() && grants.places.is_empty());
     }
 
     #[test]
     fn running_pulls_count_even_beyond_the_limit() {
-        let mut grants = Grants::new(1);
+        let mut grants = one_at_a_time();
         grants.hold("a", "one");
         grants.hold("b", "one");
-        assert!(!grants.request("c", "one", 0));
-        assert!(grants.end("a").is_empty());
-        assert_eq!(grants.end("b"), ["c"]);
+        assert!(!grants.request("c", "one", 0, 0));
+        assert!(grants.end("a", 0).is_empty());
+        assert_eq!(grants.end("b", 0), ["c"]);
+    }
+
+    #[test]
+    fn so_many_begin_in_a_second() {
+        let mut grants = Grants::new(Limits { pulls: 0, per_second: 2 });
+        let asked = ["a", "b", "c", "d", "e"].map(|uid| grants.request(uid, "one", 0, 5_000));
+        assert_eq!(asked, [true, true, false, false, false]);
+        assert!(grants.end("a", 5_100).is_empty(), "a place is not a new second");
+        assert!(grants.tick(5_999).is_empty());
+        assert_eq!(grants.tick(6_000), ["c", "d"]);
+        assert!(grants.request("f", "two", 0, 6_000), "another registry");
+        assert_eq!(grants.tick(7_500), ["e"]);
+    }
+
+    #[test]
+    fn a_registry_that_has_had_enough_is_tried_with_less() {
+        let mut grants = Grants::new(Limits { pulls: 8, per_second: 0 });
+        for uid in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+            assert!(grants.request(uid, "one", 0, 0));
+        }
+        assert!(!grants.request("i", "one", 0, 0));
+        for uid in ["a", "b", "c"] {
+            grants.slow_down("one", 1_000, 10);
+            assert!(grants.end(uid, 10).is_empty(), "it is left alone");
+        }
+        for uid in ["d", "e", "f", "g", "h"] {
+            grants.end(uid, 20);
+        }
+        assert!(!grants.request("j", "one", 0, 500) && grants.tick(1_009).is_empty());
+        let more = ["k", "l", "m"].map(|uid| grants.request(uid, "one", 0, 1_000));
+        assert_eq!(more, [false; 3]);
+        assert_eq!(grants.tick(1_010).len(), 4, "half of eight, said once");
+        // Each success allows one more, up to what it was.
+        grants.served("one");
+        assert_eq!(grants.tick(1_020).len(), 1);
+        (0..9).for_each(|_| grants.served("one"));
+        assert_eq!(grants.registries["one"].reduced, None);
     }
 }

@@ -2,6 +2,7 @@
 //! events, gives [`Effect`]s; synchronous, without I/O and without a clock (`now` is milliseconds
 //! since 1970).
 
+mod budget;
 mod messages;
 mod sizes;
 mod unpaid;
@@ -9,7 +10,8 @@ mod unpaid;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::grants::Grants;
+use super::canaries::{self, Answer, Canaries, Released};
+use super::grants::{Grants, Limits};
 use super::metrics::StreamEnd;
 use super::status::{NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUIET_MS, Report};
 use crate::api::{ConditionStatus, ImageWarm, Reason};
@@ -65,6 +67,25 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// What all nodes together may ask of registries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// For each registry.
+    pub registry: Limits,
+    /// The first node of an image goes ahead of the others.
+    pub canary: canaries::Settings,
+}
+
+impl Budget {
+    /// So many pulls at the same time, and no other limit.
+    pub fn of_pulls(pulls: usize) -> Self {
+        Budget {
+            registry: Limits { pulls, per_second: 0 },
+            canary: canaries::Settings { nodes: 0, patience_ms: 0 },
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Order {
     warm: Arc<ImageWarm>,
@@ -83,6 +104,10 @@ struct Order {
 }
 
 impl Order {
+    fn key(&self) -> canaries::Key {
+        (self.warm.metadata.namespace.clone().unwrap_or_default(), self.image.clone())
+    }
+
     fn credential_job(&self, uid: &str, session: SessionId) -> CredentialJob {
         CredentialJob {
             uid: uid.to_owned(),
@@ -111,27 +136,33 @@ pub struct Index {
     nodes: HashMap<String, Node>,
     sessions: HashMap<SessionId, String>,
     grants: Grants,
+    canaries: Canaries,
     unpaid: Unpaid,
     sizes: Sizes,
     grace_ms: i64,
     effects: Vec<Effect>,
     ignored: u64,
+    slowdowns: u64,
+    refused: u64,
 }
 
 impl Index {
-    /// An empty memory: at most `registry_pulls` pulls for each registry, and `grace_ms` before a
-    /// node without a stream counts as one without a warmer.
-    pub fn new(registry_pulls: usize, grace_ms: i64) -> Self {
+    /// An empty memory: pulls within `budget`, and `grace_ms` before a node without a stream counts
+    /// as one without a warmer.
+    pub fn new(budget: Budget, grace_ms: i64) -> Self {
         Index {
             orders: HashMap::new(),
             nodes: HashMap::new(),
             sessions: HashMap::new(),
-            grants: Grants::new(registry_pulls),
+            grants: Grants::new(budget.registry),
+            canaries: Canaries::new(budget.canary),
             unpaid: Unpaid::default(),
             sizes: Sizes::default(),
             grace_ms,
             effects: Vec::new(),
             ignored: 0,
+            slowdowns: 0,
+            refused: 0,
         }
     }
 
@@ -160,9 +191,10 @@ impl Index {
         self.nodes.get(node).map_or(0, |node| node.orders.len())
     }
 
-    /// How many pulls run, and how many wait for their registry.
+    /// How many pulls run, and how many wait for their registry or for a canary.
     pub fn pulls(&self) -> (usize, usize) {
-        self.grants.counts()
+        let (running, waiting) = self.grants.counts();
+        (running, waiting + self.canaries.waiting())
     }
 
     /// Uids of all orders, for comparison with a new list.
@@ -191,6 +223,21 @@ impl Index {
         let hurried = old.as_ref().map_or(0, |old| old.hurried);
         assign.identity_mark = assign.identity_mark.wrapping_add(hurried);
         self.unpaid.note(&uid, warm.reason(), now);
+        let key = (warm.metadata.namespace.clone().unwrap_or_default(), image.clone());
+        match &old {
+            Some(old) if old.image == image => {
+                if old.assign.identity_mark != assign.identity_mark {
+                    self.canaries.forget(&key);
+                }
+            }
+            // What is ordered never changes, but nothing here relies on it.
+            Some(old) => {
+                let released = self.canaries.withdrawn(&old.key(), &uid, now);
+                self.release(released, now);
+                self.canaries.ordered(key);
+            }
+            None => self.canaries.ordered(key),
+        }
         let resend = old.as_ref().is_none_or(|old| needs_resend(&old.assign, &assign));
         let order = Order {
             warm,
@@ -221,6 +268,8 @@ impl Index {
         let Some(order) = self.orders.remove(uid) else { return };
         self.unpaid.forget(uid);
         self.sizes.forget(&order.image);
+        let released = self.canaries.withdrawn(&order.key(), uid, now);
+        self.release(released, now);
         self.end_pull(uid, now);
         let name = &order.warm.spec.node_name;
         if let Some(node) = self.nodes.get_mut(name) {
@@ -263,6 +312,8 @@ impl Index {
                 if let Some(order) = self.orders.get_mut(uid) {
                     order.pulling_since = order.pulling_since.or(Some(now));
                     self.grants.hold(uid, order.image.domain());
+                    let key = order.key();
+                    self.open_for_all(&key, now);
                 }
             } else {
                 self.end_pull(uid, now);
@@ -291,7 +342,7 @@ impl Index {
         }
         // Running pulls keep their places until the warmer is back, or counts as gone.
         for uid in uids {
-            if self.grants.is_waiting(&uid) {
+            if self.grants.is_waiting(&uid) || self.canaries.is_waiting(&uid) {
                 self.end_pull(&uid, now);
             }
         }
@@ -321,9 +372,14 @@ impl Index {
         };
         match message {
             FromWarmer::PullRequest(_) => {
-                let (domain, priority) = (order.image.domain(), order.assign.priority);
-                if order.asked != Some(session) && self.grants.request(uid, domain, priority) {
-                    self.start(uid, session, now);
+                if order.asked == Some(session) {
+                    return;
+                }
+                let key = order.key();
+                match self.canaries.ask(&key, uid, now) {
+                    Answer::Go => self.admit(uid, now),
+                    Answer::Wait => {}
+                    Answer::Refused(verdict) => self.refuse(uid, &verdict),
                 }
             }
             FromWarmer::Progress(progress) => {
@@ -331,16 +387,26 @@ impl Index {
                     let report = Report::from(progress);
                     self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
                 }
+                // Whoever gets bytes has been let in.
+                if progress.downloaded_bytes > 0 && self.grants.is_in_flight(uid) {
+                    let key = order.key();
+                    self.open_for_all(&key, now);
+                }
             }
-            FromWarmer::Outcome(outcome) => {
-                let mut outcome = Outcome::from(outcome);
+            FromWarmer::Outcome(said) => {
+                let mut outcome = Outcome::from(said);
                 let asked_for = Some(&order.assign.check_for);
                 outcome.checked_for = outcome.checked_for.filter(|word| Some(word) == asked_for);
                 let node = self.nodes.get(&order.warm.spec.node_name);
                 outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
+                let (key, reason, present) = (order.key(), outcome.reason, outcome.present);
+                let message = outcome.message.clone();
                 let report = Report::Outcome(outcome);
                 self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
                 let uid = uid.clone();
+                if self.grants.is_in_flight(&uid) {
+                    self.learn(&uid, &key, present, (reason, &message), said, now);
+                }
                 self.end_pull(&uid, now);
             }
             FromWarmer::Hello(_) => {}
@@ -399,6 +465,12 @@ impl Index {
         for uid in ended {
             self.end_pull(&uid, now);
         }
+        for uid in self.canaries.tick(now) {
+            self.admit(&uid, now);
+        }
+        for uid in self.grants.tick(now) {
+            self.start_next(&uid, now);
+        }
         self.look_again(now);
     }
 
@@ -426,15 +498,11 @@ impl Index {
         if let Some(order) = self.orders.get_mut(uid) {
             (order.queued_since, order.pulling_since, order.progress_written) = (None, None, None);
             order.asked = None;
+            let released = self.canaries.ended(&order.key(), uid, None, now);
+            self.release(released, now);
         }
-        for next in self.grants.end(uid) {
-            let session = self
-                .orders
-                .get(&next)
-                .and_then(|order| self.nodes.get(&order.warm.spec.node_name)?.session);
-            if let Some((session, _)) = session {
-                self.start(&next, session, now);
-            }
+        for next in self.grants.end(uid, now) {
+            self.start_next(&next, now);
         }
     }
 }

@@ -87,6 +87,10 @@ pub struct DispatchMetrics {
     pub pulls_waiting: Gauge,
     /// Reports of warmers for orders that are not theirs, or not any more.
     pub reports_ignored: Counter,
+    /// Answers of registries that had had enough.
+    pub registry_slowdowns: Counter,
+    /// Pulls that were not tried, since a canary had failed.
+    pub canary_refusals: Counter,
     /// Lookups of credentials that failed.
     pub credentials_refused: Counter,
     stream_ends: Family<StreamLabels, Counter>,
@@ -119,6 +123,16 @@ impl DispatchMetrics {
             "dispatch_reports_ignored",
             "Reports for orders that are not, or no more, the node's",
             all.reports_ignored.clone(),
+        );
+        registry.register(
+            "dispatch_registry_slowdowns",
+            "Answers of 429 by which all nodes leave a registry alone for a while",
+            all.registry_slowdowns.clone(),
+        );
+        registry.register(
+            "dispatch_canary_refusals",
+            "Pulls that no node tried, since the first node had just been refused",
+            all.canary_refusals.clone(),
         );
         registry.register(
             "dispatch_credentials_refused",

@@ -4,9 +4,10 @@
 
 mod accept;
 mod allowance;
+pub mod canaries;
 pub mod credentials;
 pub mod dispatcher;
-mod grants;
+pub mod grants;
 pub mod index;
 pub mod metrics;
 pub mod server;
@@ -32,15 +33,36 @@ pub struct DispatchArgs {
     )]
     pub dispatch_listen: SocketAddr,
 
-    /// Most pulls that may run at the same time, on all nodes together, against one registry.
+    /// Most pulls that may run at the same time, on all nodes together, against one registry; 0
+    /// for no limit. Halved for a while when the registry answers 429.
+    #[arg(long, env = "IMAGEWARM_REGISTRY_PULLS", default_value_t = 500, value_name = "COUNT")]
+    pub registry_pulls: usize,
+
+    /// Most pulls that may begin within a second, on all nodes together, against one registry; 0
+    /// for no limit.
     #[arg(
         long,
-        env = "IMAGEWARM_REGISTRY_PULLS",
-        default_value_t = 500,
-        value_name = "COUNT",
-        value_parser = crate::settings::at_least_one
+        env = "IMAGEWARM_REGISTRY_PULLS_PER_SECOND",
+        default_value_t = 100,
+        value_name = "COUNT"
     )]
-    pub registry_pulls: usize,
+    pub registry_pulls_per_second: usize,
+
+    /// Where at least so many nodes are to hold an image, the first one pulls ahead of the others:
+    /// when it finds no such image, or its credentials are refused, the others do not ask. 0 for
+    /// never.
+    #[arg(long, env = "IMAGEWARM_CANARY_NODES", default_value_t = 10, value_name = "COUNT")]
+    pub canary_nodes: usize,
+
+    /// How long the other nodes wait for the first one at most.
+    #[arg(
+        long,
+        env = "IMAGEWARM_CANARY_PATIENCE",
+        default_value = "1s",
+        value_name = "DURATION",
+        value_parser = crate::settings::duration
+    )]
+    pub canary_patience: std::time::Duration,
 
     /// Most connections of warmers; one for each node, and some more while they reconnect.
     #[arg(

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use imagewarm::api::{ImageWarm, ImageWarmSpec};
-use imagewarm::dispatch::index::{Effect, Index};
+use imagewarm::dispatch::index::{Budget, Effect, Index};
 use imagewarm::plan::want::Standing;
 use imagewarm::protocol::{FromController, FromWarmer, Hello};
 use prost::Message as _;
@@ -16,7 +16,7 @@ const THEIRS: u64 = 2;
 
 /// Node `a`, whose warmer speaks, and node `b`; each has two orders.
 fn index() -> Index {
-    let mut index = Index::new(500, 30_000);
+    let mut index = Index::new(Budget::of_pulls(500), 30_000);
     for (node, session) in [("a", OURS), ("b", THEIRS)] {
         for image in ["r.test/app:v1", "r.test/side:v1"] {
             let name = format!("{node}-{}", image.len());

@@ -6,6 +6,8 @@ use crate::api::condition::READY;
 use crate::api::{Condition, ImageWarmSpec, ImageWarmStatus};
 use crate::protocol::{Progress, PullRequest};
 
+mod budget;
+
 const GRACE: i64 = 30_000;
 
 fn warm(uid: &str, node: &str, image: &str) -> ImageWarm {
@@ -90,7 +92,7 @@ fn words(index: &mut Index) -> Vec<String> {
 }
 
 fn index(limit: usize) -> Index {
-    let mut index = Index::new(limit, GRACE);
+    let mut index = Index::new(Budget::of_pulls(limit), GRACE);
     for (uid, node) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
         index.apply(Arc::new(warm(uid, node, "registry.test/app:v1")), standing(1), 0);
     }
@@ -169,7 +171,7 @@ fn new_changed_and_deleted_orders_reach_an_open_stream() {
 
 #[test]
 fn a_checked_tag_is_recorded_only_for_what_was_asked() {
-    let mut index = Index::new(9, GRACE);
+    let mut index = Index::new(Budget::of_pulls(9), GRACE);
     let check = Standing { check_for: Some("uid/rev-2".into()), ..standing(2) };
     index.apply(Arc::new(warm("a1", "a", "app")), check, 0);
     index.open(1, "a", &hello(1, &[]), 0);
@@ -281,7 +283,7 @@ fn progress_is_written_late_and_seldom() {
 
 #[test]
 fn an_image_that_is_no_reference_is_refused_in_status() {
-    let mut index = Index::new(1, GRACE);
+    let mut index = Index::new(Budget::of_pulls(1), GRACE);
     index.apply(Arc::new(warm("x", "a", "Not An Image")), standing(0), 0);
     assert_eq!(words(&mut index), ["status x InvalidImage"]);
 }

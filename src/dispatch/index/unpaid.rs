@@ -126,6 +126,7 @@ impl Index {
             }
             order.hurried += 1;
             order.assign.identity_mark = order.assign.identity_mark.wrapping_add(1);
+            self.canaries.forget(&order.key());
             let node = self.nodes.get(&order.warm.spec.node_name);
             if let Some((session, _)) = node.and_then(|node| node.session) {
                 let assign = ToWarmer::Assign(order.assign.clone());

@@ -1,0 +1,325 @@
+//! The first node that pulls an image goes ahead of the others, for a moment: when the registry does
+//! not know the image, or not the credentials, that is found out once and not by every node. Pure;
+//! `now` is milliseconds since 1970.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+use crate::api::Reason;
+use crate::image::Reference;
+
+/// The others do as they were told for this long; then one of them tries again. Shorter than a
+/// warmer's first pause, so that its next round finds out anew.
+const REFUSED_MS: i64 = 5_000;
+/// A success is believed for this long.
+const OPEN_MS: i64 = 600_000;
+
+/// Whose image: credentials are those of a namespace.
+pub type Key = (String, Reference);
+
+/// When a canary is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Only where at least so many nodes are to hold the image; 0 for never.
+    pub nodes: usize,
+    /// How long the others wait for it at most.
+    pub patience_ms: i64,
+}
+
+/// What a refused canary says to the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The order that was tried.
+    pub uid: String,
+    /// Why it failed: what no other node would get either.
+    pub reason: Reason,
+    /// The runtime's words.
+    pub message: String,
+}
+
+/// Whether a node may go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Yes.
+    Go,
+    /// Not before the canary has told; it is released or refused then.
+    Wait,
+    /// It would fail.
+    Refused(Verdict),
+}
+
+/// What became of those that waited.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// They go on.
+    pub go: Vec<String>,
+    /// They would fail.
+    pub refused: Option<(Vec<String>, Verdict)>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Untried,
+    Trying {
+        uid: String,
+        until: i64,
+    },
+    Open {
+        until: i64,
+    },
+    Refused {
+        verdict: Verdict,
+        until: i64,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Image {
+    orders: usize,
+    state: State,
+    waiting: VecDeque<String>,
+}
+
+impl Image {
+    fn release(&mut self) -> Vec<String> {
+        self.waiting.drain(..).collect()
+    }
+}
+
+/// All images that are ordered.
+#[derive(Debug)]
+pub struct Canaries {
+    settings: Settings,
+    images: HashMap<Key, Image>,
+    trying: HashSet<Key>,
+    waiting: BTreeSet<String>,
+}
+
+impl Canaries {
+    /// No image yet.
+    pub fn new(settings: Settings) -> Self {
+        Canaries {
+            settings,
+            images: HashMap::new(),
+            trying: HashSet::new(),
+            waiting: BTreeSet::new(),
+        }
+    }
+
+    /// One more node is to hold the image.
+    pub fn ordered(&mut self, key: Key) {
+        self.images.entry(key).or_default().orders += 1;
+    }
+
+    /// One node less.
+    pub fn withdrawn(&mut self, key: &Key, uid: &str, now: i64) -> Released {
+        let released = self.ended(key, uid, None, now);
+        if let Some(image) = self.images.get_mut(key) {
+            image.orders = image.orders.saturating_sub(1);
+            if image.orders == 0 {
+                self.images.remove(key);
+                self.trying.remove(key);
+            }
+        }
+        released
+    }
+
+    /// Whether the order may pull now.
+    pub fn ask(&mut self, key: &Key, uid: &str, now: i64) -> Answer {
+        let Some(image) = self.images.get_mut(key) else { return Answer::Go };
+        if self.settings.nodes == 0 || image.orders < self.settings.nodes {
+            return Answer::Go;
+        }
+        match &image.state {
+            State::Open { until } if now < *until => return Answer::Go,
+            State::Refused { verdict, until } if now < *until => {
+                return Answer::Refused(verdict.clone());
+            }
+            State::Trying { uid: canary, .. } if canary == uid => return Answer::Go,
+            State::Trying { until, .. } if now < *until => {
+                if self.waiting.insert(uid.to_owned()) {
+                    image.waiting.push_back(uid.to_owned());
+                }
+                return Answer::Wait;
+            }
+            State::Trying { .. } => return Answer::Go,
+            State::Untried | State::Open { .. } | State::Refused { .. } => {}
+        }
+        let until = now + self.settings.patience_ms;
+        image.state = State::Trying { uid: uid.to_owned(), until };
+        self.trying.insert(key.clone());
+        Answer::Go
+    }
+
+    /// The order's pull is over: with this failure, or `None` when it succeeded or was given up.
+    pub fn ended(
+        &mut self,
+        key: &Key,
+        uid: &str,
+        failure: Option<(Reason, &str)>,
+        now: i64,
+    ) -> Released {
+        let Some(image) = self.images.get_mut(key) else { return Released::default() };
+        if self.waiting.remove(uid) {
+            image.waiting.retain(|waiting| waiting != uid);
+        }
+        if !matches!(&image.state, State::Trying { uid: canary, .. } if canary == uid) {
+            return Released::default();
+        }
+        self.trying.remove(key);
+        match failure {
+            Some((reason @ (Reason::Unauthorized | Reason::NotFound), message)) => {
+                let verdict = Verdict { uid: uid.to_owned(), reason, message: message.to_owned() };
+                let until = now + REFUSED_MS;
+                image.state = State::Refused { verdict: verdict.clone(), until };
+                let refused = image.release();
+                self.forget_waiting(&refused);
+                Released { go: Vec::new(), refused: Some((refused, verdict)) }
+            }
+            // What else went wrong may be the node's alone. Given up: the next one finds out.
+            _ => {
+                image.state = State::Untried;
+                let go = image.release();
+                self.forget_waiting(&go);
+                Released { go, refused: None }
+            }
+        }
+    }
+
+    /// The order's image is on its way to a node, or there: the others need not wait.
+    pub fn opened(&mut self, key: &Key, now: i64) -> Vec<String> {
+        let Some(image) = self.images.get_mut(key) else { return Vec::new() };
+        image.state = State::Open { until: now + OPEN_MS };
+        let go = image.release();
+        self.trying.remove(key);
+        self.forget_waiting(&go);
+        go
+    }
+
+    /// Credentials may be others by now: what was found out counts no more.
+    pub fn forget(&mut self, key: &Key) {
+        if let Some(image) = self.images.get_mut(key)
+            && !matches!(image.state, State::Trying { .. })
+        {
+            image.state = State::Untried;
+        }
+    }
+
+    /// Whether the order waits for a canary.
+    pub fn is_waiting(&self, uid: &str) -> bool {
+        self.waiting.contains(uid)
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Those whose patience is over.
+    pub fn tick(&mut self, now: i64) -> Vec<String> {
+        let mut go = Vec::new();
+        for key in &self.trying {
+            if let Some(image) = self.images.get_mut(key)
+                && matches!(image.state, State::Trying { until, .. } if until <= now)
+            {
+                go.extend(image.release());
+            }
+        }
+        self.forget_waiting(&go);
+        go
+    }
+
+    fn forget_waiting(&mut self, uids: &[String]) {
+        for uid in uids {
+            self.waiting.remove(uid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn key() -> Key {
+        ("ns".into(), Reference::parse("r.test/app:v1").unwrap())
+    }
+
+    /// Five nodes are to hold the image; a canary goes ahead of three and more.
+    fn five() -> Canaries {
+        let mut canaries = Canaries::new(Settings { nodes: 3, patience_ms: 1_000 });
+        (0..5).for_each(|_| canaries.ordered(key()));
+        canaries
+    }
+
+    fn asked(canaries: &mut Canaries, uids: &[&str], now: i64) -> Vec<Answer> {
+        uids.iter().map(|uid| canaries.ask(&key(), uid, now)).collect()
+    }
+
+    #[test]
+    fn what_one_node_is_refused_the_others_do_not_ask_for() {
+        let mut canaries = five();
+        use Answer::{Go, Wait};
+        assert_eq!(asked(&mut canaries, &["a", "b", "c", "b", "a"], 0), [Go, Wait, Wait, Wait, Go]);
+        let refused = canaries.ended(&key(), "a", Some((Reason::Unauthorized, "no")), 100);
+        let verdict =
+            Verdict { uid: "a".into(), reason: Reason::Unauthorized, message: "no".into() };
+        assert_eq!(refused.refused, Some((vec!["b".into(), "c".into()], verdict.clone())));
+        assert_eq!(asked(&mut canaries, &["d"], 200), [Answer::Refused(verdict)]);
+        assert!(canaries.waiting.is_empty() && canaries.trying.is_empty());
+        // Later one of them finds out anew.
+        assert_eq!(asked(&mut canaries, &["d", "b"], 5_100), [Go, Wait]);
+        assert_eq!(canaries.opened(&key(), 5_200), ["b"]);
+        assert_eq!(asked(&mut canaries, &["c"], 5_300), [Go]);
+    }
+
+    #[test]
+    fn nobody_waits_for_long() {
+        let mut canaries = five();
+        asked(&mut canaries, &["a", "b", "c"], 0);
+        assert!(canaries.tick(999).is_empty());
+        assert_eq!(canaries.tick(1_000), ["b", "c"]);
+        assert_eq!(asked(&mut canaries, &["d"], 1_001), [Answer::Go]);
+        assert!(canaries.tick(2_000).is_empty());
+    }
+
+    #[test]
+    fn a_canary_that_goes_away_frees_the_others() {
+        for failure in [None, Some((Reason::RegistryUnreachable, "down"))] {
+            let mut canaries = five();
+            asked(&mut canaries, &["a", "b", "c"], 0);
+            canaries.ended(&key(), "c", None, 1);
+            assert!(!canaries.is_waiting("c") && canaries.is_waiting("b"));
+            assert_eq!(canaries.ended(&key(), "a", failure, 2).go, ["b"]);
+        }
+        let mut canaries = five();
+        asked(&mut canaries, &["a", "b"], 0);
+        assert_eq!(canaries.withdrawn(&key(), "a", 1).go, ["b"]);
+    }
+
+    #[test]
+    fn few_nodes_need_no_canary_and_new_credentials_a_new_one() {
+        let mut canaries = Canaries::new(Settings { nodes: 3, patience_ms: 1_000 });
+        (0..2).for_each(|_| canaries.ordered(key()));
+        assert_eq!(asked(&mut canaries, &["a", "b"], 0), [Answer::Go, Answer::Go]);
+        let mut canaries = five();
+        asked(&mut canaries, &["a"], 0);
+        canaries.ended(&key(), "a", Some((Reason::NotFound, "no")), 1);
+        canaries.forget(&key());
+        assert_eq!(asked(&mut canaries, &["b", "c"], 2), [Answer::Go, Answer::Wait]);
+        let mut off = Canaries::new(Settings { nodes: 0, patience_ms: 1_000 });
+        (0..5).for_each(|_| off.ordered(key()));
+        assert_eq!(asked(&mut off, &["a", "b"], 0), [Answer::Go, Answer::Go]);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_images_that_nobody_orders() {
+        let mut canaries = five();
+        asked(&mut canaries, &["a", "b"], 0);
+        for uid in ["a", "b", "c", "d", "e"] {
+            canaries.withdrawn(&key(), uid, 1);
+        }
+        assert!(canaries.images.is_empty() && canaries.trying.is_empty());
+        assert!(canaries.waiting.is_empty());
+    }
+}

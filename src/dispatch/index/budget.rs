@@ -1,0 +1,96 @@
+//! Who may pull now: canaries first, then the registries' limits.
+
+use super::*;
+use crate::dispatch::canaries::{Key, Verdict};
+
+/// A registry that has had enough is left alone for this long at least, and at most.
+const PAUSES_MS: (i64, i64) = (1_000, 300_000);
+
+impl Index {
+    /// No canary is in the way: pull as soon as the registry has a place.
+    pub(super) fn admit(&mut self, uid: &str, now: i64) {
+        let Some(order) = self.orders.get(uid) else { return };
+        let (domain, priority) = (order.image.domain(), order.assign.priority);
+        if self.grants.request(uid, domain, priority, now) {
+            self.start_next(uid, now);
+        }
+    }
+
+    /// It has a place: start, if its node is still there.
+    pub(super) fn start_next(&mut self, uid: &str, now: i64) {
+        let node = self.orders.get(uid).map(|order| &order.warm.spec.node_name);
+        let session = node.and_then(|node| self.nodes.get(node)?.session);
+        if let Some((session, _)) = session {
+            self.start(uid, session, now);
+        }
+    }
+
+    /// Those whose canary has told, or is no more.
+    pub(super) fn release(&mut self, released: Released, now: i64) {
+        for uid in released.go {
+            self.admit(&uid, now);
+        }
+        if let Some((uids, verdict)) = released.refused {
+            for uid in uids {
+                self.refuse(&uid, &verdict);
+            }
+        }
+    }
+
+    /// Somebody was let in: nobody waits for a canary of this image.
+    pub(super) fn open_for_all(&mut self, key: &Key, now: i64) {
+        for uid in self.canaries.opened(key, now) {
+            self.admit(&uid, now);
+        }
+    }
+
+    /// What a pull's end says about the others.
+    pub(super) fn learn(
+        &mut self,
+        uid: &str,
+        key: &Key,
+        present: bool,
+        (reason, message): (Reason, &str),
+        said: &protocol::Outcome,
+        now: i64,
+    ) {
+        let registry = key.1.domain();
+        if present {
+            self.grants.served(registry);
+            self.open_for_all(key, now);
+            return;
+        }
+        if reason == Reason::RateLimited {
+            // Both by the node's clock; the registry's own word, where the runtime passes it on.
+            let asked_for = said.retry_at_unix_ms.saturating_sub(said.finished_at_unix_ms);
+            let pause = asked_for.clamp(PAUSES_MS.0, PAUSES_MS.1);
+            self.grants.slow_down(registry, pause, now);
+            self.slowdowns += 1;
+        }
+        let released = self.canaries.ended(key, uid, Some((reason, message)), now);
+        self.release(released, now);
+    }
+
+    /// Tells a node what its pull would end with.
+    pub(super) fn refuse(&mut self, uid: &str, verdict: &Verdict) {
+        let canary = self.orders.get(&verdict.uid);
+        let (node, purse) = match canary {
+            Some(canary) => (canary.warm.spec.node_name.clone(), canary.purse),
+            None => ("another node".to_owned(), Purse::Unknown),
+        };
+        let Some(order) = self.orders.get_mut(uid) else { return };
+        // So that what mends the canary mends this one too.
+        order.purse = purse;
+        let session = self.nodes.get(&order.warm.spec.node_name).and_then(|node| node.session);
+        let Some((session, _)) = session else { return };
+        self.refused += 1;
+        let message = format!("not tried, since {node} has just failed: {}", verdict.message);
+        let refusal = Refusal { reason: verdict.reason, message };
+        self.effects.push(Effect::Send(session, ToWarmer::PullGrant(grant(uid, Err(refusal)))));
+    }
+
+    /// Since the last call: how often a registry had had enough, and pulls that a canary saved.
+    pub fn take_savings(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.slowdowns), std::mem::take(&mut self.refused))
+    }
+}

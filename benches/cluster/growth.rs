@@ -8,9 +8,9 @@ use xtask::cluster::Imagewarm;
 
 use crate::Scale;
 use crate::fit::{Curve, chart};
-use crate::process::{anonymous_bytes, cpu_nanoseconds};
+use crate::process::anonymous_bytes;
 use crate::report::{Limit, Report, Series, median};
-use crate::stage::{DEADLINE, Stage, seconds};
+use crate::stage::{DEADLINE, Stage, cpu_seconds, seconds};
 
 /// Images grow on so many nodes.
 const NODES_FOR_IMAGES: usize = 100;
@@ -22,13 +22,13 @@ const MOST: f64 = 1.05;
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let images = scale.pick(vec![1, 5, 20, 50], vec![1, 5, 20, 50, 100, 200]);
     let nodes = scale.pick(vec![100, 250, 600, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
-    let rounds = scale.pick(2, 3);
+    let rounds = 3;
 
     // Each in a cluster of its own, from the least on: what is there already is seen as well.
     let mut by_images = Growth::new(false);
     let (stage, controller) = Stage::new(0).await?;
     add_nodes(&stage, 0, NODES_FOR_IMAGES).await?;
-    by_images.warm_up(&stage, NODES_FOR_IMAGES).await?;
+    warm_up(&stage, NODES_FOR_IMAGES).await?;
     for count in images {
         by_images.step(&stage, &controller, (count, NODES_FOR_IMAGES), rounds).await?;
     }
@@ -40,7 +40,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     for count in nodes {
         add_nodes(&stage, there, count).await?;
         if there == 0 {
-            by_nodes.warm_up(&stage, count).await?;
+            warm_up(&stage, count).await?;
         }
         there = count;
         by_nodes.step(&stage, &controller, (1, count), rounds).await?;
@@ -63,6 +63,15 @@ async fn add_nodes(stage: &Stage, there: usize, count: usize) -> Result<()> {
     stage.plain_nodes((there..count).map(|at| format!("plain-{at:05}")).collect()).await
 }
 
+/// Opens connections.
+async fn warm_up(stage: &Stage, nodes: usize) -> Result<()> {
+    let revisions = stage.namespace("first").await?;
+    let mut appearing = stage.watch(&revisions.namespace).await?;
+    revisions.create("app-00001", &["registry.example.com/first:v1"]).await?;
+    appearing.count(nodes).await?;
+    Ok(())
+}
+
 /// The curves of one number that grows.
 struct Growth {
     over_nodes: bool,
@@ -70,9 +79,10 @@ struct Growth {
     cpu: Curve,
     memory: Curve,
     stored: Curve,
-    /// ImageWarms so far, and what the first one found.
+    /// ImageWarms so far, and the memory and bytes that they took: nodes that came between are not
+    /// counted.
     warms: usize,
-    before: Option<(f64, f64)>,
+    taken: (f64, f64),
     steps: usize,
 }
 
@@ -86,23 +96,13 @@ impl Growth {
             memory: Curve::new(format!("controller's MB, over ImageWarms ({what})")),
             stored: Curve::new(format!("MB in etcd, over ImageWarms ({what})")),
             warms: 0,
-            before: None,
+            taken: (0.0, 0.0),
             steps: 0,
         }
     }
 
     fn into_curves(self) -> [Curve; 4] {
         [self.time, self.cpu, self.memory, self.stored]
-    }
-
-    /// Opens connections, and looks at what is there before.
-    async fn warm_up(&mut self, stage: &Stage, nodes: usize) -> Result<()> {
-        let revisions = stage.namespace("first").await?;
-        let mut appearing = stage.watch(&revisions.namespace).await?;
-        revisions.create("app-00001", &["registry.example.com/first:v1"]).await?;
-        appearing.count(nodes).await?;
-        self.before = Some((fresh_memory(stage, "before").await?, stored_bytes(stage).await?));
-        Ok(())
     }
 
     /// Fans so many images out to so many nodes, some times, and adds a point to each curve.
@@ -114,6 +114,8 @@ impl Growth {
         rounds: usize,
     ) -> Result<()> {
         let number = if self.over_nodes { nodes } else { images };
+        let name = format!("before-{}", self.steps);
+        let before = (fresh_memory(stage, &name).await?, stored_bytes(stage).await?);
         let (mut times, mut cpu) = (Vec::new(), Vec::new());
         for round in 0..rounds {
             let name = format!("grow-{}-{round}", self.steps);
@@ -122,23 +124,23 @@ impl Growth {
             let images: Vec<&str> = images.iter().map(String::as_str).collect();
             let revisions = stage.namespace(&name).await?;
             let mut appearing = stage.watch(&revisions.namespace).await?;
-            let (used, began) = (cpu_nanoseconds(controller.pid())?, Instant::now());
+            let (used, began) = (cpu_seconds(controller.pid())?, Instant::now());
             revisions.create("app-00001", &images).await?;
             let last = appearing.count(images.len() * nodes).await?;
             times.push(seconds(began, last));
             // The leader still looks at what was made.
             tokio::time::sleep(Duration::from_secs(1)).await;
-            cpu.push((cpu_nanoseconds(controller.pid())? - used) / 1e9);
+            cpu.push(cpu_seconds(controller.pid())? - used);
             self.warms += images.len() * nodes;
         }
         self.steps += 1;
         self.time.points.push((number as f64, median(&times).context("no round")?));
         self.cpu.points.push((number as f64, median(&cpu).context("no round")?));
-        let (memory, stored) = self.before.context("not warmed up")?;
-        let grown = fresh_memory(stage, &format!("step-{}", self.steps)).await? - memory;
-        self.memory.points.push((self.warms as f64, grown / 1e6));
-        let grown = stored_bytes(stage).await? - stored;
-        self.stored.points.push((self.warms as f64, grown / 1e6));
+        self.taken.0 += fresh_memory(stage, &format!("after-{}", self.steps)).await? - before.0;
+        self.taken.1 += stored_bytes(stage).await? - before.1;
+        let warms = self.warms as f64;
+        self.memory.points.push((warms, self.taken.0 / 1e6));
+        self.stored.points.push((warms, self.taken.1 / 1e6));
         Ok(())
     }
 }

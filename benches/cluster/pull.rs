@@ -28,7 +28,9 @@ use crate::tap::Tap;
 /// runtime's own pull, and what of it is not the runtime's.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, _controller) = Stage::new(1).await?;
-    for node in nodes(&stage).await? {
+    // Without CRI-O: it tells protocols apart by how a connection's first bytes arrive, and so does
+    // not take a connection that something stands in.
+    for node in nodes(&stage).await?.into_iter().take(2) {
         of_node(&stage, &node, scale, report).await.context(node.runtime_name())?;
     }
     Ok(())
@@ -45,8 +47,7 @@ pub async fn nodes(stage: &Stage) -> Result<Vec<Arc<Node>>> {
 
 async fn of_node(stage: &Stage, node: &Node, scale: Scale, report: &mut Report) -> Result<()> {
     let tap = Tap::open(&node.socket)?;
-    let warmer =
-        stage.cluster.start_warmer_at(BINARY.as_ref(), node, &tap.socket, &[]).await?;
+    let warmer = stage.cluster.start_warmer_at(BINARY.as_ref(), node, &tap.socket, &[]).await?;
     warmer.wait_ready(warmer.health().context("no health port")?, "/readyz", DEADLINE).await?;
     let namespace = stage.namespace(&format!("pulls-{}", node.name)).await?.namespace;
     let registry = &stage.cluster.registry_plain;
@@ -131,12 +132,13 @@ struct Order<'a> {
 
 impl Order<'_> {
     async fn until_ready(&self, node: &str) -> Result<f64> {
-        let warms: Api<ImageWarm> =
-            Api::namespaced(self.stage.cluster.client(), self.namespace);
+        let warms: Api<ImageWarm> = Api::namespaced(self.stage.cluster.client(), self.namespace);
         let now = warms.list_metadata(&Default::default()).await?.metadata.resource_version;
         let params = WatchParams::default().fields(&format!("metadata.name={}", self.name));
         let since = now.context("a list without resourceVersion")?;
         let events = warms.watch(&params, &since).await?;
+        // The watch has taken a connection; opening another is no part of what is measured.
+        warms.list_metadata(&Default::default()).await?;
         let began = Instant::now();
         order(self.stage, self.namespace, self.name, self.image, node).await?;
         let ready = async {
@@ -159,7 +161,11 @@ impl Order<'_> {
 async fn own_pull(node: &Node, image: &str) -> Result<f64> {
     let began = Instant::now();
     let pulled = async {
-        if node.has_cri() { cri_pull(&node.socket, image).await } else { docker_pull(node, image).await }
+        if node.has_cri() {
+            cri_pull(&node.socket, image).await
+        } else {
+            docker_pull(node, image).await
+        }
     };
     tokio::time::timeout(DEADLINE, pulled).await?.with_context(|| image.to_owned())?;
     Ok(milliseconds(began, Instant::now()))

@@ -158,7 +158,8 @@ impl Frames {
             self.rest.drain(..skipped);
             self.skip -= skipped;
             let Some(header) = self.rest.get(..FRAME_HEADER) else { break };
-            let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+            let number =
+                |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
             let stream = number(&header[5..9]) & 0x7fff_ffff;
             self.skip = FRAME_HEADER + number(&header[..3]) as usize;
             if stream != 0 {

@@ -8,7 +8,7 @@ use xtask::cluster::{Imagewarm, Node};
 use xtask::images::TestImage;
 
 use crate::Scale;
-use crate::process::{cpu_nanoseconds, forget_peak, peak_bytes};
+use crate::process::{anonymous_bytes, cpu_nanoseconds, forget_peak, peak_bytes};
 use crate::pull::{nodes, order};
 use crate::report::{Limit, Report, Series};
 use crate::stage::{BINARY, DEADLINE, Stage, resident_bytes};
@@ -50,11 +50,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
 }
 
 /// All of them over the same minute.
-async fn idle(
-    nodes: &[Arc<Node>],
-    warmers: &[Arc<Imagewarm>],
-    report: &mut Report,
-) -> Result<()> {
+async fn idle(nodes: &[Arc<Node>], warmers: &[Arc<Imagewarm>], report: &mut Report) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(5)).await;
     let used = || -> Result<Vec<f64>> {
         warmers.iter().map(|warmer| cpu_nanoseconds(warmer.pid())).collect()
@@ -64,11 +60,15 @@ async fn idle(
     tokio::time::sleep(IDLE).await;
     let nanoseconds = began.elapsed().as_secs_f64() * 1e9;
     let after = used()?;
-    for ((node, warmer), (before, after)) in nodes.iter().zip(warmers).zip(before.iter().zip(after)) {
+    for ((node, warmer), (before, after)) in nodes.iter().zip(warmers).zip(before.iter().zip(after))
+    {
         let runtime = node.runtime_name();
         let memory = Series::one(resident_bytes(warmer.pid())? / 1e6);
         let name = format!("warmer of {runtime}, memory idle");
         report.add(name, "MB", memory, Limit::Most(12.0));
+        let own = Series::one(anonymous_bytes(warmer.pid())? / 1e6);
+        let name = format!("of it no page of the program's file, {runtime}");
+        report.add(name, "MB", own, Limit::None);
         let share = Series::one(100.0 * (after - before) / nanoseconds);
         let name = format!("warmer of {runtime}, idle CPU over a minute");
         report.add(name, "% of a core", share, Limit::Most(0.1));

@@ -86,9 +86,9 @@ async fn list(client: &Client, page: Option<u32>, count: usize) -> Result<f64> {
             .list(&parameters)?;
         let text = client.request_text(request).await?;
         bytes += text.len();
-        // The metadata come first, and are short.
-        let head = text.get(..1_000).unwrap_or(&text);
-        let token = head.split_once(r#""continue":""#).and_then(|(_, rest)| rest.split_once('"'));
+        // The list's own metadata come last, and are short.
+        let end = text.len().checked_sub(2_000).and_then(|at| text.get(at..)).unwrap_or(&text);
+        let token = end.split_once(r#""continue":""#).and_then(|(_, rest)| rest.split_once('"'));
         match token {
             Some((token, _)) if !token.is_empty() => {
                 parameters.continue_token = Some(token.to_owned());

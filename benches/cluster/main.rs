@@ -6,15 +6,19 @@ mod admission;
 mod deploys;
 mod fake_warmers;
 mod fan_out;
+mod fit;
+mod growth;
 mod load;
 mod memory;
 mod noop;
 mod plot;
+mod process;
 mod pull;
 mod report;
 mod revision_create;
 mod size;
 mod stage;
+mod tap;
 mod warmer;
 
 use std::process::ExitCode;
@@ -65,7 +69,18 @@ macro_rules! benchmarks {
     };
 }
 
-benchmarks![admission, revision_create, fan_out, fake_warmers, deploys, memory, warmer, pull, size];
+benchmarks![
+    admission,
+    revision_create,
+    fan_out,
+    fake_warmers,
+    deploys,
+    memory,
+    growth,
+    warmer,
+    pull,
+    size
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

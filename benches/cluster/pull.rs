@@ -1,54 +1,101 @@
-//! What a pull takes longer when it is ordered by an ImageWarm than when dockerd is asked itself.
+//! What a pull takes longer when it is ordered by an ImageWarm than when the runtime is asked itself.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use bollard::query_parameters::CreateImageOptionsBuilder;
 use futures::TryStreamExt as _;
+use hyper_util::rt::TokioIo;
 use imagewarm::api::{ConditionStatus, ImageWarm};
+use imagewarm::runtime::cri::api::image_service_client::ImageServiceClient;
+use imagewarm::runtime::cri::api::{ImageSpec, PullImageRequest};
 use kube::Api;
 use kube::api::{PostParams, WatchEvent, WatchParams};
 use serde_json::json;
-use xtask::cluster::Node;
+use tokio::net::UnixStream;
+use tonic::transport::Endpoint;
+use xtask::cluster::{ContainerdVersion, Node};
 use xtask::images::TestImage;
 
 use crate::Scale;
 use crate::report::{Limit, Report, Series};
 use crate::stage::{BINARY, DEADLINE, Stage, milliseconds};
+use crate::tap::Tap;
 
-/// Rows: milliseconds from the ImageWarm to its readiness, beside `docker pull`, for two sizes.
+/// Rows for each runtime and size: milliseconds from the ImageWarm to its readiness beside the
+/// runtime's own pull, and what of it is not the runtime's.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, _controller) = Stage::new(1).await?;
-    let node = stage.cluster.node(1)?;
-    let warmer = stage.cluster.start_warmer(BINARY.as_ref(), &node, &[]).await?;
+    // Without CRI-O: it tells protocols apart by how a connection's first bytes arrive, and so does
+    // not take a connection that something stands in.
+    for node in nodes(&stage).await?.into_iter().take(2) {
+        of_node(&stage, &node, scale, report).await.context(node.runtime_name())?;
+    }
+    Ok(())
+}
+
+/// A node with each runtime.
+pub async fn nodes(stage: &Stage) -> Result<Vec<Arc<Node>>> {
+    let docker = stage.cluster.node(1)?;
+    let version = ContainerdVersion::V2_2;
+    let containerd = stage.cluster.add_containerd_node("containerd", version).await?;
+    let crio = stage.cluster.add_crio_node("crio").await?;
+    Ok(vec![docker, containerd, crio])
+}
+
+async fn of_node(stage: &Stage, node: &Node, scale: Scale, report: &mut Report) -> Result<()> {
+    let tap = Tap::open(&node.socket)?;
+    let warmer = stage.cluster.start_warmer_at(BINARY.as_ref(), node, &tap.socket, &[]).await?;
     warmer.wait_ready(warmer.health().context("no health port")?, "/readyz", DEADLINE).await?;
-    let namespace = stage.namespace("pulls").await?.namespace;
+    let namespace = stage.namespace(&format!("pulls-{}", node.name)).await?.namespace;
     let registry = &stage.cluster.registry_plain;
-    for (megabytes, rounds) in scale.pick([(1, 15), (50, 5)], [(1, 31), (50, 11)]) {
-        let mut series = Series::default();
-        for round in 0..=rounds {
+    let runtime = node.runtime_name();
+    for (megabytes, rounds) in
+        scale.pick([(1, 11), (50, 5), (500, 1)], [(1, 31), (50, 11), (500, 5)])
+    {
+        let (mut whole, mut added) = (Series::default(), Series::default());
+        // The first round of the smallest opens connections and does not count.
+        let first = usize::from(megabytes > 1);
+        for round in first..=rounds {
             // New content each time: the node holds nothing of it.
             let name = format!("{megabytes}mb-{round}");
             let image = || TestImage::new(&[megabytes * 1_000_000]);
-            registry.push(&image(), "ours", &name).await?;
-            registry.push(&image(), "docker", &name).await?;
-            let (ours, theirs) = (registry.image("ours", &name), registry.image("docker", &name));
+            let (mine, other) = (format!("{}/ours", node.name), format!("{}/own", node.name));
+            registry.push(&image(), &mine, &name).await?;
+            registry.push(&image(), &other, &name).await?;
+            let (ours, theirs) = (registry.image(&mine, &name), registry.image(&other, &name));
 
             // Whoever is first finds a machine that has just pushed: they take turns.
-            let (ours, theirs) = if round % 2 == 0 {
-                let ours = until_ready(&stage, &namespace, &name, &ours, &node.name).await?;
-                (ours, docker_pull(&node, "docker", &name, &theirs).await?)
-            } else {
-                let theirs = docker_pull(&node, "docker", &name, &theirs).await?;
-                (until_ready(&stage, &namespace, &name, &ours, &node.name).await?, theirs)
+            let mut baseline = None;
+            if round % 2 == 1 {
+                baseline = Some(own_pull(node, &theirs).await?);
+            }
+            tap.clear();
+            let order = Order { stage, namespace: &namespace, name: &name, image: &ours };
+            let total = order.until_ready(&node.name).await?;
+            let pulling = tap.longest().context("the warmer asked its runtime for nothing")?;
+            let baseline = match baseline {
+                Some(baseline) => baseline,
+                None => own_pull(node, &theirs).await?,
             };
             if round > 0 {
-                series.round(ours, theirs);
+                whole.round(total, baseline);
+                added.ours.push(total - pulling.as_secs_f64() * 1_000.0);
+            }
+            if megabytes >= 100 {
+                delete(stage, &namespace, &name).await?;
+                node.remove_image(&ours).await?;
+                node.remove_image(&theirs).await?;
             }
         }
-        let name = format!("ImageWarm of {megabytes} MB, creation to Ready");
-        report.add(name, "ms", series, Limit::Added(50.0));
+        let name = format!("ImageWarm of {megabytes} MB, creation to Ready, {runtime}");
+        report.add(name, "ms", whole, Limit::None);
+        let name = format!("of it before and after the pull call, {megabytes} MB, {runtime}");
+        report.add(name, "ms", added, Limit::Most(50.0));
     }
+    warmer.terminate(DEADLINE).await?;
     Ok(())
 }
 
@@ -69,39 +116,78 @@ pub async fn order(
     Ok(())
 }
 
-async fn until_ready(
-    stage: &Stage,
-    namespace: &str,
-    name: &str,
-    image: &str,
-    node: &str,
-) -> Result<f64> {
+/// Else the node would be told to pull it again once it is removed.
+async fn delete(stage: &Stage, namespace: &str, name: &str) -> Result<()> {
     let warms: Api<ImageWarm> = Api::namespaced(stage.cluster.client(), namespace);
-    let now = warms.list_metadata(&Default::default()).await?.metadata.resource_version;
-    let params = WatchParams::default().fields(&format!("metadata.name={name}"));
-    let since = now.context("a list without resourceVersion")?;
-    let events = warms.watch(&params, &since).await?;
-    let began = Instant::now();
-    order(stage, namespace, name, image, node).await?;
-    let ready = async {
-        futures::pin_mut!(events);
-        while let Some(event) = events.try_next().await? {
-            let (WatchEvent::Added(warm) | WatchEvent::Modified(warm)) = event else { continue };
-            if warm.ready().is_some_and(|ready| ready.status == ConditionStatus::True) {
-                return Ok(milliseconds(began, Instant::now()));
-            }
-        }
-        bail!("the watch has ended")
-    };
-    tokio::time::timeout(DEADLINE, ready).await?
+    warms.delete(name, &Default::default()).await?;
+    Ok(())
 }
 
-async fn docker_pull(node: &Node, repository: &str, tag: &str, image: &str) -> Result<f64> {
-    let docker = node.docker()?;
-    let from = image.rsplit_once(':').map_or(image, |(name, _)| name);
-    let options = CreateImageOptionsBuilder::default().from_image(from).tag(tag).build();
+struct Order<'a> {
+    stage: &'a Stage,
+    namespace: &'a str,
+    name: &'a str,
+    image: &'a str,
+}
+
+impl Order<'_> {
+    async fn until_ready(&self, node: &str) -> Result<f64> {
+        let warms: Api<ImageWarm> = Api::namespaced(self.stage.cluster.client(), self.namespace);
+        let now = warms.list_metadata(&Default::default()).await?.metadata.resource_version;
+        let params = WatchParams::default().fields(&format!("metadata.name={}", self.name));
+        let since = now.context("a list without resourceVersion")?;
+        let events = warms.watch(&params, &since).await?;
+        // The watch has taken a connection; opening another is no part of what is measured.
+        warms.list_metadata(&Default::default()).await?;
+        let began = Instant::now();
+        order(self.stage, self.namespace, self.name, self.image, node).await?;
+        let ready = async {
+            futures::pin_mut!(events);
+            while let Some(event) = events.try_next().await? {
+                let (WatchEvent::Added(warm) | WatchEvent::Modified(warm)) = event else {
+                    continue;
+                };
+                if warm.ready().is_some_and(|ready| ready.status == ConditionStatus::True) {
+                    return Ok(milliseconds(began, Instant::now()));
+                }
+            }
+            bail!("the watch has ended")
+        };
+        tokio::time::timeout(DEADLINE, ready).await?
+    }
+}
+
+/// Asks the runtime for the image in its own language; returns milliseconds.
+async fn own_pull(node: &Node, image: &str) -> Result<f64> {
     let began = Instant::now();
-    let pulled = docker.create_image(Some(options), None, None).try_for_each(async |_| Ok(()));
-    tokio::time::timeout(DEADLINE, pulled).await?.with_context(|| repository.to_owned())?;
+    let pulled = async {
+        if node.has_cri() {
+            cri_pull(&node.socket, image).await
+        } else {
+            docker_pull(node, image).await
+        }
+    };
+    tokio::time::timeout(DEADLINE, pulled).await?.with_context(|| image.to_owned())?;
     Ok(milliseconds(began, Instant::now()))
+}
+
+async fn docker_pull(node: &Node, image: &str) -> Result<()> {
+    let (from, tag) = image.rsplit_once(':').context("a name without tag")?;
+    let options = CreateImageOptionsBuilder::default().from_image(from).tag(tag).build();
+    let docker = node.docker()?;
+    docker.create_image(Some(options), None, None).try_for_each(async |_| Ok(())).await?;
+    Ok(())
+}
+
+async fn cri_pull(socket: &Path, image: &str) -> Result<()> {
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    let mut client = ImageServiceClient::new(endpoint.connect_with_connector(connector).await?);
+    let image = ImageSpec { image: image.to_owned() };
+    client.pull_image(PullImageRequest { image: Some(image), auth: None }).await?;
+    Ok(())
 }

@@ -173,6 +173,8 @@ impl<K: Watched> Source<K> {
 
     async fn list(&mut self) -> Result<String, End> {
         let mut parameters = ListParams::default().limit(PAGE);
+        // Nothing known, nothing missing: a second copy of each name would only take memory.
+        let compares = !self.store.is_empty();
         let mut listed = HashSet::new();
         self.writer.apply_watcher_event(&Event::Init);
         let version = loop {
@@ -183,7 +185,9 @@ impl<K: Watched> Source<K> {
             };
             for mut object in page.items {
                 object.slim();
-                listed.insert(ObjectRef::from_obj(&object));
+                if compares {
+                    listed.insert(ObjectRef::from_obj(&object));
+                }
                 self.writer.apply_watcher_event(&Event::InitApply(object));
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {

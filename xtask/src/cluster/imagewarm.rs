@@ -105,10 +105,21 @@ impl Cluster {
         node: &Node,
         arguments: &[&str],
     ) -> Result<Arc<Imagewarm>> {
+        self.start_warmer_at(binary, node, &node.socket, arguments).await
+    }
+
+    /// The same with another socket that leads to the node's runtime.
+    pub async fn start_warmer_at(
+        &self,
+        binary: &Path,
+        node: &Node,
+        socket: &Path,
+        arguments: &[&str],
+    ) -> Result<Arc<Imagewarm>> {
         let (token, ca) = (self.token_file(node), self.dispatch_ca_file());
         let ca_folder = ca.parent().unwrap_or(&ca);
         let program = node.warmer_program(binary, &[&token, ca_folder])?;
-        let endpoint = format!("unix://{}", node.socket.display());
+        let endpoint = format!("unix://{}", socket.display());
         self.run_warmer(program, node, &[&["--runtime-endpoint", &endpoint], arguments].concat())
             .await
     }

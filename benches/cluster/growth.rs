@@ -1,0 +1,163 @@
+//! How what imagewarm takes grows with nodes and with images: time, CPU, memory, bytes in etcd. The
+//! law is fitted, printed and drawn: linear is the aim.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use xtask::cluster::Imagewarm;
+
+use crate::Scale;
+use crate::fit::{Curve, chart};
+use crate::process::anonymous_bytes;
+use crate::report::{Limit, Report, Series, median};
+use crate::stage::{DEADLINE, Stage, cpu_seconds, seconds};
+
+/// Images grow on so many nodes.
+const NODES_FOR_IMAGES: usize = 100;
+
+/// Above which growth is more than linear.
+const MOST: f64 = 1.05;
+
+/// Rows: exponent and R² of each curve.
+pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
+    let images = scale.pick(vec![1, 5, 20, 50], vec![1, 5, 20, 50, 100, 200]);
+    let nodes = scale.pick(vec![100, 250, 600, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
+    let rounds = 3;
+
+    // Each in a cluster of its own, from the least on: what is there already is seen as well.
+    let mut by_images = Growth::new(false);
+    let (stage, controller) = Stage::new(0).await?;
+    add_nodes(&stage, 0, NODES_FOR_IMAGES).await?;
+    warm_up(&stage, NODES_FOR_IMAGES).await?;
+    for count in images {
+        by_images.step(&stage, &controller, (count, NODES_FOR_IMAGES), rounds).await?;
+    }
+    drop(stage);
+
+    let mut by_nodes = Growth::new(true);
+    let (stage, controller) = Stage::new(0).await?;
+    let mut there = 0;
+    for count in nodes {
+        add_nodes(&stage, there, count).await?;
+        if there == 0 {
+            warm_up(&stage, count).await?;
+        }
+        there = count;
+        by_nodes.step(&stage, &controller, (1, count), rounds).await?;
+    }
+    let curves: Vec<Curve> =
+        [by_images, by_nodes].into_iter().flat_map(Growth::into_curves).collect();
+    for curve in &curves {
+        let exponent = Series::one(curve.exponent());
+        report.add(format!("{}: exponent", curve.name), "(exponent)", exponent, Limit::Most(MOST));
+        let straight = Series::one(curve.straightness());
+        report.add(format!("{}: R²", curve.name), "(R²)", straight, Limit::None);
+        eprintln!("    {:?}; {:.6} for each", curve.points, curve.slope());
+    }
+    let folder = xtask::workspace().join("target/bench");
+    std::fs::create_dir_all(&folder)?;
+    Ok(std::fs::write(folder.join("growth.svg"), chart(&curves))?)
+}
+
+async fn add_nodes(stage: &Stage, there: usize, count: usize) -> Result<()> {
+    stage.plain_nodes((there..count).map(|at| format!("plain-{at:05}")).collect()).await
+}
+
+/// Opens connections.
+async fn warm_up(stage: &Stage, nodes: usize) -> Result<()> {
+    let revisions = stage.namespace("first").await?;
+    let mut appearing = stage.watch(&revisions.namespace).await?;
+    revisions.create("app-00001", &["registry.example.com/first:v1"]).await?;
+    appearing.count(nodes).await?;
+    Ok(())
+}
+
+/// The curves of one number that grows.
+struct Growth {
+    over_nodes: bool,
+    time: Curve,
+    cpu: Curve,
+    memory: Curve,
+    stored: Curve,
+    /// ImageWarms so far, and the memory and bytes that they took: nodes that came between are not
+    /// counted.
+    warms: usize,
+    taken: (f64, f64),
+    steps: usize,
+}
+
+impl Growth {
+    fn new(over_nodes: bool) -> Growth {
+        let what = if over_nodes { "nodes, one image" } else { "images, on 100 nodes" };
+        Growth {
+            over_nodes,
+            time: Curve::new(format!("seconds until the last ImageWarm, over {what}")),
+            cpu: Curve::new(format!("controller's CPU seconds, over {what}")),
+            memory: Curve::new(format!("controller's MB, over ImageWarms ({what})")),
+            stored: Curve::new(format!("MB in etcd, over ImageWarms ({what})")),
+            warms: 0,
+            taken: (0.0, 0.0),
+            steps: 0,
+        }
+    }
+
+    fn into_curves(self) -> [Curve; 4] {
+        [self.time, self.cpu, self.memory, self.stored]
+    }
+
+    /// Fans so many images out to so many nodes, some times, and adds a point to each curve.
+    async fn step(
+        &mut self,
+        stage: &Stage,
+        controller: &Imagewarm,
+        (images, nodes): (usize, usize),
+        rounds: usize,
+    ) -> Result<()> {
+        let number = if self.over_nodes { nodes } else { images };
+        let name = format!("before-{}", self.steps);
+        let before = (fresh_memory(stage, &name).await?, stored_bytes(stage).await?);
+        let (mut times, mut cpu) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            let name = format!("grow-{}-{round}", self.steps);
+            let image = |at| format!("registry.example.com/{name}/app-{at}:v1");
+            let images: Vec<String> = (0..images).map(image).collect();
+            let images: Vec<&str> = images.iter().map(String::as_str).collect();
+            let revisions = stage.namespace(&name).await?;
+            let mut appearing = stage.watch(&revisions.namespace).await?;
+            let (used, began) = (cpu_seconds(controller.pid())?, Instant::now());
+            revisions.create("app-00001", &images).await?;
+            let last = appearing.count(images.len() * nodes).await?;
+            times.push(seconds(began, last));
+            // The leader still looks at what was made.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            cpu.push(cpu_seconds(controller.pid())? - used);
+            self.warms += images.len() * nodes;
+        }
+        self.steps += 1;
+        self.time.points.push((number as f64, median(&times).context("no round")?));
+        self.cpu.points.push((number as f64, median(&cpu).context("no round")?));
+        self.taken.0 += fresh_memory(stage, &format!("after-{}", self.steps)).await? - before.0;
+        self.taken.1 += stored_bytes(stage).await? - before.1;
+        let warms = self.warms as f64;
+        self.memory.points.push((warms, self.taken.0 / 1e6));
+        self.stored.points.push((warms, self.taken.1 / 1e6));
+        Ok(())
+    }
+}
+
+/// Of a controller that has just started: nothing in it but what it needs.
+async fn fresh_memory(stage: &Stage, name: &str) -> Result<f64> {
+    let started = stage.controller(name).await?;
+    let bytes = anonymous_bytes(started.pid())?;
+    started.terminate(DEADLINE).await?;
+    Ok(bytes)
+}
+
+/// Size of etcd's database as the API server tells it.
+async fn stored_bytes(stage: &Stage) -> Result<f64> {
+    let request = http::Request::get("/metrics").body(Vec::new())?;
+    let text = stage.cluster.client().request_text(request).await?;
+    let line = text.lines().find(|line| line.starts_with("apiserver_storage_size_bytes"));
+    let number = line.and_then(|line| line.split_whitespace().last());
+    Ok(number.context("the API server does not tell its storage's size")?.parse()?)
+}

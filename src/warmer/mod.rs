@@ -340,7 +340,9 @@ impl Warmer {
             return;
         }
         self.queued_told_at = now;
-        for uid in self.queue.queued(now) {
+        // For a place on this node, or for the controller's word.
+        let asking = self.asking.keys().map(String::as_str);
+        for uid in self.queue.queued(now).chain(asking) {
             let progress = Progress { uid: uid.into(), queued: true, ..Progress::default() };
             self.outbox.progress(progress, now);
         }

@@ -14,6 +14,7 @@ mod containerd;
 mod convergence;
 mod deploys;
 mod failures;
+mod herd;
 mod hostile;
 mod images;
 mod limited;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         hostile::TESTS,
         bad_traffic::TESTS,
         bounds::TESTS,
+        herd::TESTS,
         commands::TESTS,
         pod_security::TESTS,
         containerd::TESTS,

@@ -3,6 +3,7 @@
 //! slows both. docs/performance.md says what each is about.
 
 mod admission;
+mod api_server;
 mod deploys;
 mod fake_warmers;
 mod fan_out;
@@ -65,7 +66,18 @@ macro_rules! benchmarks {
     };
 }
 
-benchmarks![admission, revision_create, fan_out, fake_warmers, deploys, memory, warmer, pull, size];
+benchmarks![
+    admission,
+    revision_create,
+    fan_out,
+    fake_warmers,
+    api_server,
+    deploys,
+    memory,
+    warmer,
+    pull,
+    size,
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt as _;
 use imagewarm::api::ImageWarm;
 use kube::api::WatchParams;
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use xtask::cluster::Cluster;
 
 use crate::Scale;
-use crate::fake_warmers::FakeWarmers;
+use crate::fake_warmers::{FakeWarmers, is_write};
 use crate::report::{Limit, Report, Series};
 use crate::stage::{CONCURRENCY, Stage, cpu_seconds};
 
@@ -51,7 +51,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         if round > 0 {
             cpu.round(ours.cpu, baseline.cpu);
             // One watch is this program's, which waits for the last.
-            deliveries.ours.push(ours.delivered / count as f64 - 1.0);
+            deliveries.ours.push(ours.deliveries - 1.0);
         }
     }
     let ours = cpu.ours.clone();
@@ -123,7 +123,8 @@ async fn selector_watches(
 /// What the API server did for one fan-out.
 struct Cost {
     cpu: f64,
-    delivered: f64,
+    /// Events for each write.
+    deliveries: f64,
 }
 
 fn image(round: usize) -> String {
@@ -136,13 +137,18 @@ async fn fan_out(stage: &Stage, namespace: &str, round: usize, count: usize) -> 
     let mut appearing = stage.watch(namespace).await?;
     let client = stage.cluster.client();
     let server = api_server(&stage.cluster)?;
-    let delivered = async || anyhow::Ok(sum(&metrics(&client).await?, DELIVERED, "\"ImageWarm\""));
+    let delivered = async || anyhow::Ok(sum(&metrics(&client).await?, DELIVERED, "imagewarms"));
     let (events, before) = (delivered().await?, cpu_seconds(server)?);
     revisions.create("app-00001", &[&image(round)]).await?;
     appearing.count(count).await?;
     tokio::time::sleep(SETTLE).await;
     let cpu = cpu_seconds(server)? - before;
-    Ok(Cost { cpu, delivered: delivered().await? - events })
+    let writes = stage.cluster.audit_events()?;
+    let writes = writes.iter().filter(|event| is_write(event, namespace)).count();
+    let delivered = delivered().await? - events;
+    // This program's own watch is sent each: none at all means that the metric was misread.
+    ensure!(delivered > 0.0 && writes > 0, "{delivered} events of {writes} writes");
+    Ok(Cost { cpu, deliveries: delivered / writes as f64 })
 }
 
 /// The process that serves the cluster's port.
@@ -167,5 +173,7 @@ async fn metrics(client: &Client) -> Result<String> {
 /// The sum over all lines of a metric that contain the text.
 fn sum(metrics: &str, name: &str, containing: &str) -> f64 {
     let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(containing));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    // An empty `sum` of floats is -0.
+    values.fold(0.0, |all, value| all + value)
 }

@@ -91,7 +91,7 @@ async fn life_writes(stage: &Stage, namespace: &str, count: usize) -> Result<f64
 }
 
 /// Whether an audit event says that an ImageWarm of the namespace was written.
-fn is_write(event: &Value, namespace: &str) -> bool {
+pub fn is_write(event: &Value, namespace: &str) -> bool {
     let object = &event["objectRef"];
     let succeeded = event["responseStatus"]["code"].as_u64().is_some_and(|code| code < 300);
     let verb = event["verb"].as_str().unwrap_or_default();

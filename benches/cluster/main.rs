@@ -3,6 +3,7 @@
 //! slows both. docs/performance.md says what each is about.
 
 mod admission;
+mod api_server;
 mod deploys;
 mod fake_warmers;
 mod fan_out;
@@ -74,12 +75,13 @@ benchmarks![
     revision_create,
     fan_out,
     fake_warmers,
+    api_server,
     deploys,
     memory,
     growth,
     warmer,
     pull,
-    size
+    size,
 ];
 
 fn main() -> ExitCode {

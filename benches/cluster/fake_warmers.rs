@@ -4,19 +4,21 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args as _, FromArgMatches as _};
 use futures::{StreamExt as _, TryStreamExt as _};
+use imagewarm::api::Reason;
 use imagewarm::image::{Credential, Reference};
 use imagewarm::runtime::{
     PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture, RuntimeVersion,
 };
 use imagewarm::warmer::{Warmer, WarmerArgs, WarmerMetrics};
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use xtask::cluster::{AUDIENCE, NAMESPACE, TokenFor, WARMER_ACCOUNT};
@@ -130,6 +132,15 @@ pub struct FakeWarmers {
 impl FakeWarmers {
     /// Makes the nodes and the tokens, then starts all warmers at once.
     pub async fn connect(stage: &Stage, count: usize) -> Result<FakeWarmers> {
+        Self::connect_to(stage, count, None).await
+    }
+
+    /// The same, with all pulls from a registry behind this gate.
+    pub async fn connect_to(
+        stage: &Stage,
+        count: usize,
+        gate: Option<Arc<Gate>>,
+    ) -> Result<FakeWarmers> {
         let names: Vec<String> = (0..count).map(|at| format!("fake-{at:05}")).collect();
         stage.plain_nodes(names.clone()).await?;
         let tokens = tokens(stage, &names).await?;
@@ -139,7 +150,7 @@ impl FakeWarmers {
         let began = Instant::now();
         for token in tokens {
             let (tell, hold) = (tell.clone(), hold.subscribe());
-            let runtime = Waiting { tell, hold, images: Mutex::default() };
+            let runtime = Waiting { tell, hold, gate: gate.clone(), images: Mutex::default() };
             let metrics = WarmerMetrics::register(&mut Default::default());
             let warmer = Warmer::with_runtime(Arc::new(runtime), &args(stage, token)?, metrics)?;
             connected.push(warmer.connected());
@@ -235,11 +246,46 @@ fn args(stage: &Stage, token: PathBuf) -> Result<WarmerArgs> {
     Ok(WarmerArgs::from_arg_matches(&matches)?)
 }
 
+/// A registry that serves some pulls at a time, a second each, and answers others with 429.
+#[derive(Debug)]
+pub struct Gate {
+    places: Semaphore,
+    refused: AtomicUsize,
+}
+
+impl Gate {
+    /// So many at a time.
+    pub fn of(places: usize) -> Self {
+        Gate { places: Semaphore::new(places), refused: AtomicUsize::new(0) }
+    }
+
+    /// Counts from nothing.
+    pub fn begin(&self) {
+        self.refused.store(0, Ordering::Relaxed);
+    }
+
+    /// How many were refused since.
+    pub fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    async fn serve(&self) -> Result<(), RuntimeError> {
+        let Ok(_place) = self.places.try_acquire() else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            let message = "toomanyrequests: you have reached your pull rate limit".into();
+            return Err(RuntimeError { reason: Reason::RateLimited, message });
+        };
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok(())
+    }
+}
+
 /// A runtime that pulls by waiting.
 #[derive(Debug)]
 struct Waiting {
     tell: mpsc::UnboundedSender<Asked>,
     hold: watch::Receiver<bool>,
+    gate: Option<Arc<Gate>>,
     /// What it was asked for, and whether it holds that.
     images: Mutex<BTreeMap<String, bool>>,
 }
@@ -301,7 +347,10 @@ impl Runtime for Waiting {
         Box::pin(async move {
             // A tag that is to be checked is pulled without a look.
             self.received(image);
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            match &self.gate {
+                Some(gate) => gate.serve().await?,
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
             let mut hold = self.hold.clone();
             let _ = hold.wait_for(|hold| !*hold).await;
             let images = self.images.lock();

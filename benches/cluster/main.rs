@@ -9,6 +9,7 @@ mod fake_warmers;
 mod fan_out;
 mod fit;
 mod growth;
+mod herd;
 mod load;
 mod memory;
 mod noop;
@@ -77,6 +78,7 @@ benchmarks![
     fake_warmers,
     api_server,
     deploys,
+    herd,
     memory,
     growth,
     warmer,

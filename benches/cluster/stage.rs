@@ -14,6 +14,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use xtask::cluster::{CONTROLLER_ACCOUNT, Cluster, Imagewarm, NAMESPACE, Options};
+use xtask::http_get::http_get;
 use xtask::wait::wait_for;
 
 /// The program that is measured.
@@ -50,10 +51,28 @@ impl Stage {
 
     /// Starts a controller and waits until it is ready.
     pub async fn controller(&self, name: &str) -> Result<Arc<Imagewarm>> {
-        let started = self.cluster.start_controller(BINARY.as_ref(), name, &PATIENT).await?;
+        self.controller_with(name, &[]).await
+    }
+
+    /// The same with further flags.
+    pub async fn controller_with(&self, name: &str, flags: &[&str]) -> Result<Arc<Imagewarm>> {
+        let flags = [&PATIENT, flags].concat();
+        let started = self.cluster.start_controller(BINARY.as_ref(), name, &flags).await?;
         let health = started.health().context("no health port")?;
         started.wait_ready(health, "/readyz", DEADLINE).await?;
         Ok(started)
+    }
+
+    /// Waits until so many warmers have a stream to this controller, and admission answers.
+    pub async fn connected(&self, controller: &Imagewarm, count: usize) -> Result<()> {
+        let health = controller.health().context("no health port")?;
+        let streams = format!("imagewarm_dispatch_nodes_connected {count}");
+        wait_for(DEADLINE, "all warmers to be connected", async || {
+            let (_, metrics) = http_get(health, "/metrics").await.ok()?;
+            metrics.lines().any(|line| line == streams).then_some(())
+        })
+        .await?;
+        self.admission_answers().await
     }
 
     /// The API server keeps refused connections in mind for a moment; returns once it calls us.

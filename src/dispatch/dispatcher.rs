@@ -39,6 +39,8 @@ const INPUTS: usize = 1024;
 const BATCH: usize = 256;
 /// Revisions change in bursts; standings are worked out anew once for each.
 const SETTLE: Duration = Duration::from_millis(50);
+/// How often pulls that wait are looked at.
+const WAITING_EVERY: Duration = Duration::from_millis(100);
 /// How long the last statuses may take to be written at the end.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -174,6 +176,8 @@ impl Dispatcher {
         let (mut synced_open, mut leader_open) = (true, true);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut soon = tokio::time::interval(WAITING_EVERY);
+        soon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let writer_end = CancellationToken::new();
         let mut writes = JoinSet::new();
         writes.spawn(self.writer.clone().run(writer_end.clone()));
@@ -196,6 +200,7 @@ impl Dispatcher {
                 Some(input) = self.inputs.recv() => self.on_inputs(input),
                 Some(Ok(looked)) = self.jobs.join_next() => self.on_looked(looked),
                 () = sleep_until(settle_at), if settle_at.is_some() => self.settle(),
+                _ = soon.tick(), if self.index.pulls().1 > 0 => self.index.begin_waiting(now()),
                 _ = tick.tick() => {
                     self.index.tick(now());
                     self.desk.sweep();

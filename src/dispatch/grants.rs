@@ -5,6 +5,12 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+/// A registry that has had enough is left alone for this long, twice as long each further time.
+const FIRST_PAUSE_MS: i64 = 1_000;
+const LONGEST_PAUSE_MS: i64 = 30_000;
+/// What a registry asks for is honoured up to this.
+const LONGEST_ASKED_MS: i64 = 3_600_000;
+
 type Turn = (Reverse<i64>, u64, String);
 
 /// What one registry may be asked for by all nodes together; 0 stands for no limit.
@@ -16,41 +22,56 @@ pub struct Limits {
     pub per_second: usize,
 }
 
+impl Limits {
+    /// Milliseconds that are counted at once, and pulls that may begin in them: in small slices, so
+    /// that no second begins with a burst.
+    fn slice(self) -> (i64, usize) {
+        match self.per_second {
+            0 => (1_000, usize::MAX),
+            few @ ..10 => (1_000, few),
+            many => (100, many / 10),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Registry {
     in_flight: HashSet<String>,
     waiting: BTreeSet<Turn>,
-    /// The second that is counted, and pulls that began in it.
-    second: i64,
+    /// The slice of time that is counted, and pulls that began in it.
+    slice: i64,
     begun: usize,
     /// Nothing begins before this moment.
     paused_until: i64,
-    /// At the same time, after it has had enough; `None` while it has not.
+    /// Pauses since it last served anything.
+    pauses: u32,
+    /// At the same time, after it has had enough; `None` while it has not. And how many pulls went
+    /// well with that.
     reduced: Option<usize>,
+    served: usize,
 }
 
 impl Registry {
     fn may_begin(&self, limits: Limits, now: i64) -> bool {
         let pulls = if limits.pulls == 0 { usize::MAX } else { limits.pulls };
-        let begun = if self.second == now / 1_000 { self.begun } else { 0 };
+        let (slice_ms, most) = limits.slice();
+        let begun = if self.slice == now / slice_ms { self.begun } else { 0 };
         now >= self.paused_until
             && self.in_flight.len() < self.reduced.map_or(pulls, |reduced| reduced.min(pulls))
-            && (limits.per_second == 0 || begun < limits.per_second)
+            && begun < most
     }
 
-    fn begin(&mut self, uid: &str, now: i64) {
-        if self.second != now / 1_000 {
-            (self.second, self.begun) = (now / 1_000, 0);
+    fn begin(&mut self, uid: &str, limits: Limits, now: i64) {
+        let slice = now / limits.slice().0;
+        if self.slice != slice {
+            (self.slice, self.begun) = (slice, 0);
         }
         self.begun += 1;
         self.in_flight.insert(uid.to_owned());
     }
 
     fn is_of_no_interest(&self, now: i64) -> bool {
-        self.in_flight.is_empty()
-            && self.waiting.is_empty()
-            && self.paused_until <= now
-            && self.second != now / 1_000
+        self.in_flight.is_empty() && self.waiting.is_empty() && self.paused_until + 60_000 <= now
     }
 }
 
@@ -85,7 +106,7 @@ impl Grants {
         }
         let entry = self.registries.entry(registry.to_owned()).or_default();
         let place = if entry.may_begin(self.limits, now) {
-            entry.begin(uid, now);
+            entry.begin(uid, self.limits, now);
             Place::InFlight
         } else {
             self.arrivals += 1;
@@ -113,28 +134,44 @@ impl Grants {
         }
     }
 
-    /// The registry asked for fewer requests: nothing begins for `pause_ms`, and then half as much
-    /// as before at the same time.
-    pub fn slow_down(&mut self, registry: &str, pause_ms: i64, now: i64) {
-        let entry = self.registries.entry(registry.to_owned()).or_default();
-        // Those that were under way when it said so say it again: that is no news.
-        if entry.paused_until <= now {
-            let running = entry.reduced.unwrap_or(usize::MAX).min(entry.in_flight.len().max(1));
-            entry.reduced = Some((running / 2).max(1));
+    /// The registry asked for fewer requests: nothing begins for a while, for as long as it asked
+    /// for where it did, and then no more at the same time than it bore. Where there is no limit of
+    /// pulls, there is none of this kind. To be called before the [`Grants::end`] of the pull.
+    pub fn slow_down(&mut self, registry: &str, asked_ms: Option<i64>, now: i64) {
+        if self.limits.pulls == 0 {
+            return;
         }
-        entry.paused_until = entry.paused_until.max(now + pause_ms);
+        let entry = self.registries.entry(registry.to_owned()).or_default();
+        // What it refuses it refuses at once, what it serves takes a while: those still in flight
+        // are the ones that it bears.
+        let borne = entry.in_flight.len().saturating_sub(1).max(1);
+        entry.reduced = Some(entry.reduced.map_or(borne, |reduced| reduced.min(borne)));
+        entry.served = 0;
+        // Those that were under way when it said so say it again: that is no new pause.
+        if entry.paused_until <= now {
+            entry.pauses += 1;
+            let pause_ms = (FIRST_PAUSE_MS << entry.pauses.min(10)) / 2;
+            entry.paused_until = now + pause_ms.min(LONGEST_PAUSE_MS);
+        }
+        if let Some(asked_ms) = asked_ms {
+            entry.paused_until = entry.paused_until.max(now + asked_ms.clamp(0, LONGEST_ASKED_MS));
+        }
     }
 
-    /// The registry served a pull: one more may run at the same time.
+    /// The registry served a pull. When it has served as many as run at the same time, one more may.
     pub fn served(&mut self, registry: &str) {
         let Some(entry) = self.registries.get_mut(registry) else { return };
-        entry.reduced = entry.reduced.map(|reduced| reduced + 1);
-        if entry.reduced.is_some_and(|reduced| reduced >= self.limits.pulls.max(1)) {
+        let Some(reduced) = entry.reduced else { return };
+        (entry.pauses, entry.served) = (0, entry.served + 1);
+        if entry.served >= reduced {
+            (entry.served, entry.reduced) = (0, Some(reduced + 1));
+        }
+        if reduced + 1 >= self.limits.pulls {
             entry.reduced = None;
         }
     }
 
-    /// To be called about once a second; returns those that may start now.
+    /// To be called often while pulls wait; returns those that may start now.
     pub fn tick(&mut self, now: i64) -> Vec<String> {
         self.registries.retain(|_, entry| !entry.is_of_no_interest(now));
         let waiting = self.registries.iter().filter(|(_, entry)| !entry.waiting.is_empty());
@@ -164,7 +201,7 @@ impl Grants {
         while entry.may_begin(self.limits, now)
             && let Some((_, _, next)) = entry.waiting.pop_first()
         {
-            entry.begin(&next, now);
+            entry.begin(&next, self.limits, now);
             self.places.insert(next.clone(), (registry.to_owned(), Place::InFlight));
             started.push(next);
         }
@@ -211,7 +248,7 @@ mod tests {
         assert_eq!(grants.end("c", 0), Vec::<String>::new(), "gave up waiting");
         assert_eq!(grants.end("e", 0), Vec::<String>::new());
         assert_eq!(grants.end("b", 0), Vec::<String>::new());
-        assert!(grants.tick(5_000).is_empty());
+        assert!(grants.tick(60_000).is_empty());
         assert!(grants.registries.is_empty() && grants.places.is_empty());
     }
 
@@ -235,30 +272,58 @@ mod tests {
         assert_eq!(grants.tick(6_000), ["c", "d"]);
         assert!(grants.request("f", "two", 0, 6_000), "another registry");
         assert_eq!(grants.tick(7_500), ["e"]);
+        // Many are spread over the second.
+        let mut grants = Grants::new(Limits { pulls: 0, per_second: 50 });
+        let uids: Vec<String> = (0..20).map(|at| format!("{at:02}")).collect();
+        let begun = uids.iter().filter(|uid| grants.request(uid, "one", 0, 0)).count();
+        let later = [99, 100, 250].map(|now| grants.tick(now).len());
+        assert_eq!((begun, later), (5, [0, 5, 5]));
     }
 
     #[test]
-    fn a_registry_that_has_had_enough_is_tried_with_less() {
+    fn a_registry_that_has_had_enough_is_asked_for_what_it_bears() {
         let mut grants = Grants::new(Limits { pulls: 8, per_second: 0 });
         for uid in ["a", "b", "c", "d", "e", "f", "g", "h"] {
             assert!(grants.request(uid, "one", 0, 0));
         }
-        assert!(!grants.request("i", "one", 0, 0));
+        for uid in ["i", "j", "k", "l", "m", "n", "o"] {
+            assert!(!grants.request(uid, "one", 0, 0));
+        }
+        // It bears five.
         for uid in ["a", "b", "c"] {
-            grants.slow_down("one", 1_000, 10);
+            grants.slow_down("one", None, 10);
             assert!(grants.end(uid, 10).is_empty(), "it is left alone");
         }
-        for uid in ["d", "e", "f", "g", "h"] {
-            grants.end(uid, 20);
+        assert_eq!(grants.registries["one"].reduced, Some(5));
+        assert!(grants.tick(1_009).is_empty());
+        assert!(grants.tick(1_010).is_empty(), "five run");
+        for (uid, next) in [("d", "i"), ("e", "j"), ("f", "k"), ("g", "l")] {
+            grants.served("one");
+            assert_eq!(grants.end(uid, 1_500), [next]);
         }
-        assert!(!grants.request("j", "one", 0, 500) && grants.tick(1_009).is_empty());
-        let more = ["k", "l", "m"].map(|uid| grants.request(uid, "one", 0, 1_000));
-        assert_eq!(more, [false; 3]);
-        assert_eq!(grants.tick(1_010).len(), 4, "half of eight, said once");
-        // Each success allows one more, up to what it was.
+        // After five that went well, one more.
         grants.served("one");
-        assert_eq!(grants.tick(1_020).len(), 1);
-        (0..9).for_each(|_| grants.served("one"));
+        assert_eq!(grants.end("h", 1_500), ["m", "n"]);
+        (0..99).for_each(|_| grants.served("one"));
         assert_eq!(grants.registries["one"].reduced, None);
+    }
+
+    #[test]
+    fn pauses_grow_until_something_is_served_and_are_as_long_as_was_asked_for() {
+        let mut grants = one_at_a_time();
+        let mut now = 0;
+        for expected in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
+            assert!(grants.request("a", "one", 0, now));
+            grants.slow_down("one", None, now);
+            grants.end("a", now);
+            assert_eq!(grants.registries["one"].paused_until, now + expected);
+            now += expected;
+        }
+        grants.served("one");
+        grants.slow_down("one", Some(45_000), now);
+        assert_eq!(grants.registries["one"].paused_until, now + 45_000);
+        let mut off = Grants::new(Limits { pulls: 0, per_second: 0 });
+        off.slow_down("one", Some(45_000), 0);
+        assert!(off.request("a", "one", 0, 0), "no limit is none");
     }
 }

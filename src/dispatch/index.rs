@@ -405,7 +405,7 @@ impl Index {
                 self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
                 let uid = uid.clone();
                 if self.grants.is_in_flight(&uid) {
-                    self.learn(&uid, &key, present, (reason, &message), said, now);
+                    self.learn(&uid, &key, present, (reason, &message), now);
                 }
                 self.end_pull(&uid, now);
             }
@@ -465,12 +465,7 @@ impl Index {
         for uid in ended {
             self.end_pull(&uid, now);
         }
-        for uid in self.canaries.tick(now) {
-            self.admit(&uid, now);
-        }
-        for uid in self.grants.tick(now) {
-            self.start_next(&uid, now);
-        }
+        self.begin_waiting(now);
         self.look_again(now);
     }
 

@@ -33,8 +33,8 @@ pub struct DispatchArgs {
     )]
     pub dispatch_listen: SocketAddr,
 
-    /// Most pulls that may run at the same time, on all nodes together, against one registry; 0
-    /// for no limit. Halved for a while when the registry answers 429.
+    /// Most pulls that may run at the same time, on all nodes together, against one registry.
+    /// When it answers 429, none begins for a while, and then fewer run. 0 for neither.
     #[arg(long, env = "IMAGEWARM_REGISTRY_PULLS", default_value_t = 500, value_name = "COUNT")]
     pub registry_pulls: usize,
 

@@ -4,6 +4,8 @@
 pub mod keychain;
 pub mod object_name;
 pub mod reference;
+mod retry_after;
 
 pub use keychain::{Credential, Keychain};
 pub use reference::{Named, Reference, ReferenceError};
+pub use retry_after::retry_after_ms;

@@ -41,7 +41,11 @@ pub async fn run(arguments: BenchArgs) -> Result<ExitCode> {
 
 async fn cargo_bench(target: &str, words: &[&str]) -> Result<bool> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["bench", "--package", "imagewarm", "--bench", target, "--"]).args(words);
+    // Static, as `deploy/Dockerfile` builds it: less of it is resident. With a target of its own, the
+    // flag holds for the program and not for build scripts and macros.
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    command.args(["bench", "--package", "imagewarm", "--target", &triple, "--bench", target, "--"]);
+    command.args(words).env("RUSTFLAGS", "-C target-feature=+crt-static");
     // `cargo run` has set these for this program; crates that mind them would be built anew each time.
     for (name, _) in std::env::vars_os() {
         let own = name.to_string_lossy();

@@ -2,9 +2,7 @@
 
 use super::*;
 use crate::dispatch::canaries::{Key, Verdict};
-
-/// A registry that has had enough is left alone for this long at least, and at most.
-const PAUSES_MS: (i64, i64) = (1_000, 300_000);
+use crate::image::retry_after_ms;
 
 impl Index {
     /// No canary is in the way: pull as soon as the registry has a place.
@@ -51,7 +49,6 @@ impl Index {
         key: &Key,
         present: bool,
         (reason, message): (Reason, &str),
-        said: &protocol::Outcome,
         now: i64,
     ) {
         let registry = key.1.domain();
@@ -61,14 +58,22 @@ impl Index {
             return;
         }
         if reason == Reason::RateLimited {
-            // Both by the node's clock; the registry's own word, where the runtime passes it on.
-            let asked_for = said.retry_at_unix_ms.saturating_sub(said.finished_at_unix_ms);
-            let pause = asked_for.clamp(PAUSES_MS.0, PAUSES_MS.1);
-            self.grants.slow_down(registry, pause, now);
+            let asked_for = retry_after_ms(message).map(|asked| asked as i64);
+            self.grants.slow_down(registry, asked_for, now);
             self.slowdowns += 1;
         }
         let released = self.canaries.ended(key, uid, Some((reason, message)), now);
         self.release(released, now);
+    }
+
+    /// Starts what waited, once it may.
+    pub fn begin_waiting(&mut self, now: i64) {
+        for uid in self.canaries.tick(now) {
+            self.admit(&uid, now);
+        }
+        for uid in self.grants.tick(now) {
+            self.start_next(&uid, now);
+        }
     }
 
     /// Tells a node what its pull would end with.

@@ -91,8 +91,7 @@ fn a_registry_that_had_enough_of_one_node_is_left_alone_by_all() {
     let limited = protocol::Outcome {
         uid: "u1".into(),
         reason: Reason::RateLimited.as_str().into(),
-        finished_at_unix_ms: 7_000_000,
-        retry_at_unix_ms: 7_020_000,
+        message: "toomanyrequests: retry after 20 seconds".into(),
         ..protocol::Outcome::default()
     };
     index.message(1, &FromWarmer::Outcome(limited), 1_000);
@@ -102,7 +101,7 @@ fn a_registry_that_had_enough_of_one_node_is_left_alone_by_all() {
     index.tick(20_999);
     assert!(words(&mut index).is_empty());
     index.tick(21_000);
-    assert_eq!(words(&mut index).len(), 2, "one at a time, and one more since a pull went well");
+    assert_eq!(words(&mut index).len(), 2, "it bore one, and that went well");
     assert_eq!(index.take_savings(), (1, 0));
 }
 

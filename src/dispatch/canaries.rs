@@ -143,6 +143,10 @@ impl Canaries {
                 return Answer::Wait;
             }
             State::Trying { .. } => return Answer::Go,
+            // Another one than the last finds out, for that one may be mistaken, or lie.
+            State::Refused { verdict, .. } if verdict.uid == uid => {
+                return Answer::Refused(verdict.clone());
+            }
             State::Untried | State::Open { .. } | State::Refused { .. } => {}
         }
         let until = now + self.settings.patience_ms;
@@ -267,7 +271,8 @@ mod tests {
         assert_eq!(refused.refused, Some((vec!["b".into(), "c".into()], verdict.clone())));
         assert_eq!(asked(&mut canaries, &["d"], 200), [Answer::Refused(verdict)]);
         assert!(canaries.waiting.is_empty() && canaries.trying.is_empty());
-        // Later one of them finds out anew.
+        // Later another one of them finds out anew.
+        assert!(matches!(asked(&mut canaries, &["a"], 5_100)[..], [Answer::Refused(_)]));
         assert_eq!(asked(&mut canaries, &["d", "b"], 5_100), [Go, Wait]);
         assert_eq!(canaries.opened(&key(), 5_200), ["b"]);
         assert_eq!(asked(&mut canaries, &["c"], 5_300), [Go]);

@@ -8,8 +8,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 /// A registry that has had enough is left alone for this long, twice as long each further time.
 const FIRST_PAUSE_MS: i64 = 1_000;
 const LONGEST_PAUSE_MS: i64 = 30_000;
-/// What a registry asks for is honoured up to this.
-const LONGEST_ASKED_MS: i64 = 3_600_000;
+/// What a registry asks for is honoured by all nodes up to this; the node that it said so to does
+/// for longer.
+const LONGEST_ASKED_MS: i64 = 300_000;
+/// So long a node's word stands beside another's.
+const WITNESS_MS: i64 = 60_000;
 
 type Turn = (Reverse<i64>, u64, String);
 
@@ -49,6 +52,8 @@ struct Registry {
     /// well with that.
     reduced: Option<usize>,
     served: usize,
+    /// Who said last that it had had enough, and when.
+    witness: Option<(String, i64)>,
 }
 
 impl Registry {
@@ -134,14 +139,26 @@ impl Grants {
         }
     }
 
-    /// The registry asked for fewer requests: nothing begins for a while, for as long as it asked
-    /// for where it did, and then no more at the same time than it bore. Where there is no limit of
-    /// pulls, there is none of this kind. To be called before the [`Grants::end`] of the pull.
-    pub fn slow_down(&mut self, registry: &str, asked_ms: Option<i64>, now: i64) {
+    /// The registry asked `node` for fewer requests. Once a second node says so within a minute,
+    /// nothing begins for a while, for as long as the registry asked for where it did, and then no
+    /// more at the same time than it bore: one node alone may be mistaken, or lie. Where there is no
+    /// limit of pulls, there is none of this kind. To be called before the [`Grants::end`] of the
+    /// pull; true when it counts.
+    pub fn slow_down(
+        &mut self,
+        registry: &str,
+        node: &str,
+        asked_ms: Option<i64>,
+        now: i64,
+    ) -> bool {
         if self.limits.pulls == 0 {
-            return;
+            return false;
         }
         let entry = self.registries.entry(registry.to_owned()).or_default();
+        let before = entry.witness.replace((node.to_owned(), now));
+        if !before.is_some_and(|(other, at)| other != node && now - at <= WITNESS_MS) {
+            return false;
+        }
         // What it refuses it refuses at once, what it serves takes a while: those still in flight
         // are the ones that it bears.
         let borne = entry.in_flight.len().saturating_sub(1).max(1);
@@ -156,6 +173,7 @@ impl Grants {
         if let Some(asked_ms) = asked_ms {
             entry.paused_until = entry.paused_until.max(now + asked_ms.clamp(0, LONGEST_ASKED_MS));
         }
+        true
     }
 
     /// The registry served a pull. When it has served as many as run at the same time, one more may.
@@ -289,21 +307,24 @@ mod tests {
         for uid in ["i", "j", "k", "l", "m", "n", "o"] {
             assert!(!grants.request(uid, "one", 0, 0));
         }
-        // It bears five.
-        for uid in ["a", "b", "c"] {
-            grants.slow_down("one", None, 10);
+        // It bears five, and says so to three nodes.
+        assert!(!grants.slow_down("one", "node-a", None, 10), "one node's word");
+        assert_eq!(grants.end("a", 10), ["i"]);
+        assert!(!grants.slow_down("one", "node-a", None, 10), "the same node's");
+        for (uid, node) in [("b", "node-b"), ("c", "node-c"), ("i", "node-d")] {
+            assert!(grants.slow_down("one", node, None, 10));
             assert!(grants.end(uid, 10).is_empty(), "it is left alone");
         }
         assert_eq!(grants.registries["one"].reduced, Some(5));
         assert!(grants.tick(1_009).is_empty());
         assert!(grants.tick(1_010).is_empty(), "five run");
-        for (uid, next) in [("d", "i"), ("e", "j"), ("f", "k"), ("g", "l")] {
+        for (uid, next) in [("d", "j"), ("e", "k"), ("f", "l"), ("g", "m")] {
             grants.served("one");
             assert_eq!(grants.end(uid, 1_500), [next]);
         }
         // After five that went well, one more.
         grants.served("one");
-        assert_eq!(grants.end("h", 1_500), ["m", "n"]);
+        assert_eq!(grants.end("h", 1_500), ["n", "o"]);
         (0..99).for_each(|_| grants.served("one"));
         assert_eq!(grants.registries["one"].reduced, None);
     }
@@ -312,18 +333,25 @@ mod tests {
     fn pauses_grow_until_something_is_served_and_are_as_long_as_was_asked_for() {
         let mut grants = one_at_a_time();
         let mut now = 0;
+        let mut node = 0;
+        let mut slow_down = |grants: &mut Grants, asked: Option<i64>, now: i64| {
+            node += 1;
+            grants.slow_down("one", &format!("node-{node}"), asked, now)
+        };
+        slow_down(&mut grants, None, now);
         for expected in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
             assert!(grants.request("a", "one", 0, now));
-            grants.slow_down("one", None, now);
+            slow_down(&mut grants, None, now);
             grants.end("a", now);
             assert_eq!(grants.registries["one"].paused_until, now + expected);
             now += expected;
         }
         grants.served("one");
-        grants.slow_down("one", Some(45_000), now);
+        slow_down(&mut grants, Some(45_000), now);
         assert_eq!(grants.registries["one"].paused_until, now + 45_000);
         let mut off = Grants::new(Limits { pulls: 0, per_second: 0 });
-        off.slow_down("one", Some(45_000), 0);
+        slow_down(&mut off, Some(45_000), 0);
+        slow_down(&mut off, Some(45_000), 0);
         assert!(off.request("a", "one", 0, 0), "no limit is none");
     }
 }

@@ -59,8 +59,8 @@ impl Index {
         }
         if reason == Reason::RateLimited {
             let asked_for = retry_after_ms(message).map(|asked| asked as i64);
-            self.grants.slow_down(registry, asked_for, now);
-            self.slowdowns += 1;
+            let node = self.orders.get(uid).map_or("", |order| &order.warm.spec.node_name);
+            self.slowdowns += u64::from(self.grants.slow_down(registry, node, asked_for, now));
         }
         let released = self.canaries.ended(key, uid, Some((reason, message)), now);
         self.release(released, now);

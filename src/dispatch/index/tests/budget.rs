@@ -85,19 +85,23 @@ fn a_slow_or_lost_canary_holds_nobody_up() {
 }
 
 #[test]
-fn a_registry_that_had_enough_of_one_node_is_left_alone_by_all() {
+fn a_registry_that_had_enough_of_two_nodes_is_left_alone_by_all() {
     let mut index = five_nodes(Budget::of_pulls(2));
     assert_eq!(all_ask(&mut index, 0), ["1 resolve u1", "2 resolve u2"]);
-    let limited = protocol::Outcome {
-        uid: "u1".into(),
-        reason: Reason::RateLimited.as_str().into(),
-        message: "toomanyrequests: retry after 20 seconds".into(),
-        ..protocol::Outcome::default()
+    let limited = |uid: &str| {
+        FromWarmer::Outcome(protocol::Outcome {
+            uid: uid.into(),
+            reason: Reason::RateLimited.as_str().into(),
+            message: "toomanyrequests: retry after 20 seconds".into(),
+            ..protocol::Outcome::default()
+        })
     };
-    index.message(1, &FromWarmer::Outcome(limited), 1_000);
-    assert_eq!(words(&mut index), ["status u1 RateLimited"]);
-    index.message(2, &outcome("u2", Reason::Pulled), 1_500);
-    assert_eq!(words(&mut index), ["status u2 Pulled"], "its place stays empty");
+    index.message(1, &limited("u1"), 1_000);
+    assert_eq!(words(&mut index), ["status u1 RateLimited", "3 resolve u3"], "one node's word");
+    index.message(2, &limited("u2"), 1_000);
+    assert_eq!(words(&mut index), ["status u2 RateLimited"]);
+    index.message(3, &outcome("u3", Reason::Pulled), 1_500);
+    assert_eq!(words(&mut index), ["status u3 Pulled"], "its place stays empty");
     index.tick(20_999);
     assert!(words(&mut index).is_empty());
     index.tick(21_000);

@@ -31,7 +31,16 @@ const DECISIONS: &[&str] = &["plan", "image", "api"];
 const WIRING: &[&str] = &["main", "cli", "lib", "wiring"];
 
 /// Files and folders of data and decisions: no I/O, no clock.
-const PURE: &[&str] = &["api", "image", "plan", "settings", "warmer/queue", "dispatch/index"];
+const PURE: &[&str] = &[
+    "api",
+    "image",
+    "plan",
+    "settings",
+    "warmer/queue",
+    "dispatch/index",
+    "dispatch/grants",
+    "dispatch/canaries",
+];
 
 /// What a pure file does not name, as the beginning of a path.
 const IMPURE: &[&str] = &[

@@ -47,7 +47,8 @@ pub struct ControllerArgs {
     )]
     pub namespace_selection: NamespaceSelection,
 
-    /// How many images of one Revision are warmed, in the order of its containers; 0 for all
+    /// How many images of one Revision are warmed, in the order of its containers; 0 for all. When it
+    /// is lowered, what is beyond is collected
     #[arg(
         long,
         env = "IMAGEWARM_MAX_IMAGES_PER_REVISION",

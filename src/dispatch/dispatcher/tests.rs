@@ -60,6 +60,8 @@ struct Cluster {
     /// Every status that was written: name, reason.
     written: Mutex<Vec<(String, String)>>,
     failures: Mutex<VecDeque<ApplyError>>,
+    nodes: Store<NodeObject>,
+    node_writer: Mutex<Writer<NodeObject>>,
 }
 
 impl Cluster {
@@ -68,12 +70,15 @@ impl Cluster {
         writer.apply_watcher_event(&Event::Init);
         writer.apply_watcher_event(&Event::InitDone);
         let (changes, _) = broadcast::channel(256);
+        let (nodes, node_writer) = nodes(&["node-a", "node-b"]);
         Arc::new(Cluster {
             writer: Mutex::new(writer),
             store,
             changes,
             written: Mutex::default(),
             failures: Mutex::default(),
+            nodes,
+            node_writer: Mutex::new(node_writer),
         })
     }
 
@@ -118,7 +123,7 @@ impl Cluster {
             image_warms: self.store.clone(),
             revisions: filled(),
             images: filled(),
-            nodes: nodes(&["node-a", "node-b"]),
+            nodes: self.nodes.clone(),
             namespaces: filled(),
             runtime_classes: filled(),
             changes: self.changes.clone(),
@@ -127,16 +132,22 @@ impl Cluster {
     }
 }
 
-fn nodes(names: &[&str]) -> Store<k8s_openapi::api::core::v1::Node> {
+type NodeObject = k8s_openapi::api::core::v1::Node;
+
+fn node_object(name: &str) -> NodeObject {
+    let mut node = NodeObject::default();
+    node.metadata.name = Some(name.into());
+    node
+}
+
+fn nodes(names: &[&str]) -> (Store<NodeObject>, Writer<NodeObject>) {
     let (nodes, mut writer) = store();
     writer.apply_watcher_event(&Event::Init);
     for name in names {
-        let mut node = k8s_openapi::api::core::v1::Node::default();
-        node.metadata.name = Some((*name).into());
-        writer.apply_watcher_event(&Event::InitApply(node));
+        writer.apply_watcher_event(&Event::InitApply(node_object(name)));
     }
     writer.apply_watcher_event(&Event::InitDone);
-    nodes
+    (nodes, writer)
 }
 
 fn filled<K>() -> Store<K>
@@ -522,7 +533,7 @@ async fn the_last_statuses_are_written_although_the_leadership_ends_as_well() {
 }
 
 #[tokio::test]
-async fn a_node_that_does_not_exist_is_not_let_in() {
+async fn a_node_is_not_let_in_before_it_exists() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
     cluster.order("nowhere", "node-z", "r.test/app:v1");
     cluster.order("app", "node-a", "r.test/app:v1");
@@ -535,6 +546,10 @@ async fn a_node_that_does_not_exist_is_not_let_in() {
     cluster.wait_for("again", Reason::Pulled).await;
     assert!(!*nowhere.connected.borrow() && runtime.calls().lock().unwrap().is_empty());
     assert_eq!(**replica.connected.borrow(), ["node-a".to_owned()].into());
+    // Its Node appears, and its warmer comes back by itself.
+    let appeared = Event::Apply(node_object("node-z"));
+    cluster.node_writer.lock().unwrap().apply_watcher_event(&appeared);
+    cluster.wait_for("nowhere", Reason::Pulled).await;
     nowhere.stop().await;
     node.stop().await;
     replica.stop().await;

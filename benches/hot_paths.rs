@@ -8,7 +8,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use imagewarm::api::{ImageWarm, KnativeImage, Revision};
+use imagewarm::api::kept_warm::Shared;
+use imagewarm::api::{KeptWarm, KnativeImage, Revision};
 use imagewarm::dispatch::index::{Budget, Index};
 use imagewarm::image::{Keychain, Reference};
 use imagewarm::plan::demand::demand;
@@ -16,6 +17,7 @@ use imagewarm::plan::diff::Patience;
 use imagewarm::plan::fan_out::fan_out;
 use imagewarm::plan::want::Standing;
 use imagewarm::plan::{NodeFacts, Observed, Orders, Policy, RuntimeClasses, asked, diff};
+use imagewarm::webhook::Sighting;
 use imagewarm::webhook::review::Request;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
@@ -43,21 +45,29 @@ fn references(criterion: &mut Criterion) {
 }
 
 fn admission(criterion: &mut Criterion) {
-    let read = || {
+    let see = || {
         let request = Request::parse(Some("application/json"), black_box(REVIEW)).unwrap();
-        let revision: Revision = serde::Deserialize::deserialize(&request.object).unwrap();
-        demand(&revision, false, &Policy::default())
+        let sighting = Sighting::new(&request).unwrap();
+        assert!(sighting.containers().is_some());
+        sighting
     };
+    let read = || demand(&see().revision().unwrap(), false, &Policy::default());
+    count_allocations("before the answer", see);
+    count_allocations("and behind it", read);
+    criterion.bench_function("admission/before the answer", |bencher| bencher.iter(see));
+    criterion.bench_function("admission/review to demand", |bencher| bencher.iter(read));
+}
+
+fn count_allocations<T>(name: &str, work: impl Fn() -> T) {
     let region = Region::new(ALLOCATOR);
-    black_box(read());
+    black_box(work());
     let used = region.change();
     println!(
-        "admission: {} allocations, {} bytes for a review of {} bytes",
+        "admission, {name}: {} allocations, {} bytes for a review of {} bytes",
         used.allocations,
         used.bytes_allocated,
         REVIEW.len()
     );
-    criterion.bench_function("admission/review to demand", |bencher| bencher.iter(read));
 }
 
 fn nodes(count: usize) -> Vec<Node> {
@@ -108,10 +118,11 @@ fn plans(criterion: &mut Criterion) {
             Arc::new(revision(&format!("service-{at}-00001"), &[image]))
         })
         .collect();
-    let warms: Vec<Arc<ImageWarm>> = revisions
+    let mut shared = Shared::default();
+    let warms: Vec<Arc<KeptWarm>> = revisions
         .iter()
         .flat_map(|one| fan_out(one, &demand(one, false, &policy), &facts, &policy))
-        .map(Arc::new)
+        .map(|warm| Arc::new(KeptWarm::new(warm, &mut shared)))
         .collect();
     let none: Vec<Arc<KnativeImage>> = Vec::new();
     group.bench_function("settled: 20 images on 5,000 nodes", |bencher| {
@@ -157,7 +168,9 @@ fn index(criterion: &mut Criterion) {
     for (at, warm) in warms.iter_mut().enumerate() {
         warm.metadata.uid = Some(format!("uid-{at}"));
     }
-    let warms: Vec<Arc<ImageWarm>> = warms.into_iter().map(Arc::new).collect();
+    let mut shared = Shared::default();
+    let kept = |warm| Arc::new(KeptWarm::new(warm, &mut shared));
+    let warms: Vec<Arc<KeptWarm>> = warms.into_iter().map(kept).collect();
     let mut group = criterion.benchmark_group("dispatch");
     group.sample_size(20);
     group.bench_function("5,000 orders into the index", |bencher| {

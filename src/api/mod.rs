@@ -3,10 +3,12 @@
 
 pub mod condition;
 pub mod image_warm;
+pub mod kept_warm;
 pub mod knative;
 
 pub use condition::{Condition, ConditionStatus, Reason};
 pub use image_warm::{ImageWarm, ImageWarmSpec, ImageWarmStatus, Progress, SecretReference};
+pub use kept_warm::KeptWarm;
 pub use knative::{KnativeImage, Revision};
 
 /// API group of `ImageWarm`.

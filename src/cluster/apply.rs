@@ -8,7 +8,10 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
+    Preconditions,
+};
 use kube::core::{PartialObjectMeta, Status};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
@@ -244,6 +247,21 @@ pub async fn find_revision(
 ) -> Result<Presence, ApplyError> {
     let api: Api<Revision> = Api::namespaced(client.clone(), namespace);
     find(revision, api.get_metadata(revision)).await
+}
+
+/// Asks the API server itself whether the Configuration exists that owns a Revision.
+pub async fn find_configuration(
+    client: &Client,
+    namespace: &str,
+    configuration: &str,
+) -> Result<Presence, ApplyError> {
+    let kind = ApiResource {
+        kind: "Configuration".into(),
+        plural: "configurations".into(),
+        ..ApiResource::erase::<Revision>(&())
+    };
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind);
+    find(configuration, api.get_metadata(configuration)).await
 }
 
 /// Asks the API server itself whether the Image exists.

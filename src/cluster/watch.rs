@@ -3,23 +3,24 @@
 
 mod slim;
 mod source;
+mod store;
 
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::core::PartialObjectMeta;
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher::Event;
 use kube::{Api, Client};
 use tokio::sync::{broadcast, watch as watch_channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{ImageWarm, KnativeImage, Revision};
+use crate::api::kept_warm::Shared;
+use crate::api::{ImageWarm, KeptWarm, KnativeImage, Revision};
 use crate::plan::RuntimeClasses;
 use source::{Progress, Source, Watched};
+
+pub use store::{Kept, Store};
 
 /// Changes that a slow receiver may be behind before it has to look at everything.
 const CHANGES_KEPT: usize = 16_384;
@@ -28,7 +29,7 @@ const CHANGES_KEPT: usize = 16_384;
 #[derive(Clone)]
 pub struct Stores {
     /// All ImageWarms.
-    pub image_warms: Store<ImageWarm>,
+    pub image_warms: Store<KeptWarm>,
     /// All Knative Revisions; empty while Knative's CRDs are absent.
     pub revisions: Store<Revision>,
     /// All Knative Images; empty while Knative's CRDs are absent.
@@ -49,9 +50,9 @@ pub struct Stores {
 #[derive(Clone, Debug)]
 pub enum Change {
     /// Made or changed.
-    ImageWarm(Arc<ImageWarm>),
+    ImageWarm(Arc<KeptWarm>),
     /// Deleted.
-    ImageWarmDeleted(Arc<ImageWarm>),
+    ImageWarmDeleted(Arc<KeptWarm>),
     /// Made, changed or deleted: namespace and name.
     Revision(String, String),
     /// Made, changed or deleted: namespace and name.
@@ -106,7 +107,7 @@ impl Stores {
             images: filled(images),
             nodes: filled(nodes),
             namespaces: filled(namespaces),
-            runtime_classes: filled(Vec::new()),
+            runtime_classes: Store::default(),
             changes: broadcast::channel(CHANGES_KEPT).0,
             synced: watch_channel::channel(synced).1,
         }
@@ -124,18 +125,13 @@ impl Stores {
 
     /// The Namespace of this name.
     pub fn namespace(&self, name: &str) -> Option<Arc<PartialObjectMeta<Namespace>>> {
-        self.namespaces.get(&ObjectRef::new(name))
+        self.namespaces.get("", name)
     }
 }
 
-fn filled<K: Watched>(objects: Vec<K>) -> Store<K> {
-    let mut writer = Writer::<K>::default();
-    writer.apply_watcher_event(&Event::Init);
-    for object in objects {
-        writer.apply_watcher_event(&Event::InitApply(object));
-    }
-    writer.apply_watcher_event(&Event::InitDone);
-    writer.as_reader()
+fn filled<K: Watched>(objects: Vec<K>) -> Store<K::Kept> {
+    let mut shared = Shared::default();
+    objects.into_iter().map(|object| object.keep(&mut shared)).collect()
 }
 
 /// Starts all watches; the tasks end after `shutdown`. Returns at once: `Stores::synced` tells when
@@ -146,12 +142,12 @@ pub async fn watch(client: Client, shutdown: CancellationToken) -> (Stores, Join
     let start = Start { client, changes: changes.clone(), progress, shutdown };
     let mut tasks = JoinSet::new();
     let stores = Stores {
-        image_warms: start.source(&mut tasks),
-        revisions: start.source(&mut tasks),
-        images: start.source(&mut tasks),
-        nodes: start.source(&mut tasks),
-        namespaces: start.source(&mut tasks),
-        runtime_classes: start.source(&mut tasks),
+        image_warms: start.source::<ImageWarm>(&mut tasks),
+        revisions: start.source::<Revision>(&mut tasks),
+        images: start.source::<KnativeImage>(&mut tasks),
+        nodes: start.source::<Node>(&mut tasks),
+        namespaces: start.source::<PartialObjectMeta<Namespace>>(&mut tasks),
+        runtime_classes: start.source::<RuntimeClass>(&mut tasks),
         changes,
         synced,
     };
@@ -166,7 +162,7 @@ struct Start {
 }
 
 impl Start {
-    fn source<K: Watched>(&self, tasks: &mut JoinSet<()>) -> Store<K> {
+    fn source<K: Watched>(&self, tasks: &mut JoinSet<()>) -> Store<K::Kept> {
         let source = Source::<K>::new(
             Api::all(self.client.clone()),
             self.changes.clone(),

@@ -2,16 +2,16 @@
 //! that is being removed takes its objects along before it goes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
 
 use super::ControllerMetrics;
 use super::reconcile::StillLeading;
-use crate::api::{CREATED_FOR_ANNOTATION, ImageWarm, KnativeImage, Revision};
+use crate::api::{CREATED_FOR_ANNOTATION, KeptWarm, KnativeImage};
 use crate::cluster::apply::{self, ApplyError, Presence};
 use crate::cluster::watch::Stores;
 use crate::plan::demand::says_no;
@@ -29,7 +29,7 @@ pub(super) struct Collector {
     still: StillLeading,
     metrics: ControllerMetrics,
     /// By uid.
-    unwanted_since: HashMap<String, Instant>,
+    unwanted_since: HashMap<Arc<str>, Instant>,
     /// Until then our lists are not believed.
     doubt_until: Option<Instant>,
 }
@@ -125,8 +125,8 @@ impl Collector {
     /// Those that were unwanted for long enough, and when the next ones will have been.
     fn ripe(&mut self, candidates: Vec<Deletion>) -> (Vec<Deletion>, Option<Instant>) {
         let now = Instant::now();
-        let uid = |one: &Deletion| one.warm.metadata.uid.clone().unwrap_or_default();
-        let named: HashSet<String> = candidates.iter().map(uid).collect();
+        let uid = |one: &Deletion| one.warm.uid.clone();
+        let named: HashSet<Arc<str>> = candidates.iter().map(uid).collect();
         self.unwanted_since.retain(|uid, _| named.contains(uid));
         let mut next = None;
         let mut ripe = Vec::new();
@@ -149,14 +149,13 @@ impl Collector {
         let looked = match question {
             Question::Unnamed(namespace) => self.unnamed(namespace, stores).await,
             Question::Node(node) => {
-                let known = stores.nodes.get(&ObjectRef::new(node)).is_some();
+                let known = stores.nodes.get("", node).is_some();
                 let found = apply::find_node(&self.client, node).await;
                 // Listed by now: the next run decides anew.
                 found.map(|found| verdict(found, known.then_some(Verdict::Keep)))
             }
             Question::Revision(namespace, name) => {
-                let key = ObjectRef::<Revision>::new(name).within(namespace);
-                let ours = stores.revisions.get(&key);
+                let ours = stores.revisions.get(namespace, name);
                 let found = apply::find_revision(&self.client, namespace, name).await;
                 found.map(|found| {
                     let known = ours.map(|ours| known_and_there(&ours.metadata, &found));
@@ -164,8 +163,7 @@ impl Collector {
                 })
             }
             Question::Image(namespace, name) => {
-                let key = ObjectRef::<KnativeImage>::new(name).within(namespace);
-                let ours = stores.images.get(&key);
+                let ours = stores.images.get(namespace, name);
                 let found = apply::find_image(&self.client, namespace, name).await;
                 found.map(|found| {
                     let known = ours.map(|ours| known_and_there(&ours.metadata, &found));
@@ -186,10 +184,7 @@ impl Collector {
             return Ok(Verdict::Keep);
         }
         let names = apply::revision_names(&self.client, namespace).await?;
-        let known = |name: &String| {
-            let key = ObjectRef::<Revision>::new(name).within(namespace);
-            stores.revisions.get(&key).is_some()
-        };
+        let known = |name: &String| stores.revisions.get(namespace, name).is_some();
         Ok(if names.iter().all(known) { Verdict::Delete } else { Verdict::Keep })
     }
 
@@ -200,7 +195,7 @@ impl Collector {
                 if !self.still.yes() {
                     return false;
                 }
-                match apply::delete(&self.client, &deletion.warm).await {
+                match apply::delete(&self.client, &deletion.warm.to_image_warm()).await {
                     Ok(_) => {
                         self.metrics.deleted(deletion.cause);
                         true
@@ -250,10 +245,10 @@ fn asks_as(ours: &ObjectMeta, live: &ObjectMeta) -> bool {
         && says_no(ours) == says_no(live)
 }
 
-fn note(warm: &ImageWarm, error: &ApplyError) {
+fn note(warm: &KeptWarm, error: &ApplyError) {
     tracing::warn!(
-        namespace = warm.metadata.namespace.as_deref().unwrap_or_default(),
-        name = warm.metadata.name.as_deref().unwrap_or_default(),
+        namespace = &*warm.namespace,
+        name = &*warm.name,
         %error,
         "cannot delete ImageWarm"
     );
@@ -262,17 +257,15 @@ fn note(warm: &ImageWarm, error: &ApplyError) {
 fn question(deletion: &Deletion) -> Question {
     let warm = &deletion.warm;
     if deletion.cause == Cause::NodeGone {
-        return Question::Node(warm.spec.node_name.clone());
+        return Question::Node(warm.node_name.to_string());
     }
-    let mut owners = warm.metadata.owner_references.iter().flatten();
-    if let Some(image) = owners.find(|owner| owner.kind == KnativeImage::kind(&())) {
-        let namespace = warm.metadata.namespace.clone().unwrap_or_default();
+    let namespace = warm.namespace.to_string();
+    if let Some(image) =
+        warm.common.owners.iter().find(|owner| owner.kind == KnativeImage::kind(&()))
+    {
         return Question::Image(namespace, image.name.clone());
     }
-    let annotations = warm.metadata.annotations.as_ref();
-    let created_for = annotations.and_then(|all| all.get(CREATED_FOR_ANNOTATION));
-    let namespace = warm.metadata.namespace.clone().unwrap_or_default();
-    match created_for.and_then(|token| token.rsplit_once('/')) {
+    match warm.annotation(CREATED_FOR_ANNOTATION).and_then(|token| token.rsplit_once('/')) {
         Some((_, name)) if !name.is_empty() => Question::Revision(namespace, name.to_owned()),
         _ => Question::Unnamed(namespace),
     }

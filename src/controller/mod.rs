@@ -11,6 +11,7 @@ mod events;
 mod images;
 pub mod lease;
 pub mod metrics;
+mod owners;
 mod reconcile;
 mod refused;
 

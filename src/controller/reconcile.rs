@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::collect::Collector;
 use super::events::Teller;
 use super::images::ImageStatuses;
+use super::owners::without_going_owners;
 use super::refused::RefusedNamespaces;
 use super::{ControllerArgs, ControllerMetrics};
-use crate::api::{ImageWarm, KnativeImage, Reason, Revision};
+use crate::api::{ImageWarm, KeptWarm, KnativeImage, Reason, Revision};
 use crate::cluster::apply::{self, ApplyError};
 use crate::cluster::leadership::Leadership;
 use crate::cluster::watch::{Change, Stores, Synced};
@@ -86,7 +87,7 @@ struct Memory {
 
 /// A snapshot of the stores.
 struct Snapshot {
-    image_warms: Vec<Arc<ImageWarm>>,
+    image_warms: Vec<Arc<KeptWarm>>,
     revisions: Vec<Arc<Revision>>,
     images: Vec<Arc<KnativeImage>>,
     nodes: Vec<Arc<Node>>,
@@ -257,6 +258,15 @@ impl Controller {
             return memory.next_creation(now);
         }
         let limit = usize::from(self.args.repair_concurrency);
+        let (free, going) = without_going_owners(&self.client, free, limit).await;
+        if !going.is_empty() {
+            tracing::info!(
+                image_warms = going.len(),
+                "not made again: their Configuration is gone"
+            );
+            let until = Instant::now() + CREATED_PAUSE;
+            memory.held_back.extend(going.iter().map(|one| (key(&one.object), until)));
+        }
         let refusing = Mutex::new(HashSet::new());
         let results: Vec<_> = futures::stream::iter(free)
             .map(async |creation| {
@@ -354,8 +364,7 @@ async fn told(changes: &mut broadcast::Receiver<Change>, progress_pause: Duratio
 
 fn is_progress(change: &Change) -> bool {
     let Change::ImageWarm(warm) = change else { return false };
-    let going = warm.metadata.deletion_timestamp.is_some();
-    !going && warm.reason() == Some(Reason::Pulling)
+    !warm.is_going() && warm.reason() == Some(Reason::Pulling)
 }
 
 /// False when nobody will tell any more.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::runtime::reflector::ObjectRef;
 use rustls::server::ResolvesServerCert;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -254,9 +253,8 @@ impl Dispatcher {
                     self.index.apply(warm, standing, now());
                 }
                 Ok(Change::ImageWarmDeleted(warm)) => {
-                    let uid = warm.metadata.uid.as_deref().unwrap_or_default();
-                    self.standings.forget(uid);
-                    self.index.delete(uid, now());
+                    self.standings.forget(&warm.uid);
+                    self.index.delete(&warm.uid, now());
                 }
                 Ok(Change::Revision(namespace, _)) => {
                     self.standings.changed(&namespace);
@@ -326,7 +324,7 @@ impl Dispatcher {
             return;
         }
         // A new node's warmer may be quicker than our watch; it comes back.
-        if self.stores.nodes.get(&ObjectRef::new(node)).is_none() {
+        if self.stores.nodes.get("", node).is_none() {
             self.metrics.stream_end(StreamEnd::UnknownNode);
             tracing::warn!(node, reason = "UnknownNode", "a warmer was not let in");
             let _ =
@@ -350,11 +348,9 @@ impl Dispatcher {
         self.settle_at = None;
         self.standings.clear();
         self.standings.group(&self.stores);
-        let mut gone: BTreeSet<String> = self.index.uids().into_iter().collect();
+        let mut gone: BTreeSet<Arc<str>> = self.index.uids().into_iter().collect();
         for warm in self.stores.image_warms.state() {
-            if let Some(uid) = &warm.metadata.uid {
-                gone.remove(uid);
-            }
+            gone.remove(&warm.uid);
             let standing = self.standings.of(&warm, &self.stores);
             self.index.apply(warm, standing, now());
         }
@@ -368,7 +364,7 @@ impl Dispatcher {
         self.settle_at = None;
         let namespaces = self.standings.take_changed();
         for warm in self.stores.image_warms.state() {
-            if warm.metadata.namespace.as_ref().is_some_and(|name| namespaces.contains(name)) {
+            if namespaces.contains(&*warm.namespace) {
                 let standing = self.standings.of(&warm, &self.stores);
                 self.index.apply(warm, standing, now());
             }
@@ -428,7 +424,7 @@ impl Dispatcher {
 
     /// What the kubelet of a node says of its runtime, such as `containerd://2.2.3`.
     fn kubelet_runtime(&self, node: &str) -> String {
-        let node = self.stores.nodes.get(&ObjectRef::new(node));
+        let node = self.stores.nodes.get("", node);
         let info = node.as_ref().and_then(|node| node.status.as_ref()?.node_info.as_ref());
         info.map(|info| info.container_runtime_version.clone()).unwrap_or_default()
     }

@@ -14,14 +14,14 @@ use super::canaries::{self, Answer, Canaries, Released};
 use super::grants::{Grants, Limits};
 use super::metrics::StreamEnd;
 use super::status::{NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUIET_MS, Report};
-use crate::api::{ConditionStatus, ImageWarm, Reason};
+use crate::api::{ConditionStatus, KeptWarm, Reason};
 use crate::image::{Credential, Reference};
 use crate::plan::want::{PullIdentity, Standing};
 use crate::protocol::{
-    self, Assign, Hello, PROTOCOL_VERSION, Synced, Welcome, Withdraw,
-    from_controller::Message as ToWarmer, from_warmer::Message as FromWarmer,
+    self, Hello, PROTOCOL_VERSION, Synced, Welcome, Withdraw, from_controller::Message as ToWarmer,
+    from_warmer::Message as FromWarmer,
 };
-use messages::{assign, grant, needs_resend, ready};
+use messages::{grant, identity_mark, needs_resend, ready};
 use sizes::Sizes;
 use unpaid::{Purse, Unpaid};
 
@@ -40,7 +40,7 @@ pub enum Effect {
     /// Find them once more for these orders, and call [`Index::looked_again`].
     LookAgain(CredentialJob, Vec<String>),
     /// Write what was reported.
-    Status(String, Arc<ImageWarm>, Report),
+    Status(String, Arc<KeptWarm>, Report),
 }
 
 /// Whose credentials are needed for what.
@@ -88,10 +88,12 @@ impl Budget {
 
 #[derive(Debug)]
 struct Order {
-    warm: Arc<ImageWarm>,
+    warm: Arc<KeptWarm>,
     image: Reference,
-    identities: Vec<PullIdentity>,
-    assign: Assign,
+    standing: Arc<Standing>,
+    /// Changes with what the pull could be paid with.
+    identity_mark: u64,
+    known_size_bytes: u64,
     /// Since when it has been waiting on the node, or pulling: by this clock, not the node's.
     queued_since: Option<i64>,
     pulling_since: Option<i64>,
@@ -105,15 +107,15 @@ struct Order {
 
 impl Order {
     fn key(&self) -> canaries::Key {
-        (self.warm.metadata.namespace.clone().unwrap_or_default(), self.image.clone())
+        (self.warm.namespace.to_string(), self.image.clone())
     }
 
     fn credential_job(&self, uid: &str, session: SessionId) -> CredentialJob {
         CredentialJob {
             uid: uid.to_owned(),
             session,
-            namespace: self.warm.metadata.namespace.clone().unwrap_or_default(),
-            identities: self.identities.clone(),
+            namespace: self.warm.namespace.to_string(),
+            identities: self.standing.identities.clone(),
             image: self.image.clone(),
         }
     }
@@ -121,7 +123,7 @@ impl Order {
 
 #[derive(Debug)]
 struct Node {
-    orders: BTreeSet<String>,
+    orders: BTreeSet<Arc<str>>,
     session: Option<(SessionId, u64)>,
     runtime: NodeRuntime,
     absent_since: i64,
@@ -132,7 +134,7 @@ struct Node {
 /// The leader's memory.
 #[derive(Debug)]
 pub struct Index {
-    orders: HashMap<String, Order>,
+    orders: HashMap<Arc<str>, Order>,
     nodes: HashMap<String, Node>,
     sessions: HashMap<SessionId, String>,
     grants: Grants,
@@ -198,35 +200,37 @@ impl Index {
     }
 
     /// Uids of all orders, for comparison with a new list.
-    pub fn uids(&self) -> Vec<String> {
+    pub fn uids(&self) -> Vec<Arc<str>> {
         self.orders.keys().cloned().collect()
     }
 
     /// An ImageWarm was made or changed, or its standing did.
-    pub fn apply(&mut self, warm: Arc<ImageWarm>, standing: Standing, now: i64) {
-        let Some(uid) = warm.metadata.uid.clone() else { return };
-        if warm.metadata.deletion_timestamp.is_some() {
+    pub fn apply(&mut self, warm: Arc<KeptWarm>, standing: impl Into<Arc<Standing>>, now: i64) {
+        let standing = standing.into();
+        let uid = warm.uid.clone();
+        if uid.is_empty() {
+            return;
+        }
+        if warm.is_going() {
             return self.delete(&uid, now);
         }
-        let image = match Reference::parse(&warm.spec.image) {
+        let image = match Reference::parse(&warm.image) {
             Ok(image) => image,
             Err(error) => {
                 let report = absent(Reason::InvalidImage, error.to_string());
-                self.effects.push(Effect::Status(uid, warm, report));
+                self.effects.push(Effect::Status(uid.to_string(), warm, report));
                 return;
             }
         };
-        let mut assign = assign(&uid, &warm, &image, &standing);
-        let node_name = warm.spec.node_name.clone();
         let old = self.orders.remove(&uid);
-        assign.known_size_bytes = self.sizes.note(&image, &warm, old.is_none());
+        let (image, known_size_bytes) = self.sizes.note(image, &warm, old.is_none());
         let hurried = old.as_ref().map_or(0, |old| old.hurried);
-        assign.identity_mark = assign.identity_mark.wrapping_add(hurried);
+        let identity_mark = identity_mark(&warm, &standing).wrapping_add(hurried);
         self.unpaid.note(&uid, warm.reason(), now);
-        let key = (warm.metadata.namespace.clone().unwrap_or_default(), image.clone());
+        let key = (warm.namespace.to_string(), image.clone());
         match &old {
             Some(old) if old.image == image => {
-                if old.assign.identity_mark != assign.identity_mark {
+                if old.identity_mark != identity_mark {
                     self.canaries.forget(&key);
                 }
             }
@@ -238,12 +242,12 @@ impl Index {
             }
             None => self.canaries.ordered(key),
         }
-        let resend = old.as_ref().is_none_or(|old| needs_resend(&old.assign, &assign));
         let order = Order {
             warm,
             image,
-            identities: standing.identities,
-            assign: assign.clone(),
+            standing,
+            identity_mark,
+            known_size_bytes,
             queued_since: old.as_ref().and_then(|old| old.queued_since),
             pulling_since: old.as_ref().and_then(|old| old.pulling_since),
             progress_written: old.as_ref().and_then(|old| old.progress_written),
@@ -251,16 +255,16 @@ impl Index {
             purse: old.as_ref().map_or(Purse::Unknown, |old| old.purse),
             hurried,
         };
-        self.orders.insert(uid.clone(), order);
-        let node = self.node(&node_name, now);
-        if node.orders.insert(uid) {
+        let node = self.node(&order.warm.node_name, now);
+        if node.orders.insert(uid.clone()) {
             node.untold = true;
         }
         if let Some((session, _)) = node.session
-            && resend
+            && old.as_ref().is_none_or(|old| needs_resend(old, &order))
         {
-            self.effects.push(Effect::Send(session, ToWarmer::Assign(assign)));
+            self.effects.push(Effect::Send(session, ToWarmer::Assign(order.assign())));
         }
+        self.orders.insert(uid, order);
     }
 
     /// An ImageWarm is gone.
@@ -271,7 +275,7 @@ impl Index {
         let released = self.canaries.withdrawn(&order.key(), uid, now);
         self.release(released, now);
         self.end_pull(uid, now);
-        let name = &order.warm.spec.node_name;
+        let name = &*order.warm.node_name;
         if let Some(node) = self.nodes.get_mut(name) {
             node.orders.remove(uid);
             if let Some((session, _)) = node.session {
@@ -297,7 +301,7 @@ impl Index {
         let node = self.node(name, now);
         node.session = Some((session, hello.epoch));
         node.runtime = NodeRuntime::from(hello);
-        let uids: Vec<String> = node.orders.iter().cloned().collect();
+        let uids: Vec<Arc<str>> = node.orders.iter().cloned().collect();
         self.sessions.insert(session, name.to_owned());
         let welcome = Welcome {
             protocol_version: PROTOCOL_VERSION,
@@ -308,7 +312,7 @@ impl Index {
         self.effects.push(Effect::Send(session, ToWarmer::Welcome(welcome)));
         let pulling: HashSet<&str> = hello.pulling.iter().map(String::as_str).collect();
         for uid in &uids {
-            if pulling.contains(uid.as_str()) {
+            if pulling.contains(&**uid) {
                 if let Some(order) = self.orders.get_mut(uid) {
                     order.pulling_since = order.pulling_since.or(Some(now));
                     self.grants.hold(uid, order.image.domain());
@@ -321,7 +325,7 @@ impl Index {
         }
         for uid in uids {
             if let Some(order) = self.orders.get(&uid) {
-                let assign = ToWarmer::Assign(order.assign.clone());
+                let assign = ToWarmer::Assign(order.assign());
                 self.effects.push(Effect::Send(session, assign));
             }
         }
@@ -336,7 +340,7 @@ impl Index {
             return;
         }
         (node.session, node.absent_since, node.untold) = (None, now, true);
-        let uids: Vec<String> = node.orders.iter().cloned().collect();
+        let uids: Vec<Arc<str>> = node.orders.iter().cloned().collect();
         if uids.is_empty() {
             self.nodes.remove(&name);
         }
@@ -359,13 +363,15 @@ impl Index {
             FromWarmer::Outcome(outcome) => &outcome.uid,
             FromWarmer::PullRequest(request) => &request.uid,
         };
-        let node = self.sessions.get(&session);
-        let Some(order) =
-            self.orders.get_mut(uid).filter(|order| Some(&order.warm.spec.node_name) == node)
+        let node = self.sessions.get(&session).map(String::as_str);
+        let Some(order) = self
+            .orders
+            .get_mut(uid.as_str())
+            .filter(|order| node.is_some_and(|node| node == &*order.warm.node_name))
         else {
             self.ignored += 1;
             // Nobody but its own node is ever told this uid: whoever speaks of it is no warmer.
-            if node.is_some() && self.orders.contains_key(uid) {
+            if node.is_some() && self.orders.contains_key(uid.as_str()) {
                 self.effects.push(Effect::Close(session, StreamEnd::Misbehaved));
             }
             return;
@@ -395,9 +401,9 @@ impl Index {
             }
             FromWarmer::Outcome(said) => {
                 let mut outcome = Outcome::from(said);
-                let asked_for = Some(&order.assign.check_for);
+                let asked_for = order.standing.check_for.as_ref();
                 outcome.checked_for = outcome.checked_for.filter(|word| Some(word) == asked_for);
-                let node = self.nodes.get(&order.warm.spec.node_name);
+                let node = self.nodes.get(&*order.warm.node_name);
                 outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
                 let (key, reason, present) = (order.key(), outcome.reason, outcome.present);
                 let message = outcome.message.clone();
@@ -422,11 +428,11 @@ impl Index {
     ) {
         // Without a Secret the node tries all the same: the image may be public.
         let refused = found.as_ref().is_err_and(|no| no.reason != Reason::SecretMissing);
-        if let Some(order) = self.orders.get_mut(&job.uid) {
+        if let Some(order) = self.orders.get_mut(job.uid.as_str()) {
             order.purse = self.unpaid.purse(&found);
             order.asked = order.asked.filter(|asked| *asked != job.session);
         }
-        if self.orders.contains_key(&job.uid)
+        if self.orders.contains_key(job.uid.as_str())
             && self.sessions.contains_key(&job.session)
             && self.grants.is_in_flight(&job.uid)
         {
@@ -455,7 +461,7 @@ impl Index {
                 let Some(order) = self.orders.get(uid) else { continue };
                 if ready(&order.warm) == ConditionStatus::Unknown {
                     let report = Report::WaitingForWarmer;
-                    self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
+                    self.effects.push(Effect::Status(uid.to_string(), order.warm.clone(), report));
                 }
                 if self.grants.is_in_flight(uid) {
                     ended.push(uid.clone());

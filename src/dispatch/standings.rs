@@ -1,34 +1,38 @@
 //! Works out whose behalf each ImageWarm stands for, from the Revisions and Images of its namespace, and
 //! keeps the answers while nothing that they depend on changes.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use kube::ResourceExt;
-use kube::runtime::reflector::ObjectRef;
 
-use crate::api::{ImageWarm, KnativeImage, Revision};
+use crate::api::kept_warm::Pool;
+use crate::api::{KeptWarm, KnativeImage, Revision};
 use crate::cluster::watch::Stores;
 use crate::plan::want::Standing;
 use crate::plan::{Asked, Asking, Policy, asked};
 
 /// `plan::want::standing`, or a test's own.
-pub(crate) type StandingFn = fn(&ImageWarm, &[Asking], &Policy) -> Standing;
+pub(crate) type StandingFn = fn(&KeptWarm, &[Asking], &Policy) -> Standing;
 
 /// What is asked for in one namespace: read once, for all ImageWarms of the namespace.
 type Shared = Arc<Asked>;
 
 struct Known {
     asked: Shared,
-    warm: Arc<ImageWarm>,
-    standing: Standing,
+    decisive: u64,
+    standing: Arc<Standing>,
 }
 
 pub(crate) struct Standings {
     work_out: StandingFn,
     policy: Policy,
     asked: HashMap<String, Shared>,
-    known: HashMap<String, Known>,
+    known: HashMap<Arc<str>, Known>,
+    /// Each once: the ImageWarms of one Revision have the same.
+    standings: Pool<Standing>,
     changed: BTreeSet<String>,
 }
 
@@ -39,6 +43,7 @@ impl Standings {
             policy,
             asked: HashMap::new(),
             known: HashMap::new(),
+            standings: Pool::default(),
             changed: BTreeSet::new(),
         }
     }
@@ -46,7 +51,8 @@ impl Standings {
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.asked.clear();
-        self.known.clear();
+        self.known = HashMap::new();
+        self.standings = Pool::default();
         self.changed.clear();
     }
 
@@ -72,8 +78,7 @@ impl Standings {
     /// An Image changed: says whether anything here depends on what changed of it. Of its status,
     /// which is ours to write and changes most often, nothing does.
     pub(crate) fn image_changed(&mut self, namespace: &str, name: &str, stores: &Stores) -> bool {
-        let key = ObjectRef::<KnativeImage>::new(name).within(namespace);
-        let now = stores.images.get(&key);
+        let now = stores.images.get(namespace, name);
         let before = self.asked.get(namespace).and_then(|asked| {
             let mut images = asked.images.iter().map(|(image, _)| image);
             images.find(|image| image.metadata.name.as_deref() == Some(name))
@@ -106,11 +111,11 @@ impl Standings {
     }
 
     /// The standing of `warm` now.
-    pub(crate) fn of(&mut self, warm: &Arc<ImageWarm>, stores: &Stores) -> Standing {
-        let namespace = warm.metadata.namespace.as_deref().unwrap_or_default();
-        let asked = match self.asked.get(namespace) {
+    pub(crate) fn of(&mut self, warm: &KeptWarm, stores: &Stores) -> Arc<Standing> {
+        let asked = match self.asked.get(&*warm.namespace) {
             Some(asked) => asked.clone(),
             None => {
+                let namespace = &*warm.namespace;
                 let (mut revisions, mut images) = (stores.revisions.state(), stores.images.state());
                 revisions.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
                 images.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
@@ -119,16 +124,16 @@ impl Standings {
                 asked
             }
         };
-        let uid = warm.metadata.uid.clone().unwrap_or_default();
-        if let Some(known) = self.known.get(&uid)
+        let decisive = decisive(warm);
+        if let Some(known) = self.known.get(&warm.uid)
             && Arc::ptr_eq(&known.asked, &asked)
-            && decides_the_same(&known.warm, warm)
+            && known.decisive == decisive
         {
             return known.standing.clone();
         }
-        let standing = (self.work_out)(warm, &asked.asking, &self.policy);
-        let known = Known { asked, warm: warm.clone(), standing: standing.clone() };
-        self.known.insert(uid, known);
+        let standing = self.standings.share((self.work_out)(warm, &asked.asking, &self.policy));
+        let known = Known { asked, decisive, standing: standing.clone() };
+        self.known.insert(warm.uid.clone(), known);
         standing
     }
 }
@@ -140,19 +145,18 @@ fn asks_the_same(before: &KnativeImage, now: &KnativeImage) -> bool {
             == (&new.uid, &new.labels, &new.annotations, &new.owner_references)
 }
 
-/// Whether all that a standing depends on is as it was. How far a pull is, the commonest change of
-/// all, changes none; when its try began and ended may.
-fn decides_the_same(old: &ImageWarm, new: &ImageWarm) -> bool {
-    let checked = |warm: &ImageWarm| {
-        let status = warm.status.as_ref()?;
-        let times = (status.started_at.clone(), status.finished_at.clone());
-        Some((status.checked_for.clone(), status.digest.clone(), times))
-    };
-    old.metadata.annotations == new.metadata.annotations
-        && old.metadata.labels == new.metadata.labels
-        && old.spec == new.spec
-        && old.ready().map(|ready| ready.status) == new.ready().map(|ready| ready.status)
-        && checked(old) == checked(new)
+/// Stands for all of an ImageWarm that its standing depends on. How far a pull is, the commonest
+/// change of all, changes none; when its try began and ended may.
+fn decisive(warm: &KeptWarm) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&warm.image, &warm.node_name, &warm.common).hash(&mut hasher);
+    warm.ready().map(|ready| ready.status as u8).hash(&mut hasher);
+    if let Some(status) = &warm.status {
+        let times = [status.started_at, status.finished_at];
+        let times = times.map(|time| time.map(|time| time.as_nanosecond()));
+        (&status.checked_for, &status.digest, times).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 #[cfg(test)]
@@ -160,18 +164,15 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
-    use kube::runtime::reflector::store;
-    use kube::runtime::watcher::Event;
-    use tokio::sync::{broadcast, watch};
 
     use super::*;
-    use crate::api::{ImageWarmStatus, Progress};
+    use crate::api::Progress;
+    use crate::api::kept_warm::KeptStatus;
 
     static WORKED_OUT: AtomicUsize = AtomicUsize::new(0);
 
-    fn work_out(_: &ImageWarm, asked: &[Asking], _: &Policy) -> Standing {
+    fn work_out(_: &KeptWarm, asked: &[Asking], _: &Policy) -> Standing {
         WORKED_OUT.fetch_add(1, Ordering::SeqCst);
         Standing { priority: asked.len() as i64, ..Standing::default() }
     }
@@ -187,51 +188,45 @@ mod tests {
 
     #[test]
     fn an_answer_is_kept_until_something_that_it_depends_on_changes() {
-        let (revisions, mut writer) = store();
-        writer.apply_watcher_event(&Event::Apply(revision("one")));
-        let stores = Stores {
-            image_warms: store().0,
-            revisions,
-            images: store().0,
-            nodes: store().0,
-            namespaces: store().0,
-            runtime_classes: store().0,
-            changes: broadcast::channel(1).0,
-            synced: watch::channel(Default::default()).1,
-        };
+        let with = |revisions| Stores::fixed(vec![], revisions, vec![], vec![], vec![]);
+        let stores = with(vec![revision("one")]);
         let mut standings = Standings::new(work_out, Policy::default());
-        let mut warm = ImageWarm::default();
-        warm.metadata.uid = Some("uid".into());
-        warm.metadata.namespace = Some("team".into());
-        warm.status = Some(ImageWarmStatus::default());
-        let asked_anew = |standings: &mut Standings, warm: &ImageWarm| {
+        let mut warm = KeptWarm {
+            uid: "uid".into(),
+            namespace: "team".into(),
+            status: Some(KeptStatus::default()),
+            ..KeptWarm::default()
+        };
+        let asked_anew = |standings: &mut Standings, warm: &KeptWarm, stores: &Stores| {
             let before = WORKED_OUT.load(Ordering::SeqCst);
-            let standing = standings.of(&Arc::new(warm.clone()), &stores);
+            let standing = standings.of(warm, stores);
             (WORKED_OUT.load(Ordering::SeqCst) - before, standing.priority)
         };
-        assert_eq!(asked_anew(&mut standings, &warm), (1, 1));
-        assert_eq!(asked_anew(&mut standings, &warm), (0, 1));
+        assert_eq!(asked_anew(&mut standings, &warm, &stores), (1, 1));
+        assert_eq!(asked_anew(&mut standings, &warm, &stores), (0, 1));
 
         let moved = Progress { downloaded_bytes: 1, total_bytes: 2 };
         warm.status.as_mut().unwrap().progress = Some(moved);
-        assert_eq!(asked_anew(&mut standings, &warm), (0, 1), "progress");
+        assert_eq!(asked_anew(&mut standings, &warm, &stores), (0, 1), "progress");
 
-        let time = || Some(Time(Timestamp::UNIX_EPOCH));
-        let changes: [fn(&mut ImageWarmStatus, Option<Time>); 3] = [
-            |status, time| status.started_at = time,
-            |status, time| status.finished_at = time,
-            |status, _| status.checked_for = Some("token".into()),
+        let changes: [fn(&mut KeptStatus); 4] = [
+            |status| status.started_at = Some(Timestamp::UNIX_EPOCH),
+            |status| status.finished_at = Some(Timestamp::UNIX_EPOCH),
+            |status| status.checked_for = Some("token".into()),
+            |status| status.digest = Some("sha256:1".into()),
         ];
         for (at, change) in changes.into_iter().enumerate() {
-            change(warm.status.as_mut().unwrap(), time());
-            assert_eq!(asked_anew(&mut standings, &warm), (1, 1), "change {at}");
+            change(warm.status.as_mut().unwrap());
+            assert_eq!(asked_anew(&mut standings, &warm, &stores), (1, 1), "change {at}");
         }
+        Arc::make_mut(&mut warm.common).annotations.insert("k".into(), "v".into());
+        assert_eq!(asked_anew(&mut standings, &warm, &stores), (1, 1), "an annotation");
 
-        writer.apply_watcher_event(&Event::Apply(revision("two")));
+        let stores = with(vec![revision("one"), revision("two")]);
         standings.changed("elsewhere");
-        assert_eq!(asked_anew(&mut standings, &warm), (0, 1), "another namespace");
+        assert_eq!(asked_anew(&mut standings, &warm, &stores), (0, 1), "another namespace");
         standings.changed("team");
-        assert_eq!(asked_anew(&mut standings, &warm), (1, 2));
+        assert_eq!(asked_anew(&mut standings, &warm, &stores), (1, 2));
         assert_eq!(standings.take_changed().len(), 2);
     }
 }

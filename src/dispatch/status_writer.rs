@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::{DispatchMetrics, WriteResult};
 use super::status::{Report, next_status};
-use crate::api::{ImageWarm, ImageWarmStatus};
+use crate::api::{ImageWarm, ImageWarmStatus, KeptWarm};
 use crate::cluster::apply::{self, ApplyError};
 
 /// Writes in flight; the API server is fastest with 8 to 32.
@@ -69,7 +69,7 @@ impl StatusSink for ApiServerSink {
 /// A report to be written.
 #[derive(Clone, Debug)]
 struct Intent {
-    warm: Arc<ImageWarm>,
+    warm: Arc<KeptWarm>,
     report: Report,
 }
 
@@ -102,7 +102,7 @@ impl StatusWriter {
     }
 
     /// Takes a report in. A final one replaces any that waits; another never replaces a final one.
-    pub fn submit(&self, uid: &str, warm: Arc<ImageWarm>, report: Report) {
+    pub fn submit(&self, uid: &str, warm: Arc<KeptWarm>, report: Report) {
         let mut pending = self.lock();
         match pending.waiting.get_mut(uid) {
             Some(waiting) if waiting.report.is_final() && !report.is_final() => return,
@@ -166,7 +166,7 @@ impl StatusWriter {
     }
 
     async fn write(&self, intent: Intent) {
-        let mut warm = intent.warm;
+        let mut warm = intent.warm.to_image_warm();
         let mut pause = FIRST_PAUSE;
         loop {
             let Some(status) = next_status(&warm, &intent.report, Timestamp::now()) else {
@@ -179,7 +179,7 @@ impl StatusWriter {
                     self.metrics.write(WriteResult::Conflict);
                     match self.sink.read(&warm).await {
                         Ok(latest) => {
-                            warm = Arc::new(latest);
+                            warm = latest;
                             continue;
                         }
                         Err(error) => error,
@@ -282,7 +282,7 @@ mod tests {
         let writer = StatusWriter::new(memory.clone(), DispatchMetrics::default());
         let shutdown = CancellationToken::new();
         let run = tokio::spawn(writer.clone().run(shutdown.clone()));
-        let warm = Arc::new(warm);
+        let warm = Arc::new(KeptWarm::from(warm));
         for report in reports {
             // Always the first version of the object, as a store that lags behind would show it.
             writer.submit("uid", warm.clone(), report);

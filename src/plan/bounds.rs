@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::api::{ImageWarm, WARM_KEY};
+use crate::api::{KeptWarm, WARM_KEY};
 
 /// Reason on an Image of which some orders are beyond a limit.
 pub const LIMIT_REACHED: &str = "LimitReached";
@@ -80,13 +80,11 @@ pub struct Room<'a> {
 
 impl<'a> Room<'a> {
     /// What is left beside `existing`.
-    pub fn new(bounds: Bounds, existing: impl Iterator<Item = &'a ImageWarm>) -> Self {
+    pub fn new(bounds: Bounds, existing: impl Iterator<Item = &'a KeptWarm>) -> Self {
         let mut taken: HashMap<&str, usize> = HashMap::new();
         if bounds.image_warms_per_namespace != 0 {
             for warm in existing {
-                *taken
-                    .entry(warm.metadata.namespace.as_deref().unwrap_or_default())
-                    .or_default() += 1;
+                *taken.entry(&*warm.namespace).or_default() += 1;
             }
         }
         Room { bounds, taken, refused: BTreeMap::new() }
@@ -141,8 +139,7 @@ mod tests {
     #[test]
     fn what_exists_keeps_its_place() {
         let bounds = Bounds { image_warms_per_namespace: 3, ..Bounds::default() };
-        let mut warm = ImageWarm::new("w", crate::api::ImageWarmSpec::default());
-        warm.metadata.namespace = Some("a".into());
+        let warm = KeptWarm { namespace: "a".into(), ..KeptWarm::default() };
         let existing = [warm.clone(), warm];
         let mut room = Room::new(bounds, existing.iter());
         assert!(room.take("a") && !room.take("a") && !room.take("a"));

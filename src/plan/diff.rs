@@ -16,7 +16,7 @@ use super::eligible::{NodeFacts, may_start};
 use super::fan_out::{Origin, image_warm};
 use super::orders::Orders;
 use super::runtime_class::RuntimeClasses;
-use crate::api::ImageWarm;
+use crate::api::{ImageWarm, KeptWarm};
 use crate::image::Reference;
 
 /// Creation times are cut to full seconds: an object may be this much younger than it says.
@@ -100,7 +100,7 @@ pub enum Repair {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Deletion {
     /// The object as observed.
-    pub warm: Arc<ImageWarm>,
+    pub warm: Arc<KeptWarm>,
     /// Why.
     pub cause: Cause,
 }
@@ -175,13 +175,12 @@ impl Plan {
     }
 }
 
-fn namespace(namespace: &Option<String>) -> &str {
-    namespace.as_deref().unwrap_or_default()
-}
-
 /// The moment at which the object is certainly older than `age`.
 fn created(metadata: &ObjectMeta, age: Duration) -> Timestamp {
-    let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
+    ripe(metadata.creation_timestamp.as_ref().map(|time| time.0), age)
+}
+
+fn ripe(created: Option<Timestamp>, age: Duration) -> Timestamp {
     created.map_or(Timestamp::MIN, |created| created.checked_add(age).unwrap_or(Timestamp::MAX))
 }
 
@@ -206,10 +205,10 @@ fn collect(observed: &Observed<'_>, patience: Patience, now: Timestamp, plan: &m
         }
     }
     for warm in observed.orders.all {
-        if !warm.is_managed() || warm.metadata.deletion_timestamp.is_some() {
+        if !warm.is_managed() || warm.is_going() {
             continue;
         }
-        let cause = if !nodes.contains(warm.spec.node_name.as_str()) {
+        let cause = if !nodes.contains(&*warm.node_name) {
             Cause::NodeGone
         } else if let Some(until) = wanted.until(warm) {
             if let Some(until) = until {
@@ -221,15 +220,14 @@ fn collect(observed: &Observed<'_>, patience: Patience, now: Timestamp, plan: &m
         } else {
             Cause::Unwanted
         };
-        let ripe = created(&warm.metadata, patience.collect);
+        let ripe = ripe(warm.created, patience.collect);
         if ripe > now {
             plan.recheck(ripe);
         } else {
             plan.delete.push(Deletion { warm: warm.clone(), cause });
         }
     }
-    let name =
-        |one: &Deletion| (one.warm.metadata.namespace.clone(), one.warm.metadata.name.clone());
+    let name = |one: &Deletion| (one.warm.namespace.clone(), one.warm.name.clone());
     plan.delete.sort_by_cached_key(name);
 }
 
@@ -245,8 +243,8 @@ impl<'a> Names<'a> {
     }
 
     /// `None` when the image of `warm` is not among them.
-    fn until(&self, warm: &ImageWarm) -> Option<Option<Timestamp>> {
-        let (namespace, text) = (namespace(&warm.metadata.namespace), warm.spec.image.as_str());
+    fn until(&self, warm: &KeptWarm) -> Option<Option<Timestamp>> {
+        let (namespace, text) = (&*warm.namespace, &*warm.image);
         // What we make is canonical; a copy made by hand, labels and all, need not be.
         self.0.get(&(namespace, text)).copied().or_else(|| {
             let image = Reference::parse(text).ok()?;

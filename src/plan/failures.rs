@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::asking::{Asker, Asking};
 use super::demand::WantedImage;
 use super::orders::{Orders, State};
-use crate::api::{ConditionStatus, ImageWarm, Reason, Revision};
+use crate::api::{ConditionStatus, KeptWarm, Reason, Revision};
 
 /// One reason for which images of a Revision are not on its nodes.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,15 +37,11 @@ impl Failure {
 
 /// Sums up the failures of all routable Revisions, ordered by Revision and reason.
 pub fn failures(orders: &Orders<'_>, asking: &[Asking]) -> Vec<Failure> {
-    let failing = |warm: &&Arc<ImageWarm>| {
+    let failing = |warm: &&Arc<KeptWarm>| {
         warm.reason().is_some_and(|reason| reason.ready() == ConditionStatus::False)
     };
-    let troubled: BTreeSet<_> = orders
-        .all
-        .iter()
-        .filter(failing)
-        .filter_map(|warm| warm.metadata.namespace.as_deref())
-        .collect();
+    let troubled: BTreeSet<_> =
+        orders.all.iter().filter(failing).map(|warm| &*warm.namespace).collect();
     let mut found: Vec<Failure> = Vec::new();
     for one in asking {
         if let Asker::Revision(revision) = &one.by

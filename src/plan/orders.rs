@@ -5,31 +5,31 @@ use std::sync::Arc;
 
 use super::demand::WantedImage;
 use super::diff::Repair;
-use crate::api::{ConditionStatus, ImageWarm, Reason};
+use crate::api::{ConditionStatus, KeptWarm, Reason};
 use crate::image::Reference;
 
 /// Orders for one image, by node. Hand-made ones may stand beside ours.
-type OnNodes<'a> = HashMap<&'a str, Vec<&'a ImageWarm>>;
+type OnNodes<'a> = HashMap<&'a str, Vec<&'a KeptWarm>>;
 
 /// All ImageWarms, and by namespace and image those that are not being deleted.
 #[derive(Debug)]
 pub struct Orders<'a> {
-    pub(super) all: &'a [Arc<ImageWarm>],
+    pub(super) all: &'a [Arc<KeptWarm>],
     by_image: HashMap<(&'a str, Reference), OnNodes<'a>>,
 }
 
 impl<'a> Orders<'a> {
     /// Sorts them.
-    pub fn new(all: &'a [Arc<ImageWarm>]) -> Self {
+    pub fn new(all: &'a [Arc<KeptWarm>]) -> Self {
         let mut parsed: HashMap<&str, Option<Reference>> = HashMap::new();
         let mut by_image: HashMap<(&str, Reference), OnNodes<'a>> = HashMap::new();
-        for warm in all.iter().filter(|warm| warm.metadata.deletion_timestamp.is_none()) {
-            let text = warm.spec.image.as_str();
+        for warm in all.iter().filter(|warm| !warm.is_going()) {
+            let text = &*warm.image;
             let image = parsed.entry(text).or_insert_with(|| Reference::parse(text).ok());
             let Some(image) = image.clone() else { continue };
-            let key = (warm.metadata.namespace.as_deref().unwrap_or_default(), image);
+            let key = (&*warm.namespace, image);
             let on_nodes = by_image.entry(key).or_default();
-            on_nodes.entry(warm.spec.node_name.as_str()).or_default().push(warm);
+            on_nodes.entry(&*warm.node_name).or_default().push(warm);
         }
         Orders { all, by_image }
     }
@@ -64,15 +64,15 @@ pub(super) enum State<'a> {
     /// It is on its way; for this reason not there yet.
     Underway(Reason),
     /// It cannot be had for this reason; with what the node says.
-    Failed(Reason, &'a ImageWarm),
+    Failed(Reason, &'a KeptWarm),
 }
 
 impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
-    fn named(&self, node: &str) -> &'o [&'a ImageWarm] {
+    fn named(&self, node: &str) -> &'o [&'a KeptWarm] {
         self.by_name.and_then(|orders| orders.get(node)).map_or(&[], Vec::as_slice)
     }
 
-    fn exact(&self, node: &str) -> &'o [&'a ImageWarm] {
+    fn exact(&self, node: &str) -> &'o [&'a KeptWarm] {
         self.by_digest.and_then(|orders| orders.get(node)).map_or(&[], Vec::as_slice)
     }
 
@@ -94,10 +94,8 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
     pub(super) fn state(&self, node: &str) -> State<'a> {
         let (by_name, exact) = (self.named(node), self.exact(node));
         let digest = self.wanted.resolved.as_ref().and_then(Reference::digest);
-        let holds = |warm: &ImageWarm| {
-            let found = warm.status.as_ref().and_then(|status| status.digest.as_deref());
-            is_ready(warm) && (digest.is_none() || found == digest)
-        };
+        let holds =
+            |warm: &KeptWarm| is_ready(warm) && (digest.is_none() || warm.digest() == digest);
         if exact.iter().any(|warm| is_ready(warm)) || by_name.iter().any(|warm| holds(warm)) {
             return State::Held;
         }
@@ -122,14 +120,13 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
     }
 }
 
-fn is_ready(warm: &ImageWarm) -> bool {
+fn is_ready(warm: &KeptWarm) -> bool {
     warm.reason().map(Reason::ready) == Some(ConditionStatus::True)
 }
 
 /// Whether an order by tag will do for the digest: it holds just that, or is still on its way.
-fn will_do(warm: &ImageWarm, resolved: &Reference) -> bool {
-    let digest = warm.status.as_ref().and_then(|status| status.digest.as_deref());
-    match (digest, warm.reason()) {
+fn will_do(warm: &KeptWarm, resolved: &Reference) -> bool {
+    match (warm.digest(), warm.reason()) {
         (Some(digest), _) if Some(digest) == resolved.digest() => true,
         (_, Some(Reason::Pulling)) => true,
         (Some(_), _) => false,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
@@ -16,7 +17,7 @@ use crate::api::condition::READY;
 use crate::api::knative::{
     Container, ContainerStatus, REVISION_LABEL, ROUTING_STATE_LABEL, RevisionStatus,
 };
-use crate::api::{Condition, ImageWarm, ImageWarmStatus, KnativeImage, Reason, Revision};
+use crate::api::{Condition, ImageWarm, ImageWarmStatus, KeptWarm, KnativeImage, Reason, Revision};
 use crate::image::Reference;
 
 /// A digest of one letter.
@@ -143,6 +144,11 @@ pub fn warm(revision: &Revision, image: &str, node: &str, created: i64) -> Image
     warm.metadata.creation_timestamp = Some(Time(at(created)));
     warm.metadata.uid = Some(format!("uid-{}", warm.metadata.name.clone().unwrap()));
     warm
+}
+
+/// As the controller keeps it.
+pub fn kept(warm: &ImageWarm) -> Arc<KeptWarm> {
+    Arc::new(warm.clone().into())
 }
 
 /// The same with a `Ready` condition of this reason.

@@ -1,12 +1,12 @@
 //! What the Revisions and Images of a namespace mean for one ImageWarm: who pays for the pull, how
 //! urgent it is, and whether its tag has to be looked at again.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 
 use super::Policy;
 use super::asking::{Asker, Asking};
 use crate::api::{
-    CREATED_FOR_ANNOTATION, ImageWarm, Revision, SERVICE_ACCOUNT_ANNOTATION, revision_token,
+    CREATED_FOR_ANNOTATION, KeptWarm, Revision, SERVICE_ACCOUNT_ANNOTATION, revision_token,
 };
 use crate::image::Reference;
 
@@ -22,7 +22,7 @@ pub struct PullIdentity {
 }
 
 /// What the Revisions and Images of a namespace mean for one ImageWarm of it, right now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Standing {
     /// All that may pay for the pull, newest Revision first, then Images, without repeats.
     pub identities: Vec<PullIdentity>,
@@ -34,8 +34,8 @@ pub struct Standing {
 }
 
 /// Works `warm`'s standing out from all that is asked for in its namespace.
-pub fn standing(warm: &ImageWarm, asking: &[Asking], policy: &Policy) -> Standing {
-    let image = Reference::parse(&warm.spec.image).ok();
+pub fn standing(warm: &KeptWarm, asking: &[Asking], policy: &Policy) -> Standing {
+    let image = Reference::parse(&warm.image).ok();
     let wanting: Vec<&Asking> = match &image {
         Some(image) => asking
             .iter()
@@ -58,16 +58,15 @@ pub fn standing(warm: &ImageWarm, asking: &[Asking], policy: &Policy) -> Standin
 }
 
 /// In whose name the object itself says that it may be pulled.
-fn own_identity(warm: &ImageWarm) -> PullIdentity {
-    let annotations = warm.metadata.annotations.as_ref();
-    let account = annotations.and_then(|all| all.get(SERVICE_ACCOUNT_ANNOTATION));
+fn own_identity(warm: &KeptWarm) -> PullIdentity {
+    let account = warm.annotation(SERVICE_ACCOUNT_ANNOTATION);
     PullIdentity {
-        secrets: warm.spec.image_pull_secrets.iter().map(|secret| secret.name.clone()).collect(),
-        service_account: account.filter(|_| warm.is_managed()).cloned(),
+        secrets: warm.common.secrets.iter().map(|secret| secret.name.clone()).collect(),
+        service_account: account.filter(|_| warm.is_managed()).map(str::to_owned),
     }
 }
 
-fn check_for(warm: &ImageWarm, tag: &Reference, wanting: &[&Asking]) -> Option<String> {
+fn check_for(warm: &KeptWarm, tag: &Reference, wanting: &[&Asking]) -> Option<String> {
     let unresolved = |one: &Asking| {
         let mut images = one.demand.images.iter();
         one.is_routable()
@@ -79,24 +78,21 @@ fn check_for(warm: &ImageWarm, tag: &Reference, wanting: &[&Asking]) -> Option<S
     })?;
     let token = revision_token(newest)?;
 
-    let annotations = warm.metadata.annotations.as_ref();
-    if annotations.and_then(|all| all.get(CREATED_FOR_ANNOTATION)) == Some(&token) {
+    if warm.annotation(CREATED_FOR_ANNOTATION) == Some(&token) {
         return None; // the first pull is that check
     }
     // Without an end the first pull is still to come, or runs: then its end brings us here again.
     let status = warm.status.as_ref().filter(|status| status.finished_at.is_some())?;
-    if status.checked_for.as_ref() == Some(&token)
-        || started_after(status.started_at.as_ref(), newest)
-    {
+    if status.checked_for.as_deref() == Some(&token) || started_after(status.started_at, newest) {
         return None;
     }
     Some(token)
 }
 
 /// Whether a try certainly began after the Revision was made, whose time is cut to full seconds.
-fn started_after(started: Option<&Time>, revision: &Revision) -> bool {
+fn started_after(started: Option<Timestamp>, revision: &Revision) -> bool {
     let created = revision.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second());
-    started.is_some_and(|started| started.0.as_second() > created)
+    started.is_some_and(|started| started.as_second() > created)
 }
 
 #[cfg(test)]

@@ -56,14 +56,16 @@ impl AdmissionBounds {
         })
     }
 
+    /// Whether a Revision of so many containers is within the limits whatever is in it, as nearly
+    /// all are.
+    pub(super) fn hold(&self, containers: usize) -> bool {
+        let bounds = self.policy.bounds;
+        bounds.of_images(containers) == containers && bounds.image_warms_per_namespace == 0
+    }
+
     /// What is not warmed of a Revision that is being made, in words for who deploys it.
     pub(super) fn warning(&self, namespace: &str, revision: &Revision) -> Option<String> {
         let bounds = self.policy.bounds;
-        let named = revision.spec.containers.len() + revision.spec.init_containers.len();
-        // As nearly all are: nothing needs to be read.
-        if bounds.of_images(named) == named && bounds.image_warms_per_namespace == 0 {
-            return None;
-        }
         let facts = (self.look)(namespace);
         if !facts.selected.unwrap_or(bounds.selects_unknown()) {
             return None;
@@ -112,5 +114,5 @@ impl AdmissionBounds {
 
 fn count(stores: &Stores, namespace: &str) -> usize {
     let all = stores.image_warms.state();
-    all.iter().filter(|warm| warm.metadata.namespace.as_deref() == Some(namespace)).count()
+    all.iter().filter(|warm| &*warm.namespace == namespace).count()
 }

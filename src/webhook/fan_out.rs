@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::Client;
-use kube::runtime::reflector::ObjectRef;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -19,10 +18,10 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Sightings;
-use crate::api::{ImageWarm, Revision};
+use super::{Sighting, Sightings};
+use crate::api::ImageWarm;
 use crate::cluster::apply::{self, ApplyError, Created};
-use crate::cluster::watch::Stores;
+use crate::cluster::watch::{Kept, Stores};
 use crate::plan::bounds::{LIMIT_REACHED, Room};
 use crate::plan::demand::demand;
 use crate::plan::fan_out::fan_out;
@@ -33,6 +32,8 @@ mod ceiling;
 
 /// Revisions that are fanned out at the same time; their writes share one limit.
 const REVISIONS_AT_ONCE: usize = 8;
+/// Bytes of Revisions that may wait, however few they are: each is text as it came.
+const BYTES_WAITING: usize = 64 * 1024 * 1024;
 /// A Namespace that is younger than our watch is given this long to show its label.
 const NAMESPACE_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -66,21 +67,25 @@ impl Default for FanOutArgs {
 /// Takes Revisions at admission.
 #[derive(Clone, Debug)]
 pub struct FanOut {
-    sender: mpsc::Sender<Revision>,
+    sender: mpsc::Sender<Sighting>,
+    bytes: Arc<AtomicUsize>,
     ceiling: Arc<Ceiling>,
     metrics: FanOutMetrics,
 }
 
 impl Sightings for FanOut {
-    fn offer(&self, revision: Revision) -> bool {
-        let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
-        if !self.ceiling.admit(namespace, Instant::now()) {
+    fn offer(&self, sighting: Sighting) -> bool {
+        if !self.ceiling.admit(&sighting.namespace, Instant::now()) {
             self.metrics.over_ceiling.inc();
             return false;
         }
-        let taken = self.sender.try_send(revision).is_ok();
+        let size = sighting.size();
+        let fits = self.bytes.fetch_add(size, Ordering::Relaxed) + size <= BYTES_WAITING;
+        let taken = fits && self.sender.try_send(sighting).is_ok();
         if taken {
             self.metrics.queued.inc();
+        } else {
+            self.bytes.fetch_sub(size, Ordering::Relaxed);
         }
         taken
     }
@@ -89,14 +94,17 @@ impl Sightings for FanOut {
 /// The other end of the queue.
 #[derive(Debug)]
 pub struct FanOutQueue {
-    receiver: mpsc::Receiver<Revision>,
+    receiver: mpsc::Receiver<Sighting>,
+    bytes: Arc<AtomicUsize>,
 }
 
 /// The queue's two ends.
 pub fn queue(args: &FanOutArgs, metrics: &FanOutMetrics) -> (FanOut, FanOutQueue) {
     let (sender, receiver) = mpsc::channel(args.fan_out_queue);
     let ceiling = Arc::new(Ceiling::new(args.fan_out_per_minute));
-    (FanOut { sender, ceiling, metrics: metrics.clone() }, FanOutQueue { receiver })
+    let bytes = Arc::<AtomicUsize>::default();
+    let queue = FanOutQueue { receiver, bytes: bytes.clone() };
+    (FanOut { sender, bytes, ceiling, metrics: metrics.clone() }, queue)
 }
 
 /// What the worker needs.
@@ -122,27 +130,29 @@ impl FanOutWorker {
             while running.len() >= REVISIONS_AT_ONCE {
                 running.join_next().await;
             }
-            let revision = tokio::select! {
+            let sighting = tokio::select! {
                 biased;
-                revision = receiver.recv() => revision,
+                sighting = receiver.recv() => sighting,
                 () = shutdown.cancelled(), if !receiver.is_closed() => {
                     receiver.close();
                     continue;
                 }
                 Some(_) = running.join_next() => continue,
             };
-            let Some(revision) = revision else { break };
+            let Some(sighting) = sighting else { break };
             self.metrics.queued.dec();
+            queue.bytes.fetch_sub(sighting.size(), Ordering::Relaxed);
             let (worker, writes) = (self.clone(), writes.clone());
             let limit = args.fan_out_concurrency;
-            running.spawn(async move { worker.fan_out(revision, &writes, limit).await });
+            running.spawn(async move { worker.fan_out(sighting, &writes, limit).await });
         }
         while running.join_next().await.is_some() {}
     }
 
-    async fn fan_out(&self, revision: Revision, writes: &Semaphore, limit: usize) {
+    async fn fan_out(&self, sighting: Sighting, writes: &Semaphore, limit: usize) {
         let began = Instant::now();
-        let planned = self.plan(&revision).await;
+        let (namespace, revision) = (sighting.namespace.clone(), sighting.name.clone());
+        let planned = self.plan(sighting).await;
         if planned.is_empty() {
             return;
         }
@@ -168,8 +178,8 @@ impl FanOutWorker {
         self.metrics.duration.observe(took.as_secs_f64());
         let (created, existed, failed) = tally.read();
         tracing::info!(
-            namespace = revision.metadata.namespace.as_deref().unwrap_or_default(),
-            revision = revision.metadata.name.as_deref().unwrap_or_default(),
+            namespace,
+            revision,
             images,
             nodes,
             created,
@@ -180,11 +190,30 @@ impl FanOutWorker {
         );
     }
 
-    /// What the Revision wants; nothing where somebody said no.
-    async fn plan(&self, revision: &Revision) -> Vec<ImageWarm> {
-        let Some(namespace) = revision.metadata.namespace.as_deref() else { return Vec::new() };
-        let opted_out = self.namespace_opted_out(namespace).await;
-        let mut demand = demand(revision, opted_out, &self.policy);
+    /// What the Revision wants; nothing where somebody said no. For thousands of nodes that is work
+    /// of some milliseconds, so it is done beside the threads that answer.
+    async fn plan(&self, sighting: Sighting) -> Vec<ImageWarm> {
+        let opted_out = self.namespace_opted_out(&sighting.namespace).await;
+        let worker = self.clone();
+        let planned =
+            tokio::task::spawn_blocking(move || worker.plan_now(&sighting, opted_out)).await;
+        planned.unwrap_or_else(|error| {
+            tracing::error!(%error, "a Revision could not be planned");
+            Vec::new()
+        })
+    }
+
+    fn plan_now(&self, sighting: &Sighting, opted_out: bool) -> Vec<ImageWarm> {
+        let Sighting { namespace, name, .. } = sighting;
+        let revision = match sighting.revision() {
+            Ok(revision) => revision,
+            Err(error) => {
+                self.metrics.undecodable.inc();
+                tracing::warn!(namespace, name, %error, "a Revision could not be read and is not warmed yet");
+                return Vec::new();
+            }
+        };
+        let mut demand = demand(&revision, opted_out, &self.policy);
         if demand.images.is_empty() {
             return Vec::new();
         }
@@ -192,7 +221,7 @@ impl FanOutWorker {
         let nodes = self.stores.nodes.state();
         let nobody = BTreeSet::new();
         let nodes: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &nobody)).collect();
-        let mut planned = fan_out(revision, &demand, &nodes, &self.policy);
+        let mut planned = fan_out(&revision, &demand, &nodes, &self.policy);
         self.keep_within_limit(namespace, &mut planned);
         planned
     }
@@ -205,7 +234,7 @@ impl FanOutWorker {
         let existing = self.stores.image_warms.state();
         let mut room = Room::new(self.policy.bounds, existing.iter().map(Arc::as_ref));
         planned.retain(|warm| {
-            let exists = self.stores.image_warms.get(&ObjectRef::from_obj(warm)).is_some();
+            let exists = self.exists(warm);
             exists || room.take(namespace)
         });
         for missing in room.refused.into_values() {
@@ -217,6 +246,10 @@ impl FanOutWorker {
                 "the namespace has as many ImageWarms as it may (--max-image-warms-per-namespace)"
             );
         }
+    }
+
+    fn exists(&self, warm: &ImageWarm) -> bool {
+        self.stores.image_warms.get(warm.namespace(), warm.name()).is_some()
     }
 
     async fn namespace_opted_out(&self, namespace: &str) -> bool {
@@ -235,7 +268,7 @@ impl FanOutWorker {
     }
 
     async fn create(&self, warm: &ImageWarm, tally: &Tally, hopeless: &CancellationToken) {
-        if self.stores.image_warms.get(&ObjectRef::from_obj(warm)).is_some() {
+        if self.exists(warm) {
             tally.existed.fetch_add(1, Ordering::Relaxed);
             self.metrics.count(Outcome::Existed);
             return;
@@ -301,6 +334,7 @@ struct OutcomeLabels {
 pub struct FanOutMetrics {
     queued: Gauge,
     over_ceiling: Counter,
+    undecodable: Counter,
     image_warms: Family<OutcomeLabels, Counter>,
     duration: Histogram,
 }
@@ -311,6 +345,7 @@ impl FanOutMetrics {
         let metrics = FanOutMetrics {
             queued: Gauge::default(),
             over_ceiling: Counter::default(),
+            undecodable: Counter::default(),
             image_warms: Family::default(),
             duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
         };
@@ -323,6 +358,11 @@ impl FanOutMetrics {
             "fan_out_over_ceiling",
             "Revisions seen at admission beyond their namespace's number for a minute",
             metrics.over_ceiling.clone(),
+        );
+        registry.register(
+            "webhook_undecodable_revisions",
+            "Revisions seen at admission that could not be read",
+            metrics.undecodable.clone(),
         );
         registry.register(
             "fan_out_image_warms",

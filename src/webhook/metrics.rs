@@ -69,8 +69,6 @@ pub struct WebhookMetrics {
     pub slow_heads: Counter,
     /// Revisions that the queue had no room for.
     pub dropped_sightings: Counter,
-    /// Revisions that could not be read.
-    pub undecodable: Counter,
 }
 
 impl WebhookMetrics {
@@ -85,7 +83,6 @@ impl WebhookMetrics {
             connections: Gauge::default(),
             slow_heads: Counter::default(),
             dropped_sightings: Counter::default(),
-            undecodable: Counter::default(),
         };
         registry.register(
             "webhook_requests",
@@ -116,11 +113,6 @@ impl WebhookMetrics {
             "webhook_dropped_sightings",
             "Revisions seen at admission that the queue had no room for; repaired later",
             metrics.dropped_sightings.clone(),
-        );
-        registry.register(
-            "webhook_undecodable_revisions",
-            "Revisions seen at admission that could not be read",
-            metrics.undecodable.clone(),
         );
         metrics
     }

@@ -2,7 +2,7 @@
 //!
 //! `server` accepts TLS connections, `router` reads requests, `review` is their form, `mutate` and
 //! `validate` answer them by the pure rules of `check`. No Revision ever waits here: it is offered
-//! to [`Sightings`] and the answer goes out; planning and writing happen behind that.
+//! to [`Sightings`] unread, and the answer goes out; reading, planning and writing happen behind that.
 
 pub mod args;
 pub mod bounds;
@@ -14,13 +14,13 @@ mod mutate;
 pub mod review;
 pub mod router;
 pub mod server;
+pub mod sighting;
 mod slow_head;
 pub mod validate;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::Revision;
 use check::ImageRule;
 use validate::PullSecrets;
 
@@ -28,11 +28,12 @@ pub use args::WebhookArgs;
 pub use bounds::AdmissionBounds;
 pub use metrics::WebhookMetrics;
 pub use server::serve;
+pub use sighting::Sighting;
 
 /// Where Revisions go that were seen at admission.
 pub trait Sightings: Send + Sync {
     /// Takes a Revision without waiting; false when there is no room for it.
-    fn offer(&self, revision: Revision) -> bool;
+    fn offer(&self, sighting: Sighting) -> bool;
 }
 
 /// Whether a Node exists; `None` while that is not known.

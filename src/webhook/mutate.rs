@@ -3,86 +3,89 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::Value;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::check::{Changed, apply_defaults, check_value};
 use super::field_error::denial;
-use super::review::{Operation, Request, Response};
+use super::review::{Objects, Operation, Request, Response, ReviewError};
+use super::sighting::Sighting;
 use super::validate::{KIND, check_secrets};
 use super::{Reviewer, Sightings};
-use crate::api::{GROUP, Revision};
+use crate::api::GROUP;
 
 /// API group of Knative's Revision.
 const SERVING_GROUP: &str = "serving.knative.dev";
 
 /// Answers one request. `time` is what is left of the API server's patience.
-pub(super) async fn mutate(reviewer: &Reviewer, request: &Request, time: Duration) -> Response {
+pub(super) async fn mutate(
+    reviewer: &Reviewer,
+    request: &Request<'_>,
+    time: Duration,
+) -> Result<Response, ReviewError> {
     if request.is_about(SERVING_GROUP, "Revision") {
         let response = Response::allow(request);
-        return match sight(reviewer, request) {
-            Ok(None) => response,
-            Ok(Some(warning)) => response.with_warning(&warning),
-            Err(error) => response.with_warning(&format!(
-                "imagewarm cannot read this Revision, its images are not warmed: {error}"
-            )),
-        };
+        return Ok(match sight(reviewer, request) {
+            None => response,
+            Some(warning) => response.with_warning(&warning),
+        });
     }
-    if request.is_about(GROUP, KIND) && !request.is_going() {
-        return default(reviewer, request, time).await;
+    if request.is_about(GROUP, KIND) {
+        let objects = request.objects()?;
+        if !objects.are_going() {
+            return Ok(default(reviewer, request, &objects, time).await);
+        }
     }
-    Response::allow(request)
+    Ok(Response::allow(request))
 }
 
-/// Hands a Revision on that is being made, and says what of it is beyond a limit; fails when it
-/// cannot be read.
-fn sight(reviewer: &Reviewer, request: &Request) -> Result<Option<String>, serde_json::Error> {
+/// Hands a Revision on that is being made, unread, and says what of it will not be warmed.
+fn sight(reviewer: &Reviewer, request: &Request<'_>) -> Option<String> {
     if request.operation != Operation::Create {
-        return Ok(None);
+        return None;
     }
-    let name = request.display_name();
-    let namespace = request.namespace.as_deref().unwrap_or_default();
-    let mut revision: Revision = match Revision::deserialize(&request.object) {
-        Ok(revision) => revision,
-        Err(error) => {
-            reviewer.metrics.undecodable.inc();
-            warn!(namespace, name, %error, "a Revision could not be read and is not warmed yet");
-            return Err(error);
-        }
-    };
-    let metadata = &mut revision.metadata;
-    metadata.managed_fields = None;
-    metadata.namespace = request.namespace.clone().or_else(|| metadata.namespace.take());
-    if metadata.name.as_deref().unwrap_or_default().is_empty() {
-        metadata.name = request.name.clone().filter(|name| !name.is_empty());
-    }
-    let warning = reviewer.bounds.as_ref().and_then(|bounds| bounds.warning(namespace, &revision));
-    if request.dry_run == Some(true) {
-        return Ok(warning);
-    }
-    if reviewer.sightings.offer(revision) {
-        debug!(namespace, name, "a Revision was handed on");
-    } else {
+    let sighting = Sighting::new(request)?;
+    let warning = warning(reviewer, &sighting);
+    if request.dry_run != Some(true) && !reviewer.sightings.offer(sighting) {
         // The controller's repairs find it; more than a count would flood the log just then.
         reviewer.metrics.dropped_sightings.inc();
     }
-    Ok(warning)
+    warning
+}
+
+/// Reads the Revision only where its containers are more than usual, or cannot be counted.
+fn warning(reviewer: &Reviewer, sighting: &Sighting) -> Option<String> {
+    let bounds = reviewer.bounds.as_ref();
+    let few = |count| bounds.is_none_or(|bounds| bounds.hold(count));
+    if sighting.containers().is_some_and(few) {
+        return None;
+    }
+    match sighting.revision() {
+        Ok(revision) => bounds?.warning(&sighting.namespace, &revision),
+        Err(error) => {
+            Some(format!("imagewarm cannot read this Revision, its images are not warmed: {error}"))
+        }
+    }
 }
 
 /// Defaults of an ImageWarm. Where its shape is wrong already, its secrets are looked at too, so
 /// that all problems are told at once; otherwise `/validate` does that a moment later.
-async fn default(reviewer: &Reviewer, request: &Request, time: Duration) -> Response {
-    let old_spec = &request.old_object["spec"];
+async fn default(
+    reviewer: &Reviewer,
+    request: &Request<'_>,
+    objects: &Objects,
+    time: Duration,
+) -> Response {
+    let old_spec = &objects.old["spec"];
     let changed = match request.operation {
         Operation::Create => Changed::ALL,
-        Operation::Update => Changed::between(old_spec, &request.object["spec"]),
+        Operation::Update => Changed::between(old_spec, &objects.new["spec"]),
         Operation::Other => return Response::allow(request),
     };
     if changed == Changed::default() {
         return Response::allow(request);
     }
-    let mut object = request.object.clone();
+    let mut object = objects.new.clone();
     if object["spec"].is_object() {
         apply_defaults(&mut object["spec"], changed);
     }
@@ -97,21 +100,21 @@ async fn default(reviewer: &Reviewer, request: &Request, time: Duration) -> Resp
     let mut errors = check_value(spec, judged, &*reviewer.image_rule);
     if !errors.is_empty() {
         errors.extend(check_secrets(reviewer, request, spec, old_spec, time).await);
-        return Response::deny(request, denial(KIND, request.display_name(), &errors));
+        return Response::deny(request, denial(KIND, &request.display_name(), &errors));
     }
-    with_change(request, &object)
+    with_change(request, &objects.new, &object)
 }
 
-fn with_change(request: &Request, object: &Value) -> Response {
-    Response::allow(request).with_change(&request.object, object).unwrap_or_else(|error| {
+fn with_change(request: &Request<'_>, old: &Value, new: &Value) -> Response {
+    Response::allow(request).with_change(old, new).unwrap_or_else(|error| {
         // Values that were read as JSON can be written as JSON.
         warn!(%error, "a patch could not be written; the object passes unchanged");
         Response::allow(request)
     })
 }
 
-impl<F: Fn(Revision) -> bool + Send + Sync> Sightings for F {
-    fn offer(&self, revision: Revision) -> bool {
-        self(revision)
+impl<F: Fn(Sighting) -> bool + Send + Sync> Sightings for F {
+    fn offer(&self, sighting: Sighting) -> bool {
+        self(sighting)
     }
 }

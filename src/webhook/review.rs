@@ -1,11 +1,14 @@
 //! AdmissionReview v1 in and out. Requests are read tolerantly, answers written exactly: the patch
 //! in base64, and `patchType` only beside a patch.
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
@@ -60,12 +63,13 @@ impl ReviewError {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Incoming {
+struct Incoming<'a> {
     #[serde(default)]
     api_version: String,
     #[serde(default)]
     kind: String,
-    request: Option<Request>,
+    #[serde(borrow)]
+    request: Option<Request<'a>>,
 }
 
 /// Group, version and kind of the object.
@@ -95,10 +99,11 @@ pub enum Operation {
     Other,
 }
 
-/// `request` of an AdmissionReview, as far as it is used.
+/// `request` of an AdmissionReview, as far as it is used. The objects stay text until somebody needs
+/// them: of a Revision nobody does before the answer is out.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Request {
+pub struct Request<'a> {
     /// Repeated in the answer.
     #[serde(default)]
     pub uid: String,
@@ -120,22 +125,38 @@ pub struct Request {
     /// True when nothing will be stored.
     #[serde(default)]
     pub dry_run: Option<bool>,
-    /// The object as it shall be.
-    #[serde(default)]
-    pub object: Value,
-    /// The object as it is; null on CREATE.
-    #[serde(default)]
-    pub old_object: Value,
+    /// The object as it shall be, JSON.
+    #[serde(default, borrow)]
+    pub object: Option<&'a RawValue>,
+    /// The object as it is, JSON; absent on CREATE.
+    #[serde(default, borrow)]
+    pub old_object: Option<&'a RawValue>,
 }
 
-impl Request {
+/// The two objects of a request, read; null where there is none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objects {
+    /// The object as it shall be.
+    pub new: Value,
+    /// The object as it is.
+    pub old: Value,
+}
+
+impl Objects {
+    /// Whether the object is being deleted, and only waits for its finalizers.
+    pub fn are_going(&self) -> bool {
+        !self.new["metadata"]["deletionTimestamp"].is_null()
+    }
+}
+
+impl<'a> Request<'a> {
     /// Reads a body.
-    pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Self, ReviewError> {
+    pub fn parse(content_type: Option<&str>, body: &'a [u8]) -> Result<Self, ReviewError> {
         let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
         if !media_type.trim().eq_ignore_ascii_case("application/json") {
             return Err(ReviewError::ContentType(content_type.unwrap_or_default().to_owned()));
         }
-        let review: Incoming = serde_json::from_slice(body)?;
+        let review: Incoming<'a> = serde_json::from_slice(body)?;
         if review.api_version != API_VERSION || review.kind != KIND {
             let Incoming { api_version, kind, .. } = review;
             return Err(ReviewError::Type { api_version, kind });
@@ -154,20 +175,41 @@ impl Request {
             && self.sub_resource.as_deref().unwrap_or_default().is_empty()
     }
 
-    /// Whether the object is being deleted, and only waits for its finalizers.
-    pub fn is_going(&self) -> bool {
-        !self.object["metadata"]["deletionTimestamp"].is_null()
+    /// Reads both objects; fails for JSON that no Kubernetes object has, such as a number that
+    /// nothing can hold.
+    pub fn objects(&self) -> Result<Objects, serde_json::Error> {
+        let read = |text: Option<&RawValue>| match text {
+            Some(text) => serde_json::from_str(text.get()),
+            None => Ok(Value::Null),
+        };
+        Ok(Objects { new: read(self.object)?, old: read(self.old_object)? })
     }
 
     /// The object's name for people; `generateName…` has none yet.
-    pub fn display_name(&self) -> &str {
-        let metadata = &self.object["metadata"];
-        [self.name.as_deref(), metadata["name"].as_str(), metadata["generateName"].as_str()]
-            .into_iter()
-            .flatten()
-            .find(|name| !name.is_empty())
-            .unwrap_or_default()
+    pub fn display_name(&self) -> Cow<'_, str> {
+        let given = self.name.as_deref().filter(|name| !name.is_empty());
+        given.map_or_else(|| Cow::Owned(self.name_within()), Cow::Borrowed)
     }
+
+    fn name_within(&self) -> String {
+        let text = self.object.map(RawValue::get).unwrap_or_default();
+        let Named { metadata } = serde_json::from_str(text).unwrap_or_default();
+        let names = [metadata.name, metadata.generate_name].into_iter().flatten();
+        names.into_iter().find(|name| !name.is_empty()).unwrap_or_default()
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    metadata: NamedMetadata,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct NamedMetadata {
+    name: Option<String>,
+    generate_name: Option<String>,
 }
 
 /// `status` of a denial: metav1.Status, as far as the API server uses it.
@@ -234,7 +276,7 @@ struct Outgoing<'a> {
 
 impl Response {
     /// Lets the object pass as it is.
-    pub fn allow(request: &Request) -> Self {
+    pub fn allow(request: &Request<'_>) -> Self {
         Response {
             uid: request.uid.clone(),
             allowed: true,
@@ -246,7 +288,7 @@ impl Response {
     }
 
     /// Refuses the object.
-    pub fn deny(request: &Request, status: Status) -> Self {
+    pub fn deny(request: &Request<'_>, status: Status) -> Self {
         Response { allowed: false, status: Some(status), ..Response::allow(request) }
     }
 
@@ -292,8 +334,8 @@ mod tests {
 
     const JSON: Option<&str> = Some("application/json; charset=utf-8");
 
-    fn parse(review: &Value) -> Result<Request, ReviewError> {
-        Request::parse(JSON, review.to_string().as_bytes())
+    fn parse(review: &Value) -> Result<Request<'static>, ReviewError> {
+        Request::parse(JSON, review.to_string().leak().as_bytes())
     }
 
     #[test]
@@ -305,7 +347,8 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(request.operation, Operation::Other);
-        assert!(request.object.is_null() && request.dry_run.is_none());
+        assert_eq!(request.objects().unwrap(), Objects::default());
+        assert!(request.dry_run.is_none());
         assert_eq!(request.display_name(), "");
     }
 

@@ -64,17 +64,8 @@ impl Webhook {
     async fn answer(self, path: Path, http: HttpRequest) -> HttpResponse {
         let began = Instant::now();
         let patience = patience(http.uri().query().unwrap_or_default());
-        let (verdict, answer) = match self.read(http).await {
-            Ok(request) => {
-                let left = patience.saturating_sub(WAY_BACK).saturating_sub(began.elapsed());
-                let response = match path {
-                    Path::Mutate => mutate(&self.reviewer, &request, left).await,
-                    Path::Validate => validate(&self.reviewer, &request, left).await,
-                };
-                let verdict = verdict(&response);
-                tell(path, verdict, &request);
-                (verdict, written(&response))
-            }
+        let (verdict, answer) = match self.review(path, http, patience, began).await {
+            Ok((verdict, answer)) => (verdict, answer),
             Err(error) => {
                 warn!(?path, %error, "a request was no AdmissionReview");
                 (Verdict::Malformed, malformed(&error))
@@ -84,11 +75,25 @@ impl Webhook {
         answer
     }
 
-    async fn read(&self, http: HttpRequest) -> Result<Request, ReviewError> {
+    async fn review(
+        &self,
+        path: Path,
+        http: HttpRequest,
+        patience: Duration,
+        began: Instant,
+    ) -> Result<(Verdict, HttpResponse), ReviewError> {
         let (head, body) = http.into_parts();
         let body = read_body(body, self.limits).await?;
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        Request::parse(content_type, &body)
+        let request = Request::parse(content_type, &body)?;
+        let left = patience.saturating_sub(WAY_BACK).saturating_sub(began.elapsed());
+        let response = match path {
+            Path::Mutate => mutate(&self.reviewer, &request, left).await?,
+            Path::Validate => validate(&self.reviewer, &request, left).await?,
+        };
+        let verdict = verdict(&response);
+        tell(path, verdict, &request);
+        Ok((verdict, written(&response)))
     }
 }
 
@@ -118,12 +123,16 @@ fn verdict(response: &Response) -> Verdict {
     }
 }
 
-fn tell(path: Path, verdict: Verdict, request: &Request) {
+fn tell(path: Path, verdict: Verdict, request: &Request<'_>) {
     let namespace = request.namespace.as_deref().unwrap_or_default();
-    let (kind, name) = (&request.kind.kind, request.display_name());
+    let (kind, uid) = (&request.kind.kind, &request.uid);
     match verdict {
-        Verdict::Denied => info!(?path, kind, namespace, name, uid = request.uid, "denied"),
-        _ => debug!(?path, ?verdict, kind, namespace, name, uid = request.uid, "answered"),
+        Verdict::Denied => {
+            info!(?path, kind, namespace, name = %request.display_name(), uid, "denied");
+        }
+        _ => {
+            debug!(?path, ?verdict, kind, namespace, name = %request.display_name(), uid, "answered");
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Reviewer;
 use super::check::{Changed, check_value, new_secrets};
 use super::field_error::{Fault, FieldError, denial};
-use super::review::{Operation, Request, Response};
+use super::review::{Objects, Operation, Request, Response, ReviewError};
 use crate::api::GROUP;
 use crate::cluster::secrets;
 
@@ -54,11 +54,28 @@ impl PullSecrets for Client {
 }
 
 /// Answers one request. `time` is what is left of the API server's patience.
-pub(super) async fn validate(reviewer: &Reviewer, request: &Request, time: Duration) -> Response {
-    if !request.is_about(GROUP, KIND) || request.is_going() {
-        return Response::allow(request);
+pub(super) async fn validate(
+    reviewer: &Reviewer,
+    request: &Request<'_>,
+    time: Duration,
+) -> Result<Response, ReviewError> {
+    if !request.is_about(GROUP, KIND) {
+        return Ok(Response::allow(request));
     }
-    let (new, old) = (&request.object["spec"], &request.old_object["spec"]);
+    let objects = request.objects()?;
+    if objects.are_going() {
+        return Ok(Response::allow(request));
+    }
+    Ok(judge(reviewer, request, &objects, time).await)
+}
+
+async fn judge(
+    reviewer: &Reviewer,
+    request: &Request<'_>,
+    objects: &Objects,
+    time: Duration,
+) -> Response {
+    let (new, old) = (&objects.new["spec"], &objects.old["spec"]);
     let changed = match request.operation {
         Operation::Create => Changed::ALL,
         // That image and nodeName never change is the CRD's own rule.
@@ -81,7 +98,7 @@ pub(super) async fn validate(reviewer: &Reviewer, request: &Request, time: Durat
         errors.extend(bounds.objection(request.namespace.as_deref().unwrap_or_default()));
     }
     if !errors.is_empty() {
-        return Response::deny(request, denial(KIND, request.display_name(), &errors));
+        return Response::deny(request, denial(KIND, &request.display_name(), &errors));
     }
     let response = Response::allow(request);
     match new["nodeName"].as_str() {
@@ -96,7 +113,7 @@ pub(super) async fn validate(reviewer: &Reviewer, request: &Request, time: Durat
 /// Asks about all secrets at once that `old` does not name.
 pub(super) async fn check_secrets(
     reviewer: &Reviewer,
-    request: &Request,
+    request: &Request<'_>,
     spec: &Value,
     old: &Value,
     time: Duration,

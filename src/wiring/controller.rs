@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clap::Args;
-use kube::runtime::reflector::ObjectRef;
 use tokio::sync::watch;
 
 use super::{Parts, certificates};
@@ -177,7 +176,7 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     let caches = stores.clone();
     let node_exists = move |name: &str| {
         let own = caches.synced.borrow().own;
-        own.then(|| caches.nodes.get(&ObjectRef::new(name)).is_some())
+        own.then(|| caches.nodes.get("", name).is_some())
     };
     let reviewer = Reviewer::new(
         Arc::new(sightings),

@@ -28,7 +28,7 @@ fn index() -> Index {
             let mut warm = ImageWarm::new(&name, spec);
             warm.metadata.namespace = Some("default".into());
             warm.metadata.uid = Some(format!("uid-{name}"));
-            index.apply(Arc::new(warm), Standing::default(), 0);
+            index.apply(Arc::new(warm.into()), Standing::default(), 0);
         }
         let hello = Hello { protocol_version: 1, epoch: 1, ..Hello::default() };
         index.open(session, node, &hello, 0);
@@ -76,7 +76,7 @@ fn nothing_that_a_warmer_says_changes_another_node() {
                     }
                     Effect::Status(uid, warm, _) => {
                         assert!(uid.starts_with("uid-a-"), "{message:?}");
-                        assert_eq!(warm.spec.node_name, "a");
+                        assert_eq!(&*warm.node_name, "a");
                     }
                 }
             }

@@ -10,8 +10,9 @@ use kube::core::PartialObjectMeta;
 
 use super::Change;
 use super::source::{Kind, Watched};
+use crate::api::kept_warm::Shared;
 use crate::api::knative::ROUTING_STATE_MODIFIED;
-use crate::api::{ImageWarm, KnativeImage, Revision, WARM_KEY};
+use crate::api::{ImageWarm, KeptWarm, KnativeImage, Revision, WARM_KEY};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
@@ -37,30 +38,34 @@ fn key(metadata: &ObjectMeta) -> (String, String) {
 
 impl Watched for ImageWarm {
     const KIND: Kind = Kind::ImageWarm;
-    fn slim(&mut self) {
+    type Kept = KeptWarm;
+    fn keep(mut self, shared: &mut Shared) -> KeptWarm {
         slim_metadata(&mut self.metadata, |key| key != LAST_APPLIED);
+        KeptWarm::new(self, shared)
     }
     /// Every version counts: a status can only be written over the newest one.
-    fn differs(&self, _old: &Self) -> bool {
+    fn differs(_new: &KeptWarm, _old: &KeptWarm) -> bool {
         true
     }
-    fn changed(object: Arc<Self>) -> Change {
+    fn changed(object: Arc<KeptWarm>) -> Change {
         Change::ImageWarm(object)
     }
-    fn deleted(object: Arc<Self>) -> Change {
+    fn deleted(object: Arc<KeptWarm>) -> Change {
         Change::ImageWarmDeleted(object)
     }
 }
 
 impl Watched for Revision {
     const KIND: Kind = Kind::Revision;
-    fn slim(&mut self) {
+    type Kept = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |key| key == WARM_KEY || key == ROUTING_STATE_MODIFIED);
+        self
     }
-    fn differs(&self, old: &Self) -> bool {
-        metadata_differs(&self.metadata, &old.metadata)
-            || self.spec != old.spec
-            || self.status != old.status
+    fn differs(new: &Self, old: &Self) -> bool {
+        metadata_differs(&new.metadata, &old.metadata)
+            || new.spec != old.spec
+            || new.status != old.status
     }
     fn changed(object: Arc<Self>) -> Change {
         let (namespace, name) = key(&object.metadata);
@@ -70,11 +75,13 @@ impl Watched for Revision {
 
 impl Watched for KnativeImage {
     const KIND: Kind = Kind::Image;
-    fn slim(&mut self) {
+    type Kept = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |key| key != LAST_APPLIED);
+        self
     }
     /// Every version counts: a status can only be written over the newest one.
-    fn differs(&self, _old: &Self) -> bool {
+    fn differs(_new: &Self, _old: &Self) -> bool {
         true
     }
     fn changed(object: Arc<Self>) -> Change {
@@ -85,7 +92,8 @@ impl Watched for KnativeImage {
 
 impl Watched for Node {
     const KIND: Kind = Kind::Node;
-    fn slim(&mut self) {
+    type Kept = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |_| false);
         let spec = self.spec.take().unwrap_or_default();
         self.spec = Some(NodeSpec {
@@ -105,11 +113,12 @@ impl Watched for Node {
         });
         let conditions = Some(conditions);
         self.status = Some(NodeStatus { conditions, node_info, ..NodeStatus::default() });
+        self
     }
-    fn differs(&self, old: &Self) -> bool {
-        metadata_differs(&self.metadata, &old.metadata)
-            || self.spec != old.spec
-            || self.status != old.status
+    fn differs(new: &Self, old: &Self) -> bool {
+        metadata_differs(&new.metadata, &old.metadata)
+            || new.spec != old.spec
+            || new.status != old.status
     }
     fn changed(object: Arc<Self>) -> Change {
         Change::Node(key(&object.metadata).1)
@@ -118,11 +127,13 @@ impl Watched for Node {
 
 impl Watched for PartialObjectMeta<Namespace> {
     const KIND: Kind = Kind::Namespace;
-    fn slim(&mut self) {
+    type Kept = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |_| false);
+        self
     }
-    fn differs(&self, old: &Self) -> bool {
-        metadata_differs(&self.metadata, &old.metadata)
+    fn differs(new: &Self, old: &Self) -> bool {
+        metadata_differs(&new.metadata, &old.metadata)
     }
     fn changed(object: Arc<Self>) -> Change {
         Change::Namespace(key(&object.metadata).1)
@@ -131,12 +142,14 @@ impl Watched for PartialObjectMeta<Namespace> {
 
 impl Watched for RuntimeClass {
     const KIND: Kind = Kind::RuntimeClass;
-    fn slim(&mut self) {
+    type Kept = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |_| false);
         self.overhead = None;
+        self
     }
-    fn differs(&self, old: &Self) -> bool {
-        metadata_differs(&self.metadata, &old.metadata) || self.scheduling != old.scheduling
+    fn differs(new: &Self, old: &Self) -> bool {
+        metadata_differs(&new.metadata, &old.metadata) || new.scheduling != old.scheduling
     }
     fn changed(object: Arc<Self>) -> Change {
         Change::RuntimeClass(key(&object.metadata).1)
@@ -151,7 +164,7 @@ mod tests {
     #[test]
     fn a_heartbeat_of_a_node_is_no_change() {
         let read = |beat: &str, images: &str, ready: &str| -> Node {
-            let mut node: Node = serde_json::from_value(serde_json::json!({
+            let node: Node = serde_json::from_value(serde_json::json!({
                 "metadata": {"name": "a", "labels": {"k": "v"}, "annotations": {"x": beat},
                     "managedFields": [{"manager": "kubelet"}], "resourceVersion": beat},
                 "spec": {"podCIDR": "10.0.0.0/24", "unschedulable": true},
@@ -170,13 +183,12 @@ mod tests {
                 },
             }))
             .unwrap();
-            node.slim();
-            node
+            node.keep(&mut Shared::default())
         };
         let (first, beat) = ("2026-11-23T02:00:00Z", "2026-11-23T02:00:10Z");
         let node = read(first, "a", "True");
-        assert!(!read(beat, "b", "True").differs(&node));
-        assert!(read(beat, "b", "False").differs(&node));
+        assert!(!Node::differs(&read(beat, "b", "True"), &node));
+        assert!(Node::differs(&read(beat, "b", "False"), &node));
         let json = serde_json::to_string(&node).unwrap();
         assert!(!json.contains("images") && !json.contains("managedFields"), "{json}");
         assert!(json.contains("containerd://2.2.3"), "{json}");
@@ -184,8 +196,8 @@ mod tests {
 
     #[test]
     fn bookkeeping_is_not_kept() {
-        fn slimmed<K: Watched>() -> Vec<String> {
-            let mut object: K = serde_json::from_value(serde_json::json!({
+        fn read<K: Watched>() -> K {
+            serde_json::from_value(serde_json::json!({
                 "apiVersion": <K as kube::Resource>::api_version(&()),
                 "kind": <K as kube::Resource>::kind(&()),
                 "spec": {"image": "a", "nodeName": "n"},
@@ -193,12 +205,15 @@ mod tests {
                 "metadata": {"name": "a", "annotations": {LAST_APPLIED: "{}", "other": "x"},
                     "managedFields": [{"manager": "kubectl"}]},
             }))
-            .unwrap();
-            object.slim();
+            .unwrap()
+        }
+        fn slimmed<K: Watched<Kept = K>>() -> Vec<String> {
+            let object = read::<K>().keep(&mut Shared::default());
             assert!(object.meta().managed_fields.is_none());
             object.meta().annotations.clone().unwrap_or_default().into_keys().collect()
         }
-        assert_eq!(slimmed::<ImageWarm>(), ["other"]);
+        let warm = read::<ImageWarm>().keep(&mut Shared::default());
+        assert_eq!(warm.common.annotations.keys().collect::<Vec<_>>(), ["other"]);
         assert_eq!(slimmed::<KnativeImage>(), ["other"]);
         assert!(slimmed::<Node>().is_empty());
         assert!(slimmed::<PartialObjectMeta<Namespace>>().is_empty());
@@ -211,8 +226,8 @@ mod tests {
         let mut revision: Revision = serde_saphyr::from_str(text).unwrap();
         let annotations = revision.metadata.annotations.get_or_insert_default();
         annotations.insert(WARM_KEY.into(), "false".into());
-        revision.slim();
-        let keys: Vec<_> = revision.metadata.annotations.unwrap().into_keys().collect();
+        let kept = revision.keep(&mut Shared::default());
+        let keys: Vec<_> = kept.metadata.annotations.unwrap().into_keys().collect();
         assert_eq!(keys, [WARM_KEY]);
     }
 }

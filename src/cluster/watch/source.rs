@@ -2,7 +2,6 @@
 //! `watcher`, which does not tell when a watch was renewed, and resumes where it was after a CRD
 //! was removed and installed again.
 
-use std::collections::HashSet;
 use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +11,13 @@ use futures::StreamExt;
 use kube::Api;
 use kube::Resource;
 use kube::api::{ApiResource, DynamicObject, ListParams, WatchEvent, WatchParams};
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{Lookup, ObjectRef, Store};
-use kube::runtime::watcher::Event;
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::store::{Kept, Listed, Store};
 use super::{Change, Synced};
+use crate::api::kept_warm::Shared;
 use crate::cluster::apply::one_line;
 
 const PAGE: u32 = 500;
@@ -49,22 +47,17 @@ pub(super) enum Kind {
 
 /// A type that is watched.
 pub(super) trait Watched:
-    Resource<DynamicType = ()>
-    + Lookup<DynamicType = ()>
-    + Clone
-    + Debug
-    + DeserializeOwned
-    + Send
-    + Sync
-    + 'static
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
     const KIND: Kind;
+    /// What is kept of it.
+    type Kept: Kept;
     /// Drops what nobody reads.
-    fn slim(&mut self);
+    fn keep(self, shared: &mut Shared) -> Self::Kept;
     /// Whether anything that is kept differs from `old`.
-    fn differs(&self, old: &Self) -> bool;
-    fn changed(object: Arc<Self>) -> Change;
-    fn deleted(object: Arc<Self>) -> Change {
+    fn differs(new: &Self::Kept, old: &Self::Kept) -> bool;
+    fn changed(object: Arc<Self::Kept>) -> Change;
+    fn deleted(object: Arc<Self::Kept>) -> Change {
         Self::changed(object)
     }
 }
@@ -127,8 +120,8 @@ enum End {
 /// List and watch of one type.
 pub(super) struct Source<K: Watched> {
     api: Api<K>,
-    writer: Writer<K>,
-    store: Store<K>,
+    store: Store<K::Kept>,
+    shared: Shared,
     changes: broadcast::Sender<Change>,
     progress: Arc<Progress>,
     failures: u32,
@@ -141,12 +134,11 @@ impl<K: Watched> Source<K> {
         changes: broadcast::Sender<Change>,
         progress: Arc<Progress>,
     ) -> Self {
-        let writer = Writer::<K>::default();
-        let store = writer.as_reader();
-        Source { api, writer, store, changes, progress, failures: 0, absent: false }
+        let (store, shared) = (Store::default(), Shared::default());
+        Source { api, store, shared, changes, progress, failures: 0, absent: false }
     }
 
-    pub(super) fn store(&self) -> Store<K> {
+    pub(super) fn store(&self) -> Store<K::Kept> {
         self.store.clone()
     }
 
@@ -173,22 +165,15 @@ impl<K: Watched> Source<K> {
 
     async fn list(&mut self) -> Result<String, End> {
         let mut parameters = ListParams::default().limit(PAGE);
-        // Nothing known, nothing missing: a second copy of each name would only take memory.
-        let compares = !self.store.is_empty();
-        let mut listed = HashSet::new();
-        self.writer.apply_watcher_event(&Event::Init);
+        let mut listed = Listed::new();
         let version = loop {
             let page = match timeout(PAGE_TIMEOUT, self.api.list(&parameters)).await {
                 Ok(Ok(page)) => page,
                 Ok(Err(error)) => return Err(end_of_list(&error)),
                 Err(_) => return Err(End::Failed("no answer in time".into())),
             };
-            for mut object in page.items {
-                object.slim();
-                if compares {
-                    listed.insert(ObjectRef::from_obj(&object));
-                }
-                self.writer.apply_watcher_event(&Event::InitApply(object));
+            for object in page.items {
+                listed.add(object.keep(&mut self.shared), &self.store);
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => parameters.continue_token = Some(token),
@@ -196,7 +181,7 @@ impl<K: Watched> Source<K> {
             }
         };
         self.ask_for_missing(&listed).await?;
-        self.writer.apply_watcher_event(&Event::InitDone);
+        self.store.replace(listed);
         if self.absent {
             self.absent = false;
             tracing::info!(kind = ?K::KIND, "type is served now");
@@ -207,19 +192,19 @@ impl<K: Watched> Source<K> {
     }
 
     /// A list that lacks what is still there is wrong, and nothing is concluded from it.
-    async fn ask_for_missing(&self, listed: &HashSet<ObjectRef<K>>) -> Result<(), End> {
+    async fn ask_for_missing(&self, listed: &Listed<K::Kept>) -> Result<(), End> {
         let known = self.store.state();
-        let missing = known.iter().filter(|one| !listed.contains(&ObjectRef::from_obj(&***one)));
+        let missing = known.iter().filter(|one| !listed.has(one, &self.store));
         for object in missing.take(WITNESSES) {
-            let (metadata, client) = (object.meta(), self.api.clone().into_client());
+            let client = self.api.clone().into_client();
             let kind = ApiResource::erase::<K>(&());
-            let api: Api<DynamicObject> = match &metadata.namespace {
-                Some(namespace) => Api::namespaced_with(client, namespace, &kind),
-                None => Api::all_with(client, &kind),
+            let api: Api<DynamicObject> = match object.namespace() {
+                "" => Api::all_with(client, &kind),
+                namespace => Api::namespaced_with(client, namespace, &kind),
             };
-            let name = metadata.name.as_deref().unwrap_or_default();
+            let (name, (uid, _)) = (object.name(), object.version());
             match timeout(START_TIMEOUT, api.get_metadata(name)).await {
-                Ok(Ok(found)) if found.metadata.uid == metadata.uid => {
+                Ok(Ok(found)) if found.metadata.uid.as_deref().unwrap_or_default() == uid => {
                     return Err(End::Failed(format!("the list lacks {name}, which is there")));
                 }
                 // Another of the same name may have been made since.
@@ -247,8 +232,7 @@ impl<K: Watched> Source<K> {
         if !self.absent || !self.store.is_empty() {
             self.absent = true;
             tracing::info!(kind = ?K::KIND, "type is not served; looking for it from time to time");
-            self.writer.apply_watcher_event(&Event::Init);
-            self.writer.apply_watcher_event(&Event::InitDone);
+            self.store.replace(Listed::new());
             let _ = self.changes.send(Change::Relisted);
         }
     }
@@ -317,24 +301,18 @@ impl<K: Watched> Source<K> {
         }
     }
 
-    fn apply(&mut self, mut object: K) {
-        object.slim();
-        let key = ObjectRef::from_obj(&object);
-        let old = self.store.get(&key);
-        let differs = old.is_none_or(|old| object.differs(&old));
-        self.writer.apply_watcher_event(&Event::Apply(object));
-        if differs && let Some(object) = self.store.get(&key) {
+    fn apply(&mut self, object: K) {
+        let object = Arc::new(object.keep(&mut self.shared));
+        let old = self.store.put(object.clone());
+        if old.is_none_or(|old| K::differs(&object, &old)) {
             let _ = self.changes.send(K::changed(object));
         }
     }
 
-    fn delete(&mut self, mut object: K) {
-        object.slim();
-        let event = Event::Delete(object);
-        self.writer.apply_watcher_event(&event);
-        if let Event::Delete(object) = event {
-            let _ = self.changes.send(K::deleted(Arc::new(object)));
-        }
+    fn delete(&mut self, object: K) {
+        let object = object.keep(&mut self.shared);
+        self.store.take(object.namespace(), object.name());
+        let _ = self.changes.send(K::deleted(Arc::new(object)));
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::*;
+use crate::api::{ImageWarm, Revision};
 use crate::cluster::leadership::Leadership;
 
 /// An API server that holds these Revisions in every namespace.
@@ -60,7 +61,7 @@ fn each_object_has_its_question() {
             "spec": {"image": "a", "nodeName": "node-a"},
         }))
         .unwrap();
-        question(&Deletion { warm: Arc::new(warm), cause })
+        question(&Deletion { warm: Arc::new(warm.into()), cause })
     };
     assert_eq!(ask(Cause::NodeGone, Some("u/r")), Question::Node("node-a".into()));
     assert_eq!(ask(Cause::Unwanted, Some("u/r")), Question::Revision("n".into(), "r".into()));
@@ -109,7 +110,7 @@ fn what_an_image_owns_is_asked_of_the_image() {
         "spec": {"image": "a", "nodeName": "node-a"},
     }))
     .unwrap();
-    let asked = |cause| question(&Deletion { warm: Arc::new(warm.clone()), cause });
+    let asked = |cause| question(&Deletion { warm: Arc::new(warm.clone().into()), cause });
     assert_eq!(asked(Cause::Unwanted), Question::Image("n".into(), "queue-proxy".into()));
     assert_eq!(asked(Cause::NodeGone), Question::Node("node-a".into()));
 }

@@ -22,7 +22,8 @@ fn change(reason: Option<&str>) -> Change {
             "lastTransitionTime": "2026-11-23T02:30:00Z",
         }]});
     }
-    Change::ImageWarm(Arc::new(serde_json::from_value(warm).unwrap()))
+    let warm: ImageWarm = serde_json::from_value(warm).unwrap();
+    Change::ImageWarm(Arc::new(warm.into()))
 }
 
 #[tokio::test]

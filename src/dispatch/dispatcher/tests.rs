@@ -2,7 +2,7 @@
 //! review and the API server are stand-ins.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,17 +11,14 @@ use std::sync::Mutex;
 
 use clap::Parser;
 use imagewarm_webhook_certs::{Bundle, Lifetimes, Resolver};
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{Store, store};
-use kube::runtime::watcher::Event;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::api::{ImageWarm, ImageWarmSpec, ImageWarmStatus, Reason};
+use crate::api::{ImageWarm, ImageWarmSpec, ImageWarmStatus, KeptWarm, Reason};
 use crate::cluster::apply::ApplyError;
 use crate::cluster::token_review::{TokenError, WarmerIdentity};
-use crate::cluster::watch::Synced;
+use crate::cluster::watch::{Store, Synced};
 use crate::dispatch::credentials::CredentialFuture;
 use crate::dispatch::status_writer::SinkFuture;
 use crate::image::Reference;
@@ -54,42 +51,34 @@ impl TokenReviewer for NamedByToken {
 
 /// An API server of one type of object: stores statuses, tells the watch.
 struct Cluster {
-    writer: Mutex<Writer<ImageWarm>>,
-    store: Store<ImageWarm>,
+    store: Store<KeptWarm>,
     changes: broadcast::Sender<Change>,
     /// Every status that was written: name, reason.
     written: Mutex<Vec<(String, String)>>,
     failures: Mutex<VecDeque<ApplyError>>,
     nodes: Store<NodeObject>,
-    node_writer: Mutex<Writer<NodeObject>>,
 }
 
 impl Cluster {
     fn new() -> Arc<Self> {
-        let (store, mut writer) = store();
-        writer.apply_watcher_event(&Event::Init);
-        writer.apply_watcher_event(&Event::InitDone);
         let (changes, _) = broadcast::channel(256);
-        let (nodes, node_writer) = nodes(&["node-a", "node-b"]);
         Arc::new(Cluster {
-            writer: Mutex::new(writer),
-            store,
+            store: Store::default(),
             changes,
             written: Mutex::default(),
             failures: Mutex::default(),
-            nodes,
-            node_writer: Mutex::new(node_writer),
+            nodes: ["node-a", "node-b"].map(node_object).into_iter().collect(),
         })
     }
 
     fn apply(&self, warm: ImageWarm) {
-        self.writer.lock().unwrap().apply_watcher_event(&Event::Apply(warm.clone()));
-        let _ = self.changes.send(Change::ImageWarm(Arc::new(warm)));
+        let warm = Arc::new(KeptWarm::from(warm));
+        self.store.put(warm.clone());
+        let _ = self.changes.send(Change::ImageWarm(warm));
     }
 
     fn delete(&self, name: &str) {
-        let warm = self.get(name).unwrap();
-        self.writer.lock().unwrap().apply_watcher_event(&Event::Delete((*warm).clone()));
+        let warm = self.store.take("default", name).unwrap();
         let _ = self.changes.send(Change::ImageWarmDeleted(warm));
     }
 
@@ -106,11 +95,11 @@ impl Cluster {
         self.apply(warm);
     }
 
-    fn get(&self, name: &str) -> Option<Arc<ImageWarm>> {
-        self.store.state().into_iter().find(|warm| warm.metadata.name.as_deref() == Some(name))
+    fn get(&self, name: &str) -> Option<Arc<KeptWarm>> {
+        self.store.get("default", name)
     }
 
-    async fn wait_for(&self, name: &str, reason: Reason) -> Arc<ImageWarm> {
+    async fn wait_for(&self, name: &str, reason: Reason) -> Arc<KeptWarm> {
         until(&format!("{name} is {reason}"), || {
             self.get(name).filter(|warm| warm.reason() == Some(reason))
         })
@@ -121,11 +110,11 @@ impl Cluster {
         let synced = Synced { own: true, revisions: true, images: true, ..Synced::default() };
         Stores {
             image_warms: self.store.clone(),
-            revisions: filled(),
-            images: filled(),
+            revisions: Store::default(),
+            images: Store::default(),
             nodes: self.nodes.clone(),
-            namespaces: filled(),
-            runtime_classes: filled(),
+            namespaces: Store::default(),
+            runtime_classes: Store::default(),
             changes: self.changes.clone(),
             synced: watch::channel(synced).1,
         }
@@ -140,27 +129,6 @@ fn node_object(name: &str) -> NodeObject {
     node
 }
 
-fn nodes(names: &[&str]) -> (Store<NodeObject>, Writer<NodeObject>) {
-    let (nodes, mut writer) = store();
-    writer.apply_watcher_event(&Event::Init);
-    for name in names {
-        writer.apply_watcher_event(&Event::InitApply(node_object(name)));
-    }
-    writer.apply_watcher_event(&Event::InitDone);
-    (nodes, writer)
-}
-
-fn filled<K>() -> Store<K>
-where
-    K: kube::runtime::reflector::Lookup + Clone + 'static,
-    K::DynamicType: std::hash::Hash + Eq + Clone + Default,
-{
-    let (store, mut writer) = store();
-    writer.apply_watcher_event(&Event::Init);
-    writer.apply_watcher_event(&Event::InitDone);
-    store
-}
-
 impl StatusSink for Cluster {
     fn write<'a>(
         &'a self,
@@ -173,7 +141,7 @@ impl StatusSink for Cluster {
             }
             let name = warm.metadata.name.clone().unwrap();
             let stored = self.get(&name).ok_or(ApplyError::NotFound)?;
-            if stored.metadata.resource_version != warm.metadata.resource_version {
+            if Some(&*stored.resource_version) != warm.metadata.resource_version.as_deref() {
                 return Err(ApplyError::Conflict);
             }
             let mut next = warm.clone();
@@ -190,7 +158,7 @@ impl StatusSink for Cluster {
         Box::pin(async move {
             let name = warm.metadata.name.as_deref().unwrap();
             let stored = self.get(name).ok_or(ApplyError::NotFound)?;
-            Ok((*stored).clone())
+            Ok(stored.to_image_warm())
         })
     }
 }
@@ -224,11 +192,10 @@ impl CredentialSource for TwoCredentials {
     }
 }
 
-fn standing(warm: &ImageWarm, _: &[Asking], _: &Policy) -> Standing {
-    let annotations: BTreeMap<_, _> = warm.metadata.annotations.clone().unwrap_or_default();
-    let checked = warm.status.as_ref().and_then(|status| status.checked_for.clone());
-    let check_for =
-        annotations.get("check").cloned().filter(|check| Some(check) != checked.as_ref());
+fn standing(warm: &KeptWarm, _: &[Asking], _: &Policy) -> Standing {
+    let checked = warm.status.as_ref().and_then(|status| status.checked_for.as_deref());
+    let check = warm.annotation("check").filter(|check| Some(*check) != checked);
+    let check_for = check.map(str::to_owned);
     Standing { check_for, ..Standing::default() }
 }
 
@@ -428,7 +395,7 @@ async fn an_order_becomes_a_pull_and_a_status() {
     cluster.wait_for("before", Reason::Pulled).await;
 
     // A new Revision names the same tag: the registry is asked once more.
-    let mut again = (*cluster.get("before").unwrap()).clone();
+    let mut again = cluster.get("before").unwrap().to_image_warm();
     again.metadata.annotations = Some([("check".to_owned(), "owner/rev-2".to_owned())].into());
     cluster.apply(again);
     until("the tag is checked", || {
@@ -547,8 +514,7 @@ async fn a_node_is_not_let_in_before_it_exists() {
     assert!(!*nowhere.connected.borrow() && runtime.calls().lock().unwrap().is_empty());
     assert_eq!(**replica.connected.borrow(), ["node-a".to_owned()].into());
     // Its Node appears, and its warmer comes back by itself.
-    let appeared = Event::Apply(node_object("node-z"));
-    cluster.node_writer.lock().unwrap().apply_watcher_event(&appeared);
+    cluster.nodes.put(Arc::new(node_object("node-z")));
     cluster.wait_for("nowhere", Reason::Pulled).await;
     nowhere.stop().await;
     node.stop().await;

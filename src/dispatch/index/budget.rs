@@ -8,7 +8,7 @@ impl Index {
     /// No canary is in the way: pull as soon as the registry has a place.
     pub(super) fn admit(&mut self, uid: &str, now: i64) {
         let Some(order) = self.orders.get(uid) else { return };
-        let (domain, priority) = (order.image.domain(), order.assign.priority);
+        let (domain, priority) = (order.image.domain(), order.standing.priority);
         if self.grants.request(uid, domain, priority, now) {
             self.start_next(uid, now);
         }
@@ -16,7 +16,7 @@ impl Index {
 
     /// It has a place: start, if its node is still there.
     pub(super) fn start_next(&mut self, uid: &str, now: i64) {
-        let node = self.orders.get(uid).map(|order| &order.warm.spec.node_name);
+        let node = self.orders.get(uid).map(|order| &*order.warm.node_name);
         let session = node.and_then(|node| self.nodes.get(node)?.session);
         if let Some((session, _)) = session {
             self.start(uid, session, now);
@@ -59,7 +59,7 @@ impl Index {
         }
         if reason == Reason::RateLimited {
             let asked_for = retry_after_ms(message).map(|asked| asked as i64);
-            let node = self.orders.get(uid).map_or("", |order| &order.warm.spec.node_name);
+            let node = self.orders.get(uid).map_or("", |order| &*order.warm.node_name);
             self.slowdowns += u64::from(self.grants.slow_down(registry, node, asked_for, now));
         }
         let released = self.canaries.ended(key, uid, Some((reason, message)), now);
@@ -78,15 +78,15 @@ impl Index {
 
     /// Tells a node what its pull would end with.
     pub(super) fn refuse(&mut self, uid: &str, verdict: &Verdict) {
-        let canary = self.orders.get(&verdict.uid);
+        let canary = self.orders.get(verdict.uid.as_str());
         let (node, purse) = match canary {
-            Some(canary) => (canary.warm.spec.node_name.clone(), canary.purse),
+            Some(canary) => (canary.warm.node_name.to_string(), canary.purse),
             None => ("another node".to_owned(), Purse::Unknown),
         };
         let Some(order) = self.orders.get_mut(uid) else { return };
         // So that what mends the canary mends this one too.
         order.purse = purse;
-        let session = self.nodes.get(&order.warm.spec.node_name).and_then(|node| node.session);
+        let session = self.nodes.get(&*order.warm.node_name).and_then(|node| node.session);
         let Some((session, _)) = session else { return };
         self.refused += 1;
         let message = format!("not tried, since {node} has just failed: {}", verdict.message);

@@ -3,47 +3,54 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use super::Refusal;
-use crate::api::{ConditionStatus, ImageWarm, Reason};
-use crate::image::{Credential, Reference};
+use super::{Order, Refusal};
+use crate::api::{ConditionStatus, KeptWarm, Reason};
+use crate::image::Credential;
 use crate::plan::want::Standing;
 use crate::protocol::{self, Assign, PullGrant};
 
 /// All credentials of one grant together, in bytes: well below the longest message.
 const CREDENTIALS_MAX: usize = 128 * 1024;
 
-pub(super) fn ready(warm: &ImageWarm) -> ConditionStatus {
+pub(super) fn ready(warm: &KeptWarm) -> ConditionStatus {
     warm.ready().map_or(ConditionStatus::Unknown, |ready| ready.status)
 }
 
-pub(super) fn assign(
-    uid: &str,
-    warm: &ImageWarm,
-    image: &Reference,
-    standing: &Standing,
-) -> Assign {
-    // The same in every replica of one version, so that a new leader does not hurry what failed.
+/// Changes with all that a pull could be paid with, and with the order's own spec. The same in every
+/// replica of one version, so that a new leader does not hurry what failed.
+pub(super) fn identity_mark(warm: &KeptWarm, standing: &Standing) -> u64 {
     let mut mark = DefaultHasher::new();
     standing.identities.hash(&mut mark);
-    warm.metadata.generation.hash(&mut mark);
-    Assign {
-        uid: uid.to_owned(),
-        namespace: warm.metadata.namespace.clone().unwrap_or_default(),
-        name: warm.metadata.name.clone().unwrap_or_default(),
-        image: image.as_str().to_owned(),
-        check_for: standing.check_for.clone().unwrap_or_default(),
-        believed_present: ready(warm) == ConditionStatus::True,
-        priority: standing.priority,
-        identity_mark: mark.finish(),
-        known_size_bytes: 0,
+    warm.generation.hash(&mut mark);
+    mark.finish()
+}
+
+impl Order {
+    pub(super) fn assign(&self) -> Assign {
+        let Order { warm, image, standing, .. } = self;
+        Assign {
+            uid: warm.uid.to_string(),
+            namespace: warm.namespace.to_string(),
+            name: warm.name.to_string(),
+            image: image.as_str().to_owned(),
+            check_for: standing.check_for.clone().unwrap_or_default(),
+            believed_present: self.is_believed_present(),
+            priority: standing.priority,
+            identity_mark: self.identity_mark,
+            known_size_bytes: self.known_size_bytes,
+        }
+    }
+
+    fn is_believed_present(&self) -> bool {
+        ready(&self.warm) == ConditionStatus::True
     }
 }
 
 /// Whether the warmer has to know; that its own report was stored, it need not.
-pub(super) fn needs_resend(old: &Assign, new: &Assign) -> bool {
-    (!new.check_for.is_empty() && new.check_for != old.check_for)
-        || (old.believed_present && !new.believed_present)
-        || old.priority != new.priority
+pub(super) fn needs_resend(old: &Order, new: &Order) -> bool {
+    (new.standing.check_for.is_some() && new.standing.check_for != old.standing.check_for)
+        || (old.is_believed_present() && !new.is_believed_present())
+        || old.standing.priority != new.standing.priority
         || old.identity_mark != new.identity_mark
         || old.image != new.image
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::api::ImageWarm;
+use crate::api::KeptWarm;
 use crate::image::Reference;
 
 /// Sizes of the images of all orders.
@@ -19,17 +19,21 @@ struct Known {
 }
 
 impl Sizes {
-    /// An order of the image is there. Returns the size, 0 while nobody knows it.
-    pub(super) fn note(&mut self, image: &Reference, warm: &ImageWarm, is_new: bool) -> u64 {
+    /// An order of the image is there. Returns the image as all its orders share it, and its size:
+    /// 0 while nobody knows it.
+    pub(super) fn note(
+        &mut self,
+        image: Reference,
+        warm: &KeptWarm,
+        is_new: bool,
+    ) -> (Reference, u64) {
         let told = warm.status.as_ref().and_then(|status| u64::try_from(status.size_bytes?).ok());
-        if !self.known.contains_key(image) {
-            self.known.insert(image.clone(), Known::default());
-        }
-        let Some(known) = self.known.get_mut(image) else { return 0 };
+        let image = self.known.get_key_value(&image).map_or(image, |(shared, _)| shared.clone());
+        let known = self.known.entry(image.clone()).or_default();
         known.orders += usize::from(is_new);
         // Runtimes count differently; the larger one is the safer.
         known.bytes = known.bytes.max(told.unwrap_or(0));
-        known.bytes
+        (image, known.bytes)
     }
 
     /// An order of the image is gone; with the last one its size is forgotten.
@@ -47,24 +51,29 @@ impl Sizes {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::api::ImageWarmStatus;
+    use crate::api::kept_warm::KeptStatus;
 
     #[test]
     fn a_size_is_known_while_an_order_of_the_image_is_there() {
         let image = Reference::parse("r.test/app:v1").unwrap();
-        let warm = |size_bytes| ImageWarm {
-            status: Some(ImageWarmStatus { size_bytes, ..ImageWarmStatus::default() }),
-            ..ImageWarm::default()
+        let warm = |size_bytes| KeptWarm {
+            status: Some(KeptStatus { size_bytes, ..KeptStatus::default() }),
+            ..KeptWarm::default()
         };
         let mut sizes = Sizes::default();
-        assert_eq!(sizes.note(&image, &warm(None), true), 0);
-        assert_eq!(sizes.note(&image, &warm(Some(70)), false), 70);
-        assert_eq!(sizes.note(&image, &warm(Some(30)), true), 70);
+        let note = |sizes: &mut Sizes, size, is_new| {
+            let (shared, bytes) = sizes.note(image.clone(), &warm(size), is_new);
+            assert_eq!(shared, image);
+            bytes
+        };
+        assert_eq!(note(&mut sizes, None, true), 0);
+        assert_eq!(note(&mut sizes, Some(70), false), 70);
+        assert_eq!(note(&mut sizes, Some(30), true), 70);
         sizes.forget(&image);
-        assert_eq!(sizes.note(&image, &warm(None), true), 70);
+        assert_eq!(note(&mut sizes, None, true), 70);
         sizes.forget(&image);
         sizes.forget(&image);
         assert!(sizes.known.is_empty());
-        assert_eq!(sizes.note(&image, &warm(None), true), 0);
+        assert_eq!(note(&mut sizes, None, true), 0);
     }
 }

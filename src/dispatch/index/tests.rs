@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::api::condition::READY;
-use crate::api::{Condition, ImageWarmSpec, ImageWarmStatus};
+use crate::api::{Condition, ImageWarm, ImageWarmSpec, ImageWarmStatus};
 use crate::protocol::{Progress, PullRequest};
 
 mod budget;
@@ -17,6 +17,10 @@ fn warm(uid: &str, node: &str, image: &str) -> ImageWarm {
     warm.metadata.uid = Some(uid.into());
     warm.metadata.namespace = Some("default".into());
     warm
+}
+
+fn kept(warm: ImageWarm) -> Arc<KeptWarm> {
+    Arc::new(warm.into())
 }
 
 fn with_ready(mut warm: ImageWarm, reason: Reason) -> ImageWarm {
@@ -94,7 +98,7 @@ fn words(index: &mut Index) -> Vec<String> {
 fn index(limit: usize) -> Index {
     let mut index = Index::new(Budget::of_pulls(limit), GRACE);
     for (uid, node) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
-        index.apply(Arc::new(warm(uid, node, "registry.test/app:v1")), standing(1), 0);
+        index.apply(kept(warm(uid, node, "registry.test/app:v1")), standing(1), 0);
     }
     assert!(words(&mut index).is_empty());
     index
@@ -150,10 +154,10 @@ fn new_changed_and_deleted_orders_reach_an_open_stream() {
     let mut index = index(9);
     index.open(1, "a", &hello(1, &[]), 0);
     words(&mut index);
-    index.apply(Arc::new(warm("a3", "a", "app")), standing(1), 0);
-    index.apply(Arc::new(warm("a3", "a", "app")), standing(1), 0);
+    index.apply(kept(warm("a3", "a", "app")), standing(1), 0);
+    index.apply(kept(warm("a3", "a", "app")), standing(1), 0);
     assert_eq!(words(&mut index), ["1 assign a3"], "once");
-    let stored = Arc::new(with_ready(warm("a3", "a", "app"), Reason::Pulled));
+    let stored = kept(with_ready(warm("a3", "a", "app"), Reason::Pulled));
     index.apply(stored.clone(), standing(1), 0);
     assert!(words(&mut index).is_empty(), "the warmer knows its own report");
     let check = Standing { check_for: Some("uid/rev-2".into()), ..standing(2) };
@@ -162,7 +166,7 @@ fn new_changed_and_deleted_orders_reach_an_open_stream() {
     index.apply(stored, standing(2), 0);
     assert!(words(&mut index).is_empty(), "nothing is left to check");
     let paid_by_another = Standing { identities: vec![], ..standing(2) };
-    index.apply(Arc::new(warm("a3", "a", "app")), paid_by_another, 0);
+    index.apply(kept(warm("a3", "a", "app")), paid_by_another, 0);
     assert_eq!(words(&mut index), ["1 assign a3"]);
     index.delete("a3", 0);
     index.delete("a3", 0);
@@ -173,7 +177,7 @@ fn new_changed_and_deleted_orders_reach_an_open_stream() {
 fn a_checked_tag_is_recorded_only_for_what_was_asked() {
     let mut index = Index::new(Budget::of_pulls(9), GRACE);
     let check = Standing { check_for: Some("uid/rev-2".into()), ..standing(2) };
-    index.apply(Arc::new(warm("a1", "a", "app")), check, 0);
+    index.apply(kept(warm("a1", "a", "app")), check, 0);
     index.open(1, "a", &hello(1, &[]), 0);
     assert_eq!(words(&mut index), ["1 welcome", "1 assign a1 check", "1 synced"]);
     for (said, recorded) in [("uid/rev-2", Some("uid/rev-2")), ("uid/rev-9", None)] {
@@ -191,7 +195,7 @@ fn a_checked_tag_is_recorded_only_for_what_was_asked() {
 #[test]
 fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
     let mut index = index(1);
-    index.apply(Arc::new(warm("a3", "a", "registry.test/new:v1")), standing(9), 0);
+    index.apply(kept(warm("a3", "a", "registry.test/new:v1")), standing(9), 0);
     index.open(1, "a", &hello(1, &[]), 0);
     index.open(2, "b", &hello(1, &[]), 0);
     words(&mut index);
@@ -245,8 +249,8 @@ fn running_pulls_keep_their_places_through_a_reconnect() {
 #[test]
 fn a_node_without_a_warmer_is_told_of_after_a_while() {
     let mut index = index(1);
-    index.apply(Arc::new(with_ready(warm("a3", "a", "app"), Reason::Pulled)), standing(0), 0);
-    index.apply(Arc::new(with_ready(warm("a4", "a", "app"), Reason::NotFound)), standing(0), 0);
+    index.apply(kept(with_ready(warm("a3", "a", "app"), Reason::Pulled)), standing(0), 0);
+    index.apply(kept(with_ready(warm("a4", "a", "app"), Reason::NotFound)), standing(0), 0);
     index.open(1, "a", &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     index.close(1, 1_000);
@@ -284,7 +288,7 @@ fn progress_is_written_late_and_seldom() {
 #[test]
 fn an_image_that_is_no_reference_is_refused_in_status() {
     let mut index = Index::new(Budget::of_pulls(1), GRACE);
-    index.apply(Arc::new(warm("x", "a", "Not An Image")), standing(0), 0);
+    index.apply(kept(warm("x", "a", "Not An Image")), standing(0), 0);
     assert_eq!(words(&mut index), ["status x InvalidImage"]);
 }
 
@@ -295,7 +299,7 @@ fn an_object_being_deleted_is_withdrawn() {
     words(&mut index);
     let mut going = warm("a1", "a", "registry.test/app:v1");
     going.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
-    index.apply(Arc::new(going), standing(1), 0);
+    index.apply(kept(going), standing(1), 0);
     assert_eq!(words(&mut index), ["1 withdraw a1"]);
 }
 
@@ -348,7 +352,7 @@ fn no_place_is_ever_lost() {
             3 => {
                 let image = ["r.test/x:v1", "s.test/y:v1"][pick % 2];
                 let warm = with_ready(warm(uid, &uid[..1], image), Reason::Unauthorized);
-                index.apply(Arc::new(warm), standing(now), now);
+                index.apply(kept(warm), standing(now), now);
             }
             4 => index.message(session, &outcome(uid, Reason::Pulled), now),
             5 => index.tick(now * 100),
@@ -399,7 +403,7 @@ fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
     let image = "registry.test/app:v1";
     let failed = |index: &mut Index, uid: &str, node: &str, reason: Reason| {
         let warm = with_ready(warm(uid, node, image), reason);
-        index.apply(Arc::new(warm), standing(1), 0);
+        index.apply(kept(warm), standing(1), 0);
     };
     failed(&mut index, "a1", "a", Reason::Unauthorized);
     failed(&mut index, "a2", "a", Reason::NotFound);
@@ -417,10 +421,10 @@ fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
     let both = ["a1".to_owned(), "b1".to_owned()];
     index.looked_again(&both, &missing());
     assert!(words(&mut index).is_empty(), "nothing to try");
-    let mark = index.orders["b1"].assign.identity_mark;
+    let mark = index.orders["b1"].identity_mark;
     index.looked_again(&both, &found("old"));
     assert_eq!(words(&mut index), ["2 assign b1"], "a1 was refused with the very same");
-    assert_ne!(index.orders["b1"].assign.identity_mark, mark);
+    assert_ne!(index.orders["b1"].identity_mark, mark);
     index.looked_again(&both, &found("new"));
     assert_eq!(words(&mut index), ["1 assign a1", "2 assign b1"]);
     index.looked_again(&both, &found("new"));
@@ -443,8 +447,8 @@ fn what_one_node_told_helps_the_next() {
     let mut index = index(9);
     let mut held = with_ready(warm("a1", "a", "registry.test/app:v1"), Reason::Pulled);
     held.status.as_mut().unwrap().size_bytes = Some(70);
-    index.apply(Arc::new(held), standing(1), 0);
-    index.apply(Arc::new(warm("c1", "c", "registry.test/app:v1")), standing(1), 0);
+    index.apply(kept(held), standing(1), 0);
+    index.apply(kept(warm("c1", "c", "registry.test/app:v1")), standing(1), 0);
     let told = Hello {
         runtime_name: "containerd".into(),
         runtime_version: "2.2.3".into(),

@@ -78,15 +78,15 @@ impl Index {
             return;
         }
         due.sort_unstable();
-        type Question<'a> = (Option<&'a str>, &'a [PullIdentity], &'a Reference);
+        type Question<'a> = (&'a str, &'a [PullIdentity], &'a Reference);
         fn question(order: &Order) -> Question<'_> {
-            (order.warm.metadata.namespace.as_deref(), &order.identities, &order.image)
+            (&order.warm.namespace, &order.standing.identities, &order.image)
         }
         let mut looks: HashMap<Question<'_>, (CredentialJob, Vec<String>)> = HashMap::new();
         for (_, uid) in due {
-            let Some(order) = self.orders.get(uid) else { continue };
+            let Some(order) = self.orders.get(uid.as_str()) else { continue };
             // Nobody there to pull, or a pull that reads the Secrets itself.
-            let session = self.nodes.get(&order.warm.spec.node_name).and_then(|node| node.session);
+            let session = self.nodes.get(&*order.warm.node_name).and_then(|node| node.session);
             let Some((session, _)) = session else { continue };
             if self.grants.is_in_flight(uid) || self.grants.is_waiting(uid) {
                 continue;
@@ -112,7 +112,7 @@ impl Index {
             return;
         }
         for uid in uids {
-            let Some(order) = self.orders.get_mut(uid) else { continue };
+            let Some(order) = self.orders.get_mut(uid.as_str()) else { continue };
             if !self.unpaid.due.contains_key(uid) || self.grants.is_in_flight(uid) {
                 continue;
             }
@@ -125,11 +125,11 @@ impl Index {
                 continue;
             }
             order.hurried += 1;
-            order.assign.identity_mark = order.assign.identity_mark.wrapping_add(1);
+            order.identity_mark = order.identity_mark.wrapping_add(1);
             self.canaries.forget(&order.key());
-            let node = self.nodes.get(&order.warm.spec.node_name);
+            let node = self.nodes.get(&*order.warm.node_name);
             if let Some((session, _)) = node.and_then(|node| node.session) {
-                let assign = ToWarmer::Assign(order.assign.clone());
+                let assign = ToWarmer::Assign(order.assign());
                 self.effects.push(Effect::Send(session, assign));
             }
         }

@@ -9,8 +9,8 @@ use super::*;
 use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{KnativeImage, Reason, Revision, WARM_KEY};
 use crate::plan::sample::{
-    at, because, by_digest, digest, holding, knative_image, labelled, node, reference, resolve,
-    revision, route, tainted, warm,
+    at, because, by_digest, digest, holding, kept, knative_image, labelled, node, reference,
+    resolve, revision, route, tainted, warm,
 };
 use crate::plan::{Asked, Bounds, asked};
 
@@ -19,7 +19,7 @@ mod limits;
 /// A cluster in plain vectors.
 #[derive(Clone, Debug, Default)]
 struct World {
-    warms: Vec<Arc<ImageWarm>>,
+    warms: Vec<Arc<KeptWarm>>,
     revisions: Vec<Arc<Revision>>,
     images: Vec<Arc<KnativeImage>>,
     nodes: Vec<Node>,
@@ -33,7 +33,7 @@ struct World {
 impl World {
     fn new(nodes: &[&str], revisions: &[&Revision], warms: &[ImageWarm]) -> Self {
         World {
-            warms: warms.iter().cloned().map(Arc::new).collect(),
+            warms: warms.iter().map(kept).collect(),
             revisions: revisions.iter().map(|one| Arc::new((*one).clone())).collect(),
             nodes: nodes.iter().map(|name| node(name)).collect(),
             ..World::default()
@@ -64,26 +64,26 @@ impl World {
         for creation in &plan.create {
             let mut object = creation.object.clone();
             object.metadata.creation_timestamp = Some(Time(at(now)));
-            self.warms.push(Arc::new(object));
+            self.warms.push(kept(&object));
         }
         for deletion in &plan.delete {
-            self.warms.retain(|warm| warm.metadata.name != deletion.warm.metadata.name);
+            self.warms.retain(|warm| warm.name != deletion.warm.name);
         }
     }
 }
 
 /// `image on node`, with the image's last part and digests cut to one digit.
-fn brief(warm: &ImageWarm) -> String {
-    let image = warm.spec.image.rsplit('/').next().unwrap_or_default();
+fn brief(warm: &KeptWarm) -> String {
+    let image = warm.image.rsplit('/').next().unwrap_or_default();
     let image = match image.split_once("@sha256:") {
         Some((name, digits)) => format!("{name}@{}", &digits[..1]),
         None => image.to_owned(),
     };
-    format!("{image} on {}", warm.spec.node_name)
+    format!("{image} on {}", warm.node_name)
 }
 
 fn created(plan: &Plan) -> Vec<String> {
-    plan.create.iter().map(|one| brief(&one.object)).collect()
+    plan.create.iter().map(|one| brief(&kept(&one.object))).collect()
 }
 
 fn deleted(plan: &Plan) -> Vec<String> {

@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::plan::sample::{because, digest, holding, resolve, revision, route, warm};
+use crate::api::ImageWarm;
+use crate::plan::sample::{because, digest, holding, kept, resolve, revision, route, warm};
 use crate::plan::{Policy, asked};
 
-fn told(warms: &[Arc<ImageWarm>], revisions: &[&Revision]) -> Vec<Failure> {
+fn told(warms: &[Arc<KeptWarm>], revisions: &[&Revision]) -> Vec<Failure> {
     let revisions: Vec<_> = revisions.iter().map(|one| Arc::new((*one).clone())).collect();
     let asked = asked(&revisions, &[], &BTreeSet::new(), &Policy::default());
     failures(&Orders::new(warms), &asked.asking)
@@ -20,7 +21,7 @@ fn one_for_each_revision_and_reason() {
     let order = |image: &str, node: &str, reason| {
         let mut warm = because(warm(&asked, image, node, 0), reason);
         warm.status.as_mut().unwrap().conditions[0].message = format!("{image} on {node}");
-        Arc::new(warm)
+        kept(&warm)
     };
     let warms = [
         order("app:v1", "b", Reason::Unauthorized),
@@ -47,17 +48,17 @@ fn a_tag_that_is_gone_is_no_failure_where_the_digest_is_ordered() {
     let mut asked = revision("r-1", 0, &["app:v1"]);
     resolve(&mut asked, '1');
     let by_digest = format!("app@{}", digest('1'));
-    let tag = |node| Arc::new(because(warm(&asked, "app:v1", node, 0), Reason::NotFound));
+    let tag = |node| kept(&because(warm(&asked, "app:v1", node, 0), Reason::NotFound));
     let order = |node| warm(&asked, &by_digest, node, 0);
-    let notes = |warms: &[Arc<ImageWarm>]| {
+    let notes = |warms: &[Arc<KeptWarm>]| {
         told(warms, &[&asked]).iter().map(Failure::note).collect::<Vec<_>>()
     };
     let none: [&str; 0] = [];
-    assert_eq!(notes(&[tag("a"), Arc::new(holding(order("a"), '1'))]), none);
-    assert_eq!(notes(&[tag("a"), Arc::new(order("a"))]), none, "still on its way");
-    let failed = Arc::new(because(order("a"), Reason::Unauthorized));
+    assert_eq!(notes(&[tag("a"), kept(&holding(order("a"), '1'))]), none);
+    assert_eq!(notes(&[tag("a"), kept(&order("a"))]), none, "still on its way");
+    let failed = kept(&because(order("a"), Reason::Unauthorized));
     assert_eq!(notes(&[tag("a"), failed]), ["Unauthorized on 1 of 1 nodes"]);
-    let held = Arc::new(holding(order("a"), '1'));
+    let held = kept(&holding(order("a"), '1'));
     assert_eq!(notes(&[tag("a"), held, tag("b")]), ["NotFound on 1 of 2 nodes"]);
 }
 
@@ -66,7 +67,7 @@ fn any_spelling_counts_and_what_is_being_deleted_does_not() {
     let asked = revision("r-1", 0, &["app:v1"]);
     let mut by_hand = because(warm(&asked, "app:v1", "a", 0), Reason::NotFound);
     by_hand.spec.image = "index.docker.io/library/app:v1".into();
-    let count = |warm: &ImageWarm| told(&[Arc::new(warm.clone())], &[&asked]).len();
+    let count = |warm: &ImageWarm| told(&[kept(warm)], &[&asked]).len();
     assert_eq!(count(&by_hand), 1);
     by_hand.metadata.deletion_timestamp = by_hand.metadata.creation_timestamp.clone();
     assert_eq!(count(&by_hand), 0);

@@ -8,7 +8,7 @@ use super::*;
 use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{ImageWarm, Revision};
 use crate::plan::sample::{
-    at, because, by_digest, holding, knative_image, node, resolve, revision, route, warm,
+    at, because, by_digest, holding, kept, knative_image, node, resolve, revision, route, warm,
 };
 use crate::plan::{Bounds, asked};
 
@@ -32,7 +32,7 @@ impl World {
     ) -> Vec<ImageUpdate> {
         let revisions: Vec<_> = self.revisions.iter().cloned().map(Arc::new).collect();
         let images: Vec<_> = self.images.iter().cloned().map(Arc::new).collect();
-        let warms: Vec<_> = self.warms.iter().cloned().map(Arc::new).collect();
+        let warms: Vec<_> = self.warms.iter().map(kept).collect();
         let (policy, none) = (Policy { bounds, ..Policy::default() }, BTreeSet::new());
         let asked = asked(&revisions, &images, &none, &policy);
         let facts: Vec<_> = self.nodes.iter().map(|node| NodeFacts::new(node, &none)).collect();

@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
-use crate::api::{MANAGED_BY_LABEL, Reason, SecretReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::api::{ImageWarm, MANAGED_BY_LABEL, Reason, SecretReference};
 use crate::plan::asked;
-use crate::plan::sample::{at, because, resolve, revision, route, warm};
+use crate::plan::sample::{at, because, kept, resolve, revision, route, warm};
 
 fn with_secret(mut revision: Revision, secret: &str, account: &str) -> Revision {
     if !secret.is_empty() {
@@ -34,7 +36,7 @@ fn stand(warm: &ImageWarm, revisions: &[&Revision]) -> Standing {
 
 fn stand_under(warm: &ImageWarm, revisions: &[Arc<Revision>], policy: &Policy) -> Standing {
     let running = Policy { paused: false, ..policy.clone() };
-    standing(warm, &asked(revisions, &[], &BTreeSet::new(), &running).asking, policy)
+    standing(&kept(warm), &asked(revisions, &[], &BTreeSet::new(), &running).asking, policy)
 }
 
 /// `warm` with a try from `started`, ended at `finished`.

@@ -2,18 +2,21 @@
 
 #![allow(clippy::unwrap_used)]
 
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::client::Body;
 use kube::core::PartialObjectMeta;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::*;
+use crate::api::Revision;
 use crate::api::WARM_KEY;
 use crate::plan::Bounds;
 use crate::plan::bounds::NamespaceSelection;
 use crate::plan::sample::{node, revision, warm};
+use crate::webhook::review::Request;
 
 /// An API server that answers every POST alike, and remembers what it was sent.
 #[derive(Clone, Default)]
@@ -26,7 +29,7 @@ struct Server {
 impl Server {
     fn client(&self, status: StatusCode, cause: &'static str) -> Client {
         let server = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
+        let service = tower::service_fn(move |request: http::Request<Body>| {
             let server = server.clone();
             async move {
                 server.paths.lock().unwrap().push(request.uri().path().to_owned());
@@ -65,6 +68,23 @@ fn stores(nodes: usize, warms: Vec<ImageWarm>, label: Option<&str>) -> Stores {
     Stores::fixed(warms, vec![], vec![], nodes, vec![namespace(label)])
 }
 
+/// What admission sees of it.
+fn seen(revision: &Revision) -> Sighting {
+    seen_as(serde_json::to_value(revision).unwrap())
+}
+
+fn seen_as(object: Value) -> Sighting {
+    let metadata = &object["metadata"];
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {"uid": "u", "namespace": metadata["namespace"], "name": metadata["name"],
+                    "object": object},
+    });
+    let body = review.to_string();
+    let request = Request::parse(Some("application/json"), body.as_bytes());
+    Sighting::new(&request.unwrap()).unwrap()
+}
+
 /// Offers the Revisions, and runs until all are done.
 async fn fan_out_all(client: Client, stores: Stores, limit: usize, revisions: Vec<Revision>) {
     fan_out_within(client, stores, limit, revisions, Bounds::default()).await;
@@ -84,7 +104,7 @@ async fn fan_out_within(
     let policy = Arc::new(Policy { bounds, ..Policy::default() });
     let worker = FanOutWorker { client, stores, policy, metrics };
     for revision in revisions {
-        assert!(fan_out.offer(revision));
+        assert!(fan_out.offer(seen(&revision)));
     }
     let shutdown = CancellationToken::new();
     shutdown.cancel(); // what was taken is finished all the same
@@ -170,9 +190,40 @@ fn a_full_queue_refuses_at_once() {
     let args = FanOutArgs { fan_out_queue: 1, ..FanOutArgs::default() };
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (fan_out, _queue) = queue(&args, &metrics);
-    assert!(fan_out.offer(revision("r-1", 0, &["a"])));
-    assert!(!fan_out.offer(revision("r-2", 0, &["a"])));
+    assert!(fan_out.offer(seen(&revision("r-1", 0, &["a"]))));
+    assert!(!fan_out.offer(seen(&revision("r-2", 0, &["a"]))));
     assert_eq!(metrics.queued.get(), 1);
+}
+
+#[tokio::test]
+async fn bytes_that_wait_are_bounded_and_free_again_when_they_are_read() {
+    let args = FanOutArgs { fan_out_queue: 1_000, ..FanOutArgs::default() };
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (fan_out, mut queue) = queue(&args, &metrics);
+    let mut large = revision("r-1", 0, &["a"]);
+    let filler = BTreeMap::from([("filler".to_owned(), "x".repeat(BYTES_WAITING / 4))]);
+    large.metadata.annotations = Some(filler);
+    let large = seen(&large);
+    let taken = (0..10).filter(|_| fan_out.offer(large.clone())).count();
+    assert_eq!(taken, 3);
+    assert!(fan_out.offer(seen(&revision("r-2", 0, &["a"]))), "a small one fits still");
+
+    let first = queue.receiver.recv().await.unwrap();
+    queue.bytes.fetch_sub(first.size(), Ordering::Relaxed);
+    assert!(fan_out.offer(large));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_counted() {
+    let server = Server::default();
+    let client = server.client(StatusCode::CREATED, "");
+    let mut odd = serde_json::to_value(revision("r-1", 0, &["a"])).unwrap();
+    odd["metadata"]["labels"] = json!(7);
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (stores, policy) = (stores(3, vec![], None), Arc::default());
+    let worker = FanOutWorker { client, stores, policy, metrics: metrics.clone() };
+    assert!(worker.plan(seen_as(odd)).await.is_empty());
+    assert_eq!(metrics.undecodable.get(), 1);
 }
 
 #[test]
@@ -180,9 +231,10 @@ fn a_flood_of_one_namespace_is_counted_and_leaves_room_for_others() {
     let args = FanOutArgs { fan_out_per_minute: 2, ..FanOutArgs::default() };
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (fan_out, _queue) = queue(&args, &metrics);
-    let taken = (0..50).filter(|n| fan_out.offer(revision(&format!("r-{n}"), 0, &["a"]))).count();
+    let offer = |n: &i32| fan_out.offer(seen(&revision(&format!("r-{n}"), 0, &["a"])));
+    let taken = (0..50).filter(offer).count();
     assert_eq!((taken, metrics.over_ceiling.get()), (2, 48));
     let mut elsewhere = revision("r-1", 0, &["a"]);
     elsewhere.metadata.namespace = Some("elsewhere".into());
-    assert!(fan_out.offer(elsewhere));
+    assert!(fan_out.offer(seen(&elsewhere)));
 }

@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::api::Revision;
 use crate::webhook::validate::{PullSecrets, SecretFault};
-use crate::webhook::{AdmissionBounds, WebhookMetrics};
+use crate::webhook::{AdmissionBounds, Sighting, WebhookMetrics};
 
 const REVISION: &str = include_str!(
     "../../../tests/fixtures/admission/admission-review.revision-create.mutating.json"
@@ -48,7 +48,8 @@ mod limits;
 
 struct Bench {
     router: Router,
-    seen: Arc<Mutex<Vec<Revision>>>,
+    /// `None` for one that cannot be read.
+    seen: Arc<Mutex<Vec<Option<Revision>>>>,
     registry: Registry,
 }
 
@@ -61,11 +62,11 @@ fn bench_within(room: usize, bounds: Option<AdmissionBounds>) -> Bench {
     let queue = Arc::clone(&seen);
     let mut registry = Registry::default();
     let reviewer = Reviewer {
-        sightings: Arc::new(move |revision: Revision| {
+        sightings: Arc::new(move |sighting: Sighting| {
             let mut queue = queue.lock().unwrap();
             let fits = queue.len() < room;
             if fits {
-                queue.push(revision);
+                queue.push(sighting.revision().ok());
             }
             fits
         }),
@@ -112,8 +113,11 @@ impl Bench {
     fn seen(&self) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        let metadata = seen.iter().map(|revision| &revision.metadata);
-        metadata.map(|m| format!("{}/{}", text(&m.namespace), text(&m.name))).collect()
+        let name = |revision: &Option<Revision>| match revision.as_ref().map(|one| &one.metadata) {
+            Some(metadata) => format!("{}/{}", text(&metadata.namespace), text(&metadata.name)),
+            None => "unread".to_owned(),
+        };
+        seen.iter().map(name).collect()
     }
 }
 
@@ -152,6 +156,7 @@ async fn a_revision_is_handed_on_and_left_alone() {
     assert_eq!(response, json!({"uid": review["request"]["uid"], "allowed": true}));
     assert_eq!(bench.seen(), ["default/hello-00001"]);
     let revision = bench.seen.lock().unwrap()[0].clone();
+    let revision = revision.as_ref().unwrap();
     assert_eq!(revision.spec.containers[0].image, "127.0.0.1:22020/demo/app:v1");
     assert!(revision.metadata.managed_fields.is_none());
     assert!(crate::api::knative::configuration_owner(&revision.metadata).is_some());
@@ -165,12 +170,17 @@ async fn revisions_of_all_shapes_pass() {
         review
     };
     type Case<'a> = (&'a str, &'a dyn Fn(&mut Value), &'a [&'a str]);
-    let cases: [Case; 8] = [
+    let cases: [Case; 9] = [
         ("dry run", &|r| r["dryRun"] = json!(true), &[]),
         ("update", &|r| r["operation"] = json!("UPDATE"), &[]),
         ("status", &|r| r["subResource"] = json!("status"), &[]),
         ("no object", &|r| r["object"] = Value::Null, &[]),
-        ("odd metadata", &|r| r["object"]["metadata"] = json!([1]), &[]),
+        ("odd metadata", &|r| r["object"]["metadata"] = json!([1]), &["unread"]),
+        (
+            "nothing that can be read",
+            &|r| r["object"] = json!({"metadata": [1], "spec": {"containers": "x"}}),
+            &["unread"],
+        ),
         (
             "generateName",
             &|r| {
@@ -192,7 +202,7 @@ async fn revisions_of_all_shapes_pass() {
         assert_eq!(response["allowed"], true, "{name}");
         assert!(response.get("patch").is_none() && response.get("status").is_none(), "{name}");
         assert_eq!(bench.seen(), seen, "{name}");
-        let warned = matches!(name, "no object" | "odd metadata");
+        let warned = name == "nothing that can be read";
         assert_eq!(response.get("warnings").is_some(), warned, "{name}");
     }
 }

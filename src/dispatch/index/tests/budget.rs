@@ -7,7 +7,7 @@ fn five_nodes(budget: Budget) -> Index {
     let mut index = Index::new(budget, GRACE);
     for n in 1..=5 {
         let (uid, node) = (format!("u{n}"), format!("n{n}"));
-        index.apply(Arc::new(warm(&uid, &node, "registry.test/app:v1")), standing(1), 0);
+        index.apply(kept(warm(&uid, &node, "registry.test/app:v1")), standing(1), 0);
         index.open(n, &node, &hello(1, &[]), 0);
     }
     words(&mut index);
@@ -43,7 +43,7 @@ fn one_node_finds_out_for_all_that_credentials_are_wrong() {
     // Once the secrets are others, one node tries at once.
     let mut paid = standing(1);
     paid.identities[0].secrets = vec!["another".into()];
-    index.apply(Arc::new(warm("u3", "n3", "registry.test/app:v1")), paid, 400);
+    index.apply(kept(warm("u3", "n3", "registry.test/app:v1")), paid, 400);
     words(&mut index);
     index.message(3, &request("u3"), 400);
     assert_eq!(words(&mut index), ["3 resolve u3"]);

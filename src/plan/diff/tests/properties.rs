@@ -102,7 +102,7 @@ fn any_world() -> impl Strategy<Value = World> {
                 }
             };
             World {
-                warms: warms.into_iter().map(Arc::new).collect(),
+                warms: warms.iter().map(kept).collect(),
                 revisions: revisions.into_iter().map(Arc::new).collect(),
                 images: images.into_iter().map(Arc::new).collect(),
                 nodes: nodes.into_iter().map(node).collect(),
@@ -143,7 +143,7 @@ proptest! {
         let plan = world.plan(10_000);
         prop_assert_eq!(plan.recheck_at, None);
         world.apply(&plan, 10_000);
-        world.warms.retain(|warm| warm.metadata.deletion_timestamp.is_none());
+        world.warms.retain(|warm| !warm.is_going());
 
         let facts: Vec<_> =
             world.nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
@@ -155,20 +155,20 @@ proptest! {
                 facts.iter().filter(fits).map(move |node| (image, node.name))
             }) {
                 let ordered = world.warms.iter().any(|warm| {
-                    warm.spec.node_name == node && wanted.is(&reference(&warm.spec.image))
+                    &*warm.node_name == node && wanted.is(&reference(&warm.image))
                 });
                 prop_assert!(ordered, "{:?} on {node} for {:?}", wanted, one.by);
             }
         }
         for warm in world.warms.iter().filter(|warm| warm.is_managed()) {
-            let image = reference(&warm.spec.image);
+            let image = reference(&warm.image);
             let wanted = asked.asking.iter().any(|one| {
                 one.is_routable() && one.demand.images.iter().any(|one| one.is(&image))
             });
             prop_assert!(wanted, "{}", brief(warm));
-            prop_assert!(facts.iter().any(|node| node.name == warm.spec.node_name), "{}", brief(warm));
+            prop_assert!(facts.iter().any(|node| node.name == &*warm.node_name), "{}", brief(warm));
         }
-        let names: BTreeSet<_> = world.warms.iter().map(|warm| &warm.metadata.name).collect();
+        let names: BTreeSet<_> = world.warms.iter().map(|warm| &warm.name).collect();
         prop_assert_eq!(names.len(), world.warms.len());
     }
 }

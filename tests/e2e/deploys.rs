@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use imagewarm::api::{MANAGED_BY, MANAGED_BY_LABEL, Reason};
 use serde_json::json;
 
-use crate::world::{World, containers};
+use crate::world::{Audited, World, containers};
 
 crate::tests![
     every_image_reaches_every_node,
@@ -17,6 +17,7 @@ crate::tests![
     dry_run_creates_nothing,
     a_refused_revision_leaves_no_orphans,
     deleting_the_configuration_deletes_its_image_warms,
+    what_goes_with_its_configuration_is_not_made_again,
     a_deleted_revision_is_collected_and_hand_made_orders_stay,
 ];
 
@@ -240,6 +241,42 @@ async fn deleting_the_configuration_deletes_its_image_warms(world: &World) -> Re
             Ok(world.warms(&namespace).await?.is_empty().then_some(()))
         })
         .await
+}
+
+/// The garbage collector takes a Configuration's ImageWarms one by one, and its Revision last at
+/// times: none of them is made again, and pulled again, just to be deleted.
+async fn what_goes_with_its_configuration_is_not_made_again(world: &World) -> Result<()> {
+    let namespace = world.namespace("going").await?;
+    let app = world.push("going", "v1").await?;
+    world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
+    let all = world.all_ready(&namespace, 3).await?;
+    world.hold_configuration(&namespace, "hello", true).await?;
+    world.delete_configuration(&namespace, "hello").await?;
+    let asked = || -> Result<usize> {
+        let audited = world.audited()?;
+        let looks = audited.iter().filter(|one| one.resource == "configurations");
+        Ok(looks.filter(|one| one.namespace == namespace && one.status == 200).count())
+    };
+    let before = asked()?;
+    world.delete_image_warm(all.first().context("an ImageWarm")?).await?;
+    world
+        .eventually("the leader asks for the Configuration", async || {
+            Ok((asked()? > before).then_some(()))
+        })
+        .await?;
+    world.hold_configuration(&namespace, "hello", false).await?;
+    world
+        .eventually("everything goes", async || {
+            Ok(world.warms(&namespace).await?.is_empty().then_some(()))
+        })
+        .await?;
+    let audited = world.audited()?;
+    let created = |one: &&Audited| {
+        one.verb == "create" && one.resource == "imagewarms" && one.namespace == namespace
+    };
+    let created = audited.iter().filter(created).count();
+    ensure!(created == 3, "{created} ImageWarms were created, of which 3 are wanted");
+    Ok(())
 }
 
 async fn a_deleted_revision_is_collected_and_hand_made_orders_stay(world: &World) -> Result<()> {

@@ -168,6 +168,15 @@ impl World {
         Ok(())
     }
 
+    /// Keeps a Configuration, once deleted, from going; or lets it go.
+    pub async fn hold_configuration(&self, namespace: &str, name: &str, hold: bool) -> Result<()> {
+        let finalizers = hold.then_some(["tests.example/held"]);
+        let body = json!({"metadata": {"finalizers": finalizers}});
+        let configurations = configurations(self.client(), namespace);
+        configurations.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
     pub async fn delete_revision(&self, namespace: &str, name: &str) -> Result<()> {
         let revisions: Api<Revision> = Api::namespaced(self.client(), namespace);
         revisions.delete(name, &Default::default()).await?;

@@ -22,6 +22,10 @@ use crate::image::Reference;
 /// Creation times are cut to full seconds: an object may be this much younger than it says.
 const TRUNCATION: Duration = Duration::from_secs(1);
 
+/// A fan-out whose orders still appear is waited for, at most so many times the patience with one
+/// of which none does: nodes that join one after another must not be put off for ever.
+const FAN_OUT_MOST: u32 = 30;
+
 /// Everything that the plan depends on, from one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
@@ -136,7 +140,7 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
         }
         let young_until = match &one.by {
             Asker::Image(image) if !is_of_revision(image) => Timestamp::MIN,
-            _ => created(metadata, patience.fan_out + TRUNCATION),
+            _ => left_to_fan_out_until(one, observed.orders, patience),
         };
         let origin = Origin::of(&one.by);
         for wanted in &one.demand.images {
@@ -167,6 +171,21 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
     plan.over_limit = refused.map(|(namespace, count)| (namespace.to_owned(), count)).collect();
     collect(observed, patience, now, &mut plan);
     plan
+}
+
+/// Until when a Revision is left to the webhook's fan-out: for a while, and longer while its orders
+/// still appear. With thousands of nodes a fan-out takes seconds, and a second one beside it would
+/// only make it slower.
+fn left_to_fan_out_until(one: &Asking, orders: &Orders<'_>, patience: Patience) -> Timestamp {
+    let revision = one.by.metadata();
+    let patience_ends = created(revision, patience.fan_out + TRUNCATION);
+    let namespace = one.by.namespace();
+    let images = one.demand.images.iter();
+    let newest = images.filter_map(|image| orders.of(namespace, image).newest()).max();
+    let still_appearing = newest.map_or(Timestamp::MIN, |newest| {
+        ripe(Some(newest), patience.fan_out + TRUNCATION)
+    });
+    patience_ends.max(still_appearing.min(created(revision, patience.fan_out * FAN_OUT_MOST)))
 }
 
 impl Plan {

@@ -3,13 +3,21 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use k8s_openapi::jiff::Timestamp;
+
 use super::demand::WantedImage;
 use super::diff::Repair;
 use crate::api::{ConditionStatus, KeptWarm, Reason};
 use crate::image::Reference;
 
-/// Orders for one image, by node. Hand-made ones may stand beside ours.
-type OnNodes<'a> = HashMap<&'a str, Vec<&'a KeptWarm>>;
+/// Orders for one image.
+#[derive(Debug, Default)]
+struct OnNodes<'a> {
+    /// By node. Hand-made ones may stand beside ours.
+    by_node: HashMap<&'a str, Vec<&'a KeptWarm>>,
+    /// When the last of them was made.
+    newest: Option<Timestamp>,
+}
 
 /// All ImageWarms, and by namespace and image those that are not being deleted.
 #[derive(Debug)]
@@ -29,7 +37,8 @@ impl<'a> Orders<'a> {
             let Some(image) = image.clone() else { continue };
             let key = (&*warm.namespace, image);
             let on_nodes = by_image.entry(key).or_default();
-            on_nodes.entry(&*warm.node_name).or_default().push(warm);
+            on_nodes.by_node.entry(&*warm.node_name).or_default().push(warm);
+            on_nodes.newest = on_nodes.newest.max(warm.created);
         }
         Orders { all, by_image }
     }
@@ -69,11 +78,11 @@ pub(super) enum State<'a> {
 
 impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
     fn named(&self, node: &str) -> &'o [&'a KeptWarm] {
-        self.by_name.and_then(|orders| orders.get(node)).map_or(&[], Vec::as_slice)
+        self.by_name.and_then(|orders| orders.by_node.get(node)).map_or(&[], Vec::as_slice)
     }
 
     fn exact(&self, node: &str) -> &'o [&'a KeptWarm] {
-        self.by_digest.and_then(|orders| orders.get(node)).map_or(&[], Vec::as_slice)
+        self.by_digest.and_then(|orders| orders.by_node.get(node)).map_or(&[], Vec::as_slice)
     }
 
     /// What has to be made so that `node` gets the wanted image, if anything.
@@ -114,9 +123,14 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
         state
     }
 
+    /// When the last order for it was made.
+    pub(super) fn newest(&self) -> Option<Timestamp> {
+        self.by_name.into_iter().chain(self.by_digest).filter_map(|orders| orders.newest).max()
+    }
+
     /// Nodes with any order for it.
     pub(super) fn nodes(&self) -> impl Iterator<Item = &'a str> + use<'o, 'a> {
-        self.by_name.into_iter().chain(self.by_digest).flat_map(|orders| orders.keys().copied())
+        self.by_name.into_iter().chain(self.by_digest).flat_map(|orders| orders.by_node.keys().copied())
     }
 }
 

@@ -412,3 +412,22 @@ fn kinds_of_repair() {
     let kinds: Vec<_> = world.plan(1000).create.iter().map(|one| one.repair).collect();
     assert_eq!(kinds, [Repair::Missing, Repair::NewNode]);
 }
+
+#[test]
+fn a_fan_out_at_work_is_not_helped_along() {
+    let asked = revision("r-1", 100, &["app:v1", "side:v1"]);
+    let plan = |newest, now| {
+        let orders = [warm(&asked, "app:v1", "a", 101), warm(&asked, "app:v1", "b", newest)];
+        World::new(&["a", "b"], &[&asked], &orders).plan(now)
+    };
+    let missing = ["side:v1 on a", "side:v1 on b"];
+    // Patience with one that makes nothing ends after three seconds.
+    assert_eq!(created(&plan(101, 105)), missing);
+    let waits = plan(104, 105);
+    assert!(idle(&waits));
+    assert_eq!(waits.recheck_at, Some(at(107)));
+    assert_eq!(created(&plan(104, 107)), missing);
+    // However long orders go on to appear, it ends some time.
+    assert!(idle(&plan(158, 159)));
+    assert_eq!(created(&plan(159, 160)), missing);
+}

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use serde_json::{Value, json};
-use xtask::cluster::NAMESPACE;
+use xtask::cluster::{Imagewarm, NAMESPACE};
 use xtask::ports::Port;
 use xtask::process::{Process, Program};
 use xtask::wait::wait_for;
@@ -26,13 +26,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, controller) = Stage::new(0).await?;
     stage.plain_nodes((1..=10).map(|number| format!("plain-{number}")).collect()).await?;
     let baseline = Baseline::start(&stage).await?;
-    let name = format!("imagewarm-webhook.{NAMESPACE}.svc");
-    let address = controller.webhook().context("a controller has a webhook")?;
-    let body = review_of_three_images()?;
-    let target = |address| Target::new(address, &name, &stage.cluster.dispatch_ca_file(), &body);
-    let (ours, theirs) = (target(address)?, target(baseline.port.address())?);
-    wait_for(DEADLINE, "the baseline to answer", async || theirs.ask_once().await.ok()).await?;
-    ours.ask_once().await?;
+    let (ours, theirs) = baseline.targets(&stage, &controller, &review_of_three_images()?).await?;
 
     let duration = Duration::from_secs(scale.pick(3, 10));
     let (mut p50, mut p99, mut saturated) =
@@ -53,6 +47,13 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// The same without effect: nothing is fanned out.
+pub fn dry_run() -> Result<Vec<u8>> {
+    let mut review: Value = serde_json::from_slice(&review_of_three_images()?)?;
+    review["request"]["dryRun"] = json!(true);
+    Ok(serde_json::to_vec(&review)?)
+}
+
 fn review_of_three_images() -> Result<Vec<u8>> {
     let mut review: Value = serde_json::from_slice(REVIEW)?;
     let containers = review.pointer_mut("/request/object/spec/containers");
@@ -70,13 +71,14 @@ fn review_of_three_images() -> Result<Vec<u8>> {
 }
 
 /// The server that only says `allowed`, with the webhook's own certificate.
-struct Baseline {
+pub struct Baseline {
     port: Port,
     _process: Process,
 }
 
 impl Baseline {
-    async fn start(stage: &Stage) -> Result<Baseline> {
+    /// With the certificate that the stage's controllers have.
+    pub async fn start(stage: &Stage) -> Result<Baseline> {
         let secrets: Api<Secret> = Api::namespaced(stage.cluster.client(), NAMESPACE);
         let data = secrets.get("imagewarm-certs").await?.data.unwrap_or_default();
         let folder = stage.cluster.folder();
@@ -91,5 +93,22 @@ impl Baseline {
             .arg("--noop-key")
             .arg(folder.join("tls.key"));
         Ok(Baseline { _process: Process::start("noop", program, folder)?, port })
+    }
+
+    /// The controller and this server, to be asked `body`; both have answered it once.
+    pub async fn targets(
+        &self,
+        stage: &Stage,
+        controller: &Imagewarm,
+        body: &[u8],
+    ) -> Result<(Target, Target)> {
+        let name = format!("imagewarm-webhook.{NAMESPACE}.svc");
+        let address = controller.webhook().context("a controller has a webhook")?;
+        let ca = stage.cluster.dispatch_ca_file();
+        let ours = Target::new(address, &name, &ca, body)?;
+        let theirs = Target::new(self.port.address(), &name, &ca, body)?;
+        wait_for(DEADLINE, "the baseline to answer", async || theirs.ask_once().await.ok()).await?;
+        ours.ask_once().await?;
+        Ok((ours, theirs))
     }
 }

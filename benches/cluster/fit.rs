@@ -5,18 +5,20 @@ use std::fmt::Write as _;
 use crate::report::shown;
 
 /// A measurement over a growing number.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Curve {
     /// What was measured, with its unit.
     pub name: String,
     /// The number, and what was measured for it.
     pub points: Vec<(f64, f64)>,
+    /// What it is compared with.
+    pub baseline: Option<Box<Curve>>,
 }
 
 impl Curve {
     /// One without points.
     pub fn new(name: impl Into<String>) -> Curve {
-        Curve { name: name.into(), points: Vec::new() }
+        Curve { name: name.into(), points: Vec::new(), baseline: None }
     }
 
     /// The exponent `p` of `a · x^p`, by least squares over the logarithms: 1 is linear.

@@ -182,9 +182,8 @@ fn left_to_fan_out_until(one: &Asking, orders: &Orders<'_>, patience: Patience) 
     let namespace = one.by.namespace();
     let images = one.demand.images.iter();
     let newest = images.filter_map(|image| orders.of(namespace, image).newest()).max();
-    let still_appearing = newest.map_or(Timestamp::MIN, |newest| {
-        ripe(Some(newest), patience.fan_out + TRUNCATION)
-    });
+    let still_appearing =
+        newest.map_or(Timestamp::MIN, |newest| ripe(Some(newest), patience.fan_out + TRUNCATION));
     patience_ends.max(still_appearing.min(created(revision, patience.fan_out * FAN_OUT_MOST)))
 }
 

@@ -130,7 +130,10 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
 
     /// Nodes with any order for it.
     pub(super) fn nodes(&self) -> impl Iterator<Item = &'a str> + use<'o, 'a> {
-        self.by_name.into_iter().chain(self.by_digest).flat_map(|orders| orders.by_node.keys().copied())
+        self.by_name
+            .into_iter()
+            .chain(self.by_digest)
+            .flat_map(|orders| orders.by_node.keys().copied())
     }
 }
 

@@ -24,8 +24,10 @@ use crate::stage::{DEADLINE, Stage, milliseconds, seconds};
 /// when that many requests are under way.
 const FEW_SEATS: [&str; 2] = ["--max-requests-inflight=40", "--max-mutating-requests-inflight=20"];
 /// Accounts that flood the API server, and the requests that each of them has in flight.
-const CROWD: usize = 20;
-const LISTS: usize = 6;
+const CROWD: usize = 10;
+const LISTS: usize = 2;
+/// A fan-out that is not done by then counts as done: in favour of the baseline, which may never be.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The API server decides anew every ten seconds how many seats are lent and to whom.
 const LENT: Duration = Duration::from_secs(12);
 /// Where the other accounts are at home.
@@ -43,7 +45,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (nodes, rounds) = (scale.pick(200, 500), scale.pick(3, 9));
     let names: Vec<String> = (0..nodes).map(|at| format!("plain-{at:05}")).collect();
     stage.plain_nodes(names).await?;
-    let others = others(&stage, scale.pick(2_000, 4_000)).await?;
+    let others = others(&stage, scale.pick(500, 1_000)).await?;
     let mut refused = 0;
 
     let (mut p50, mut p99) = (Series::default(), Series::default());
@@ -179,7 +181,7 @@ async fn get(client: &Client, path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Seconds from a Revision to its last ImageWarm, and lists of the flood in each of them.
+/// Seconds from a Revision to its last ImageWarm, [`PATIENCE`] at most, and lists of the flood in each of them.
 async fn flooded(
     stage: &Stage,
     flood: &Flood,
@@ -190,7 +192,11 @@ async fn flooded(
     let mut appearing = stage.watch(namespace).await?;
     let (began, answers) = (Instant::now(), flood.answers());
     revisions.create("app-00001", &["registry.example.com/team/app:v1"]).await?;
-    let took = seconds(began, appearing.count(nodes).await?);
+    let last = match tokio::time::timeout(PATIENCE, appearing.count(nodes)).await {
+        Ok(last) => last?,
+        Err(_) => Instant::now(),
+    };
+    let took = seconds(began, last);
     Ok((took, (flood.answers() - answers) / took))
 }
 

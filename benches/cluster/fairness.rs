@@ -1,7 +1,6 @@
 //! Whether a fan-out and other accounts leave each other room in an API server that has few seats:
 //! with the FlowSchema and priority level of `deploy/`, beside the same without them.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -46,23 +45,19 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let names: Vec<String> = (0..nodes).map(|at| format!("plain-{at:05}")).collect();
     stage.plain_nodes(names).await?;
     let others = others(&stage, scale.pick(500, 1_000)).await?;
-    let mut refused = 0;
+    let mut turns = Turns { stage: &stage, shipped: true, refused: 0 };
 
     let (mut p50, mut p99) = (Series::default(), Series::default());
     let account = others.first().context("no other account")?;
-    for round in 0..=rounds {
-        let before = stage.throttled()?;
-        place(&stage, true).await?;
-        let ours = small(&stage, account, &format!("beside-ours-{round}"), nodes).await?;
-        refused += stage.throttled()? - before;
-        place(&stage, false).await?;
-        let without = small(&stage, account, &format!("beside-{round}"), nodes).await?;
-        // The first round opens connections and does not count.
-        if round > 0 {
-            for (series, share) in [(&mut p50, 0.5), (&mut p99, 0.99)] {
-                let of = |times: &[f64]| percentile(times, share).context("nothing was asked");
-                series.round(of(&ours)?, of(&without)?);
-            }
+    // The first opens connections and does not count.
+    small(&stage, account, "beside", nodes).await?;
+    for round in 0..rounds {
+        let measure =
+            async |name: &str| small(&stage, account, &format!("beside-{name}"), nodes).await;
+        let (ours, without) = turns.both(round, measure).await?;
+        for (series, share) in [(&mut p50, 0.5), (&mut p99, 0.99)] {
+            let of = |times: &[f64]| percentile(times, share).context("nothing was asked");
+            series.round(of(&ours)?, of(&without)?);
         }
     }
     let name = "small requests of another account during a fan-out";
@@ -70,14 +65,12 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     report.add(format!("{name}, p99"), "ms", p99, Limit::RatioOrAdded(1.1, 5.0));
 
     let flood = Flood::start(&others);
+    tokio::time::sleep(LENT).await;
     let (mut times, mut lists) = (Series::default(), Series::default());
     for round in 0..rounds {
-        let before = stage.throttled()?;
-        place(&stage, true).await?;
-        let ours = flooded(&stage, &flood, &format!("flooded-ours-{round}"), nodes).await?;
-        refused += stage.throttled()? - before;
-        place(&stage, false).await?;
-        let without = flooded(&stage, &flood, &format!("flooded-{round}"), nodes).await?;
+        let measure =
+            async |name: &str| flooded(&stage, &flood, &format!("flooded-{name}"), nodes).await;
+        let (ours, without) = turns.both(round, measure).await?;
         times.round(ours.0, without.0);
         lists.round(ours.1, without.1);
     }
@@ -87,31 +80,65 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     report.add(name, "s", times, Limit::Ratio(1.0));
     report.add("lists that the flood got meanwhile", "lists/s", lists, Limit::None);
     let name = "answers 429 to the controller in its own flow";
-    report.add(name, "answers", Series::one(refused as f64), Limit::Most(0.0));
+    report.add(name, "answers", Series::one(turns.refused as f64), Limit::Most(0.0));
     Ok(())
 }
 
-/// Applies what is shipped for the controller's flow, or takes it away; returns when the API server
-/// goes by it.
-async fn place(stage: &Stage, shipped: bool) -> Result<()> {
-    let file: PathBuf = xtask::workspace().join("deploy/controller/flow.yaml");
-    if shipped {
-        stage.cluster.apply_manifests(&file, Some).await?;
-    } else {
-        for object in manifests::read(&file)? {
-            manifests::delete(&stage.cluster.client(), &object).await?;
+/// With what is shipped for the controller's flow, and without.
+struct Turns<'a> {
+    stage: &'a Stage,
+    shipped: bool,
+    /// Answers of 429 to the controller with what is shipped.
+    refused: usize,
+}
+
+impl Turns<'_> {
+    /// Measures both, with what is shipped first in each other round: half of the changes are saved.
+    async fn both<T>(
+        &mut self,
+        round: usize,
+        measure: impl AsyncFn(&str) -> Result<T>,
+    ) -> Result<(T, T)> {
+        let mut found = [None, None];
+        for shipped in [round % 2 == 0, round % 2 == 1] {
+            self.change(shipped).await?;
+            let before = self.stage.throttled()?;
+            let name = if shipped { "shipped" } else { "without" };
+            found[usize::from(shipped)] = Some(measure(&format!("{name}-{round}")).await?);
+            if shipped {
+                self.refused += self.stage.throttled()? - before;
+            }
         }
+        let [without, ours] = found;
+        ours.zip(without).context("one of two was not measured")
     }
-    let wanted = if shipped { "imagewarm" } else { "service-accounts" };
-    let client = stage.cluster.client_for(NAMESPACE, CONTROLLER_ACCOUNT).await?;
-    wait_for(DEADLINE, "the API server to know the controller's flow", async || {
-        let (schema, _) = stage.cluster.flow_of(&client, "/version").await.ok()??;
-        (schema == wanted).then_some(())
-    })
-    .await?;
-    // Until then the seats are shared out as they were before.
-    tokio::time::sleep(LENT).await;
-    Ok(())
+
+    /// Applies what is shipped, or takes it away; returns when the API server goes by it.
+    async fn change(&mut self, shipped: bool) -> Result<()> {
+        if self.shipped == shipped {
+            return Ok(());
+        }
+        let cluster = &self.stage.cluster;
+        let file = xtask::workspace().join("deploy/controller/flow.yaml");
+        if shipped {
+            cluster.apply_manifests(&file, Some).await?;
+        } else {
+            for object in manifests::read(&file)? {
+                manifests::delete(&cluster.client(), &object).await?;
+            }
+        }
+        let wanted = if shipped { "imagewarm" } else { "service-accounts" };
+        let client = cluster.client_for(NAMESPACE, CONTROLLER_ACCOUNT).await?;
+        wait_for(DEADLINE, "the API server to know the controller's flow", async || {
+            let (schema, _) = cluster.flow_of(&client, "/version").await.ok()??;
+            (schema == wanted).then_some(())
+        })
+        .await?;
+        // Until then the seats are shared out as they were before.
+        tokio::time::sleep(LENT).await;
+        self.shipped = shipped;
+        Ok(())
+    }
 }
 
 /// Accounts that may read the ImageWarms of a namespace with so many in it.

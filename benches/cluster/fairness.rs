@@ -100,7 +100,8 @@ impl Turns<'_> {
         measure: impl AsyncFn(&str) -> Result<T>,
     ) -> Result<(T, T)> {
         let mut found = [None, None];
-        for shipped in [round % 2 == 0, round % 2 == 1] {
+        let first = round.is_multiple_of(2);
+        for shipped in [first, !first] {
             self.change(shipped).await?;
             let before = self.stage.throttled()?;
             let name = if shipped { "shipped" } else { "without" };

@@ -77,9 +77,9 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         let value = sum(&metrics(&with.cluster.client()).await?, metric, "");
         report.add(name, unit, Series::one(value), Limit::Most(0.0));
     }
-    let of_ours = r#"flow_schema="service-accounts""#;
+    let of_ours = r#"flow_schema="imagewarm""#;
     let waited = sum(&metrics(&with.cluster.client()).await?, WAITED, of_ours);
-    let name = "time that requests of service accounts waited for their turn";
+    let name = "time that the controller's requests waited for their turn";
     report.add(name, "s", Series::one(waited), Limit::None);
     drop(warmers);
     selector_watches(&without, &names, rounds, ours, report).await

@@ -5,6 +5,7 @@
 mod admission;
 mod api_server;
 mod deploys;
+mod fairness;
 mod fake_warmers;
 mod fan_out;
 mod fit;
@@ -77,6 +78,7 @@ benchmarks![
     fan_out,
     fake_warmers,
     api_server,
+    fairness,
     deploys,
     herd,
     memory,

@@ -49,6 +49,15 @@ impl Stage {
         Ok((stage, controller))
     }
 
+    /// The same, without a node, on an API server with further flags.
+    pub async fn with_api_server(flags: &[&str]) -> Result<(Stage, Arc<Imagewarm>)> {
+        let options = Options { nodes: 0, ..Options::default() };
+        let stage = Stage { cluster: Cluster::start_with(options, flags).await? };
+        let controller = stage.controller("controller-1").await?;
+        stage.admission_answers().await?;
+        Ok((stage, controller))
+    }
+
     /// Starts a controller and waits until it is ready.
     pub async fn controller(&self, name: &str) -> Result<Arc<Imagewarm>> {
         self.controller_with(name, &[]).await

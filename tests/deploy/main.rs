@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+mod flow;
 mod overlays;
 mod program;
 #[path = "../rights/mod.rs"]
@@ -126,7 +127,9 @@ fn every_object_is_labelled_and_in_its_namespace() {
         "CustomResourceDefinition",
         "ClusterRole",
         "ClusterRoleBinding",
+        "FlowSchema",
         "MutatingWebhookConfiguration",
+        "PriorityLevelConfiguration",
         "ValidatingWebhookConfiguration",
     ];
     let mut seen = BTreeSet::new();

@@ -14,6 +14,7 @@ mod containerd;
 mod convergence;
 mod deploys;
 mod failures;
+mod flow;
 mod herd;
 mod hostile;
 mod images;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         bad_traffic::TESTS,
         bounds::TESTS,
         herd::TESTS,
+        flow::TESTS,
         commands::TESTS,
         pod_security::TESTS,
         containerd::TESTS,

@@ -43,8 +43,8 @@ pub(super) struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts etcd and the API server, and waits until it is ready.
-    pub(super) async fn start(programs: &Programs, sandbox: &Path) -> Result<Self> {
+    /// Starts etcd and the API server, with these further flags, and waits until it is ready.
+    pub(super) async fn start(programs: &Programs, sandbox: &Path, flags: &[&str]) -> Result<Self> {
         let folder = sandbox.join("control-plane");
         fs::create_dir_all(&folder)?;
         let authority = Authority::new("imagewarm development cluster")?;
@@ -64,7 +64,7 @@ impl ControlPlane {
         };
         plane.start_etcd(programs, sandbox)?;
         plane.write_credentials()?;
-        plane.start_api_server(programs, sandbox).await?;
+        plane.start_api_server(programs, sandbox, flags).await?;
         Ok(plane)
     }
 
@@ -140,7 +140,12 @@ impl ControlPlane {
         })
     }
 
-    async fn start_api_server(&mut self, programs: &Programs, sandbox: &Path) -> Result<()> {
+    async fn start_api_server(
+        &mut self,
+        programs: &Programs,
+        sandbox: &Path,
+        flags: &[&str],
+    ) -> Result<()> {
         let file = |name: &str| self.folder.join(name).display().to_string();
         let issuer = "https://kubernetes.default.svc";
         let program = Program::new(&programs.kube_apiserver)
@@ -164,7 +169,8 @@ impl ControlPlane {
             .arg(format!("--audit-policy-file={}", file("audit-policy.yaml")))
             .arg(format!("--audit-log-path={}", self.audit_log.display()))
             // Never begins a new file: tests read all of it.
-            .arg("--audit-log-maxsize=100000");
+            .arg("--audit-log-maxsize=100000")
+            .args(flags);
         let process = Process::start("kube-apiserver", program, sandbox)?;
         let client = client_from(&self.kubeconfig).await?;
         process

@@ -21,6 +21,7 @@ mod containerd;
 mod control_plane;
 mod cri_images;
 mod crio;
+mod flow;
 mod imagewarm;
 mod kubelet;
 pub mod manifests;
@@ -111,6 +112,11 @@ pub struct Cluster {
 impl Cluster {
     /// Prepares the programs if need be, starts everything and waits until it works.
     pub async fn start(options: Options) -> Result<Self> {
+        Self::start_with(options, &[]).await
+    }
+
+    /// The same with further flags for the API server.
+    pub async fn start_with(options: Options, api_server: &[&str]) -> Result<Self> {
         if !prerequisites::is_root() {
             bail!("the development cluster runs dockerd and must be started as root");
         }
@@ -126,7 +132,7 @@ impl Cluster {
             anyhow::Ok((plain, tls))
         };
         let (control_plane, (registry_plain, registry_tls)) =
-            tokio::try_join!(ControlPlane::start(&programs, &folder), registries)?;
+            tokio::try_join!(ControlPlane::start(&programs, &folder, api_server), registries)?;
         let (webhook, dispatch) = (Forwarder::new()?, Forwarder::new()?);
         let background = Background::start(&[webhook.clone(), dispatch.clone()])?;
         let registry_proxy = RegistryProxy::new(&registry_plain.address)?;

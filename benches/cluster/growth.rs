@@ -9,9 +9,9 @@ use xtask::cluster::Imagewarm;
 
 use crate::Scale;
 use crate::fit::{Curve, chart};
-use crate::process::anonymous_bytes;
+use crate::process::{anonymous_bytes, cpu_nanoseconds};
 use crate::report::{Limit, Report, Series, median};
-use crate::stage::{DEADLINE, Stage, cpu_seconds, seconds};
+use crate::stage::{DEADLINE, Stage, seconds};
 
 /// Images grow on so many nodes.
 const NODES_FOR_IMAGES: usize = 100;
@@ -136,13 +136,13 @@ impl Growth {
             let images: Vec<&str> = images.iter().map(String::as_str).collect();
             let revisions = stage.namespace(&name).await?;
             let mut appearing = stage.watch(&revisions.namespace).await?;
-            let (used, began) = (cpu_seconds(controller.pid())?, Instant::now());
+            let (used, began) = (cpu_nanoseconds(controller.pid())?, Instant::now());
             revisions.create("app-00001", &images).await?;
             let last = appearing.count(images.len() * nodes).await?;
             times.push(seconds(began, last));
             // The leader still looks at what was made.
             tokio::time::sleep(Duration::from_secs(1)).await;
-            cpu += cpu_seconds(controller.pid())? - used;
+            cpu += (cpu_nanoseconds(controller.pid())? - used) / 1e9;
 
             let others = stage.namespace(&format!("raw-{name}")).await?;
             let began = Instant::now();
@@ -155,7 +155,6 @@ impl Growth {
         self.steps += 1;
         self.time.points.push((number as f64, median(&times).context("no round")?));
         self.raw.points.push((number as f64, median(&raw).context("no round")?));
-        // Linux counts hundredths of a second: over all rounds together they are fine enough.
         self.cpu.points.push((number as f64, cpu / rounds as f64));
         self.taken.0 += fresh_memory(stage, &format!("after-{}", self.steps)).await? - before.0;
         self.taken.1 += stored_bytes(stage).await? - before.1;

@@ -94,18 +94,28 @@ struct Order {
     /// Changes with what the pull could be paid with.
     identity_mark: u64,
     known_size_bytes: u64,
-    /// Since when it has been waiting on the node, or pulling: by this clock, not the node's.
-    queued_since: Option<i64>,
-    pulling_since: Option<i64>,
-    progress_written: Option<i64>,
-    /// The stream that waits for credentials; asked for once, however often it asks.
-    asked: Option<SessionId>,
     /// What the last pull could be paid with, and how often something new was found after it.
     purse: Purse,
     hurried: u64,
+    /// While it is asked for: most orders are settled.
+    pull: Option<Box<Pull>>,
+}
+
+/// A pull that waits or runs. Times are of this clock, not the node's.
+#[derive(Debug, Default)]
+struct Pull {
+    queued_since: Option<i64>,
+    running_since: Option<i64>,
+    progress_written: Option<i64>,
+    /// The stream that waits for credentials; asked for once, however often it asks.
+    asked: Option<SessionId>,
 }
 
 impl Order {
+    fn pull(&mut self) -> &mut Pull {
+        self.pull.get_or_insert_default()
+    }
+
     fn key(&self) -> canaries::Key {
         (self.warm.namespace.to_string(), self.image.clone())
     }
@@ -222,7 +232,8 @@ impl Index {
                 return;
             }
         };
-        let old = self.orders.remove(&uid);
+        let mut old = self.orders.remove(&uid);
+        let pull = old.as_mut().and_then(|old| old.pull.take());
         let (image, known_size_bytes) = self.sizes.note(image, &warm, old.is_none());
         let hurried = old.as_ref().map_or(0, |old| old.hurried);
         let identity_mark = identity_mark(&warm, &standing).wrapping_add(hurried);
@@ -248,11 +259,8 @@ impl Index {
             standing,
             identity_mark,
             known_size_bytes,
-            queued_since: old.as_ref().and_then(|old| old.queued_since),
-            pulling_since: old.as_ref().and_then(|old| old.pulling_since),
-            progress_written: old.as_ref().and_then(|old| old.progress_written),
-            asked: old.as_ref().and_then(|old| old.asked),
             purse: old.as_ref().map_or(Purse::Unknown, |old| old.purse),
+            pull,
             hurried,
         };
         let node = self.node(&order.warm.node_name, now);
@@ -314,7 +322,7 @@ impl Index {
         for uid in &uids {
             if pulling.contains(&**uid) {
                 if let Some(order) = self.orders.get_mut(uid) {
-                    order.pulling_since = order.pulling_since.or(Some(now));
+                    order.pull().running_since.get_or_insert(now);
                     self.grants.hold(uid, order.image.domain());
                     let key = order.key();
                     self.open_for_all(&key, now);
@@ -378,7 +386,7 @@ impl Index {
         };
         match message {
             FromWarmer::PullRequest(_) => {
-                if order.asked == Some(session) {
+                if order.pull.as_ref().is_some_and(|pull| pull.asked == Some(session)) {
                     return;
                 }
                 let key = order.key();
@@ -430,7 +438,9 @@ impl Index {
         let refused = found.as_ref().is_err_and(|no| no.reason != Reason::SecretMissing);
         if let Some(order) = self.orders.get_mut(job.uid.as_str()) {
             order.purse = self.unpaid.purse(&found);
-            order.asked = order.asked.filter(|asked| *asked != job.session);
+            if let Some(pull) = &mut order.pull {
+                pull.asked.take_if(|asked| *asked == job.session);
+            }
         }
         if self.orders.contains_key(job.uid.as_str())
             && self.sessions.contains_key(&job.session)
@@ -488,8 +498,8 @@ impl Index {
     /// The pull has a place: look for its credentials.
     fn start(&mut self, uid: &str, session: SessionId, now: i64) {
         let Some(order) = self.orders.get_mut(uid) else { return };
-        order.pulling_since = Some(now);
-        order.asked = Some(session);
+        let pull = order.pull();
+        (pull.running_since, pull.asked) = (Some(now), Some(session));
         let job = order.credential_job(uid, session);
         self.effects.push(Effect::Resolve(job));
     }
@@ -497,8 +507,7 @@ impl Index {
     /// The pull is over, or was never begun: whoever waited for its place starts.
     fn end_pull(&mut self, uid: &str, now: i64) {
         if let Some(order) = self.orders.get_mut(uid) {
-            (order.queued_since, order.pulling_since, order.progress_written) = (None, None, None);
-            order.asked = None;
+            order.pull = None;
             let released = self.canaries.ended(&order.key(), uid, None, now);
             self.release(released, now);
         }
@@ -510,15 +519,17 @@ impl Index {
 
 /// Whether this progress is worth a write.
 fn is_due(order: &mut Order, progress: &protocol::Progress, now: i64) -> bool {
-    let since = if progress.queued { &mut order.queued_since } else { &mut order.pulling_since };
+    let told = progress.queued && order.warm.reason() == Some(Reason::Queued);
+    let pull = order.pull();
+    let since = if progress.queued { &mut pull.queued_since } else { &mut pull.running_since };
     let since = *since.get_or_insert(now);
-    if progress.queued && order.warm.reason() == Some(Reason::Queued) {
+    if told {
         return false;
     }
     let due = now - since >= QUIET_MS
-        && order.progress_written.is_none_or(|last| now - last >= PROGRESS_EVERY_MS);
+        && pull.progress_written.is_none_or(|last| now - last >= PROGRESS_EVERY_MS);
     if due {
-        order.progress_written = Some(now);
+        pull.progress_written = Some(now);
     }
     due
 }

@@ -13,10 +13,18 @@ use crate::image::Reference;
 /// Orders for one image.
 #[derive(Debug, Default)]
 struct OnNodes<'a> {
-    /// By node. Hand-made ones may stand beside ours.
-    by_node: HashMap<&'a str, Vec<&'a KeptWarm>>,
+    /// Ordered by node. Hand-made ones may stand beside ours.
+    by_node: Vec<&'a KeptWarm>,
     /// When the last of them was made.
     newest: Option<Timestamp>,
+}
+
+impl<'a> OnNodes<'a> {
+    fn on(&self, node: &str) -> &[&'a KeptWarm] {
+        let from = self.by_node.partition_point(|warm| &*warm.node_name < node);
+        let rest = &self.by_node[from..];
+        &rest[..rest.partition_point(|warm| &*warm.node_name == node)]
+    }
 }
 
 /// All ImageWarms, and by namespace and image those that are not being deleted.
@@ -37,8 +45,13 @@ impl<'a> Orders<'a> {
             let Some(image) = image.clone() else { continue };
             let key = (&*warm.namespace, image);
             let on_nodes = by_image.entry(key).or_default();
-            on_nodes.by_node.entry(&*warm.node_name).or_default().push(warm);
+            on_nodes.by_node.push(warm);
             on_nodes.newest = on_nodes.newest.max(warm.created);
+        }
+        for on_nodes in by_image.values_mut() {
+            on_nodes
+                .by_node
+                .sort_unstable_by(|a, b| (&a.node_name, &a.name).cmp(&(&b.node_name, &b.name)));
         }
         Orders { all, by_image }
     }
@@ -78,11 +91,11 @@ pub(super) enum State<'a> {
 
 impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
     fn named(&self, node: &str) -> &'o [&'a KeptWarm] {
-        self.by_name.and_then(|orders| orders.by_node.get(node)).map_or(&[], Vec::as_slice)
+        self.by_name.map_or(&[], |orders| orders.on(node))
     }
 
     fn exact(&self, node: &str) -> &'o [&'a KeptWarm] {
-        self.by_digest.and_then(|orders| orders.by_node.get(node)).map_or(&[], Vec::as_slice)
+        self.by_digest.map_or(&[], |orders| orders.on(node))
     }
 
     /// What has to be made so that `node` gets the wanted image, if anything.
@@ -133,7 +146,7 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
         self.by_name
             .into_iter()
             .chain(self.by_digest)
-            .flat_map(|orders| orders.by_node.keys().copied())
+            .flat_map(|orders| orders.by_node.iter().map(|warm| &*warm.node_name))
     }
 }
 

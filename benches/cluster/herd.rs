@@ -18,12 +18,12 @@ const WITHOUT: [&str; 3] =
 /// Rows: seconds until the last node holds the image, and answers of 429, with and without.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     const AT_ONCE: usize = 10;
-    let nodes = scale.pick(150, 300);
+    let nodes = scale.pick(60, 300);
     let (stage, mut controller) = Stage::new(0).await?;
     let gate = Arc::new(Gate::of(AT_ONCE));
     let _warmers = FakeWarmers::connect_to(&stage, nodes, Some(gate.clone())).await?;
     let (mut time, mut refused) = (Series::default(), Series::default());
-    for round in 0..scale.pick(3, 5) {
+    for round in 0..scale.pick(2, 5) {
         let mut measured = vec![];
         for (name, flags) in [("with", &[][..]), ("without", &WITHOUT)] {
             controller.terminate(DEADLINE).await?;

@@ -9,6 +9,7 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::post;
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tracing::{debug, info, warn};
@@ -57,6 +58,15 @@ pub fn router(reviewer: Reviewer, limits: BodyLimits) -> Router {
     Router::new()
         .route("/mutate", on(Path::Mutate))
         .route("/validate", on(Path::Validate))
+        .fallback(async |request: HttpRequest| {
+            let path = request.uri().path();
+            let message = format!("nothing is served at {path:?}: it must be /mutate or /validate");
+            refusal(StatusCode::NOT_FOUND, "NotFound", &message)
+        })
+        .method_not_allowed_fallback(async |request: HttpRequest| {
+            let message = format!("the method is {}: it must be POST", request.method());
+            refusal(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &message)
+        })
         .with_state(Webhook { reviewer, limits })
 }
 
@@ -139,19 +149,23 @@ fn tell(path: Path, verdict: Verdict, request: &Request<'_>) {
 fn written(response: &Response) -> HttpResponse {
     match response.to_json() {
         Ok(json) => ([(CONTENT_TYPE, "application/json")], json).into_response(),
-        Err(_) => http::StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
 fn malformed(error: &ReviewError) -> HttpResponse {
     let source = std::error::Error::source(error).map(|source| format!(": {source}"));
+    let message = format!("{error}{}", source.unwrap_or_default());
+    refusal(error.status(), "BadRequest", &message)
+}
+
+/// A metav1.Status, as the API server's own refusals are.
+fn refusal(code: StatusCode, reason: &str, message: &str) -> HttpResponse {
     let status = serde_json::json!({
         "apiVersion": "v1", "kind": "Status", "status": "Failure",
-        "code": error.status().as_u16(), "reason": "BadRequest",
-        "message": format!("{error}{}", source.unwrap_or_default()),
+        "code": code.as_u16(), "reason": reason, "message": message,
     });
-    let json = [(CONTENT_TYPE, "application/json")];
-    (error.status(), json, status.to_string()).into_response()
+    (code, [(CONTENT_TYPE, "application/json")], status.to_string()).into_response()
 }
 
 #[cfg(test)]

@@ -28,9 +28,7 @@ use crate::tap::Tap;
 /// runtime's own pull, and what of it is not the runtime's.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, _controller) = Stage::new(1).await?;
-    // Without CRI-O: it tells protocols apart by how a connection's first bytes arrive, and so does
-    // not take a connection that something stands in.
-    for node in nodes(&stage).await?.into_iter().take(2) {
+    for node in nodes(&stage).await? {
         of_node(&stage, &node, scale, report).await.context(node.runtime_name())?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use serde_json::{Value, json};
-use xtask::cluster::NAMESPACE;
+use xtask::cluster::{Imagewarm, NAMESPACE};
 use xtask::ports::Port;
 use xtask::process::{Process, Program};
 use xtask::wait::wait_for;
@@ -26,13 +26,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, controller) = Stage::new(0).await?;
     stage.plain_nodes((1..=10).map(|number| format!("plain-{number}")).collect()).await?;
     let baseline = Baseline::start(&stage).await?;
-    let name = format!("imagewarm-webhook.{NAMESPACE}.svc");
-    let address = controller.webhook().context("a controller has a webhook")?;
-    let body = review_of_three_images()?;
-    let target = |address| Target::new(address, &name, &stage.cluster.dispatch_ca_file(), &body);
-    let (ours, theirs) = (target(address)?, target(baseline.port.address())?);
-    wait_for(DEADLINE, "the baseline to answer", async || theirs.ask_once().await.ok()).await?;
-    ours.ask_once().await?;
+    let (ours, theirs) = baseline.beside(&stage, &controller, false).await?;
 
     let duration = Duration::from_secs(scale.pick(3, 10));
     let (mut p50, mut p99, mut saturated) =
@@ -53,8 +47,9 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn review_of_three_images() -> Result<Vec<u8>> {
+fn review_of_three_images(dry_run: bool) -> Result<Vec<u8>> {
     let mut review: Value = serde_json::from_slice(REVIEW)?;
+    review["request"]["dryRun"] = json!(dry_run);
     let containers = review.pointer_mut("/request/object/spec/containers");
     let containers = containers.and_then(Value::as_array_mut).context("no containers")?;
     let one = containers.first().cloned().context("no container")?;
@@ -70,13 +65,14 @@ fn review_of_three_images() -> Result<Vec<u8>> {
 }
 
 /// The server that only says `allowed`, with the webhook's own certificate.
-struct Baseline {
+pub struct Baseline {
     port: Port,
     _process: Process,
 }
 
 impl Baseline {
-    async fn start(stage: &Stage) -> Result<Baseline> {
+    /// Starts it.
+    pub async fn start(stage: &Stage) -> Result<Baseline> {
         let secrets: Api<Secret> = Api::namespaced(stage.cluster.client(), NAMESPACE);
         let data = secrets.get("imagewarm-certs").await?.data.unwrap_or_default();
         let folder = stage.cluster.folder();
@@ -91,5 +87,24 @@ impl Baseline {
             .arg("--noop-key")
             .arg(folder.join("tls.key"));
         Ok(Baseline { _process: Process::start("noop", program, folder)?, port })
+    }
+
+    /// This replica and the baseline, both to be asked the same, once both answer. A dry run is
+    /// answered like any other call, but nothing is made of it.
+    pub async fn beside(
+        &self,
+        stage: &Stage,
+        controller: &Imagewarm,
+        dry_run: bool,
+    ) -> Result<(Target, Target)> {
+        let name = format!("imagewarm-webhook.{NAMESPACE}.svc");
+        let address = controller.webhook().context("a controller has a webhook")?;
+        let body = review_of_three_images(dry_run)?;
+        let target =
+            |address| Target::new(address, &name, &stage.cluster.dispatch_ca_file(), &body);
+        let (ours, theirs) = (target(address)?, target(self.port.address())?);
+        wait_for(DEADLINE, "the baseline to answer", async || theirs.ask_once().await.ok()).await?;
+        ours.ask_once().await?;
+        Ok((ours, theirs))
     }
 }

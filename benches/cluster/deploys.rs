@@ -1,18 +1,36 @@
 //! A busy hour: many Revisions in a few seconds on many nodes with warmers, beside raw creates of
-//! as many ImageWarms.
+//! as many ImageWarms; what admission takes meanwhile; and how soon what was dropped is repaired.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use kube::Client;
 use serde_json::Value;
+use xtask::cluster::Imagewarm;
 use xtask::http_get::http_get;
+use xtask::wait::wait_for;
 
 use crate::Scale;
+use crate::admission::Baseline;
 use crate::fake_warmers::FakeWarmers;
-use crate::report::{Limit, Report, Series};
-use crate::stage::{Stage, seconds};
+use crate::load::Target;
+use crate::report::{Limit, Report, Series, median, percentile};
+use crate::stage::{Appearing, DEADLINE, Revisions, Stage, seconds};
 
-/// Rows: seconds to the last ImageWarm; what the fan-out queue had no place for.
+/// Between one Revision and the next.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Admission calls in a second beside the deploys: enough for a p99, and no load.
+const CALLS: u32 = 25;
+/// Revisions of a namespace that the controller of the repairs takes at admission in a minute.
+const TAKEN: usize = 5;
+/// Revisions of that round; what is not taken is dropped.
+const OFFERED: usize = 15;
+/// How late what was dropped may be.
+const REPAIRED: f64 = 5.0;
+
+/// Rows: seconds to the last ImageWarm; admission's p99 meanwhile; what the fan-out dropped, what of
+/// it was late, and how long the repair of what is dropped on purpose takes.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, controller) = Stage::new(0).await?;
     let (nodes, deploys) = scale.pick((100, 30), (300, 100));
@@ -21,53 +39,176 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     warmers.hold(true);
     let client = stage.as_controller().await?;
     let others: Vec<String> = (0..nodes).map(|at| format!("no-node-{at:05}")).collect();
-    let mut series = Series::default();
-    let pause = Duration::from_millis(100);
+    let noop = Baseline::start(&stage).await?;
+    let asked = noop.beside(&stage, &controller, true).await?;
+    let lasting = PAUSE * deploys as u32;
+
+    let (mut series, mut idle, mut busy) =
+        (Series::default(), Series::default(), Series::default());
+    let (mut dropped, mut late) = (0.0, 0);
     for round in 0..scale.pick(2, 3) {
+        p99(&asked, lasting, &mut idle).await?;
+        let before = drops(&controller).await?;
         let revisions = stage.namespace(&format!("deploys-{round}")).await?;
         let mut appearing = stage.watch(&revisions.namespace).await?;
         let began = Instant::now();
-        let create = async {
-            let mut due = tokio::time::interval(pause);
-            for number in 0..deploys {
-                due.tick().await;
-                let image = format!("registry.example.com/team/app-{round}-{number}:v1");
-                revisions.create(&format!("app-{number:05}"), &[&image]).await?;
-            }
-            anyhow::Ok(())
-        };
-        let (created, last) = tokio::join!(create, appearing.count(nodes * deploys));
-        created?;
-        let ours = seconds(began, last?);
+        let (made, last, called) = tokio::join!(
+            deploy(&revisions, deploys, PAUSE),
+            last_of_each(&mut appearing, nodes * deploys),
+            p99(&asked, lasting, &mut busy),
+        );
+        (made?, called?);
+        let last = last?;
+        let ours = last.values().map(|last| seconds(began, *last)).fold(0.0, f64::max);
 
         let raw = stage.namespace(&format!("raw-{round}")).await?;
         let began = Instant::now();
-        let create = async {
-            for number in 0..deploys {
-                // Not before the Revision would have been there.
-                tokio::time::sleep_until((began + pause * number as u32).into()).await;
-                let image = format!("registry.example.com/team/raw-{number}:v1");
-                raw.raw_creates(&client, &image, &others).await?;
-            }
-            anyhow::Ok(())
-        };
-        create.await?;
-        series.round(ours, seconds(began, Instant::now()));
+        for number in 0..deploys {
+            // Not before the Revision would have been there.
+            tokio::time::sleep_until((began + PAUSE * number as u32).into()).await;
+            let image = format!("registry.example.com/team/raw-{number}:v1");
+            raw.raw_creates(&client, &image, &others).await?;
+        }
+        let raw = seconds(began, Instant::now());
+        series.round(ours, raw);
+        let of_round = drops(&controller).await? - before;
+        dropped += of_round;
+        // Without a drop nothing was left to repair, however long it took.
+        late += usize::from(of_round > 0.0 && ours > raw + REPAIRED);
     }
-    let seconds = pause.as_secs_f64() * deploys as f64;
+    let seconds = lasting.as_secs_f64();
     let name =
         format!("{deploys} Revisions in {seconds} s on {nodes} nodes, until the last ImageWarm");
     report.add(name, "s", series, Limit::Ratio(1.3));
-    let health = controller.health().context("no health port")?;
-    let (_, metrics) = http_get(health, "/metrics").await?;
-    let dropped = metric(&metrics, "imagewarm_webhook_dropped_sightings_total");
-    if let Some(dropped) = dropped {
-        report.add("Revisions left to the leader", "Revisions", Series::one(dropped), Limit::None);
-    }
+    let name = format!("admission at {CALLS}/s during these, p99");
+    report.add(name, "ms", busy, Limit::RatioOrAdded(1.3, 1.0));
+    let name = format!("admission at {CALLS}/s before these, p99");
+    report.add(name, "ms", idle, Limit::None);
+    report.add("Revisions left to the leader", "Revisions", Series::one(dropped), Limit::None);
+    let name = "rounds with such that were over 5 s later than raw creates";
+    report.add(name, "rounds", Series::one(late as f64), Limit::Most(0.0));
     let events = stage.cluster.audit_events()?;
     let failed = events.iter().filter(|event| failed_create(event)).count() as f64;
     report.add("ImageWarm creates that failed", "creates", Series::one(failed), Limit::Most(0.0));
+
+    controller.terminate(DEADLINE).await?;
+    repairs(&stage, &client, &others, report).await
+}
+
+/// Revisions that the fan-out has no place for, a few seconds apart, so that none waits for another.
+async fn repairs(
+    stage: &Stage,
+    client: &Client,
+    others: &[String],
+    report: &mut Report,
+) -> Result<()> {
+    let taken = TAKEN.to_string();
+    let flags = ["--fan-out-queue", "1", "--fan-out-per-minute", &taken];
+    let controller = stage.controller_with("controller-2", &flags).await?;
+    stage.connected(&controller, others.len()).await?;
+    wait_for(DEADLINE, "the controller to lead", async || {
+        (metric(&controller, "imagewarm_leading").await.ok()? > 0.0).then_some(())
+    })
+    .await?;
+
+    let raw = stage.namespace("raw-repairs").await?;
+    let mut creates = Vec::new();
+    for number in 0..3 {
+        let image = format!("registry.example.com/team/raw-{number}:v1");
+        let began = Instant::now();
+        raw.raw_creates(client, &image, others).await?;
+        creates.push(seconds(began, Instant::now()));
+    }
+    let raw = median(&creates).context("no raw creates")?;
+
+    let before = drops(&controller).await?;
+    let revisions = stage.namespace("repairs").await?;
+    let mut appearing = stage.watch(&revisions.namespace).await?;
+    let pause = Duration::from_secs_f64(f64::max(1.0, raw * 2.0));
+    let (made, last) = tokio::join!(
+        deploy(&revisions, OFFERED, pause),
+        last_of_each(&mut appearing, others.len() * OFFERED),
+    );
+    let (made, last) = (made?, last?);
+    let dropped = drops(&controller).await? - before;
+    ensure!(dropped > 0.0, "nothing was dropped, so no repair was measured");
+    let mut took = Vec::new();
+    for (app, made) in &made {
+        let last = last.get(app).with_context(|| format!("no ImageWarm of {app}"))?;
+        took.push(seconds(*made, *last));
+    }
+    let late = took.iter().filter(|took| **took > raw + REPAIRED).count() as f64;
+    // The first of the namespace are taken.
+    let took = took.split_off(TAKEN);
+    let slowest =
+        Series { ours: vec![took.iter().copied().fold(0.0, f64::max)], baseline: creates };
+    let name = format!("{OFFERED} Revisions, of which the fan-out drops, by force");
+    report.add(name, "Revisions", Series::one(dropped), Limit::None);
+    let typical = Series { ours: took, baseline: slowest.baseline.clone() };
+    let name = "a Revision that was dropped, until its last ImageWarm";
+    report.add(name, "s", typical, Limit::None);
+    report.add("the slowest of these", "s", slowest, Limit::Added(REPAIRED));
+    let name = "of these, dropped and not repaired within 5 s";
+    report.add(name, "Revisions", Series::one(late), Limit::Most(0.0));
     Ok(())
+}
+
+/// Creates Revisions, each of an image of its own; returns when each was asked for.
+async fn deploy(
+    revisions: &Revisions,
+    count: usize,
+    pause: Duration,
+) -> Result<BTreeMap<String, Instant>> {
+    let mut due = tokio::time::interval(pause);
+    let mut made = BTreeMap::new();
+    for number in 0..count {
+        due.tick().await;
+        let app = format!("app-{number:05}");
+        let image = format!("registry.example.com/team/{app}:v1");
+        made.insert(app.clone(), Instant::now());
+        revisions.create(&app, &[&image]).await?;
+    }
+    Ok(made)
+}
+
+/// When the last ImageWarm of each image was seen; their names begin with what the image is called.
+async fn last_of_each(
+    appearing: &mut Appearing,
+    count: usize,
+) -> Result<BTreeMap<String, Instant>> {
+    let mut last = BTreeMap::new();
+    let tell = |name: &str, seen| {
+        let app = name.split_once("-v1-").map_or(name, |(app, _)| app);
+        last.insert(app.to_owned(), seen);
+    };
+    appearing.each(count, tell).await?;
+    Ok(last)
+}
+
+/// Calls the webhook and the server that does nothing in the same moments.
+async fn p99(
+    (ours, theirs): &(Target, Target),
+    duration: Duration,
+    series: &mut Series,
+) -> Result<()> {
+    let (ours, theirs) =
+        tokio::try_join!(ours.at_rate(CALLS, duration), theirs.at_rate(CALLS, duration))?;
+    let p99 = |times: &[f64]| percentile(times, 0.99).context("no call was made");
+    series.round(p99(&ours)?, p99(&theirs)?);
+    Ok(())
+}
+
+/// Revisions that were seen at admission and not taken, so far.
+async fn drops(controller: &Imagewarm) -> Result<f64> {
+    metric(controller, "imagewarm_webhook_dropped_sightings_total").await
+}
+
+async fn metric(controller: &Imagewarm, name: &str) -> Result<f64> {
+    let health = controller.health().context("no health port")?;
+    let (_, text) = http_get(health, "/metrics").await?;
+    let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no {name}"));
+    Ok(value?.parse()?)
 }
 
 fn failed_create(event: &Value) -> bool {
@@ -76,9 +217,4 @@ fn failed_create(event: &Value) -> bool {
         && event["objectRef"]["resource"] == "imagewarms"
         && code >= 400
         && code != 409
-}
-
-fn metric(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    line.rsplit(' ').next()?.parse().ok()
 }

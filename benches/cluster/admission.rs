@@ -26,7 +26,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, controller) = Stage::new(0).await?;
     stage.plain_nodes((1..=10).map(|number| format!("plain-{number}")).collect()).await?;
     let baseline = Baseline::start(&stage).await?;
-    let (ours, theirs) = baseline.targets(&stage, &controller, &review_of_three_images()?).await?;
+    let (ours, theirs) = baseline.beside(&stage, &controller, false).await?;
 
     let duration = Duration::from_secs(scale.pick(3, 10));
     let (mut p50, mut p99, mut saturated) =
@@ -47,15 +47,9 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The same without effect: nothing is fanned out.
-pub fn dry_run() -> Result<Vec<u8>> {
-    let mut review: Value = serde_json::from_slice(&review_of_three_images()?)?;
-    review["request"]["dryRun"] = json!(true);
-    Ok(serde_json::to_vec(&review)?)
-}
-
-fn review_of_three_images() -> Result<Vec<u8>> {
+fn review_of_three_images(dry_run: bool) -> Result<Vec<u8>> {
     let mut review: Value = serde_json::from_slice(REVIEW)?;
+    review["request"]["dryRun"] = json!(dry_run);
     let containers = review.pointer_mut("/request/object/spec/containers");
     let containers = containers.and_then(Value::as_array_mut).context("no containers")?;
     let one = containers.first().cloned().context("no container")?;
@@ -77,7 +71,7 @@ pub struct Baseline {
 }
 
 impl Baseline {
-    /// With the certificate that the stage's controllers have.
+    /// Starts it.
     pub async fn start(stage: &Stage) -> Result<Baseline> {
         let secrets: Api<Secret> = Api::namespaced(stage.cluster.client(), NAMESPACE);
         let data = secrets.get("imagewarm-certs").await?.data.unwrap_or_default();
@@ -95,18 +89,20 @@ impl Baseline {
         Ok(Baseline { _process: Process::start("noop", program, folder)?, port })
     }
 
-    /// The controller and this server, to be asked `body`; both have answered it once.
-    pub async fn targets(
+    /// This replica and the baseline, both to be asked the same, once both answer. A dry run is
+    /// answered like any other call, but nothing is made of it.
+    pub async fn beside(
         &self,
         stage: &Stage,
         controller: &Imagewarm,
-        body: &[u8],
+        dry_run: bool,
     ) -> Result<(Target, Target)> {
         let name = format!("imagewarm-webhook.{NAMESPACE}.svc");
         let address = controller.webhook().context("a controller has a webhook")?;
-        let ca = stage.cluster.dispatch_ca_file();
-        let ours = Target::new(address, &name, &ca, body)?;
-        let theirs = Target::new(self.port.address(), &name, &ca, body)?;
+        let body = review_of_three_images(dry_run)?;
+        let target =
+            |address| Target::new(address, &name, &stage.cluster.dispatch_ca_file(), &body);
+        let (ours, theirs) = (target(address)?, target(self.port.address())?);
         wait_for(DEADLINE, "the baseline to answer", async || theirs.ask_once().await.ok()).await?;
         ours.ask_once().await?;
         Ok((ours, theirs))

@@ -2,20 +2,28 @@
 //! the design that was rejected, where each node watches its own ImageWarms.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt as _;
 use imagewarm::api::ImageWarm;
-use kube::api::WatchParams;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use kube::api::{WatchEvent, WatchParams};
 use kube::{Api, Client};
+use serde_json::Value;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use xtask::cluster::Cluster;
+use xtask::wait::wait_for;
 
 use crate::Scale;
 use crate::fake_warmers::{FakeWarmers, is_write};
-use crate::report::{Limit, Report, Series};
-use crate::stage::{CONCURRENCY, Stage, cpu_seconds};
+use crate::report::{Limit, Report, Series, median};
+use crate::stage::{CONCURRENCY, DEADLINE, Revisions, Stage, cpu_seconds};
 
 /// Watchers that the API server gave up because they were too slow.
 const DROPPED: &str = "apiserver_terminated_watchers_total";
@@ -28,20 +36,19 @@ const DELIVERED: &str = "apiserver_watch_events_total";
 /// How long the last events of a fan-out may still be worked on; the same for all that is compared.
 /// Statuses are written two seconds after a pull's begin at the earliest: they are no part of this.
 const SETTLE: Duration = Duration::from_millis(500);
+/// After a write, until its events are counted.
+const QUIET: Duration = Duration::from_millis(300);
 
 /// Rows: CPU of the API server beside that without warmers, and beside that with a watch for each
 /// node; watches that it dropped; deliveries of each write; time that our requests had to wait.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (count, rounds) = (scale.pick(300, 1_000), scale.pick(3, 9));
     // Two clusters, so that rounds take turns although warmers stay connected.
-    let (mut without, _controller) = Stage::new(0).await?;
+    let (without, idle) = Stage::new(0).await?;
     let names: Vec<String> = (0..count).map(|at| format!("fake-{at:05}")).collect();
     without.plain_nodes(names.clone()).await?;
-    let (mut with, _controller) = Stage::new(0).await?;
+    let (with, _controller) = Stage::new(0).await?;
     let mut warmers = FakeWarmers::connect(&with, count).await?;
-    // Its garbage collector watches everything too: without it, what is delivered is ours.
-    with.cluster.stop_controller_manager();
-    without.cluster.stop_controller_manager();
 
     let mut cpu = Series::default();
     let mut deliveries = Series::default();
@@ -57,19 +64,12 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         // The first round opens connections and does not count.
         if round > 0 {
             cpu.round(ours.cpu, baseline.cpu);
-            // One watch is this program's, which waits for the last.
-            deliveries.ours.push(ours.deliveries - 1.0);
+            deliveries.ours.push(ours.deliveries);
         }
     }
     let ours = cpu.ours.clone();
     let name = format!("API-server CPU of a fan-out with {count} connected warmers, or none");
     report.add(name, "s", cpu, Limit::Ratio(1.2));
-    report.add(
-        "watch deliveries for each write, one replica",
-        "events",
-        deliveries,
-        Limit::Most(1.0),
-    );
     for (name, unit, metric) in [
         ("watches that the API server dropped", "watches", DROPPED),
         ("requests that priority and fairness rejected", "requests", REJECTED),
@@ -82,7 +82,43 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let name = "time that the controller's requests waited for their turn";
     report.add(name, "s", Series::one(waited), Limit::None);
     drop(warmers);
-    selector_watches(&without, &names, rounds, ours, report).await
+    selector_watches(&without, &names, rounds, ours, report).await?;
+
+    // The same writes with nobody there but the control plane: what is left are imagewarm's.
+    idle.terminate(DEADLINE).await?;
+    let others = Series { ours: others(&without, &names).await?, baseline: Vec::new() };
+    let theirs = median(&others.ours).context("no round without a replica")?;
+    deliveries.ours.iter_mut().for_each(|all| *all -= theirs);
+    let name = "watch deliveries for each write, one replica";
+    report.add(name, "events", deliveries, Limit::Most(1.0));
+    let name = "the same with no replica: to kube-controller-manager";
+    report.add(name, "events", others, Limit::None);
+    Ok(())
+}
+
+/// Watch deliveries for each write, of raw creates in a cluster where no imagewarm runs any more.
+async fn others(stage: &Stage, nodes: &[String]) -> Result<Vec<f64>> {
+    let client = stage.cluster.client();
+    // Nobody is there to answer for them, and creates would be refused.
+    let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    mutating.delete("imagewarm", &Default::default()).await?;
+    let validating: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    validating.delete("imagewarm", &Default::default()).await?;
+    // The API server learns of it by a watch of its own.
+    let namespace = stage.namespace("probe").await?;
+    let probe = nodes.get(..1).context("no node")?;
+    wait_for(DEADLINE, "creates without admission", async || {
+        namespace.raw_creates(&client, &image(0), probe).await.ok()
+    })
+    .await?;
+    let mut deliveries = Vec::new();
+    for round in 0..3 {
+        let (client, image) = (&client, image(round));
+        let raw = async |to: &Revisions| to.raw_creates(client, &image, nodes).await;
+        let cost = measured(stage, &format!("nobody-{round}"), nodes.len(), raw).await?;
+        deliveries.push(cost.deliveries);
+    }
+    Ok(deliveries)
 }
 
 /// The rejected design: the same fan-out while each node watches for itself.
@@ -98,21 +134,19 @@ async fn selector_watches(
     let listed = warms.list_metadata(&Default::default()).await?;
     let since = listed.metadata.resource_version.context("a list without resourceVersion")?;
     let mut watches = JoinSet::new();
-    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(CONCURRENCY));
+    let (places, open) = (Arc::new(Semaphore::new(CONCURRENCY)), Arc::new(AtomicUsize::new(0)));
     for node in nodes {
-        let (warms, since, places) = (warms.clone(), since.clone(), places.clone());
         let only = WatchParams::default().fields(&format!("spec.nodeName={node}"));
-        watches.spawn(async move {
-            let opening = places.acquire_owned().await?;
-            let mut events = Box::pin(warms.watch(&only, &since).await?);
-            drop(opening);
-            while events.try_next().await?.is_some() {}
-            anyhow::Ok(())
-        });
+        let (warms, since) = (warms.clone(), since.clone());
+        watches.spawn(watch_node(warms, only, since, places.clone(), open.clone()));
     }
     let before = sum(&metrics(&client).await?, DROPPED, "");
     let mut series = Series::default();
     for round in 0..=rounds {
+        wait_for(DEADLINE, "each node's watch to be open", async || {
+            (open.load(Ordering::Relaxed) == nodes.len()).then_some(())
+        })
+        .await?;
         let cost = fan_out(stage, &format!("watched-{round}"), 1_000 + round, nodes.len()).await?;
         if let Some(ours) = round.checked_sub(1).and_then(|at| ours.get(at)) {
             series.round(cost.cpu, *ours);
@@ -127,10 +161,49 @@ async fn selector_watches(
     Ok(())
 }
 
+/// Watches one node's ImageWarms until it is ended. The API server ends watches as it likes; the
+/// next goes on from there.
+async fn watch_node(
+    warms: Api<ImageWarm>,
+    only: WatchParams,
+    mut since: String,
+    places: Arc<Semaphore>,
+    open: Arc<AtomicUsize>,
+) -> Result<()> {
+    loop {
+        let opening = places.acquire().await?;
+        let events = warms.watch(&only, &since).await;
+        drop(opening);
+        let mut lost = events.is_err();
+        if let Ok(events) = events {
+            let mut events = Box::pin(events);
+            open.fetch_add(1, Ordering::Relaxed);
+            while let Ok(Some(event)) = events.try_next().await {
+                let seen = match event {
+                    WatchEvent::Added(warm)
+                    | WatchEvent::Modified(warm)
+                    | WatchEvent::Deleted(warm) => warm.metadata.resource_version,
+                    WatchEvent::Bookmark(mark) => Some(mark.metadata.resource_version),
+                    WatchEvent::Error(_) => {
+                        lost = true;
+                        break;
+                    }
+                };
+                since = seen.unwrap_or(since);
+            }
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
+        if lost {
+            let now = warms.list_metadata(&Default::default()).await?.metadata.resource_version;
+            since = now.context("a list without resourceVersion")?;
+        }
+    }
+}
+
 /// What the API server did for one fan-out.
 struct Cost {
     cpu: f64,
-    /// Events for each write.
+    /// Events for each write, without those to this program's own watch, which waits for the last.
     deliveries: f64,
 }
 
@@ -140,22 +213,63 @@ fn image(round: usize) -> String {
 }
 
 async fn fan_out(stage: &Stage, namespace: &str, round: usize, count: usize) -> Result<Cost> {
+    let image = image(round);
+    let create = async |to: &Revisions| to.create("app-00001", &[&image]).await;
+    measured(stage, namespace, count, create).await
+}
+
+async fn measured(
+    stage: &Stage,
+    namespace: &str,
+    count: usize,
+    create: impl AsyncFnOnce(&Revisions) -> Result<()>,
+) -> Result<Cost> {
     let revisions = stage.namespace(namespace).await?;
     let mut appearing = stage.watch(namespace).await?;
     let client = stage.cluster.client();
     let server = api_server(&stage.cluster)?;
-    let delivered = async || anyhow::Ok(sum(&metrics(&client).await?, DELIVERED, "imagewarms"));
-    let (events, before) = (delivered().await?, cpu_seconds(server)?);
-    revisions.create("app-00001", &[&image(round)]).await?;
+    let before = Deliveries::settled(stage, &client, namespace).await?;
+    let cpu = cpu_seconds(server)?;
+    create(&revisions).await?;
     appearing.count(count).await?;
     tokio::time::sleep(SETTLE).await;
-    let cpu = cpu_seconds(server)? - before;
-    let writes = stage.cluster.audit_events()?;
-    let writes = writes.iter().filter(|event| is_write(event, namespace)).count();
-    let delivered = delivered().await? - events;
+    let cpu = cpu_seconds(server)? - cpu;
+    let after = Deliveries::settled(stage, &client, namespace).await?;
+    let (delivered, own) = (after.delivered - before.delivered, after.own);
     // This program's own watch is sent each: none at all means that the metric was misread.
-    ensure!(delivered > 0.0 && writes > 0, "{delivered} events of {writes} writes");
-    Ok(Cost { cpu, deliveries: delivered / writes as f64 })
+    ensure!(delivered > 0.0 && own > 0.0, "{delivered} events of {own} writes");
+    Ok(Cost { cpu, deliveries: (delivered - own) / (after.all - before.all) })
+}
+
+/// Writes of ImageWarms so far, and what watches were sent of them. What is written in other
+/// namespaces meanwhile is delivered too, but not to this program's own watch.
+struct Deliveries {
+    delivered: f64,
+    all: f64,
+    own: f64,
+}
+
+impl Deliveries {
+    /// Both numbers of one moment: while nothing is written.
+    async fn settled(stage: &Stage, client: &Client, namespace: &str) -> Result<Deliveries> {
+        wait_for(DEADLINE, "a moment without writes", async || {
+            let (before, _) = writes(&stage.cluster.audit_events().ok()?, namespace);
+            tokio::time::sleep(QUIET).await;
+            let delivered = sum(&metrics(client).await.ok()?, DELIVERED, "imagewarms");
+            let (all, own) = writes(&stage.cluster.audit_events().ok()?, namespace);
+            (all == before).then_some(Deliveries { delivered, all, own })
+        })
+        .await
+    }
+}
+
+/// Writes of ImageWarms so far: in all namespaces, and in this one.
+fn writes(events: &[Value], namespace: &str) -> (f64, f64) {
+    let there = events.iter().filter_map(|event| {
+        let there = event["objectRef"]["namespace"].as_str()?;
+        is_write(event, there).then_some(there == namespace)
+    });
+    there.fold((0.0, 0.0), |(all, own), here| (all + 1.0, own + f64::from(u8::from(here))))
 }
 
 /// The process that serves the cluster's port.

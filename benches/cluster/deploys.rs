@@ -1,7 +1,7 @@
 //! A busy hour: many Revisions in a few seconds on many nodes with warmers, beside raw creates of
-//! as many ImageWarms; what admission takes meanwhile; and the same while most Revisions are left
-//! to the leader.
+//! as many ImageWarms; what admission takes meanwhile; and how soon what was dropped is repaired.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,119 +9,207 @@ use kube::Client;
 use serde_json::Value;
 use xtask::cluster::Imagewarm;
 use xtask::http_get::http_get;
+use xtask::wait::wait_for;
 
 use crate::Scale;
-use crate::admission::{Baseline, dry_run};
+use crate::admission::Baseline;
 use crate::fake_warmers::FakeWarmers;
-use crate::report::{Limit, Report, Series, percentile};
-use crate::stage::{DEADLINE, Stage, seconds};
+use crate::load::Target;
+use crate::report::{Limit, Report, Series, median, percentile};
+use crate::stage::{Appearing, DEADLINE, Revisions, Stage, seconds};
 
-/// Between two Revisions.
+/// Between one Revision and the next.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Admission calls in a second beside those of the Revisions.
-const CALLS: u32 = 50;
-/// Of all Revisions of a namespace within a minute, where most are to be left to the leader.
-const FEW: &str = "5";
+/// Admission calls in a second beside the deploys: enough for a p99, and no load.
+const CALLS: u32 = 25;
+/// Revisions of a namespace that the controller of the repairs takes at admission in a minute.
+const TAKEN: usize = 5;
+/// Revisions of that round; what is not taken is dropped.
+const OFFERED: usize = 15;
+/// How late what was dropped may be.
+const REPAIRED: f64 = 5.0;
 
-/// Rows: seconds to the last ImageWarm, and p99 of admission meanwhile; what the fan-out left to the
-/// leader, and how long that took longer.
+/// Rows: seconds to the last ImageWarm; admission's p99 meanwhile; what the fan-out dropped, what of
+/// it was late, and how long the repair of what is dropped on purpose takes.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, controller) = Stage::new(0).await?;
     let (nodes, deploys) = scale.pick((100, 30), (300, 100));
     let warmers = FakeWarmers::connect(&stage, nodes).await?;
     // Pulls are another benchmark's.
     warmers.hold(true);
-    let hour = Hour::new(&stage, nodes, deploys).await?;
+    let client = stage.as_controller().await?;
+    let others: Vec<String> = (0..nodes).map(|at| format!("no-node-{at:05}")).collect();
     let noop = Baseline::start(&stage).await?;
-    let (webhook, baseline) = noop.targets(&stage, &controller, &dry_run()?).await?;
-    let (mut series, mut p99) = (Series::default(), Series::default());
-    let lasts = PAUSE * deploys as u32;
+    let asked = noop.beside(&stage, &controller, true).await?;
+    let lasting = PAUSE * deploys as u32;
+
+    let (mut series, mut idle, mut busy) =
+        (Series::default(), Series::default(), Series::default());
+    let (mut dropped, mut late) = (0.0, 0);
     for round in 0..scale.pick(2, 3) {
-        let namespace = format!("deploys-{round}");
-        // Both at once: what else the machine does slows both.
-        let (ours, asked, beside) = tokio::join!(
-            hour.deploys(&namespace),
-            webhook.at_rate(CALLS, lasts),
-            baseline.at_rate(CALLS, lasts),
+        p99(&asked, lasting, &mut idle).await?;
+        let before = drops(&controller).await?;
+        let revisions = stage.namespace(&format!("deploys-{round}")).await?;
+        let mut appearing = stage.watch(&revisions.namespace).await?;
+        let began = Instant::now();
+        let (made, last, called) = tokio::join!(
+            deploy(&revisions, deploys, PAUSE),
+            last_of_each(&mut appearing, nodes * deploys),
+            p99(&asked, lasting, &mut busy),
         );
-        let of = |times: Vec<f64>| percentile(&times, 0.99).context("no call was made");
-        p99.round(of(asked?)?, of(beside?)?);
-        series.round(ours?, hour.raw_creates(&format!("raw-{round}")).await?);
-    }
-    let what = format!("{deploys} Revisions in {} s on {nodes} nodes", lasts.as_secs_f64());
-    report.add(format!("{what}, until the last ImageWarm"), "s", series, Limit::Ratio(1.3));
-    report.add("admission meanwhile, p99", "ms", p99, Limit::RatioOrAdded(1.3, 1.0));
-    let left = left_to_the_leader(&controller).await?;
-    report.add("Revisions left to the leader", "Revisions", Series::one(left), Limit::None);
+        made?;
+        called?;
+        let last = last?;
+        let ours = last.values().map(|last| seconds(began, *last)).fold(0.0, f64::max);
 
-    controller.terminate(DEADLINE).await?;
-    let flags = ["--fan-out-per-minute", FEW];
-    let controller = stage.controller_with("controller-2", &flags).await?;
-    stage.connected(&controller, nodes).await?;
-    let ours = hour.deploys("left").await?;
-    let left = left_to_the_leader(&controller).await?;
-    ensure!(left > 0.0, "nothing was left to the leader");
-    let mut series = Series::default();
-    series.round(ours, hour.raw_creates("raw-left").await?);
-    let name = format!("the same with {left} Revisions left to the leader");
-    report.add(name, "s", series, Limit::Added(5.0));
-    let events = stage.cluster.audit_events()?;
-    let failed = events.iter().filter(|event| failed_create(event)).count() as f64;
-    report.add("ImageWarm creates that failed", "creates", Series::one(failed), Limit::Most(0.0));
-    Ok(())
-}
-
-struct Hour<'a> {
-    stage: &'a Stage,
-    client: Client,
-    nodes: usize,
-    deploys: usize,
-}
-
-impl<'a> Hour<'a> {
-    async fn new(stage: &'a Stage, nodes: usize, deploys: usize) -> Result<Hour<'a>> {
-        Ok(Hour { stage, client: stage.as_controller().await?, nodes, deploys })
-    }
-
-    /// Seconds from the first Revision to the last ImageWarm.
-    async fn deploys(&self, namespace: &str) -> Result<f64> {
-        let revisions = self.stage.namespace(namespace).await?;
-        let mut appearing = self.stage.watch(namespace).await?;
+        let raw = stage.namespace(&format!("raw-{round}")).await?;
         let began = Instant::now();
-        let create = async {
-            let mut due = tokio::time::interval(PAUSE);
-            for number in 0..self.deploys {
-                due.tick().await;
-                let image = format!("registry.example.com/{namespace}/app-{number}:v1");
-                revisions.create(&format!("app-{number:05}"), &[&image]).await?;
-            }
-            anyhow::Ok(())
-        };
-        let (created, last) = tokio::join!(create, appearing.count(self.nodes * self.deploys));
-        created?;
-        Ok(seconds(began, last?))
-    }
-
-    /// Seconds for as many raw creates.
-    async fn raw_creates(&self, namespace: &str) -> Result<f64> {
-        let others: Vec<String> = (0..self.nodes).map(|at| format!("no-node-{at:05}")).collect();
-        let raw = self.stage.namespace(namespace).await?;
-        let began = Instant::now();
-        for number in 0..self.deploys {
+        for number in 0..deploys {
             // Not before the Revision would have been there.
             tokio::time::sleep_until((began + PAUSE * number as u32).into()).await;
             let image = format!("registry.example.com/team/raw-{number}:v1");
-            raw.raw_creates(&self.client, &image, &others).await?;
+            raw.raw_creates(&client, &image, &others).await?;
         }
-        Ok(seconds(began, Instant::now()))
+        let raw = seconds(began, Instant::now());
+        series.round(ours, raw);
+        let of_round = drops(&controller).await? - before;
+        dropped += of_round;
+        // Without a drop nothing was left to repair, however long it took.
+        late += usize::from(of_round > 0.0 && ours > raw + REPAIRED);
     }
+    let seconds = lasting.as_secs_f64();
+    let name =
+        format!("{deploys} Revisions in {seconds} s on {nodes} nodes, until the last ImageWarm");
+    report.add(name, "s", series, Limit::Ratio(1.3));
+    let name = format!("admission at {CALLS}/s during these, p99");
+    report.add(name, "ms", busy, Limit::RatioOrAdded(1.3, 1.0));
+    let name = format!("admission at {CALLS}/s before these, p99");
+    report.add(name, "ms", idle, Limit::None);
+    report.add("Revisions left to the leader", "Revisions", Series::one(dropped), Limit::None);
+    let name = "rounds with such that were over 5 s later than raw creates";
+    report.add(name, "rounds", Series::one(late as f64), Limit::Most(0.0));
+    let events = stage.cluster.audit_events()?;
+    let failed = events.iter().filter(|event| failed_create(event)).count() as f64;
+    report.add("ImageWarm creates that failed", "creates", Series::one(failed), Limit::Most(0.0));
+
+    controller.terminate(DEADLINE).await?;
+    repairs(&stage, &client, &others, report).await
 }
 
-async fn left_to_the_leader(controller: &Imagewarm) -> Result<f64> {
+/// Revisions that the fan-out has no place for, a few seconds apart, so that none waits for another.
+async fn repairs(
+    stage: &Stage,
+    client: &Client,
+    others: &[String],
+    report: &mut Report,
+) -> Result<()> {
+    let taken = TAKEN.to_string();
+    let flags = ["--fan-out-queue", "1", "--fan-out-per-minute", &taken];
+    let controller = stage.controller_with("controller-2", &flags).await?;
+    stage.connected(&controller, others.len()).await?;
+    wait_for(DEADLINE, "the controller to lead", async || {
+        (metric(&controller, "imagewarm_leading").await.ok()? > 0.0).then_some(())
+    })
+    .await?;
+
+    let raw = stage.namespace("raw-repairs").await?;
+    let mut creates = Vec::new();
+    for number in 0..3 {
+        let image = format!("registry.example.com/team/raw-{number}:v1");
+        let began = Instant::now();
+        raw.raw_creates(client, &image, others).await?;
+        creates.push(seconds(began, Instant::now()));
+    }
+    let raw = median(&creates).context("no raw creates")?;
+
+    let before = drops(&controller).await?;
+    let revisions = stage.namespace("repairs").await?;
+    let mut appearing = stage.watch(&revisions.namespace).await?;
+    let pause = Duration::from_secs_f64(f64::max(1.0, raw * 2.0));
+    let (made, last) = tokio::join!(
+        deploy(&revisions, OFFERED, pause),
+        last_of_each(&mut appearing, others.len() * OFFERED),
+    );
+    let (made, last) = (made?, last?);
+    let dropped = drops(&controller).await? - before;
+    ensure!(dropped > 0.0, "nothing was dropped, so no repair was measured");
+    let mut took = Vec::new();
+    for (app, made) in &made {
+        let last = last.get(app).with_context(|| format!("no ImageWarm of {app}"))?;
+        took.push(seconds(*made, *last));
+    }
+    let late = took.iter().filter(|took| **took > raw + REPAIRED).count() as f64;
+    // The first of the namespace are taken.
+    let took = took.split_off(TAKEN);
+    let slowest =
+        Series { ours: vec![took.iter().copied().fold(0.0, f64::max)], baseline: creates };
+    let name = format!("{OFFERED} Revisions, of which the fan-out drops, by force");
+    report.add(name, "Revisions", Series::one(dropped), Limit::None);
+    let typical = Series { ours: took, baseline: slowest.baseline.clone() };
+    let name = "a Revision that was dropped, until its last ImageWarm";
+    report.add(name, "s", typical, Limit::None);
+    report.add("the slowest of these", "s", slowest, Limit::Added(REPAIRED));
+    let name = "of these, dropped and not repaired within 5 s";
+    report.add(name, "Revisions", Series::one(late), Limit::Most(0.0));
+    Ok(())
+}
+
+/// Creates Revisions, each of an image of its own; returns when each was asked for.
+async fn deploy(
+    revisions: &Revisions,
+    count: usize,
+    pause: Duration,
+) -> Result<BTreeMap<String, Instant>> {
+    let mut due = tokio::time::interval(pause);
+    let mut made = BTreeMap::new();
+    for number in 0..count {
+        due.tick().await;
+        let app = format!("app-{number:05}");
+        let image = format!("registry.example.com/team/{app}:v1");
+        made.insert(app.clone(), Instant::now());
+        revisions.create(&app, &[&image]).await?;
+    }
+    Ok(made)
+}
+
+/// When the last ImageWarm of each image was seen; their names begin with what the image is called.
+async fn last_of_each(
+    appearing: &mut Appearing,
+    count: usize,
+) -> Result<BTreeMap<String, Instant>> {
+    let mut last = BTreeMap::new();
+    let tell = |name: &str, seen| {
+        let app = name.split_once("-v1-").map_or(name, |(app, _)| app);
+        last.insert(app.to_owned(), seen);
+    };
+    appearing.each(count, tell).await?;
+    Ok(last)
+}
+
+/// Calls the webhook and the server that does nothing in the same moments.
+async fn p99(
+    (ours, theirs): &(Target, Target),
+    duration: Duration,
+    series: &mut Series,
+) -> Result<()> {
+    let (ours, theirs) =
+        tokio::try_join!(ours.at_rate(CALLS, duration), theirs.at_rate(CALLS, duration))?;
+    let p99 = |times: &[f64]| percentile(times, 0.99).context("no call was made");
+    series.round(p99(&ours)?, p99(&theirs)?);
+    Ok(())
+}
+
+/// Revisions that were seen at admission and not taken, so far.
+async fn drops(controller: &Imagewarm) -> Result<f64> {
+    metric(controller, "imagewarm_webhook_dropped_sightings_total").await
+}
+
+async fn metric(controller: &Imagewarm, name: &str) -> Result<f64> {
     let health = controller.health().context("no health port")?;
-    let (_, metrics) = http_get(health, "/metrics").await?;
-    let dropped = metric(&metrics, "imagewarm_webhook_dropped_sightings_total");
-    dropped.context("no metric of what was dropped")
+    let (_, text) = http_get(health, "/metrics").await?;
+    let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no {name}"));
+    Ok(value?.parse()?)
 }
 
 fn failed_create(event: &Value) -> bool {
@@ -130,9 +218,4 @@ fn failed_create(event: &Value) -> bool {
         && event["objectRef"]["resource"] == "imagewarms"
         && code >= 400
         && code != 409
-}
-
-fn metric(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    line.rsplit(' ').next()?.parse().ok()
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use bollard::query_parameters::CreateImageOptionsBuilder;
@@ -11,7 +11,6 @@ use hyper_util::rt::TokioIo;
 use imagewarm::api::{ConditionStatus, ImageWarm};
 use imagewarm::runtime::cri::api::image_service_client::ImageServiceClient;
 use imagewarm::runtime::cri::api::{ImageSpec, PullImageRequest};
-use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{PostParams, WatchEvent, WatchParams};
 use serde_json::json;
@@ -45,8 +44,8 @@ pub async fn nodes(stage: &Stage) -> Result<Vec<Arc<Node>>> {
 }
 
 async fn of_node(stage: &Stage, node: &Node, scale: Scale, report: &mut Report) -> Result<()> {
-    let mut pulls = Pulls::of(node)?;
-    let warmer = stage.cluster.start_warmer_at(BINARY.as_ref(), node, pulls.socket(), &[]).await?;
+    let tap = Tap::open(&node.socket)?;
+    let warmer = stage.cluster.start_warmer_at(BINARY.as_ref(), node, &tap.socket, &[]).await?;
     warmer.wait_ready(warmer.health().context("no health port")?, "/readyz", DEADLINE).await?;
     let namespace = stage.namespace(&format!("pulls-{}", node.name)).await?.namespace;
     let registry = &stage.cluster.registry_plain;
@@ -71,10 +70,10 @@ async fn of_node(stage: &Stage, node: &Node, scale: Scale, report: &mut Report) 
             if round % 2 == 1 {
                 baseline = Some(own_pull(node, &theirs).await?);
             }
-            pulls.clear();
+            tap.clear();
             let order = Order { stage, namespace: &namespace, name: &name, image: &ours };
             let total = order.until_ready(&node.name).await?;
-            let pulling = pulls.longest()?.context("the warmer asked its runtime for nothing")?;
+            let pulling = tap.longest().context("the warmer asked its runtime for nothing")?;
             let baseline = match baseline {
                 Some(baseline) => baseline,
                 None => own_pull(node, &theirs).await?,
@@ -96,57 +95,6 @@ async fn of_node(stage: &Stage, node: &Node, scale: Scale, report: &mut Report) 
     }
     warmer.terminate(DEADLINE).await?;
     Ok(())
-}
-
-/// How long the runtime's pulls take.
-enum Pulls<'a> {
-    /// As seen on its socket.
-    Tapped(Tap),
-    /// As CRI-O logs them: it tells protocols apart by how a connection's first bytes arrive, and so
-    /// does not take a connection that something stands in.
-    Logged { node: &'a Node, from: usize },
-}
-
-impl<'a> Pulls<'a> {
-    fn of(node: &'a Node) -> Result<Pulls<'a>> {
-        Ok(match node.runtime_name() {
-            "CRI-O" => Pulls::Logged { node, from: 0 },
-            _ => Pulls::Tapped(Tap::open(&node.socket)?),
-        })
-    }
-
-    /// Where a warmer finds the runtime.
-    fn socket(&self) -> &Path {
-        match self {
-            Pulls::Tapped(tap) => &tap.socket,
-            Pulls::Logged { node, .. } => &node.socket,
-        }
-    }
-
-    /// Forgets all so far.
-    fn clear(&mut self) {
-        match self {
-            Pulls::Tapped(tap) => tap.clear(),
-            Pulls::Logged { node, from } => *from = node.runtime_log().len(),
-        }
-    }
-
-    /// The longest since then: with one order at a time that is the pull.
-    fn longest(&self) -> Result<Option<Duration>> {
-        let (node, from) = match self {
-            Pulls::Tapped(tap) => return Ok(tap.longest()),
-            Pulls::Logged { node, from } => (node, *from),
-        };
-        let log = node.runtime_log();
-        let moment = |text: &str| {
-            let line = log[from..].lines().find(|line| line.contains(text));
-            let line = line.with_context(|| format!("CRI-O has not logged {text:?}"))?;
-            let time = line.split('"').nth(1).context("a line without time")?;
-            anyhow::Ok(time.replacen(' ', "T", 1).parse::<Timestamp>()?)
-        };
-        let took = moment("Pulled image: ")?.duration_since(moment("Pulling image: ")?);
-        Ok(Some(Duration::try_from(took)?))
-    }
 }
 
 /// Makes an ImageWarm as a person does.

@@ -290,6 +290,13 @@ pub struct Appearing {
 impl Appearing {
     /// Returns when so many more are there, with the moment of the last.
     pub async fn count(&mut self, wanted: usize) -> Result<Instant> {
+        let mut last = Instant::now();
+        self.each(wanted, |_, seen| last = seen).await?;
+        Ok(last)
+    }
+
+    /// Tells the name of each of so many more, and when it was seen.
+    pub async fn each(&mut self, wanted: usize, mut tell: impl FnMut(&str, Instant)) -> Result<()> {
         let mut seen = 0;
         let counted = async {
             while seen < wanted {
@@ -299,7 +306,10 @@ impl Appearing {
                     self.events = warms.watch_metadata(&params, &self.since).await?.boxed();
                     continue;
                 };
-                seen += usize::from(matches!(event, WatchEvent::Added(_)));
+                if let WatchEvent::Added(warm) = &event {
+                    seen += 1;
+                    tell(warm.metadata.name.as_deref().unwrap_or_default(), Instant::now());
+                }
                 match event {
                     WatchEvent::Added(warm) | WatchEvent::Modified(warm) => {
                         self.since = warm.metadata.resource_version.unwrap_or_default();
@@ -308,11 +318,11 @@ impl Appearing {
                     WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
                 }
             }
-            anyhow::Ok(Instant::now())
+            anyhow::Ok(())
         };
         let counted = tokio::time::timeout(DEADLINE, counted).await;
-        let Ok(last) = counted else { anyhow::bail!("{seen} of {wanted} ImageWarms appeared") };
-        last
+        let Ok(done) = counted else { anyhow::bail!("{seen} of {wanted} ImageWarms appeared") };
+        done
     }
 }
 

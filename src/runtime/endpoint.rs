@@ -188,7 +188,8 @@ fn well_known(path: &Path) -> Option<(Kind, &'static str)> {
     WELL_KNOWN.iter().find(|(name, ..)| is(name)).map(|(_, kind, kubelet)| (*kind, *kubelet))
 }
 
-/// Docker answers HTTP/1; a gRPC server answers in binary, or closes.
+/// Docker answers its ping over HTTP/1. A gRPC server answers in binary, or closes; CRI-O also
+/// serves HTTP/1 on its socket, but knows no such path.
 fn kind_by_asking(path: &Path) -> std::io::Result<Kind> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PROBE))?;
@@ -196,7 +197,11 @@ fn kind_by_asking(path: &Path) -> std::io::Result<Kind> {
     stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
     let mut begin = [0; 7];
     match stream.read_exact(&mut begin) {
-        Ok(()) if begin == *b"HTTP/1." => Ok(Kind::Docker),
+        Ok(()) if begin == *b"HTTP/1." => {
+            let mut status = [0; 5];
+            stream.read_exact(&mut status)?;
+            Ok(if status.ends_with(b" 404") { Kind::Cri } else { Kind::Docker })
+        }
         Ok(()) => Ok(Kind::Cri),
         Err(error) => match error.kind() {
             std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset => {
@@ -278,6 +283,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let table = [
             (&b"HTTP/1.0 200 OK\r\n\r\nOK"[..], Kind::Docker),
+            (&b"HTTP/1.0 403 Forbidden\r\n\r\n"[..], Kind::Docker),
+            (&b"HTTP/1.0 404 Not Found\r\n\r\n404 page not found\n"[..], Kind::Cri),
             (&b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0"[..], Kind::Cri),
             (&b""[..], Kind::Cri),
         ];

@@ -231,10 +231,6 @@ impl ControlPlane {
         Ok(())
     }
 
-    pub(super) fn stop_controller_manager(&mut self) {
-        self.controller_manager = None;
-    }
-
     /// Ends everything, the API server before etcd (else it hangs).
     pub(super) fn stop(&mut self) {
         self.scheduler = None;

@@ -195,11 +195,6 @@ impl Cluster {
         self.client.clone()
     }
 
-    /// Ends the controller manager: nothing is collected any more, and its watches are no more.
-    pub fn stop_controller_manager(&mut self) {
-        self.control_plane.stop_controller_manager();
-    }
-
     /// The kubeconfig of that client, for kubectl.
     pub fn kubeconfig_path(&self) -> &Path {
         &self.control_plane.kubeconfig

@@ -324,12 +324,6 @@ exec chroot "$root" "$@""#;
         self.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Process::pid)
     }
 
-    /// What its runtime has printed so far.
-    pub fn runtime_log(&self) -> String {
-        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        process.as_ref().map(Process::log).unwrap_or_default()
-    }
-
     /// Starts its runtime (again) and waits until it answers.
     pub async fn start_runtime(&self) -> Result<()> {
         self.forget_old_run();

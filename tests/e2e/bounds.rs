@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use imagewarm::api::Reason;
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::world::{World, containers};
@@ -24,20 +25,23 @@ async fn namespaces_may_have_to_opt_in(world: &World) -> Result<()> {
     world.label_namespace(&chosen, "caching.knative.dev/warm", "true").await?;
     // Where the world looks whether admission answers.
     world.label_namespace("default", "caching.knative.dev/warm", "true").await?;
-    let (app, again) = (world.push("opt-in", "v1").await?, world.push("opt-in", "v2").await?);
+    let app = world.push("opt-in", "v1").await?;
     let checked = async {
         world.restart_controllers_with(&["--namespace-selection", "opt-in"]).await?;
         for namespace in [&other, &chosen] {
             world.revision(namespace, "hello-00001", containers(&[&app.tag])).await?;
         }
-        world.all_ready(&chosen, 3).await?;
-        // The leader, too, looks at both, once its own patience with them is over.
-        let runs = "imagewarm_reconcile_duration_seconds_count";
-        let before = world.metric_sum(runs, "").await?;
-        world.revision(&chosen, "hello-00002", containers(&[&again.tag])).await?;
-        world.all_ready(&chosen, 6).await?;
-        let looked = async || Ok((world.metric_sum(runs, "").await? > before + 2.0).then_some(()));
-        world.eventually("the leader looked again", looked).await?;
+        let ready = world.all_ready(&chosen, 3).await?;
+        // The leader, too, looks at both, once its own patience with them is over: it is then that
+        // it makes again what is missing in the one.
+        let taken = ready.first().context("an ImageWarm")?.clone();
+        world.delete_image_warm(&taken).await?;
+        let again = async || {
+            let warms = world.warms(&chosen).await?;
+            Ok((warms.len() == 3 && !warms.iter().any(|one| one.uid() == taken.uid()))
+                .then_some(()))
+        };
+        world.eventually("the leader makes an ImageWarm again", again).await?;
         ensure!(world.warms(&other).await?.is_empty(), "a namespace that did not ask is warmed");
         let denied = world.post_raw(&other, &by_hand("node-1")).await?.context("not denied")?;
         ensure!(denied.contains("caching.knative.dev/warm=true"), "{denied}");
@@ -66,9 +70,15 @@ async fn limits_of_namespaces_and_revisions_are_kept(world: &World) -> Result<()
         // Two images on three nodes are one too many; the third image is not for it at all.
         let warms = world.all_ready(&namespace, 5).await?;
         ensure!(warms.iter().all(|warm| warm.spec.image != all[2]), "{warms:?}");
+        // Namespaces of other tests are within it, or not: their part is not known here.
+        let told = format!(
+            "imagewarm::controller::reconcile: the namespace has as many ImageWarms as it may \
+             (--max-image-warms-per-namespace) namespace=\"{namespace}\" missing=1"
+        );
         let over = async || {
+            let told = ["controller-1", "controller-2"].map(|name| world.logged(name, &told));
             let over = world.metric_sum("imagewarm_image_warms_over_limit", "").await?;
-            Ok((over == 1.0).then_some(()))
+            Ok((over >= 1.0 && told.iter().any(|times| *times > 0)).then_some(()))
         };
         world.eventually("the leader says what is beyond the limit", over).await?;
         ensure!(world.warms(&namespace).await?.len() == 5, "a repair went beyond the limit");

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::canaries::{self, Answer, Canaries, Released};
 use super::grants::{Grants, Limits};
 use super::metrics::StreamEnd;
-use super::status::{NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUIET_MS, Report};
+use super::status::{NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUEUED_QUIET_MS, QUIET_MS, Report};
 use crate::api::{ConditionStatus, KeptWarm, Reason};
 use crate::image::{Credential, Reference};
 use crate::plan::want::{PullIdentity, Standing};
@@ -521,12 +521,15 @@ impl Index {
 fn is_due(order: &mut Order, progress: &protocol::Progress, now: i64) -> bool {
     let told = progress.queued && order.warm.reason() == Some(Reason::Queued);
     let pull = order.pull();
-    let since = if progress.queued { &mut pull.queued_since } else { &mut pull.running_since };
+    let (since, quiet) = match progress.queued {
+        true => (&mut pull.queued_since, QUEUED_QUIET_MS),
+        false => (&mut pull.running_since, QUIET_MS),
+    };
     let since = *since.get_or_insert(now);
     if told {
         return false;
     }
-    let due = now - since >= QUIET_MS
+    let due = now - since >= quiet
         && pull.progress_written.is_none_or(|last| now - last >= PROGRESS_EVERY_MS);
     if due {
         pull.progress_written = Some(now);

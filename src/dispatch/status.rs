@@ -11,6 +11,9 @@ use crate::protocol;
 
 /// A pull that ends sooner than this leaves no trace of its progress in the API server.
 pub const QUIET_MS: i64 = 2_000;
+/// The same for an order that waits. Longer, for a whole cluster may wait for one registry's budget:
+/// each of its nodes would cost a write more, to say what no status says as well.
+pub const QUEUED_QUIET_MS: i64 = 15_000;
 /// Progress of one order is written at most this often.
 pub const PROGRESS_EVERY_MS: i64 = 5_000;
 /// The longest message that is stored; registries answer with whole web pages at times.

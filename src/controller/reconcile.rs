@@ -33,7 +33,8 @@ use crate::plan::{NodeFacts, Observed, Orders, Plan, Policy, RuntimeClasses, ask
 /// Changes come in bursts; one run answers for all of a burst.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 const DEBOUNCE_MAX: Duration = Duration::from_secs(5);
-/// A run may take a third of the time.
+/// Planning may take a third of the time. What is spent on waiting for writes is nobody's CPU, and
+/// must not put off the next repair.
 const DEBOUNCE_SHARE: u32 = 2;
 /// How long the progress of pulls alone may stay without a run.
 const PROGRESS_PAUSE: Duration = Duration::from_secs(5);
@@ -83,6 +84,8 @@ struct Memory {
     teller: Teller,
     /// Namespaces that have reached their limit, as told last.
     full: BTreeSet<String>,
+    /// How long the last plan took.
+    planning: Duration,
 }
 
 /// A snapshot of the stores.
@@ -131,15 +134,15 @@ impl Controller {
             ),
             teller: Teller::new(self.client.clone(), self.instance.clone()),
             full: BTreeSet::new(),
+            planning: Duration::ZERO,
         };
         let mut synced = self.stores.synced.clone();
         while still.yes() {
             let began = Instant::now();
             synced.mark_unchanged();
             let next = self.reconcile(&mut memory, &still).await;
-            let took = began.elapsed();
-            self.metrics.reconciled(took);
-            sleep((took * DEBOUNCE_SHARE).clamp(DEBOUNCE, DEBOUNCE_MAX)).await;
+            self.metrics.reconciled(began.elapsed());
+            sleep((memory.planning * DEBOUNCE_SHARE).clamp(DEBOUNCE, DEBOUNCE_MAX)).await;
             let resync = began + RESYNC;
             let next = next.map_or(resync, |next| next.min(resync));
             self.wait(&mut changes, &mut synced, next).await;
@@ -177,8 +180,11 @@ impl Controller {
         let (policy, patience) = (self.args.policy(), self.args.patience());
         let now = Timestamp::now();
         // Thousands of nodes keep a thread busy for longer than others should wait for it.
+        let began = Instant::now();
         let planned = tokio::task::spawn_blocking(move || plan(&snapshot, &policy, patience, now));
-        let Ok(Planned { plan, images, failures, reasons }) = planned.await else {
+        let planned = planned.await;
+        memory.planning = began.elapsed();
+        let Ok(Planned { plan, images, failures, reasons }) = planned else {
             tracing::error!("planning failed");
             return Some(Instant::now() + RETRY_PAUSE);
         };

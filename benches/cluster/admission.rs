@@ -31,7 +31,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let duration = Duration::from_secs(scale.pick(3, 10));
     let (mut p50, mut p99, mut saturated) =
         (Series::default(), Series::default(), Series::default());
-    for _ in 0..scale.pick(5, 9) {
+    for _ in 0..scale.pick(3, 9) {
         let (a, b) = (ours.at_rate(200, duration).await?, theirs.at_rate(200, duration).await?);
         let share = |times: &[f64], share| percentile(times, share).context("no call was made");
         p50.round(share(&a, 0.5)?, share(&b, 0.5)?);

@@ -41,7 +41,7 @@ const SMALL: &str = "/api/v1/namespaces/elsewhere/configmaps/small";
 /// meanwhile; milliseconds of another account's small requests during fan-outs; refusals.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, _controller) = Stage::with_api_server(&FEW_SEATS).await?;
-    let (nodes, rounds) = scale.pick((200, 2), (500, 5));
+    let (nodes, rounds) = scale.pick((100, 2), (500, 5));
     let names: Vec<String> = (0..nodes).map(|at| format!("plain-{at:05}")).collect();
     stage.plain_nodes(names).await?;
     let others = others(&stage, scale.pick(500, 1_000)).await?;

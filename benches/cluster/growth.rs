@@ -23,7 +23,7 @@ const MOST: f64 = 1.05;
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let images = scale.pick(vec![1, 5, 20, 50], vec![1, 5, 20, 50, 100, 200]);
     let nodes = scale.pick(vec![100, 250, 600, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
-    let rounds = 3;
+    let rounds = scale.pick(2, 3);
 
     // Each in a cluster of its own, from the least on: what is there already is seen as well.
     let mut by_images = Growth::new(false);

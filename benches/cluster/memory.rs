@@ -45,7 +45,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
 
     let (mut memory, mut most) = (Series::default(), Series::default());
     let (mut start, mut pages) = (Series::default(), Series::default());
-    for round in 0..scale.pick(3, 5) {
+    for round in 0..scale.pick(2, 5) {
         let began = Instant::now();
         let (resident, peak, ready) = fresh(&stage, &format!("late-{round}")).await?;
         let ours = seconds(began, ready);

@@ -36,7 +36,7 @@ const DEBOUNCE_MAX: Duration = Duration::from_secs(5);
 /// Planning may take a third of the time. What is spent on waiting for writes is nobody's CPU, and
 /// must not put off the next repair.
 const DEBOUNCE_SHARE: u32 = 2;
-/// How long the progress of pulls alone may stay without a run.
+/// How long the progress of fan-outs and pulls alone may stay without a run.
 const PROGRESS_PAUSE: Duration = Duration::from_secs(5);
 /// Everything is looked at again after this time, whatever was told.
 const RESYNC: Duration = Duration::from_secs(300);
@@ -348,8 +348,9 @@ impl Memory {
     }
 }
 
-/// Until something was told that a plan may depend on. Bytes that a pull has moved on by, thousands
-/// of times a second in a large cluster, can wait: only counts depend on them.
+/// Until something was told that a plan may depend on. An order that has come, and the bytes that a
+/// pull has moved on by, thousands of times a second in a large cluster, can wait: nothing has to be
+/// put right for them, only counts depend on them.
 async fn told(changes: &mut broadcast::Receiver<Change>, progress_pause: Duration) {
     let mut patience = pin!(sleep(Duration::MAX));
     loop {
@@ -370,7 +371,9 @@ async fn told(changes: &mut broadcast::Receiver<Change>, progress_pause: Duratio
 
 fn is_progress(change: &Change) -> bool {
     let Change::ImageWarm(warm) = change else { return false };
-    !warm.is_going() && warm.reason() == Some(Reason::Pulling)
+    let goes_well =
+        warm.ready().is_none() || matches!(warm.reason(), Some(Reason::Queued | Reason::Pulling));
+    !warm.is_going() && goes_well
 }
 
 /// False when nobody will tell any more.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::{Parts, certificates};
@@ -178,9 +179,11 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
         let own = caches.synced.borrow().own;
         own.then(|| caches.nodes.get("", name).is_some())
     };
+    // Connections live on the threads that open them: admission has its own of both.
+    let asking = command.client.connect().await?;
     let reviewer = Reviewer::new(
         Arc::new(sightings),
-        Arc::new(client.clone()),
+        Arc::new(asking),
         Arc::new(node_exists),
         &command.webhook,
         webhook_metrics.clone(),
@@ -195,10 +198,12 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     let tls = imagewarm_webhook_certs::server_config(resolver, server::ALPN)?;
     let router = router::router(reviewer, BodyLimits::from(&command.webhook));
     let limits = Limits::from(&command.webhook);
-    parts.add("webhook server", async move {
-        server::serve(webhook_listener, tls, router, limits, webhook_metrics, admission_stop).await;
+    let webhook_listener = webhook_listener.into_std()?;
+    parts.add_on_own_threads("webhook server", async move {
+        let listener = TcpListener::from_std(webhook_listener)?;
+        server::serve(listener, tls, router, limits, webhook_metrics, admission_stop).await;
         Ok(())
-    });
+    })?;
 
     let controller = Controller {
         client,

@@ -3,14 +3,17 @@
 
 pub mod certificates;
 mod controller;
+mod own_threads;
 mod warmer;
 
+use std::io;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Exit;
+use own_threads::OwnThreads;
 
 pub use controller::{ControllerCommand, controller};
 pub use warmer::{WarmerCommand, warmer};
@@ -36,6 +39,19 @@ impl Parts {
         part: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
         self.tasks.spawn(async move { (name, part.await) });
+    }
+
+    /// The same on threads of its own: what the other parts have to do is never before it in a queue.
+    ///
+    /// Sockets of the part have to be made, or registered anew, inside it.
+    fn add_on_own_threads(
+        &mut self,
+        name: &'static str,
+        part: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) -> io::Result<()> {
+        let threads = OwnThreads::start(name, part)?;
+        self.add(name, async move { threads.ended().await? });
+        Ok(())
     }
 
     /// Runs until a signal or until a part ends; then stops the others and waits for them.
@@ -102,6 +118,25 @@ mod tests {
         good(&mut parts);
         parts.add("short", async { Ok(()) });
         assert_eq!(parts.run().await?, Exit::Unexpected);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_part_on_threads_of_its_own_runs_while_all_others_are_busy() -> anyhow::Result<()> {
+        let mut parts = Parts::new();
+        let (asked, question) = std::sync::mpsc::channel();
+        let (answer, answered) = std::sync::mpsc::channel();
+        parts.add_on_own_threads("apart", async move {
+            question.recv()?;
+            answer.send(std::thread::current().name().map(str::to_owned))?;
+            anyhow::bail!("said all")
+        })?;
+        // The test's only thread does not come back to its tasks before the answer is there.
+        asked.send(())?;
+        let name = answered.recv_timeout(Duration::from_secs(60))?;
+        assert_eq!(name.as_deref(), Some("apart"));
+        let error = parts.run().await.expect_err("the program ended well");
+        assert_eq!(format!("{error:#}"), "apart: said all");
         Ok(())
     }
 

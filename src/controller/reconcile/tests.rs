@@ -26,19 +26,26 @@ fn change(reason: Option<&str>) -> Change {
     Change::ImageWarm(Arc::new(warm.into()))
 }
 
+fn deletion() -> Change {
+    let Change::ImageWarm(warm) = change(Some("Pulling")) else { unreachable!() };
+    Change::ImageWarmDeleted(warm)
+}
+
 #[tokio::test]
 async fn progress_alone_waits_and_anything_else_does_not() {
     let (sender, mut changes) = broadcast::channel(16);
     let began = tokio::time::Instant::now();
-    for _ in 0..3 {
-        sender.send(change(Some("Pulling"))).unwrap();
+    for progress in [None, Some("Queued"), Some("Pulling"), Some("Pulling")] {
+        sender.send(change(progress)).unwrap();
     }
     told(&mut changes, PAUSE).await;
     assert!(began.elapsed() >= PAUSE, "{:?}", began.elapsed());
 
     // No pause that would ever end: only the other change can wake it.
     let never = Duration::from_secs(3600);
-    for other in [change(Some("Pulled")), change(None), Change::Node("a".into())] {
+    let others =
+        [change(Some("Pulled")), change(Some("Odd")), deletion(), Change::Node("a".into())];
+    for other in others {
         sender.send(change(Some("Pulling"))).unwrap();
         sender.send(other).unwrap();
         timeout(DEADLINE, told(&mut changes, never)).await.unwrap();

@@ -25,25 +25,23 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let nodes = scale.pick(vec![100, 250, 600, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
     let rounds = scale.pick(2, 3);
 
-    // Each in a cluster of its own, from the least on: what is there already is seen as well.
     let mut by_images = Growth::new(false);
     let (stage, controller) = Stage::new(0).await?;
-    add_nodes(&stage, 0, NODES_FOR_IMAGES).await?;
+    add_nodes(&stage, NODES_FOR_IMAGES).await?;
     warm_up(&stage, NODES_FOR_IMAGES).await?;
     for count in images {
         by_images.step(&stage, &controller, (count, NODES_FOR_IMAGES), rounds).await?;
     }
     drop(stage);
 
+    // Were the nodes to grow in one cluster, they would be given the images of before as well, and all
+    // that in the time of the next.
     let mut by_nodes = Growth::new(true);
-    let (stage, controller) = Stage::new(0).await?;
-    let mut there = 0;
     for count in nodes {
-        add_nodes(&stage, there, count).await?;
-        if there == 0 {
-            warm_up(&stage, count).await?;
-        }
-        there = count;
+        let (stage, controller) = Stage::new(0).await?;
+        add_nodes(&stage, count).await?;
+        warm_up(&stage, count).await?;
+        by_nodes.begin_anew();
         by_nodes.step(&stage, &controller, (1, count), rounds).await?;
     }
     let curves: Vec<Curve> =
@@ -66,8 +64,8 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     Ok(std::fs::write(folder.join("growth.svg"), chart(&curves))?)
 }
 
-async fn add_nodes(stage: &Stage, there: usize, count: usize) -> Result<()> {
-    stage.plain_nodes((there..count).map(|at| format!("plain-{at:05}")).collect()).await
+async fn add_nodes(stage: &Stage, count: usize) -> Result<()> {
+    stage.plain_nodes((0..count).map(|at| format!("plain-{at:05}")).collect()).await
 }
 
 /// Opens connections.
@@ -87,8 +85,7 @@ struct Growth {
     cpu: Curve,
     memory: Curve,
     stored: Curve,
-    /// ImageWarms so far, and the memory and bytes that they took: nodes that came between are not
-    /// counted.
+    /// ImageWarms in this cluster so far, and the memory and bytes that they took.
     warms: usize,
     taken: (f64, f64),
     steps: usize,
@@ -113,6 +110,11 @@ impl Growth {
     fn into_curves(self) -> [Curve; 4] {
         let time = Curve { baseline: Some(Box::new(self.raw)), ..self.time };
         [time, self.cpu, self.memory, self.stored]
+    }
+
+    /// The next step is in a cluster of its own.
+    fn begin_anew(&mut self) {
+        (self.warms, self.taken) = (0, (0.0, 0.0));
     }
 
     /// Fans so many images out to so many nodes, some times, and adds a point to each curve.

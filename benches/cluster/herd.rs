@@ -23,7 +23,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let gate = Arc::new(Gate::of(AT_ONCE));
     let _warmers = FakeWarmers::connect_to(&stage, nodes, Some(gate.clone())).await?;
     let (mut time, mut refused) = (Series::default(), Series::default());
-    for round in 0..scale.pick(2, 5) {
+    for round in 0..scale.pick(2, 3) {
         let mut measured = vec![];
         for (name, flags) in [("with", &[][..]), ("without", &WITHOUT)] {
             controller.terminate(DEADLINE).await?;

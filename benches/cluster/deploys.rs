@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kube::Client;
 use serde_json::Value;
 use xtask::cluster::Imagewarm;
 use xtask::http_get::http_get;
@@ -61,7 +60,10 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         called?;
         let last = last?;
         let ours = last.values().map(|last| seconds(began, *last)).fold(0.0, f64::max);
+        eprintln!("    round {round}: {ours:.1} s");
 
+        // What waits on the nodes is told in statuses, which must not be in the baseline's time.
+        statuses_written(&controller).await;
         let raw = stage.namespace(&format!("raw-{round}")).await?;
         let began = Instant::now();
         for number in 0..deploys {
@@ -93,16 +95,18 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     report.add("ImageWarm creates that failed", "creates", Series::one(failed), Limit::Most(0.0));
 
     controller.terminate(DEADLINE).await?;
-    repairs(&stage, &client, &others, report).await
+    drop((noop, warmers, stage));
+    repairs(&others, report).await
 }
 
-/// Revisions that the fan-out has no place for, a few seconds apart, so that none waits for another.
-async fn repairs(
-    stage: &Stage,
-    client: &Client,
-    others: &[String],
-    report: &mut Report,
-) -> Result<()> {
+/// Revisions that the fan-out has no place for, a few seconds apart, so that none waits for another;
+/// in a cluster of their own, where nothing is left of the others.
+async fn repairs(others: &[String], report: &mut Report) -> Result<()> {
+    let (stage, controller) = Stage::new(0).await?;
+    let warmers = FakeWarmers::connect(&stage, others.len()).await?;
+    warmers.hold(true);
+    let client = &stage.as_controller().await?;
+    controller.terminate(DEADLINE).await?;
     let taken = TAKEN.to_string();
     let flags = ["--fan-out-queue", "1", "--fan-out-per-minute", &taken];
     let controller = stage.controller_with("controller-2", &flags).await?;
@@ -197,6 +201,21 @@ async fn p99(
     let p99 = |times: &[f64]| percentile(times, 0.99).context("no call was made");
     series.round(p99(&ours)?, p99(&theirs)?);
     Ok(())
+}
+
+/// Waits until no status was written for some seconds.
+async fn statuses_written(controller: &Imagewarm) {
+    const WRITTEN: &str = "imagewarm_dispatch_status_writes_total{result=\"Written\"}";
+    const QUIET: Duration = Duration::from_secs(5);
+    let (mut known, mut since) = (f64::NAN, Instant::now());
+    while since.elapsed() < QUIET {
+        // Not counted before the first.
+        let written = metric(controller, WRITTEN).await.unwrap_or_default();
+        if written != known {
+            (known, since) = (written, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }
 
 /// Revisions that were seen at admission and not taken, so far.

@@ -1,6 +1,7 @@
 //! Writes what `status` works out: a few writes at a time, one for each object, the newest report
 //! in place of older ones, and again after a conflict. A final state is never lost while this
-//! replica leads.
+//! replica leads, and waits for no progress: thousands of pulls that begin at once have as much of it
+//! to tell, just when the API server is busy with the creations of the next.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -21,6 +22,8 @@ use crate::cluster::apply::{self, ApplyError};
 
 /// Writes in flight; the API server is fastest with 8 to 32.
 const IN_FLIGHT: usize = 16;
+/// Of these, writes of anything but final states.
+const PROGRESS_IN_FLIGHT: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -77,9 +80,39 @@ struct Intent {
 struct Pending {
     /// The report to write next, by uid of its ImageWarm: so bounded by the number of ImageWarms.
     waiting: HashMap<String, Intent>,
-    order: VecDeque<String>,
+    finals: VecDeque<String>,
+    /// Uids whose report may have been replaced by a final one since.
+    progress: VecDeque<String>,
     /// Uids that are being written.
-    running: HashMap<String, CancellationToken>,
+    running: HashMap<String, Running>,
+}
+
+struct Running {
+    is_final: bool,
+    cancelled: CancellationToken,
+}
+
+impl Pending {
+    /// A final state, or progress while not too many of it are being written; nothing of an object
+    /// that is being written.
+    fn next(&mut self) -> Option<(String, Intent)> {
+        let progress = self.running.values().filter(|one| !one.is_final).count();
+        let queues = [
+            (true, Some(&mut self.finals)),
+            (false, (progress < PROGRESS_IN_FLIGHT).then_some(&mut self.progress)),
+        ];
+        for (is_final, queue) in queues {
+            let Some(queue) = queue else { continue };
+            while let Some(at) = queue.iter().position(|uid| !self.running.contains_key(uid)) {
+                let uid = queue.remove(at)?;
+                if self.waiting.get(&uid).is_some_and(|one| one.report.is_final() == is_final) {
+                    let intent = self.waiting.remove(&uid)?;
+                    return Some((uid, intent));
+                }
+            }
+        }
+        None
+    }
 }
 
 /// The bounded writer. Cheap to clone.
@@ -103,14 +136,16 @@ impl StatusWriter {
 
     /// Takes a report in. A final one replaces any that waits; another never replaces a final one.
     pub fn submit(&self, uid: &str, warm: Arc<KeptWarm>, report: Report) {
+        let is_final = report.is_final();
         let mut pending = self.lock();
-        match pending.waiting.get_mut(uid) {
-            Some(waiting) if waiting.report.is_final() && !report.is_final() => return,
-            Some(waiting) => *waiting = Intent { warm, report },
-            None => {
-                pending.waiting.insert(uid.to_owned(), Intent { warm, report });
-                pending.order.push_back(uid.to_owned());
-            }
+        let replaced = pending.waiting.get(uid).map(|waiting| waiting.report.is_final());
+        if replaced == Some(true) && !is_final {
+            return;
+        }
+        pending.waiting.insert(uid.to_owned(), Intent { warm, report });
+        if replaced != Some(is_final) {
+            let queue = if is_final { &mut pending.finals } else { &mut pending.progress };
+            queue.push_back(uid.to_owned());
         }
         drop(pending);
         self.wake.notify_one();
@@ -120,8 +155,9 @@ impl StatusWriter {
     pub fn clear(&self) {
         let mut pending = self.lock();
         pending.waiting.clear();
-        pending.order.clear();
-        pending.running.values().for_each(CancellationToken::cancel);
+        pending.finals.clear();
+        pending.progress.clear();
+        pending.running.values().for_each(|one| one.cancelled.cancel());
     }
 
     /// Writes until `shutdown`, then what still waits, for a moment.
@@ -157,11 +193,10 @@ impl StatusWriter {
 
     fn take(&self) -> Option<(String, Intent, CancellationToken)> {
         let mut pending = self.lock();
-        let at = pending.order.iter().position(|uid| !pending.running.contains_key(uid))?;
-        let uid = pending.order.remove(at)?;
-        let intent = pending.waiting.remove(&uid)?;
+        let (uid, intent) = pending.next()?;
         let cancelled = CancellationToken::new();
-        pending.running.insert(uid.clone(), cancelled.clone());
+        let running = Running { is_final: intent.report.is_final(), cancelled: cancelled.clone() };
+        pending.running.insert(uid.clone(), running);
         Some((uid, intent, cancelled))
     }
 
@@ -304,6 +339,55 @@ mod tests {
             pulling(),
         ];
         assert_eq!(written(vec![], reports).await, ["Pulling", "Pulled"]);
+    }
+
+    /// Never answers, and tells which objects it was asked to write.
+    struct Stuck(tokio::sync::mpsc::UnboundedSender<String>);
+
+    impl StatusSink for Stuck {
+        fn write<'a>(
+            &'a self,
+            warm: &'a ImageWarm,
+            _: &'a ImageWarmStatus,
+        ) -> SinkFuture<'a, ImageWarm> {
+            self.0.send(warm.name_any()).unwrap();
+            Box::pin(std::future::pending())
+        }
+
+        fn read<'a>(&'a self, _: &'a ImageWarm) -> SinkFuture<'a, ImageWarm> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test]
+    async fn final_states_do_not_wait_for_progress() {
+        let (sender, mut begun) = tokio::sync::mpsc::unbounded_channel();
+        let writer = StatusWriter::new(Arc::new(Stuck(sender)), DispatchMetrics::default());
+        let submit = |name: String, report| {
+            let mut warm = ImageWarm::default();
+            warm.metadata.name = Some(name.clone());
+            writer.submit(&name, Arc::new(warm.into()), report);
+        };
+        for number in 0..100 {
+            submit(format!("progress-{number}"), Report::Pulling(Pulling::default()));
+        }
+        // What waited as progress becomes final; what becomes so goes before the progress of others.
+        submit("progress-99".into(), outcome(Reason::Pulled));
+        for number in 1..IN_FLIGHT - PROGRESS_IN_FLIGHT {
+            submit(format!("final-{number}"), outcome(Reason::Pulled));
+        }
+        let shutdown = CancellationToken::new();
+        let run = tokio::spawn(writer.clone().run(shutdown.clone()));
+        let mut names = Vec::new();
+        for _ in 0..IN_FLIGHT {
+            let name = tokio::time::timeout(Duration::from_secs(60), begun.recv()).await;
+            names.push(name.unwrap().unwrap());
+        }
+        let progress = |name: &&String| name.starts_with("progress") && *name != "progress-99";
+        assert_eq!(names[0], "progress-99");
+        assert_eq!(names.iter().filter(progress).count(), PROGRESS_IN_FLIGHT, "{names:?}");
+        assert!(begun.try_recv().is_err(), "more than {IN_FLIGHT} writes, or more progress");
+        run.abort();
     }
 
     #[tokio::test]

@@ -203,10 +203,10 @@ async fn p99(
     Ok(())
 }
 
-/// Waits until no status was written for some seconds.
+/// Waits until no status was written for so long that what waits on the nodes has been told as such.
 async fn statuses_written(controller: &Imagewarm) {
     const WRITTEN: &str = "imagewarm_dispatch_status_writes_total{result=\"Written\"}";
-    const QUIET: Duration = Duration::from_secs(5);
+    const QUIET: Duration = Duration::from_secs(20);
     let (mut known, mut since) = (f64::NAN, Instant::now());
     while since.elapsed() < QUIET {
         // Not counted before the first.

@@ -14,7 +14,7 @@ use crate::stage::{DEADLINE, Stage, seconds};
 /// that sees its ImageWarms; refusals by API priority and fairness.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let mut throttled = 0;
-    for (nodes, rounds) in scale.pick(vec![(1_000, 5)], vec![(1_000, 9), (5_000, 3)]) {
+    for (nodes, rounds) in scale.pick(vec![(1_000, 3)], vec![(1_000, 9), (5_000, 3)]) {
         // A cluster for each: nodes that come later would be given the images of before.
         let (stage, controller) = Stage::new(0).await?;
         stage.plain_nodes(names(nodes)).await?;

@@ -18,7 +18,7 @@ const WITHOUT: [&str; 3] =
 /// Rows: seconds until the last node holds the image, and answers of 429, with and without.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     const AT_ONCE: usize = 10;
-    let nodes = scale.pick(60, 300);
+    let nodes = scale.pick(45, 300);
     let (stage, mut controller) = Stage::new(0).await?;
     let gate = Arc::new(Gate::of(AT_ONCE));
     let _warmers = FakeWarmers::connect_to(&stage, nodes, Some(gate.clone())).await?;

@@ -13,6 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::{DispatchMetrics, WriteResult};
@@ -24,6 +25,8 @@ use crate::cluster::apply::{self, ApplyError};
 const IN_FLIGHT: usize = 16;
 /// Of these, writes of anything but final states.
 const PROGRESS_IN_FLIGHT: usize = 4;
+/// Between two of them: 50 in a second for the whole cluster, however many pulls are under way.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -93,14 +96,12 @@ struct Running {
 }
 
 impl Pending {
-    /// A final state, or progress while not too many of it are being written; nothing of an object
-    /// that is being written.
-    fn next(&mut self) -> Option<(String, Intent)> {
-        let progress = self.running.values().filter(|one| !one.is_final).count();
-        let queues = [
-            (true, Some(&mut self.finals)),
-            (false, (progress < PROGRESS_IN_FLIGHT).then_some(&mut self.progress)),
-        ];
+    /// A final state, or progress when it is `its_turn` and not too much of it is being written;
+    /// nothing of an object that is being written.
+    fn next(&mut self, its_turn: bool) -> Option<(String, Intent)> {
+        let in_flight = self.running.values().filter(|one| !one.is_final).count();
+        let progress = (its_turn && in_flight < PROGRESS_IN_FLIGHT).then_some(&mut self.progress);
+        let queues = [(true, Some(&mut self.finals)), (false, progress)];
         for (is_final, queue) in queues {
             let Some(queue) = queue else { continue };
             while let Some(at) = queue.iter().position(|uid| !self.running.contains_key(uid)) {
@@ -160,13 +161,17 @@ impl StatusWriter {
         pending.running.values().for_each(|one| one.cancelled.cancel());
     }
 
-    /// Writes until `shutdown`, then what still waits, for a moment.
+    /// Writes until `shutdown`, then the final states that still wait, for a moment.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut writes = JoinSet::new();
+        let mut pace = interval(PROGRESS_PAUSE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut progress_is_next = false;
         loop {
             while writes.len() < IN_FLIGHT
-                && let Some((uid, intent, cancelled)) = self.take()
+                && let Some((uid, intent, cancelled)) = self.take(progress_is_next)
             {
+                progress_is_next &= intent.report.is_final();
                 let writer = self.clone();
                 writes.spawn(async move {
                     tokio::select! {
@@ -186,14 +191,15 @@ impl StatusWriter {
                         self.lock().running.remove(&uid);
                     }
                 }
+                _ = pace.tick(), if !progress_is_next => progress_is_next = true,
                 () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
             }
         }
     }
 
-    fn take(&self) -> Option<(String, Intent, CancellationToken)> {
+    fn take(&self, progress_is_next: bool) -> Option<(String, Intent, CancellationToken)> {
         let mut pending = self.lock();
-        let (uid, intent) = pending.next()?;
+        let (uid, intent) = pending.next(progress_is_next)?;
         let cancelled = CancellationToken::new();
         let running = Running { is_final: intent.report.is_final(), cancelled: cancelled.clone() };
         pending.running.insert(uid.clone(), running);
@@ -341,17 +347,23 @@ mod tests {
         assert_eq!(written(vec![], reports).await, ["Pulling", "Pulled"]);
     }
 
-    /// Never answers, and tells which objects it was asked to write.
-    struct Stuck(tokio::sync::mpsc::UnboundedSender<String>);
+    /// Tells which objects it was asked to write, and answers at once or never.
+    struct Telling {
+        asked: tokio::sync::mpsc::UnboundedSender<String>,
+        answers: bool,
+    }
 
-    impl StatusSink for Stuck {
+    impl StatusSink for Telling {
         fn write<'a>(
             &'a self,
             warm: &'a ImageWarm,
             _: &'a ImageWarmStatus,
         ) -> SinkFuture<'a, ImageWarm> {
-            self.0.send(warm.name_any()).unwrap();
-            Box::pin(std::future::pending())
+            self.asked.send(warm.name_any()).unwrap();
+            match self.answers {
+                true => Box::pin(std::future::ready(Ok(warm.clone()))),
+                false => Box::pin(std::future::pending()),
+            }
         }
 
         fn read<'a>(&'a self, _: &'a ImageWarm) -> SinkFuture<'a, ImageWarm> {
@@ -359,35 +371,62 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn final_states_do_not_wait_for_progress() {
-        let (sender, mut begun) = tokio::sync::mpsc::unbounded_channel();
-        let writer = StatusWriter::new(Arc::new(Stuck(sender)), DispatchMetrics::default());
-        let submit = |name: String, report| {
-            let mut warm = ImageWarm::default();
-            warm.metadata.name = Some(name.clone());
-            writer.submit(&name, Arc::new(warm.into()), report);
-        };
-        for number in 0..100 {
-            submit(format!("progress-{number}"), Report::Pulling(Pulling::default()));
-        }
-        // What waited as progress becomes final; what becomes so goes before the progress of others.
-        submit("progress-99".into(), outcome(Reason::Pulled));
-        for number in 1..IN_FLIGHT - PROGRESS_IN_FLIGHT {
-            submit(format!("final-{number}"), outcome(Reason::Pulled));
-        }
-        let shutdown = CancellationToken::new();
-        let run = tokio::spawn(writer.clone().run(shutdown.clone()));
+    fn submit(writer: &StatusWriter, name: &str, report: Report) {
+        let mut warm = ImageWarm::default();
+        warm.metadata.name = Some(name.into());
+        writer.submit(name, Arc::new(warm.into()), report);
+    }
+
+    /// Runs the writer until it was asked to write so many; returns which.
+    async fn asked(writer: StatusWriter, begun: &mut Asked, count: usize) -> Vec<String> {
+        let run = tokio::spawn(writer.run(CancellationToken::new()));
         let mut names = Vec::new();
-        for _ in 0..IN_FLIGHT {
+        for _ in 0..count {
             let name = tokio::time::timeout(Duration::from_secs(60), begun.recv()).await;
             names.push(name.unwrap().unwrap());
         }
-        let progress = |name: &&String| name.starts_with("progress") && *name != "progress-99";
-        assert_eq!(names[0], "progress-99");
-        assert_eq!(names.iter().filter(progress).count(), PROGRESS_IN_FLIGHT, "{names:?}");
-        assert!(begun.try_recv().is_err(), "more than {IN_FLIGHT} writes, or more progress");
         run.abort();
+        names
+    }
+
+    type Asked = tokio::sync::mpsc::UnboundedReceiver<String>;
+
+    fn telling(answers: bool) -> (StatusWriter, Asked) {
+        let (asked, begun) = tokio::sync::mpsc::unbounded_channel();
+        let sink = Arc::new(Telling { asked, answers });
+        (StatusWriter::new(sink, DispatchMetrics::default()), begun)
+    }
+
+    #[tokio::test]
+    async fn final_states_do_not_wait_for_progress() {
+        let (writer, mut begun) = telling(false);
+        for number in 0..100 {
+            submit(&writer, &format!("progress-{number}"), Report::Pulling(Pulling::default()));
+        }
+        // What waited as progress and becomes final goes before the progress of others.
+        submit(&writer, "progress-99", outcome(Reason::Pulled));
+        for number in 1..IN_FLIGHT - PROGRESS_IN_FLIGHT {
+            submit(&writer, &format!("final-{number}"), outcome(Reason::Pulled));
+        }
+        let names = asked(writer, &mut begun, IN_FLIGHT).await;
+        let (first, rest) = names.split_at(IN_FLIGHT - PROGRESS_IN_FLIGHT);
+        assert_eq!(first[0], "progress-99");
+        assert!(first[1..].iter().all(|name| name.starts_with("final")), "{names:?}");
+        assert!(rest.iter().all(|name| name.starts_with("progress")), "{names:?}");
+        assert!(begun.try_recv().is_err(), "more than {IN_FLIGHT} writes");
+    }
+
+    #[tokio::test]
+    async fn progress_is_written_at_a_pace_and_final_states_at_once() {
+        let (writer, mut begun) = telling(true);
+        for number in 0..50 {
+            submit(&writer, &format!("progress-{number}"), Report::Pulling(Pulling::default()));
+            submit(&writer, &format!("final-{number}"), outcome(Reason::Pulled));
+        }
+        let began = tokio::time::Instant::now();
+        let names = asked(writer, &mut begun, 100).await;
+        assert!(names[..50].iter().all(|name| name.starts_with("final")), "{names:?}");
+        assert!(began.elapsed() >= PROGRESS_PAUSE * 49, "{:?}", began.elapsed());
     }
 
     #[tokio::test]

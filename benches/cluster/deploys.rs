@@ -17,6 +17,9 @@ use crate::load::Target;
 use crate::report::{Limit, Report, Series, median, percentile};
 use crate::stage::{Appearing, DEADLINE, Revisions, Stage, seconds};
 
+/// What a registry can bear is another benchmark's.
+const NO_BUDGET: [&str; 3] =
+    ["--registry-pulls=0", "--registry-pulls-per-second=0", "--canary-nodes=0"];
 /// Between one Revision and the next.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Admission calls in a second beside the deploys: enough for a p99, and no load.
@@ -31,11 +34,10 @@ const REPAIRED: f64 = 5.0;
 /// Rows: seconds to the last ImageWarm; admission's p99 meanwhile; what the fan-out dropped, what of
 /// it was late, and how long the repair of what is dropped on purpose takes.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
-    let (stage, controller) = Stage::new(0).await?;
+    let stage = Stage::empty(0).await?;
+    let controller = stage.controller_with("controller-1", &NO_BUDGET).await?;
     let (nodes, deploys) = scale.pick((100, 30), (300, 100));
     let warmers = FakeWarmers::connect(&stage, nodes).await?;
-    // Pulls are another benchmark's.
-    warmers.hold(true);
     let client = stage.as_controller().await?;
     let others: Vec<String> = (0..nodes).map(|at| format!("no-node-{at:05}")).collect();
     let noop = Baseline::start(&stage).await?;
@@ -47,6 +49,8 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (mut dropped, mut late) = (0.0, 0);
     for round in 0..scale.pick(2, 3) {
         p99(&asked, lasting, &mut idle).await?;
+        // Pulls are another benchmark's.
+        warmers.hold(true);
         let before = drops(&controller).await?;
         let revisions = stage.namespace(&format!("deploys-{round}")).await?;
         let mut appearing = stage.watch(&revisions.namespace).await?;
@@ -62,7 +66,8 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         let ours = last.values().map(|last| seconds(began, *last)).fold(0.0, f64::max);
         eprintln!("    round {round}: {ours:.1} s");
 
-        // What waits on the nodes is told in statuses, which must not be in the baseline's time.
+        // Their statuses must not be in the baseline's time, nor in that of the next round.
+        warmers.hold(false);
         statuses_written(&controller).await;
         let raw = stage.namespace(&format!("raw-{round}")).await?;
         let began = Instant::now();
@@ -203,10 +208,10 @@ async fn p99(
     Ok(())
 }
 
-/// Waits until no status was written for so long that what waits on the nodes has been told as such.
+/// Waits until no status was written for some seconds.
 async fn statuses_written(controller: &Imagewarm) {
     const WRITTEN: &str = "imagewarm_dispatch_status_writes_total{result=\"Written\"}";
-    const QUIET: Duration = Duration::from_secs(20);
+    const QUIET: Duration = Duration::from_secs(5);
     let (mut known, mut since) = (f64::NAN, Instant::now());
     while since.elapsed() < QUIET {
         // Not counted before the first.

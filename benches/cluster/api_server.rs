@@ -21,9 +21,9 @@ use xtask::cluster::Cluster;
 use xtask::wait::wait_for;
 
 use crate::Scale;
-use crate::fake_warmers::{FakeWarmers, is_write};
+use crate::fake_warmers::{FakeWarmers, Held, is_write};
 use crate::report::{Limit, Report, Series, median};
-use crate::stage::{CONCURRENCY, DEADLINE, Revisions, Stage, cpu_seconds};
+use crate::stage::{CONCURRENCY, DEADLINE, Revisions, Stage, cpu_seconds, resident_bytes};
 
 /// Watchers that the API server gave up because they were too slow.
 const DROPPED: &str = "apiserver_terminated_watchers_total";
@@ -34,7 +34,6 @@ const REJECTED: &str = "apiserver_flowcontrol_rejected_requests_total";
 /// Events that watchers were sent.
 const DELIVERED: &str = "apiserver_watch_events_total";
 /// How long the last events of a fan-out may still be worked on; the same for all that is compared.
-/// Statuses are written two seconds after a pull's begin at the earliest: they are no part of this.
 const SETTLE: Duration = Duration::from_millis(500);
 /// After a write, until its events are counted.
 const QUIET: Duration = Duration::from_millis(300);
@@ -42,23 +41,31 @@ const QUIET: Duration = Duration::from_millis(300);
 /// Rows: CPU of the API server beside that without warmers, and beside that with a watch for each
 /// node; watches that it dropped; deliveries of each write; time that our requests had to wait.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
-    let (count, rounds) = (scale.pick(300, 1_000), scale.pick(3, 9));
+    for (count, rounds) in scale.pick(vec![(300, 3)], vec![(1_000, 9), (5_000, 3)]) {
+        nodes(count, rounds, report).await?;
+    }
+    Ok(())
+}
+
+async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
     // Two clusters, so that rounds take turns although warmers stay connected.
     let (without, idle) = Stage::new(0).await?;
     let names: Vec<String> = (0..count).map(|at| format!("fake-{at:05}")).collect();
     without.plain_nodes(names.clone()).await?;
-    let (with, _controller) = Stage::new(0).await?;
+    let (with, controller) = Stage::new(0).await?;
     let mut warmers = FakeWarmers::connect(&with, count).await?;
+    let name = format!("{count} warmers started at once, until the last is connected");
+    report.add(name, "s", Series::one(warmers.connected_after), Limit::None);
 
     let mut cpu = Series::default();
     let mut deliveries = Series::default();
     for round in 0..=rounds {
-        warmers.hold(true);
+        warmers.hold(Held::Looks);
         let name = format!("ours-{round}");
         let ours = fan_out(&with, &name, round, count).await?;
         warmers.orders(&image(round), count).await?;
-        // A pull that went on would write its progress into the next rounds.
-        warmers.hold(false);
+        // What went on would write its progress into the next rounds.
+        warmers.hold(Held::Nothing);
         with.all_ready(&name, count).await?;
         let baseline = fan_out(&without, &format!("ours-{round}"), round, count).await?;
         // The first round opens connections and does not count.
@@ -75,11 +82,13 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         ("requests that priority and fairness rejected", "requests", REJECTED),
     ] {
         let value = sum(&metrics(&with.cluster.client()).await?, metric, "");
-        report.add(name, unit, Series::one(value), Limit::Most(0.0));
+        report.add(format!("{name}, {count} warmers"), unit, Series::one(value), Limit::Most(0.0));
     }
+    let memory = Series::one(resident_bytes(controller.pid())? / 1e6);
+    report.add(format!("controller memory with {count} streams"), "MB", memory, Limit::None);
     let of_ours = r#"flow_schema="imagewarm""#;
     let waited = sum(&metrics(&with.cluster.client()).await?, WAITED, of_ours);
-    let name = "time that the controller's requests waited for their turn";
+    let name = format!("time that the controller's requests waited for their turn, {count} warmers");
     report.add(name, "s", Series::one(waited), Limit::None);
     drop(warmers);
     selector_watches(&without, &names, rounds, ours, report).await?;
@@ -89,9 +98,9 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let others = Series { ours: others(&without, &names).await?, baseline: Vec::new() };
     let theirs = median(&others.ours).context("no round without a replica")?;
     deliveries.ours.iter_mut().for_each(|all| *all -= theirs);
-    let name = "watch deliveries for each write, one replica";
+    let name = format!("watch deliveries for each write, one replica, {count} nodes");
     report.add(name, "events", deliveries, Limit::Most(1.0));
-    let name = "the same with no replica: to kube-controller-manager";
+    let name = format!("the same with no replica, {count} nodes: to kube-controller-manager");
     report.add(name, "events", others, Limit::None);
     Ok(())
 }
@@ -155,7 +164,7 @@ async fn selector_watches(
     let name = format!("rejected: CPU with {} selector watches, beside ours", nodes.len());
     report.add(name, "s", series, Limit::None);
     let dropped = sum(&metrics(&client).await?, DROPPED, "") - before;
-    let name = "rejected: watches that the API server dropped";
+    let name = format!("rejected: watches of {} that the API server dropped", nodes.len());
     report.add(name, "watches", Series::one(dropped), Limit::None);
     watches.shutdown().await;
     Ok(())

@@ -7,15 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::cluster::Imagewarm;
-use xtask::http_get::http_get;
 use xtask::wait::wait_for;
 
 use crate::Scale;
 use crate::admission::Baseline;
-use crate::fake_warmers::FakeWarmers;
+use crate::fake_warmers::{FakeWarmers, Held};
 use crate::load::Target;
 use crate::report::{Limit, Report, Series, median, percentile};
-use crate::stage::{Appearing, DEADLINE, Revisions, Stage, seconds};
+use crate::stage::{Appearing, DEADLINE, Revisions, STATUSES_WRITTEN, Stage, metric, seconds};
 
 /// What a registry can bear is another benchmark's.
 const NO_BUDGET: [&str; 3] =
@@ -50,7 +49,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     for round in 0..scale.pick(2, 3) {
         p99(&asked, lasting, &mut idle).await?;
         // Pulls are another benchmark's.
-        warmers.hold(true);
+        warmers.hold(Held::Pulls);
         let before = drops(&controller).await?;
         let revisions = stage.namespace(&format!("deploys-{round}")).await?;
         let mut appearing = stage.watch(&revisions.namespace).await?;
@@ -67,7 +66,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         eprintln!("    round {round}: {ours:.1} s");
 
         // Their statuses must not be in the baseline's time, nor in that of the next round.
-        warmers.hold(false);
+        warmers.hold(Held::Nothing);
         statuses_written(&controller).await;
         let raw = stage.namespace(&format!("raw-{round}")).await?;
         let began = Instant::now();
@@ -109,7 +108,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
 async fn repairs(others: &[String], report: &mut Report) -> Result<()> {
     let (stage, controller) = Stage::new(0).await?;
     let warmers = FakeWarmers::connect(&stage, others.len()).await?;
-    warmers.hold(true);
+    warmers.hold(Held::Pulls);
     let client = &stage.as_controller().await?;
     controller.terminate(DEADLINE).await?;
     let taken = TAKEN.to_string();
@@ -210,12 +209,11 @@ async fn p99(
 
 /// Waits until no status was written for some seconds.
 async fn statuses_written(controller: &Imagewarm) {
-    const WRITTEN: &str = "imagewarm_dispatch_status_writes_total{result=\"Written\"}";
     const QUIET: Duration = Duration::from_secs(5);
     let (mut known, mut since) = (f64::NAN, Instant::now());
     while since.elapsed() < QUIET {
         // Not counted before the first.
-        let written = metric(controller, WRITTEN).await.unwrap_or_default();
+        let written = metric(controller, STATUSES_WRITTEN).await.unwrap_or_default();
         if written != known {
             (known, since) = (written, Instant::now());
         }
@@ -226,14 +224,6 @@ async fn statuses_written(controller: &Imagewarm) {
 /// Revisions that were seen at admission and not taken, so far.
 async fn drops(controller: &Imagewarm) -> Result<f64> {
     metric(controller, "imagewarm_webhook_dropped_sightings_total").await
-}
-
-async fn metric(controller: &Imagewarm, name: &str) -> Result<f64> {
-    let health = controller.health().context("no health port")?;
-    let (_, text) = http_get(health, "/metrics").await?;
-    let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no {name}"));
-    Ok(value?.parse()?)
 }
 
 fn failed_create(event: &Value) -> bool {

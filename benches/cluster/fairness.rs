@@ -25,9 +25,11 @@ const FEW_SEATS: [&str; 2] = ["--max-requests-inflight=40", "--max-mutating-requ
 /// Accounts that flood the API server, and the requests that each of them has in flight.
 const CROWD: usize = 10;
 const LISTS: usize = 2;
+/// ImageWarms that each of their requests reads: as many as make it ten seats wide, the most there is.
+const STOCK: usize = 1_000;
 /// A fan-out that is not done by then counts as done: in favour of the baseline, which may never be.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// In each round, one after another: one alone has too few small requests beside it for a p99.
+/// Beside small requests, in each round, one after another: one alone has too few of them beside it.
 const FAN_OUTS: usize = 3;
 /// The API server decides anew every ten seconds how many seats are lent and to whom.
 const LENT: Duration = Duration::from_secs(12);
@@ -43,47 +45,44 @@ const SMALL: &str = "/api/v1/namespaces/elsewhere/configmaps/small";
 /// meanwhile; milliseconds of another account's small requests during fan-outs; refusals.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, _controller) = Stage::with_api_server(&FEW_SEATS).await?;
-    let (nodes, rounds) = scale.pick((100, 2), (500, 3));
+    let (nodes, rounds) = scale.pick((200, 3), (500, 5));
     let names: Vec<String> = (0..nodes).map(|at| format!("plain-{at:05}")).collect();
     stage.plain_nodes(names).await?;
-    let others = others(&stage, scale.pick(500, 1_000)).await?;
+    let others = others(&stage, STOCK).await?;
     let mut turns = Turns { stage: &stage, shipped: true, refused: 0 };
 
-    let (mut p50, mut p99) = (Series::default(), Series::default());
+    let (mut p50, mut p99, mut calm) = (Series::default(), Series::default(), Series::default());
     let account = others.first().context("no other account")?;
     // The first open connections and do not count.
     let beside = async |name: &str| {
-        let mut times = Vec::new();
+        let (mut times, began) = (Vec::new(), Instant::now());
         for number in 0..FAN_OUTS {
             let namespace = format!("beside-{name}-{number}");
             times.extend(small(&stage, account, &namespace, nodes).await?);
         }
-        anyhow::Ok(times)
+        anyhow::Ok((times, seconds(began, Instant::now()) / FAN_OUTS as f64))
     };
     beside("nothing").await?;
     for round in 0..rounds {
         let (ours, without) = turns.both(round, &beside).await?;
         for (series, share) in [(&mut p50, 0.5), (&mut p99, 0.99)] {
             let of = |times: &[f64]| percentile(times, share).context("nothing was asked");
-            series.round(of(&ours)?, of(&without)?);
+            series.round(of(&ours.0)?, of(&without.0)?);
         }
+        calm.round(ours.1, without.1);
     }
     let name = "small requests of another account during a fan-out";
     report.add(format!("{name}, p50"), "ms", p50, Limit::RatioOrAdded(1.1, 2.0));
     report.add(format!("{name}, p99"), "ms", p99, Limit::RatioOrAdded(1.1, 5.0));
+    report.add("such a fan-out, of three images", "s", calm, Limit::None);
 
     let flood = Flood::start(&others);
     tokio::time::sleep(LENT).await;
     let (mut times, mut lists) = (Series::default(), Series::default());
     let flooded = async |name: &str| {
-        let (mut took, mut answers) = (0.0, 0.0);
-        for number in 0..FAN_OUTS {
-            let namespace = format!("flooded-{name}-{number}");
-            let (seconds, lists) = flooded(&stage, &flood, &namespace, nodes).await?;
-            took += seconds;
-            answers += lists;
-        }
-        anyhow::Ok((took / FAN_OUTS as f64, answers / took))
+        let namespace = format!("flooded-{name}");
+        let (seconds, lists) = flooded(&stage, &flood, &namespace, nodes).await?;
+        anyhow::Ok((seconds, lists / seconds))
     };
     for round in 0..rounds {
         let (ours, without) = turns.both(round, &flooded).await?;

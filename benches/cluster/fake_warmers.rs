@@ -26,33 +26,35 @@ use xtask::wait::wait_for;
 
 use crate::Scale;
 use crate::report::{Limit, Report, Series};
-use crate::stage::{CONCURRENCY, DEADLINE, Stage, seconds};
+use crate::stage::{CONCURRENCY, DEADLINE, STATUSES_WRITTEN, Stage, metric, seconds};
 
 /// Rows: the last order received, against raw creates; writes for each image and node.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, controller) = Stage::new(0).await?;
-    let count = scale.pick(300, 1_000);
+    let (count, rounds) = scale.pick((300, 5), (1_000, 3));
     let mut warmers = FakeWarmers::connect(&stage, count).await?;
-    report.add(
-        format!("{count} warmers started at once, until the last is connected"),
-        "s",
-        Series::one(warmers.connected_after),
-        Limit::None,
-    );
     let client = stage.as_controller().await?;
     // No warmer is told of these, so that the baseline is creates alone.
     let others: Vec<String> = (0..count).map(|at| format!("no-node-{at:05}")).collect();
     let mut series = Series::default();
-    let mut writes = Series::default();
-    for round in 0..=3 {
+    let (mut writes, mut statuses) = (Series::default(), Series::default());
+    for round in 0..=rounds {
         // By digest: the warmer looks first, and nothing is asked of the controller before that.
         let image = format!("registry.example.com/team/app@sha256:{round:064x}");
-        warmers.hold(true);
+        warmers.hold(Held::Pulls);
         let revisions = stage.namespace(&format!("orders-{round}")).await?;
         let began = Instant::now();
         revisions.create("app-00001", &[&image]).await?;
         let ours = seconds(began, warmers.orders(&image, count).await?);
-        warmers.hold(false);
+        let before = metric(&controller, STATUSES_WRITTEN).await.unwrap_or_default();
+        let ended = Instant::now();
+        warmers.hold(Held::Nothing);
+        let written = wait_for(DEADLINE, "a status for each", async || {
+            let written = metric(&controller, STATUSES_WRITTEN).await.ok()? - before;
+            (written >= count as f64).then_some(written)
+        })
+        .await?;
+        let pace = written / seconds(ended, Instant::now());
         warmers.pulls(&image, count).await?;
         stage.all_ready(&revisions.namespace, count).await?;
 
@@ -65,15 +67,15 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
             continue; // It opened the connections.
         }
         series.round(ours, baseline);
+        statuses.round(pace, count as f64 / baseline);
         revisions.delete_configuration().await?;
         writes.ours.push(life_writes(&stage, &revisions.namespace, count).await?);
     }
     let name = format!("Revision created, until the last of {count} warmers has its order");
     report.add(name, "s", series, Limit::Ratio(1.3));
+    let name = format!("statuses written when {count} pulls end at once, beside raw creates");
+    report.add(name, "writes/s", statuses, Limit::None);
     report.add("API writes in the life of an ImageWarm", "writes", writes, Limit::Most(3.0));
-    let memory = crate::stage::resident_bytes(controller.pid())? / 1e6;
-    let name = format!("controller memory with {count} streams");
-    report.add(name, "MB", Series::one(memory), Limit::Most(200.0));
     Ok(())
 }
 
@@ -103,6 +105,18 @@ pub fn is_write(event: &Value, namespace: &str) -> bool {
         && matches!(verb, "create" | "update" | "patch" | "delete")
 }
 
+/// What warmers wait with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing.
+    Nothing,
+    /// The ends of pulls.
+    Pulls,
+    /// The answer to whether an image is there: nothing is reported before that, so no status is
+    /// written. For less than a minute: the warmer gives up then.
+    Looks,
+}
+
 /// Something that a warmer asked its runtime.
 struct Asked {
     image: String,
@@ -123,7 +137,7 @@ pub struct FakeWarmers {
     /// Seconds from the first start to the last Welcome.
     pub connected_after: f64,
     asked: mpsc::UnboundedReceiver<Asked>,
-    hold: watch::Sender<bool>,
+    hold: watch::Sender<Held>,
     seen: BTreeMap<String, Seen>,
     stop: CancellationToken,
     _tasks: JoinSet<()>,
@@ -145,7 +159,7 @@ impl FakeWarmers {
         stage.plain_nodes(names.clone()).await?;
         let tokens = tokens(stage, &names).await?;
         let (tell, asked) = mpsc::unbounded_channel();
-        let hold = watch::Sender::new(false);
+        let hold = watch::Sender::new(Held::Nothing);
         let (stop, mut tasks, mut connected) = (CancellationToken::new(), JoinSet::new(), vec![]);
         let began = Instant::now();
         for token in tokens {
@@ -168,9 +182,9 @@ impl FakeWarmers {
         Ok(FakeWarmers { connected_after, asked, hold, seen, stop, _tasks: tasks })
     }
 
-    /// Whether pulls that begin from now on wait until this is called with false.
-    pub fn hold(&self, hold: bool) {
-        self.hold.send_replace(hold);
+    /// What waits from now on, until this is called with [`Held::Nothing`].
+    pub fn hold(&self, held: Held) {
+        self.hold.send_replace(held);
     }
 
     /// Waits until so many warmers have begun to work on the image; returns the last one's moment.
@@ -284,7 +298,7 @@ impl Gate {
 #[derive(Debug)]
 struct Waiting {
     tell: mpsc::UnboundedSender<Asked>,
-    hold: watch::Receiver<bool>,
+    hold: watch::Receiver<Held>,
     gate: Option<Arc<Gate>>,
     /// What it was asked for, and whether it holds that.
     images: Mutex<BTreeMap<String, bool>>,
@@ -300,6 +314,11 @@ impl Waiting {
             self.tell(image, false);
         }
         known == Some(true)
+    }
+
+    async fn until(&self, free: impl Fn(Held) -> bool) {
+        let mut hold = self.hold.clone();
+        let _ = hold.wait_for(|held| free(*held)).await;
     }
 
     fn tell(&self, image: &Reference, pulled: bool) {
@@ -329,8 +348,11 @@ impl Runtime for Waiting {
         image: &'a Reference,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         Box::pin(async move {
-            let held = self.received(image);
-            Ok(held.then(held_image))
+            let there = self.received(image);
+            if !there {
+                self.until(|held| held != Held::Looks).await;
+            }
+            Ok(there.then(held_image))
         })
     }
 
@@ -351,8 +373,7 @@ impl Runtime for Waiting {
                 Some(gate) => gate.serve().await?,
                 None => tokio::time::sleep(Duration::from_millis(50)).await,
             }
-            let mut hold = self.hold.clone();
-            let _ = hold.wait_for(|hold| !*hold).await;
+            self.until(|held| held == Held::Nothing).await;
             let images = self.images.lock();
             images.unwrap_or_else(PoisonError::into_inner).insert(image.to_string(), true);
             self.tell(image, true);

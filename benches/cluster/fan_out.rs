@@ -8,7 +8,7 @@ use kube::Client;
 
 use crate::Scale;
 use crate::report::{Limit, Report, Series};
-use crate::stage::{DEADLINE, Stage, seconds};
+use crate::stage::{Stage, seconds};
 
 /// Rows: seconds for 1,000 nodes, and for 5,000; what of the plain loop's time is due to a controller
 /// that sees its ImageWarms; refusals by API priority and fairness.
@@ -16,19 +16,24 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let mut throttled = 0;
     for (nodes, rounds) in scale.pick(vec![(1_000, 3)], vec![(1_000, 9), (5_000, 3)]) {
         // A cluster for each: nodes that come later would be given the images of before.
-        let (stage, controller) = Stage::new(0).await?;
+        let (stage, _controller) = Stage::new(0).await?;
         stage.plain_nodes(names(nodes)).await?;
         let series = rounds_of(&stage, nodes, rounds).await?;
         let mut alone = Series { ours: vec![], baseline: series.baseline.clone() };
         let name = format!("fan-out of an image to {nodes} nodes");
         report.add(name, "s", series, Limit::Ratio(1.15));
         throttled += stage.throttled()?;
+        if scale.pick(true, false) {
+            continue;
+        }
 
-        controller.terminate(DEADLINE).await?;
+        let stage = Stage::empty(0).await?;
         let client = stage.as_controller().await?;
         for round in 0..=rounds {
-            let namespace = format!("alone-{round}");
-            let took = plain_loop(&stage, &client, &namespace, &names(nodes)).await?;
+            // As much is in the store then as there was with the controller.
+            plain_loop(&stage, &client, &format!("before-{round}"), &names(nodes)).await?;
+            let took =
+                plain_loop(&stage, &client, &format!("alone-{round}"), &names(nodes)).await?;
             if round > 0 {
                 alone.ours.push(took);
             }

@@ -25,6 +25,7 @@ mod tap;
 mod warmer;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
@@ -124,10 +125,12 @@ async fn measure(arguments: &Arguments) -> Result<bool> {
             continue;
         }
         eprintln!("{name} …");
+        let began = Instant::now();
         if let Err(error) = run(scale, &mut report).await {
             eprintln!("error: {name}: {error:#}");
             all = false;
         }
+        eprintln!("{name}: {:.0} s", began.elapsed().as_secs_f64());
         report.write()?;
     }
     println!("{}", report.table());

@@ -88,7 +88,8 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
     report.add(format!("controller memory with {count} streams"), "MB", memory, Limit::None);
     let of_ours = r#"flow_schema="imagewarm""#;
     let waited = sum(&metrics(&with.cluster.client()).await?, WAITED, of_ours);
-    let name = format!("time that the controller's requests waited for their turn, {count} warmers");
+    let name =
+        format!("time that the controller's requests waited for their turn, {count} warmers");
     report.add(name, "s", Series::one(waited), Limit::None);
     drop(warmers);
     selector_watches(&without, &names, rounds, ours, report).await?;

@@ -35,6 +35,8 @@ const REJECTED: &str = "apiserver_flowcontrol_rejected_requests_total";
 const DELIVERED: &str = "apiserver_watch_events_total";
 /// How long the last events of a fan-out may still be worked on; the same for all that is compared.
 const SETTLE: Duration = Duration::from_millis(500);
+/// Bookmarks are counted among the events: one in a minute for each watch.
+const BOOKMARKS: f64 = 0.01;
 /// After a write, until its events are counted.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -59,6 +61,7 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
 
     let mut cpu = Series::default();
     let mut deliveries = Series::default();
+    let mut dropped = 0.0;
     for round in 0..=rounds {
         warmers.hold(Held::Looks);
         let name = format!("ours-{round}");
@@ -67,7 +70,8 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
         // What went on would write its progress into the next rounds.
         warmers.hold(Held::Nothing);
         with.all_ready(&name, count).await?;
-        let baseline = fan_out(&without, &format!("ours-{round}"), round, count).await?;
+        let baseline = fan_out(&without, &name, round, count).await?;
+        dropped += ours.dropped;
         // The first round opens connections and does not count.
         if round > 0 {
             cpu.round(ours.cpu, baseline.cpu);
@@ -77,17 +81,20 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
     let ours = cpu.ours.clone();
     let name = format!("API-server CPU of a fan-out with {count} connected warmers, or none");
     report.add(name, "s", cpu, Limit::Ratio(1.2));
-    for (name, unit, metric) in [
-        ("watches that the API server dropped", "watches", DROPPED),
-        ("requests that priority and fairness rejected", "requests", REJECTED),
-    ] {
-        let value = sum(&metrics(&with.cluster.client()).await?, metric, "");
-        report.add(format!("{name}, {count} warmers"), unit, Series::one(value), Limit::Most(0.0));
-    }
+    let so_far = metrics(&with.cluster.client()).await?;
+    let name = format!("watches that the API server dropped in these fan-outs, {count} warmers");
+    report.add(name, "watches", Series::one(dropped), Limit::Most(0.0));
+    let after = sum(&so_far, DROPPED, "") - dropped;
+    let name =
+        format!("the same while {count} warmers connect, or tell at once that they are done");
+    report.add(name, "watches", Series::one(after), Limit::None);
+    let rejected = sum(&so_far, REJECTED, "");
+    let name = format!("requests that priority and fairness rejected, {count} warmers");
+    report.add(name, "requests", Series::one(rejected), Limit::Most(0.0));
     let memory = Series::one(resident_bytes(controller.pid())? / 1e6);
     report.add(format!("controller memory with {count} streams"), "MB", memory, Limit::None);
     let of_ours = r#"flow_schema="imagewarm""#;
-    let waited = sum(&metrics(&with.cluster.client()).await?, WAITED, of_ours);
+    let waited = sum(&so_far, WAITED, of_ours);
     let name =
         format!("time that the controller's requests waited for their turn, {count} warmers");
     report.add(name, "s", Series::one(waited), Limit::None);
@@ -100,7 +107,7 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
     let theirs = median(&others.ours).context("no round without a replica")?;
     deliveries.ours.iter_mut().for_each(|all| *all -= theirs);
     let name = format!("watch deliveries for each write, one replica, {count} nodes");
-    report.add(name, "events", deliveries, Limit::Most(1.0));
+    report.add(name, "events", deliveries, Limit::Most(1.0 + BOOKMARKS));
     let name = format!("the same with no replica, {count} nodes: to kube-controller-manager");
     report.add(name, "events", others, Limit::None);
     Ok(())
@@ -215,6 +222,8 @@ struct Cost {
     cpu: f64,
     /// Events for each write, without those to this program's own watch, which waits for the last.
     deliveries: f64,
+    /// Watches that it gave up.
+    dropped: f64,
 }
 
 fn image(round: usize) -> String {
@@ -248,7 +257,8 @@ async fn measured(
     let (delivered, own) = (after.delivered - before.delivered, after.own);
     // This program's own watch is sent each: none at all means that the metric was misread.
     ensure!(delivered > 0.0 && own > 0.0, "{delivered} events of {own} writes");
-    Ok(Cost { cpu, deliveries: (delivered - own) / (after.all - before.all) })
+    let deliveries = (delivered - own) / (after.all - before.all);
+    Ok(Cost { cpu, deliveries, dropped: after.dropped - before.dropped })
 }
 
 /// Writes of ImageWarms so far, and what watches were sent of them. What is written in other
@@ -257,6 +267,8 @@ struct Deliveries {
     delivered: f64,
     all: f64,
     own: f64,
+    /// Watches that the API server gave up.
+    dropped: f64,
 }
 
 impl Deliveries {
@@ -265,9 +277,10 @@ impl Deliveries {
         wait_for(DEADLINE, "a moment without writes", async || {
             let (before, _) = writes(&stage.cluster.audit_events().ok()?, namespace);
             tokio::time::sleep(QUIET).await;
-            let delivered = sum(&metrics(client).await.ok()?, DELIVERED, "imagewarms");
+            let now = metrics(client).await.ok()?;
+            let (delivered, dropped) = (sum(&now, DELIVERED, "imagewarms"), sum(&now, DROPPED, ""));
             let (all, own) = writes(&stage.cluster.audit_events().ok()?, namespace);
-            (all == before).then_some(Deliveries { delivered, all, own })
+            (all == before).then_some(Deliveries { delivered, all, own, dropped })
         })
         .await
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::cluster::Imagewarm;
+use xtask::http_get::http_get;
 use xtask::wait::wait_for;
 
 use crate::Scale;
@@ -14,7 +15,7 @@ use crate::admission::Baseline;
 use crate::fake_warmers::{FakeWarmers, Held};
 use crate::load::Target;
 use crate::report::{Limit, Report, Series, median, percentile};
-use crate::stage::{Appearing, DEADLINE, Revisions, STATUSES_WRITTEN, Stage, metric, seconds};
+use crate::stage::{Appearing, DEADLINE, Revisions, Stage, seconds};
 
 /// What a registry can bear is another benchmark's.
 const NO_BUDGET: [&str; 3] =
@@ -30,8 +31,8 @@ const OFFERED: usize = 15;
 /// How late what was dropped may be.
 const REPAIRED: f64 = 5.0;
 
-/// Rows: seconds to the last ImageWarm; admission's p99 meanwhile; what the fan-out dropped, what of
-/// it was late, and how long the repair of what is dropped on purpose takes.
+/// Rows: seconds to the last ImageWarm; admission's p99 meanwhile; statuses in a second; what the
+/// fan-out dropped, what of it was late, and how long the repair of what is dropped on purpose takes.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let stage = Stage::empty(0).await?;
     let controller = stage.controller_with("controller-1", &NO_BUDGET).await?;
@@ -45,6 +46,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
 
     let (mut series, mut idle, mut busy) =
         (Series::default(), Series::default(), Series::default());
+    let mut statuses = Series::default();
     let (mut dropped, mut late) = (0.0, 0);
     for round in 0..scale.pick(2, 3) {
         p99(&asked, lasting, &mut idle).await?;
@@ -67,7 +69,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
 
         // Their statuses must not be in the baseline's time, nor in that of the next round.
         warmers.hold(Held::Nothing);
-        statuses_written(&controller).await;
+        let pace = statuses_written(&controller).await?;
         let raw = stage.namespace(&format!("raw-{round}")).await?;
         let began = Instant::now();
         for number in 0..deploys {
@@ -78,6 +80,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         }
         let raw = seconds(began, Instant::now());
         series.round(ours, raw);
+        statuses.round(pace, (nodes * deploys) as f64 / raw);
         let of_round = drops(&controller).await? - before;
         dropped += of_round;
         // Without a drop nothing was left to repair, however long it took.
@@ -91,6 +94,8 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     report.add(name, "ms", busy, Limit::RatioOrAdded(1.3, 1.0));
     let name = format!("admission at {CALLS}/s before these, p99");
     report.add(name, "ms", idle, Limit::None);
+    let name = "statuses written when the pulls of these end at once, beside raw creates";
+    report.add(name, "writes/s", statuses, Limit::None);
     report.add("Revisions left to the leader", "Revisions", Series::one(dropped), Limit::None);
     let name = "rounds with such that were over 5 s later than raw creates";
     report.add(name, "rounds", Series::one(late as f64), Limit::Most(0.0));
@@ -207,23 +212,36 @@ async fn p99(
     Ok(())
 }
 
-/// Waits until no status was written for some seconds.
-async fn statuses_written(controller: &Imagewarm) {
+/// Waits until no status was written for some seconds; returns how many were in a second until then.
+async fn statuses_written(controller: &Imagewarm) -> Result<f64> {
     const QUIET: Duration = Duration::from_secs(5);
-    let (mut known, mut since) = (f64::NAN, Instant::now());
+    const WRITTEN: &str = "imagewarm_dispatch_status_writes_total{result=\"Written\"}";
+    // Not counted before the first.
+    let written = async || metric(controller, WRITTEN).await.unwrap_or_default();
+    let (before, began) = (written().await, Instant::now());
+    let (mut known, mut since) = (before, began);
     while since.elapsed() < QUIET {
-        // Not counted before the first.
-        let written = metric(controller, STATUSES_WRITTEN).await.unwrap_or_default();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let written = written().await;
         if written != known {
             (known, since) = (written, Instant::now());
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
     }
+    ensure!(known > before, "no status was written");
+    Ok((known - before) / seconds(began, since))
 }
 
 /// Revisions that were seen at admission and not taken, so far.
 async fn drops(controller: &Imagewarm) -> Result<f64> {
     metric(controller, "imagewarm_webhook_dropped_sightings_total").await
+}
+
+async fn metric(controller: &Imagewarm, name: &str) -> Result<f64> {
+    let health = controller.health().context("no health port")?;
+    let (_, text) = http_get(health, "/metrics").await?;
+    let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no {name}"));
+    Ok(value?.parse()?)
 }
 
 fn failed_create(event: &Value) -> bool {

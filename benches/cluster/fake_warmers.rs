@@ -26,18 +26,18 @@ use xtask::wait::wait_for;
 
 use crate::Scale;
 use crate::report::{Limit, Report, Series};
-use crate::stage::{CONCURRENCY, DEADLINE, STATUSES_WRITTEN, Stage, metric, seconds};
+use crate::stage::{CONCURRENCY, DEADLINE, Stage, seconds};
 
 /// Rows: the last order received, against raw creates; writes for each image and node.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
-    let (stage, controller) = Stage::new(0).await?;
-    let (count, rounds) = scale.pick((300, 5), (1_000, 3));
+    let (stage, _controller) = Stage::new(0).await?;
+    let (count, rounds) = (scale.pick(300, 1_000), 3);
     let mut warmers = FakeWarmers::connect(&stage, count).await?;
     let client = stage.as_controller().await?;
     // No warmer is told of these, so that the baseline is creates alone.
     let others: Vec<String> = (0..count).map(|at| format!("no-node-{at:05}")).collect();
     let mut series = Series::default();
-    let (mut writes, mut statuses) = (Series::default(), Series::default());
+    let mut writes = Series::default();
     for round in 0..=rounds {
         // By digest: the warmer looks first, and nothing is asked of the controller before that.
         let image = format!("registry.example.com/team/app@sha256:{round:064x}");
@@ -46,15 +46,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         let began = Instant::now();
         revisions.create("app-00001", &[&image]).await?;
         let ours = seconds(began, warmers.orders(&image, count).await?);
-        let before = metric(&controller, STATUSES_WRITTEN).await.unwrap_or_default();
-        let ended = Instant::now();
         warmers.hold(Held::Nothing);
-        let written = wait_for(DEADLINE, "a status for each", async || {
-            let written = metric(&controller, STATUSES_WRITTEN).await.ok()? - before;
-            (written >= count as f64).then_some(written)
-        })
-        .await?;
-        let pace = written / seconds(ended, Instant::now());
         warmers.pulls(&image, count).await?;
         stage.all_ready(&revisions.namespace, count).await?;
 
@@ -67,14 +59,11 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
             continue; // It opened the connections.
         }
         series.round(ours, baseline);
-        statuses.round(pace, count as f64 / baseline);
         revisions.delete_configuration().await?;
         writes.ours.push(life_writes(&stage, &revisions.namespace, count).await?);
     }
     let name = format!("Revision created, until the last of {count} warmers has its order");
     report.add(name, "s", series, Limit::Ratio(1.3));
-    let name = format!("statuses written when {count} pulls end at once, beside raw creates");
-    report.add(name, "writes/s", statuses, Limit::None);
     report.add("API writes in the life of an ImageWarm", "writes", writes, Limit::Most(3.0));
     Ok(())
 }

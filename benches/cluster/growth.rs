@@ -53,10 +53,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         let mut exponent = Series::one(curve.exponent());
         if let Some(raw) = &curve.baseline {
             exponent.baseline.push(raw.exponent());
-            let name = format!("{}: exponent, beside raw creates", curve.name);
-            report.add(name, "(exponent)", exponent, Limit::Ratio(MOST));
         }
-        let exponent = Series::one(curve.exponent());
         report.add(format!("{}: exponent", curve.name), "(exponent)", exponent, Limit::Most(MOST));
         let straight = Series::one(curve.straightness());
         report.add(format!("{}: R²", curve.name), "(R²)", straight, Limit::None);

@@ -26,9 +26,6 @@ pub const DEADLINE: Duration = Duration::from_secs(600);
 /// Requests in flight of everything that is not imagewarm; more gives no more on a few cores.
 pub const CONCURRENCY: usize = 16;
 
-/// Statuses that the leader has written; not there before the first.
-pub const STATUSES_WRITTEN: &str = "imagewarm_dispatch_status_writes_total{result=\"Written\"}";
-
 /// Without time limits that would delete or mark what a benchmark made without a Revision.
 const PATIENT: [&str; 4] = ["--collect-grace", "24h", "--waiting-after", "24h"];
 
@@ -327,15 +324,6 @@ impl Appearing {
         let Ok(done) = counted else { anyhow::bail!("{seen} of {wanted} ImageWarms appeared") };
         done
     }
-}
-
-/// The value of one of a controller's metrics, labels included in the name.
-pub async fn metric(controller: &Imagewarm, name: &str) -> Result<f64> {
-    let health = controller.health().context("no health port")?;
-    let (_, text) = http_get(health, "/metrics").await?;
-    let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no {name}"));
-    Ok(value?.parse()?)
 }
 
 /// Seconds since.

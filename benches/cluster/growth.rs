@@ -26,14 +26,15 @@ const MOST: f64 = 1.05;
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let images = scale.pick(vec![1, 5, 20, 50], vec![1, 5, 20, 50, 100, 200]);
     let nodes = scale.pick(vec![100, 250, 600, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
-    let rounds = 2;
+    let rounds =
+        Rounds { most: scale.pick(5, 9), least: scale.pick(1, 3), warms: scale.pick(1_500, 6_000) };
 
     let mut by_images = Growth::new(false);
     let (stage, controller) = Stage::new(0).await?;
     add_nodes(&stage, NODES_FOR_IMAGES).await?;
     warm_up(&stage, NODES_FOR_IMAGES).await?;
     for count in images {
-        by_images.step(&stage, &controller, (count, NODES_FOR_IMAGES), rounds).await?;
+        by_images.step(&stage, &controller, (count, NODES_FOR_IMAGES), &rounds).await?;
     }
     drop(stage);
 
@@ -45,7 +46,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         add_nodes(&stage, count).await?;
         warm_up(&stage, count).await?;
         by_nodes.begin_anew();
-        by_nodes.step(&stage, &controller, (1, count), rounds).await?;
+        by_nodes.step(&stage, &controller, (1, count), &rounds).await?;
     }
     let curves: Vec<Curve> =
         [by_images, by_nodes].into_iter().flat_map(Growth::into_curves).collect();
@@ -62,6 +63,22 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let folder = xtask::workspace().join("target/bench");
     std::fs::create_dir_all(&folder)?;
     Ok(std::fs::write(folder.join("growth.svg"), chart(&curves))?)
+}
+
+/// The fewer ImageWarms there are in a round, the more chance has a part in its time, and the more
+/// rounds there are.
+struct Rounds {
+    most: usize,
+    least: usize,
+    /// In all rounds of a step together, about.
+    warms: usize,
+}
+
+impl Rounds {
+    /// An odd number of rounds with so many ImageWarms in each: one of them is the median.
+    fn of(&self, warms: usize) -> usize {
+        (self.warms / warms).clamp(self.least, self.most) | 1
+    }
 }
 
 async fn add_nodes(stage: &Stage, count: usize) -> Result<()> {
@@ -123,8 +140,9 @@ impl Growth {
         stage: &Stage,
         controller: &Imagewarm,
         (images, nodes): (usize, usize),
-        rounds: usize,
+        rounds: &Rounds,
     ) -> Result<()> {
+        let rounds = rounds.of(images * nodes);
         let number = if self.over_nodes { nodes } else { images };
         let name = format!("before-{}", self.steps);
         let before = (fresh_memory(stage, &name).await?, stored_bytes(stage).await?);

@@ -86,10 +86,10 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
     let so_far = metrics(&with.cluster.client()).await?;
     let name = format!("watches that the API server dropped in these fan-outs, {count} warmers");
     report.add(name, "watches", Series::one(dropped), Limit::Most(0.0));
-    let after = sum(&so_far, DROPPED, "") - dropped;
+    let otherwise = sum(&so_far, DROPPED, "") - dropped;
     let name =
         format!("the same while {count} warmers connect, or tell at once that they are done");
-    report.add(name, "watches", Series::one(after), Limit::None);
+    report.add(name, "watches", Series::one(otherwise), Limit::None);
     let rejected = sum(&so_far, REJECTED, "");
     let name = format!("requests that priority and fairness rejected, {count} warmers");
     report.add(name, "requests", Series::one(rejected), Limit::Most(0.0));

@@ -2,23 +2,34 @@
 
 use std::fmt::Write as _;
 
-use crate::report::shown;
+use crate::report::{median, shown};
 
 /// A measurement over a growing number.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Curve {
     /// What was measured, with its unit.
     pub name: String,
     /// The number, and what was measured for it.
     pub points: Vec<(f64, f64)>,
-    /// What it is compared with.
-    pub baseline: Option<Box<Curve>>,
 }
 
 impl Curve {
-    /// One without points.
-    pub fn new(name: impl Into<String>) -> Curve {
-        Curve { name: name.into(), points: Vec::new(), baseline: None }
+    /// The median of the rounds at each number, from the least number on.
+    pub fn typical(name: String, rounds: &[Curve]) -> Curve {
+        let all = || rounds.iter().flat_map(|round| &round.points);
+        let mut numbers: Vec<f64> = all().map(|(x, _)| *x).collect();
+        numbers.sort_by(f64::total_cmp);
+        numbers.dedup();
+        let point = |number: f64| {
+            let values: Vec<f64> = all().filter(|(x, _)| *x == number).map(|(_, y)| *y).collect();
+            Some((number, median(&values)?))
+        };
+        Curve { name, points: numbers.into_iter().filter_map(point).collect() }
+    }
+
+    /// One more measurement.
+    pub fn add(&mut self, number: usize, value: f64) {
+        self.points.push((number as f64, value));
     }
 
     /// The exponent `p` of `a · x^p`, by least squares over the logarithms: 1 is linear.

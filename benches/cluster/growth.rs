@@ -1,20 +1,29 @@
 //! How what imagewarm takes grows with nodes and with images: time, CPU, memory, bytes in etcd. The
 //! law is fitted, printed and drawn: linear is the aim. Time is the API server's more than ours, so
 //! that of as many raw creates stands beside it.
+//!
+//! A few creations after a pause cost the API server less each than many in a row, and no machine is
+//! always equally fast. So a smaller size is fanned out several times in a row, until it has made as
+//! much as the greatest, and the sizes take turns.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use kube::Client;
 use xtask::cluster::Imagewarm;
 
 use crate::Scale;
 use crate::fit::{Curve, chart};
 use crate::process::{anonymous_bytes, cpu_nanoseconds};
-use crate::report::{Limit, Report, Series, median};
+use crate::report::{Limit, Report, Series};
 use crate::stage::{DEADLINE, Stage, seconds};
 
 /// Images grow on so many nodes.
 const NODES_FOR_IMAGES: usize = 100;
+
+/// Images on all nodes of a cluster when it is looked at what these take.
+const IMAGES_HELD: usize = 4;
 
 /// No more images of one Revision are warmed, by default.
 const MOST_OF_A_REVISION: usize = 50;
@@ -24,182 +33,264 @@ const MOST: f64 = 1.05;
 
 /// Rows: exponent and R² of each curve.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
-    let images = scale.pick(vec![1, 5, 20, 50], vec![1, 5, 20, 50, 100, 200]);
-    let nodes = scale.pick(vec![100, 250, 600, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
-    let rounds =
-        Rounds { most: scale.pick(5, 9), least: scale.pick(1, 3), warms: scale.pick(1_500, 6_000) };
-
-    let mut by_images = Growth::new(false);
-    let (stage, controller) = Stage::new(0).await?;
-    add_nodes(&stage, NODES_FOR_IMAGES).await?;
-    warm_up(&stage, NODES_FOR_IMAGES).await?;
-    for count in images {
-        by_images.step(&stage, &controller, (count, NODES_FOR_IMAGES), &rounds).await?;
-    }
-    drop(stage);
-
-    // Were the nodes to grow in one cluster, they would be given the images of before as well, and all
-    // that in the time of the next.
-    let mut by_nodes = Growth::new(true);
-    for count in nodes {
-        let (stage, controller) = Stage::new(0).await?;
-        add_nodes(&stage, count).await?;
-        warm_up(&stage, count).await?;
-        by_nodes.begin_anew();
-        by_nodes.step(&stage, &controller, (1, count), &rounds).await?;
-    }
-    let curves: Vec<Curve> =
-        [by_images, by_nodes].into_iter().flat_map(Growth::into_curves).collect();
-    for curve in &curves {
-        let mut exponent = Series::one(curve.exponent());
-        if let Some(raw) = &curve.baseline {
-            exponent.baseline.push(raw.exponent());
-        }
-        report.add(format!("{}: exponent", curve.name), "(exponent)", exponent, Limit::Most(MOST));
-        let straight = Series::one(curve.straightness());
-        report.add(format!("{}: R²", curve.name), "(R²)", straight, Limit::None);
-        eprintln!("    {:?}; {:.6} for each", curve.points, curve.slope());
-    }
+    let mut curves = over_images(scale, report).await?;
+    curves.extend(over_nodes(scale, report).await?);
     let folder = xtask::workspace().join("target/bench");
     std::fs::create_dir_all(&folder)?;
     Ok(std::fs::write(folder.join("growth.svg"), chart(&curves))?)
 }
 
-/// The fewer ImageWarms there are in a round, the more chance has a part in its time, and the more
-/// rounds there are.
-struct Rounds {
-    most: usize,
-    least: usize,
-    /// In all rounds of a step together, about.
-    warms: usize,
+/// All numbers of images in one cluster, and a new one for each round: not more than can be held.
+async fn over_images(scale: Scale, report: &mut Report) -> Result<Vec<Curve>> {
+    let sizes = scale.pick(vec![1, 4, 10, 20], vec![1, 10, 50, 200]);
+    let most = sizes.iter().copied().max().context("no size")?;
+    let held = held_over_images(&sizes).await?;
+    let mut work = Work::default();
+    for round in 0..scale.pick(1, 4) {
+        let mut place = Place::new().await?;
+        place.add_nodes(NODES_FOR_IMAGES).await?;
+        place.hold("first", 1).await?;
+        work.begin_round();
+        for images in in_turn(&sizes, round) {
+            let (fan_outs, namespace) = (most.div_ceil(*images), format!("grow-{images}"));
+            let turn = Turn { images: *images, fan_outs, namespace };
+            work.add(*images, place.take(&turn).await?);
+        }
+    }
+    let what = format!("images, on {NODES_FOR_IMAGES} nodes");
+    let mut curves = work.into_rows(&what, report);
+    curves.extend(held.into_rows(&what, report));
+    Ok(curves)
 }
 
-impl Rounds {
-    /// An odd number of rounds with so many ImageWarms in each: one of them is the median.
-    fn of(&self, warms: usize) -> usize {
-        (self.warms / warms).clamp(self.least, self.most) | 1
+async fn held_over_images(sizes: &[usize]) -> Result<Held> {
+    let mut place = Place::new().await?;
+    let before = place.holdings().await?;
+    place.add_nodes(NODES_FOR_IMAGES).await?;
+    let (mut held, mut there) = (Held::default(), 0);
+    for images in sizes {
+        place.hold(&format!("held-{images}"), images - there).await?;
+        there = *images;
+        held.add(there, place.holdings().await?, before);
+    }
+    Ok(held)
+}
+
+/// Each number of nodes in a cluster of its own. Were they to grow in one, they would be given the
+/// images of before as well, and all that in the time of the next.
+async fn over_nodes(scale: Scale, report: &mut Report) -> Result<Vec<Curve>> {
+    let sizes = scale.pick(vec![100, 250, 600, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
+    let most = sizes.iter().copied().max().context("no size")?;
+    let (mut places, mut held) = (Vec::new(), Held::default());
+    for nodes in sizes {
+        let mut place = Place::new().await?;
+        let before = place.holdings().await?;
+        place.add_nodes(nodes).await?;
+        place.hold("first", IMAGES_HELD).await?;
+        held.add(nodes, place.holdings().await?, before);
+        places.push(place);
+    }
+    let mut work = Work::default();
+    for round in 0..scale.pick(3, 9) {
+        work.begin_round();
+        for place in in_turn(&places, round) {
+            let nodes = place.nodes;
+            let (fan_outs, namespace) = (most.div_ceil(nodes), format!("grow-{round}"));
+            work.add(nodes, place.take(&Turn { images: 1, fan_outs, namespace }).await?);
+        }
+    }
+    let mut curves = work.into_rows("nodes, one image", report);
+    let what = format!("nodes with {IMAGES_HELD} images each");
+    curves.extend(held.into_rows(&what, report));
+    Ok(curves)
+}
+
+/// From the least to the greatest, and in the next round back: what changes in the course of a round
+/// does not always meet the same end.
+fn in_turn<T>(sizes: &[T], round: usize) -> Vec<&T> {
+    let mut order: Vec<&T> = sizes.iter().collect();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
+/// What is done in a row, and measured as one.
+struct Turn {
+    images: usize,
+    fan_outs: usize,
+    namespace: String,
+}
+
+/// A cluster with plain nodes and one controller.
+struct Place {
+    stage: Stage,
+    controller: Arc<Imagewarm>,
+    client: Client,
+    nodes: usize,
+}
+
+impl Place {
+    async fn new() -> Result<Place> {
+        let (stage, controller) = Stage::new(0).await?;
+        let client = stage.as_controller().await?;
+        Ok(Place { stage, controller, client, nodes: 0 })
+    }
+
+    async fn add_nodes(&mut self, count: usize) -> Result<()> {
+        self.nodes = count;
+        self.stage.plain_nodes((0..count).map(|at| format!("plain-{at:05}")).collect()).await
+    }
+
+    /// Brings so many images to all nodes, one after another; opens connections by the way.
+    async fn hold(&self, namespace: &str, images: usize) -> Result<()> {
+        let turn = Turn { images: 1, fan_outs: images, namespace: namespace.to_owned() };
+        self.fan_out(&turn).await.map(drop)
+    }
+
+    /// The fan-outs of a turn, and as many raw creates.
+    async fn take(&self, turn: &Turn) -> Result<Taken> {
+        let used = cpu_nanoseconds(self.controller.pid())?;
+        let time = self.fan_out(turn).await?;
+        // The leader still looks at what was made.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let cpu = (cpu_nanoseconds(self.controller.pid())? - used) / 1e9;
+
+        let raw = self.stage.namespace(&format!("raw-{}", turn.namespace)).await?;
+        let nodes: Vec<String> = (0..self.nodes).map(|at| format!("no-node-{at:05}")).collect();
+        let began = Instant::now();
+        for number in 0..turn.fan_outs {
+            for image in turn.images_of(number) {
+                raw.raw_creates(&self.client, &image, &nodes).await?;
+            }
+        }
+        let raw = seconds(began, Instant::now());
+        let each = |whole| whole / turn.fan_outs as f64;
+        Ok(Taken { time: each(time), cpu: each(cpu), raw: each(raw) })
+    }
+
+    /// Seconds until the last ImageWarm; each fan-out begins when the one before has ended.
+    async fn fan_out(&self, turn: &Turn) -> Result<f64> {
+        let revisions = self.stage.namespace(&turn.namespace).await?;
+        let mut appearing = self.stage.watch(&revisions.namespace).await?;
+        let began = Instant::now();
+        let mut last = began;
+        for number in 0..turn.fan_outs {
+            let images = turn.images_of(number);
+            let images: Vec<&str> = images.iter().map(String::as_str).collect();
+            for (part, images) in images.chunks(MOST_OF_A_REVISION).enumerate() {
+                revisions.create(&format!("app-{number:05}-{part}"), images).await?;
+            }
+            last = appearing.count(images.len() * self.nodes).await?;
+        }
+        Ok(seconds(began, last))
+    }
+
+    /// What a controller takes that has just started, with nothing in it but what it needs; and the
+    /// size of etcd's database as the API server tells it.
+    async fn holdings(&self) -> Result<Holdings> {
+        let started = self.stage.controller("fresh").await?;
+        let memory = anonymous_bytes(started.pid())?;
+        started.terminate(DEADLINE).await?;
+
+        let request = http::Request::get("/metrics").body(Vec::new())?;
+        let text = self.stage.cluster.client().request_text(request).await?;
+        let line = text.lines().find(|line| line.starts_with("apiserver_storage_size_bytes"));
+        let number = line.and_then(|line| line.split_whitespace().last());
+        let stored = number.context("the API server does not tell its storage's size")?.parse()?;
+        Ok(Holdings { memory, stored })
     }
 }
 
-async fn add_nodes(stage: &Stage, count: usize) -> Result<()> {
-    stage.plain_nodes((0..count).map(|at| format!("plain-{at:05}")).collect()).await
+impl Turn {
+    /// No two fan-outs have an image in common.
+    fn images_of(&self, fan_out: usize) -> Vec<String> {
+        let repository = format!("registry.example.com/{}", self.namespace);
+        (0..self.images).map(|at| format!("{repository}/app-{at}:v{fan_out}")).collect()
+    }
 }
 
-/// Opens connections.
-async fn warm_up(stage: &Stage, nodes: usize) -> Result<()> {
-    let revisions = stage.namespace("first").await?;
-    let mut appearing = stage.watch(&revisions.namespace).await?;
-    revisions.create("app-00001", &["registry.example.com/first:v1"]).await?;
-    appearing.count(nodes).await?;
-    Ok(())
+/// Seconds for one fan-out.
+struct Taken {
+    time: f64,
+    cpu: f64,
+    raw: f64,
 }
 
-/// The curves of one number that grows.
-struct Growth {
-    over_nodes: bool,
-    time: Curve,
-    raw: Curve,
-    cpu: Curve,
+/// Bytes.
+#[derive(Clone, Copy)]
+struct Holdings {
+    memory: f64,
+    stored: f64,
+}
+
+/// A curve for each round.
+#[derive(Default)]
+struct Work {
+    time: Vec<Curve>,
+    raw: Vec<Curve>,
+    cpu: Vec<Curve>,
+}
+
+impl Work {
+    fn begin_round(&mut self) {
+        for rounds in [&mut self.time, &mut self.raw, &mut self.cpu] {
+            rounds.push(Curve::default());
+        }
+    }
+
+    fn add(&mut self, number: usize, taken: Taken) {
+        let parts =
+            [(&mut self.time, taken.time), (&mut self.raw, taken.raw), (&mut self.cpu, taken.cpu)];
+        for (rounds, value) in parts {
+            if let Some(round) = rounds.last_mut() {
+                round.add(number, value);
+            }
+        }
+    }
+
+    fn into_rows(self, what: &str, report: &mut Report) -> Vec<Curve> {
+        let name = format!("seconds until the last ImageWarm, over {what}");
+        let time = rows(name, &self.time, &self.raw, report);
+        let cpu = rows(format!("controller's CPU seconds, over {what}"), &self.cpu, &[], report);
+        vec![time, cpu]
+    }
+}
+
+/// What is there and stays, over how much there is.
+#[derive(Default)]
+struct Held {
     memory: Curve,
     stored: Curve,
-    /// ImageWarms in this cluster so far, and the memory and bytes that they took.
-    warms: usize,
-    taken: (f64, f64),
-    steps: usize,
 }
 
-impl Growth {
-    fn new(over_nodes: bool) -> Growth {
-        let what = if over_nodes { "nodes, one image" } else { "images, on 100 nodes" };
-        Growth {
-            over_nodes,
-            time: Curve::new(format!("seconds until the last ImageWarm, over {what}")),
-            raw: Curve::new(format!("seconds for as many raw creates, over {what}")),
-            cpu: Curve::new(format!("controller's CPU seconds, over {what}")),
-            memory: Curve::new(format!("controller's MB, over ImageWarms ({what})")),
-            stored: Curve::new(format!("MB in etcd, over ImageWarms ({what})")),
-            warms: 0,
-            taken: (0.0, 0.0),
-            steps: 0,
-        }
+impl Held {
+    fn add(&mut self, number: usize, now: Holdings, before: Holdings) {
+        self.memory.add(number, (now.memory - before.memory) / 1e6);
+        self.stored.add(number, (now.stored - before.stored) / 1e6);
     }
 
-    fn into_curves(self) -> [Curve; 4] {
-        let time = Curve { baseline: Some(Box::new(self.raw)), ..self.time };
-        [time, self.cpu, self.memory, self.stored]
-    }
-
-    /// The next step is in a cluster of its own.
-    fn begin_anew(&mut self) {
-        (self.warms, self.taken) = (0, (0.0, 0.0));
-    }
-
-    /// Fans so many images out to so many nodes, some times, and adds a point to each curve.
-    async fn step(
-        &mut self,
-        stage: &Stage,
-        controller: &Imagewarm,
-        (images, nodes): (usize, usize),
-        rounds: &Rounds,
-    ) -> Result<()> {
-        let rounds = rounds.of(images * nodes);
-        let number = if self.over_nodes { nodes } else { images };
-        let name = format!("before-{}", self.steps);
-        let before = (fresh_memory(stage, &name).await?, stored_bytes(stage).await?);
-        let client = stage.as_controller().await?;
-        let names: Vec<String> = (0..nodes).map(|at| format!("no-node-{at:05}")).collect();
-        let (mut times, mut raw, mut cpu) = (Vec::new(), Vec::new(), 0.0);
-        for round in 0..rounds {
-            let name = format!("grow-{}-{round}", self.steps);
-            let image = |at| format!("registry.example.com/{name}/app-{at}:v1");
-            let images: Vec<String> = (0..images).map(image).collect();
-            let images: Vec<&str> = images.iter().map(String::as_str).collect();
-            let revisions = stage.namespace(&name).await?;
-            let mut appearing = stage.watch(&revisions.namespace).await?;
-            let (used, began) = (cpu_nanoseconds(controller.pid())?, Instant::now());
-            for (number, some) in images.chunks(MOST_OF_A_REVISION).enumerate() {
-                revisions.create(&format!("app-{number:05}"), some).await?;
-            }
-            let last = appearing.count(images.len() * nodes).await?;
-            times.push(seconds(began, last));
-            // The leader still looks at what was made.
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            cpu += (cpu_nanoseconds(controller.pid())? - used) / 1e9;
-
-            let others = stage.namespace(&format!("raw-{name}")).await?;
-            let began = Instant::now();
-            for image in &images {
-                others.raw_creates(&client, image, &names).await?;
-            }
-            raw.push(seconds(began, Instant::now()));
-            self.warms += 2 * images.len() * nodes;
-        }
-        self.steps += 1;
-        self.time.points.push((number as f64, median(&times).context("no round")?));
-        self.raw.points.push((number as f64, median(&raw).context("no round")?));
-        self.cpu.points.push((number as f64, cpu / rounds as f64));
-        self.taken.0 += fresh_memory(stage, &format!("after-{}", self.steps)).await? - before.0;
-        self.taken.1 += stored_bytes(stage).await? - before.1;
-        let warms = self.warms as f64;
-        self.memory.points.push((warms, self.taken.0 / 1e6));
-        self.stored.points.push((warms, self.taken.1 / 1e6));
-        Ok(())
+    fn into_rows(self, what: &str, report: &mut Report) -> Vec<Curve> {
+        let memory = format!("controller's MB, over {what}");
+        let memory = rows(memory, &[self.memory], &[], report);
+        let stored = rows(format!("MB in etcd, over {what}"), &[self.stored], &[], report);
+        vec![memory, stored]
     }
 }
 
-/// Of a controller that has just started: nothing in it but what it needs.
-async fn fresh_memory(stage: &Stage, name: &str) -> Result<f64> {
-    let started = stage.controller(name).await?;
-    let bytes = anonymous_bytes(started.pid())?;
-    started.terminate(DEADLINE).await?;
-    Ok(bytes)
-}
-
-/// Size of etcd's database as the API server tells it.
-async fn stored_bytes(stage: &Stage) -> Result<f64> {
-    let request = http::Request::get("/metrics").body(Vec::new())?;
-    let text = stage.cluster.client().request_text(request).await?;
-    let line = text.lines().find(|line| line.starts_with("apiserver_storage_size_bytes"));
-    let number = line.and_then(|line| line.split_whitespace().last());
-    Ok(number.context("the API server does not tell its storage's size")?.parse()?)
+/// Adds the exponent of each round and the R² of what is typical of all; returns the latter.
+fn rows(name: String, rounds: &[Curve], raw: &[Curve], report: &mut Report) -> Curve {
+    let exponents = |rounds: &[Curve]| rounds.iter().map(Curve::exponent).collect::<Vec<_>>();
+    let exponent = Series { ours: exponents(rounds), baseline: exponents(raw) };
+    eprintln!("    {:.3?}, raw creates {:.3?}", exponent.ours, exponent.baseline);
+    report.add(format!("{name}: exponent"), "(exponent)", exponent, Limit::Most(MOST));
+    let typical = Curve::typical(name, rounds);
+    let straight = Series::one(typical.straightness());
+    report.add(format!("{}: R²", typical.name), "(R²)", straight, Limit::None);
+    eprintln!("    {:?}; {:.6} for each", typical.points, typical.slope());
+    if !raw.is_empty() {
+        let raw = Curve::typical(String::new(), raw);
+        eprintln!("    raw creates: {:?}; {:.6} for each", raw.points, raw.slope());
+    }
+    typical
 }

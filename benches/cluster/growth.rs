@@ -91,7 +91,7 @@ async fn over_nodes(scale: Scale, report: &mut Report) -> Result<Vec<Curve>> {
         places.push(place);
     }
     let mut work = Work::default();
-    for round in 0..scale.pick(3, 9) {
+    for round in 0..scale.pick(1, 9) {
         work.begin_round();
         for place in in_turn(&places, round) {
             let nodes = place.nodes;

@@ -79,7 +79,7 @@ async fn held_over_images(sizes: &[usize]) -> Result<Held> {
 /// Each number of nodes in a cluster of its own. Were they to grow in one, they would be given the
 /// images of before as well, and all that in the time of the next.
 async fn over_nodes(scale: Scale, report: &mut Report) -> Result<Vec<Curve>> {
-    let sizes = scale.pick(vec![100, 250, 600, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
+    let sizes = scale.pick(vec![100, 400, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
     let most = sizes.iter().copied().max().context("no size")?;
     let (mut places, mut held) = (Vec::new(), Held::default());
     for nodes in sizes {

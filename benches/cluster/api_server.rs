@@ -312,12 +312,13 @@ fn api_server(cluster: &Cluster) -> Result<u32> {
     anyhow::bail!("no process has {flag}")
 }
 
-async fn metrics(client: &Client) -> Result<String> {
+/// What the API server says of itself.
+pub async fn metrics(client: &Client) -> Result<String> {
     Ok(client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?)
 }
 
 /// The sum over all lines of a metric that contain the text.
-fn sum(metrics: &str, name: &str, containing: &str) -> f64 {
+pub fn sum(metrics: &str, name: &str, containing: &str) -> f64 {
     let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(containing));
     let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
     // An empty `sum` of floats is -0.

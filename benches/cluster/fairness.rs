@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use imagewarm::api::ImageWarm;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::PostParams;
@@ -16,16 +17,26 @@ use xtask::cluster::{CONTROLLER_ACCOUNT, NAMESPACE, manifests};
 use xtask::wait::wait_for;
 
 use crate::Scale;
+use crate::api_server::{metrics, sum};
 use crate::report::{Limit, Report, Series, percentile};
 use crate::stage::{DEADLINE, Stage, milliseconds, seconds};
 
 /// A tenth of the seats that an API server has by default: those of two cores are scarce already
-/// when that many requests are under way.
-const FEW_SEATS: [&str; 2] = ["--max-requests-inflight=40", "--max-mutating-requests-inflight=20"];
+/// when that many requests are under way. How many seats a list takes goes by what is stored: by the
+/// number of objects, counted each ten seconds. By default it goes by their size, which an API server
+/// with an etcd before 3.4.31 learns only by chance: a list then takes one seat, or the most it may.
+const FEW_SEATS: [&str; 4] = [
+    "--max-requests-inflight=40",
+    "--max-mutating-requests-inflight=20",
+    "--etcd-count-metric-poll-period=10s",
+    "--feature-gates=SizeBasedListCostEstimate=false",
+];
+/// How many objects the API server has counted.
+const COUNTED: &str = "apiserver_resource_objects";
 /// Accounts that flood the API server, and the requests that each of them has in flight.
 const CROWD: usize = 10;
 const LISTS: usize = 2;
-/// ImageWarms that each of their requests reads: as many as make it ten seats wide, the most there is.
+/// ImageWarms that each of their requests reads: as many as make it as many seats wide as a list may be.
 const STOCK: usize = 1_000;
 /// A fan-out that is not done by then counts as done: in favour of the baseline, which may never be.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -76,6 +87,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     report.add(format!("{name}, p99"), "ms", p99, Limit::RatioOrAdded(1.1, 5.0));
     report.add("such a fan-out, of three images", "s", calm, Limit::None);
 
+    counted(&stage).await?;
     let flood = Flood::start(&others);
     tokio::time::sleep(LENT).await;
     let (mut times, mut lists) = (Series::default(), Series::default());
@@ -187,6 +199,19 @@ async fn others(stage: &Stage, stock: usize) -> Result<Vec<Client>> {
         clients.push(stage.cluster.client_for(ELSEWHERE, &name).await?);
     }
     Ok(clients)
+}
+
+/// Until the API server has counted all ImageWarms: before, it takes the lists of the flood for small
+/// ones, and lets all of them go on at once.
+async fn counted(stage: &Stage) -> Result<()> {
+    let client = stage.cluster.client();
+    let warms: Api<ImageWarm> = Api::all(client.clone());
+    let stored = warms.list_metadata(&Default::default()).await?.items.len() as f64;
+    wait_for(DEADLINE, "the API server to count its ImageWarms", async || {
+        let metrics = metrics(&client).await.ok()?;
+        (sum(&metrics, COUNTED, "imagewarms") >= stored).then_some(())
+    })
+    .await
 }
 
 /// Lists without a pause. Ends when dropped.

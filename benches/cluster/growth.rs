@@ -14,6 +14,7 @@ use kube::Client;
 use xtask::cluster::Imagewarm;
 
 use crate::Scale;
+use crate::api_server::metrics;
 use crate::fit::{Curve, chart};
 use crate::process::{anonymous_bytes, cpu_nanoseconds};
 use crate::report::{Limit, Report, Series};
@@ -193,8 +194,7 @@ impl Place {
         let memory = anonymous_bytes(started.pid())?;
         started.terminate(DEADLINE).await?;
 
-        let request = http::Request::get("/metrics").body(Vec::new())?;
-        let text = self.stage.cluster.client().request_text(request).await?;
+        let text = metrics(&self.stage.cluster.client()).await?;
         let line = text.lines().find(|line| line.starts_with("apiserver_storage_size_bytes"));
         let number = line.and_then(|line| line.split_whitespace().last());
         let stored = number.context("the API server does not tell its storage's size")?.parse()?;

@@ -7,13 +7,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let dispatch = protox::compile(["proto/dispatch/v1/dispatch.proto"], ["proto"])?;
     tonic_prost_build::configure()
-        // A derived Debug would print passwords; src/protocol.rs writes these by hand.
-        .skip_debug(["imagewarm.dispatch.v1.Credential"])
+        // Its messages are data, and decisions depend on them.
+        .extern_path(".imagewarm.dispatch.v1", "::imagewarm_core::protocol")
         .compile_fds(dispatch)?;
     let cri = protox::compile(["proto/cri/runtime/v1/api.proto"], ["proto/cri"])?;
     tonic_prost_build::configure()
         .build_server(false)
-        // The same, in src/runtime/cri/api.rs.
+        // A derived Debug would print passwords; src/runtime/cri/api.rs writes these by hand.
         .skip_debug(["runtime.v1.AuthConfig"])
         .compile_fds(cri)?;
     Ok(())

@@ -8,17 +8,19 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use imagewarm::api::kept_warm::Shared;
-use imagewarm::api::{KeptWarm, KnativeImage, Revision};
-use imagewarm::dispatch::index::{Budget, Index};
-use imagewarm::image::{Keychain, Reference};
-use imagewarm::plan::demand::demand;
-use imagewarm::plan::diff::Patience;
-use imagewarm::plan::fan_out::fan_out;
-use imagewarm::plan::want::Standing;
-use imagewarm::plan::{NodeFacts, Observed, Orders, Policy, RuntimeClasses, asked, diff};
-use imagewarm::webhook::Sighting;
-use imagewarm::webhook::review::Request;
+use imagewarm::admission::review::Request;
+use imagewarm_core::api::cached::Shared;
+use imagewarm_core::api::{CachedImageWarm, KnativeImage, Revision};
+use imagewarm_core::assignment::{Budget, Index};
+use imagewarm_core::demand::consumers::asked;
+use imagewarm_core::demand::pull_context::Standing;
+use imagewarm_core::demand::revision::demand;
+use imagewarm_core::image::{Keychain, Reference};
+use imagewarm_core::placement::{NodeFacts, RuntimeClasses};
+use imagewarm_core::plan::diff::{Patience, diff};
+use imagewarm_core::plan::fan_out::fan_out;
+use imagewarm_core::plan::{Observed, Orders};
+use imagewarm_core::policy::Policy;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
@@ -47,9 +49,9 @@ fn references(criterion: &mut Criterion) {
 fn admission(criterion: &mut Criterion) {
     let see = || {
         let request = Request::parse(Some("application/json"), black_box(REVIEW)).unwrap();
-        let sighting = Sighting::new(&request).unwrap();
-        assert!(sighting.containers().is_some());
-        sighting
+        let admitted = request.admitted_revision().unwrap();
+        assert!(admitted.containers().is_some());
+        admitted
     };
     let read = || demand(&see().revision().unwrap(), false, &Policy::default());
     count_allocations("before the answer", see);
@@ -119,10 +121,10 @@ fn plans(criterion: &mut Criterion) {
         })
         .collect();
     let mut shared = Shared::default();
-    let warms: Vec<Arc<KeptWarm>> = revisions
+    let warms: Vec<Arc<CachedImageWarm>> = revisions
         .iter()
         .flat_map(|one| fan_out(one, &demand(one, false, &policy), &facts, &policy))
-        .map(|warm| Arc::new(KeptWarm::new(warm, &mut shared)))
+        .map(|warm| Arc::new(CachedImageWarm::new(warm, &mut shared)))
         .collect();
     let none: Vec<Arc<KnativeImage>> = Vec::new();
     group.bench_function("settled: 20 images on 5,000 nodes", |bencher| {
@@ -169,8 +171,8 @@ fn index(criterion: &mut Criterion) {
         warm.metadata.uid = Some(format!("uid-{at}"));
     }
     let mut shared = Shared::default();
-    let kept = |warm| Arc::new(KeptWarm::new(warm, &mut shared));
-    let warms: Vec<Arc<KeptWarm>> = warms.into_iter().map(kept).collect();
+    let kept = |warm| Arc::new(CachedImageWarm::new(warm, &mut shared));
+    let warms: Vec<Arc<CachedImageWarm>> = warms.into_iter().map(kept).collect();
     let mut group = criterion.benchmark_group("dispatch");
     group.sample_size(20);
     group.bench_function("5,000 orders into the index", |bencher| {

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cluster::client::ClientArgs;
-use crate::command::{certs, reference, status};
+use crate::commands::{certs, reference, status};
+use crate::exit::Exit;
+use crate::kubernetes::client::ClientArgs;
+use crate::programs::{self, ControllerCommand, WarmerCommand};
 use crate::telemetry::logs;
-use crate::wiring::{self, ControllerCommand, WarmerCommand};
 
 /// Warms container images on every node the moment a Knative Revision is created.
 #[derive(Parser, Debug)]
@@ -53,23 +54,6 @@ struct CertsCommand {
     certs: certs::CertsArgs,
 }
 
-/// How the process ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// Done.
-    Done = 0,
-    /// What the user asked for failed or was denied.
-    Failed = 1,
-    /// Something unexpected. 2, wrong usage, is clap's.
-    Unexpected = 3,
-}
-
-impl From<bool> for Exit {
-    fn from(good: bool) -> Self {
-        if good { Exit::Done } else { Exit::Failed }
-    }
-}
-
 /// Parses the command line, runs the command and turns its end into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -87,13 +71,13 @@ fn run(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Controller(command) => {
             logs::init(&command.log)?;
-            block_on(wiring::controller(*command))
+            block_on(programs::controller(*command))
         }
         Command::Warmer(command) => {
             logs::init(&command.log)?;
             // Small on every node: the work is the runtime's, so one thread is plenty.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(wiring::warmer(*command))
+            runtime.block_on(programs::warmer(*command))
         }
         Command::Status(command) => block_on(async move {
             let client = command.client.connect().await?;
@@ -101,7 +85,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             Ok(Exit::from(all_ready))
         }),
         Command::Certs(command) => block_on(async move {
-            use wiring::certificates::{CONFIGURATION, SECRET};
+            use programs::certificates::{CONFIGURATION, SECRET};
             let client = command.client.connect().await?;
             let (now, out) = (jiff::Timestamp::now(), &mut io::stdout());
             let names = (SECRET, CONFIGURATION);
@@ -112,7 +96,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             Ok(Exit::from(good))
         }
         Command::Crds => {
-            crate::command::crds::run(&mut io::stdout().lock())?;
+            crate::commands::crds::run(&mut io::stdout().lock())?;
             Ok(Exit::Done)
         }
     }

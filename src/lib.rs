@@ -1,34 +1,52 @@
 //! imagewarm warms container images on every node the moment a Knative Revision is created.
 //!
-//! The folders follow the flow:
+//! What is decided, and the data that it is decided from, is the crate [`imagewarm_core`]: no I/O,
+//! no clock, no environment. This crate observes, asks the core, and carries out what it answers.
 //!
 //! ```text
-//! POST Revision ─▶ webhook ─▶ plan ─▶ cluster (POST ImageWarm per image and node)
-//!                                        │ one watch
-//!  controller: heal, collect, Images ────┤
-//!                                        ▼
-//!                    dispatch (leader) ══ one stream per node ══ warmer ─▶ runtime
-//!                        │
-//!                        └─▶ cluster (ImageWarm status) ─▶ controller (Image status)
+//! kube-apiserver ── AdmissionReview ─▶ admission ─▶ fan_out ── POST ImageWarms ─▶ kube-apiserver
+//!                                                                                     │
+//!                         ┌────────────────────── watches ◀───────────────────────────┘
+//!                         ▼
+//!                  kubernetes::caches
+//!                         │
+//!            ┌────────────┴──────────────┐
+//!            ▼                           ▼          one gRPC stream for each node
+//!   leader: repairs,               sessions ═══════════════════════════════▶ warmer ─▶ runtime
+//!   garbage collection,                  ◀──── progress, outcomes ──────────────
+//!   Image statuses, Events               │
+//!            │                           └─▶ kubernetes::writes (ImageWarm status)
+//!            └─▶ kubernetes::writes
 //! ```
 //!
-//! `api`, `image` and `plan` are pure: data and decisions, no I/O and no clock. `cluster` is all
-//! that talks to the API server, `runtime` all that talks to a container runtime. `webhook`,
-//! `controller`, `dispatch` and `warmer` are the programs, `command` what people call, `cli` the
-//! wiring.
+//! The rooms, in the order in which a Revision passes them:
+//!
+//! - [`admission`]: TLS, AdmissionReviews and verdicts. Hands admitted Revisions on.
+//! - [`fan_out`]: makes the ImageWarms of an admitted Revision.
+//! - [`leader`]: election, and what only the leader does: repairs, garbage collection, statuses of
+//!   Knative's Images, Events.
+//! - [`sessions`]: the warmers' streams: authentication, limits, driving the assignments of
+//!   [`imagewarm_core::assignment`], writing the statuses of ImageWarms.
+//! - [`warmer`]: the node side of a stream: jobs, presence checks, disk.
+//! - [`runtime`]: the node's container runtime behind one trait: Docker, CRI.
+//! - [`kubernetes`]: everything that is asked of the API server.
+//! - [`telemetry`]: logs, metrics, health.
+//! - [`commands`]: one file for each command that people call.
+//! - [`programs`]: the two long-running programs, as lists of their parts.
+//!
+//! A room uses those below it only: `tests/architecture.rs` has the order.
+//! `docs/architecture.md` follows one Revision and one assignment through the files.
 
-pub mod api;
+pub mod admission;
 pub mod cli;
-pub mod cluster;
-pub mod command;
-pub mod controller;
-pub mod dispatch;
-pub mod image;
-pub mod plan;
+pub mod commands;
+mod exit;
+pub mod fan_out;
+pub mod kubernetes;
+pub mod leader;
+pub mod programs;
 pub mod protocol;
 pub mod runtime;
-pub mod settings;
+pub mod sessions;
 pub mod telemetry;
 pub mod warmer;
-pub mod webhook;
-pub mod wiring;

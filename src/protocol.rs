@@ -1,20 +1,5 @@
-//! The dispatch protocol, generated from `proto/dispatch/v1/dispatch.proto`: spoken by
-//! `dispatch/` on the one side and `warmer/` on the other.
+//! The client and the server of the dispatch protocol, generated from
+//! `proto/dispatch/v1/dispatch.proto`. Its messages are those of [`imagewarm_core::protocol`].
 #![allow(missing_docs, clippy::all, clippy::unwrap_used)] // generated
 
-use std::fmt;
-
 tonic::include_proto!("imagewarm.dispatch.v1");
-
-/// The version that this program speaks, and the oldest that it understands.
-pub const PROTOCOL_VERSION: u32 = 1;
-
-/// gRPC metadata key by which a replica that does not lead names the one that does.
-pub const LEADER_METADATA: &str = "imagewarm-leader";
-
-/// Passwords stay out of every log, so this prints none.
-impl fmt::Debug for Credential {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Credential(redacted)")
-    }
-}

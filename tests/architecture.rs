@@ -1,394 +1,333 @@
-//! The folder tree is the design: who may use whom, what stays free of I/O and clocks, and the
-//! form that every source file has. Reads the sources' paths (`use` and in place) as tokens.
+//! The folder tree is the design. What `imagewarm-core` may not do, its `Cargo.toml` says, and the
+//! compiler checks. This checks what Cargo cannot say: that rooms of the program use only those
+//! below them, and that no two files import each other, directly or in a circle.
+#![allow(clippy::panic, clippy::unwrap_used)] // what cannot be read fails the test
+#![allow(clippy::panic, clippy::unwrap_used)] // a source that cannot be read fails the test
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each part of the crate, and the parts that it may use beside itself. From top to bottom; what
-/// two programs share moves down, never sideways.
-const MAY_USE: &[(&str, &[&str])] = &[
-    ("command", LOWER),
-    ("webhook", LOWER),
-    ("controller", LOWER),
-    ("dispatch", STREAM),
-    ("warmer", STREAM),
-    ("cluster", DECISIONS),
-    ("runtime", DECISIONS),
-    ("telemetry", DECISIONS),
-    ("plan", &["image", "api"]),
-    ("image", &[]),
-    ("api", &[]),
-    ("protocol", &[]),
-    ("settings", &[]),
-];
-const LOWER: &[&str] = &["cluster", "runtime", "telemetry", "plan", "image", "api", "settings"];
-const STREAM: &[&str] =
-    &["cluster", "runtime", "telemetry", "plan", "image", "api", "settings", "protocol"];
-const DECISIONS: &[&str] = &["plan", "image", "api"];
+use syn::visit::{self, Visit};
+use syn::{Item, UseTree};
 
-/// Wiring: these may use everything.
-const WIRING: &[&str] = &["main", "cli", "lib", "wiring"];
-
-/// Files and folders of data and decisions: no I/O, no clock.
-const PURE: &[&str] = &[
-    "api",
-    "image",
-    "plan",
-    "settings",
-    "warmer/queue",
-    "dispatch/index",
-    "dispatch/grants",
-    "dispatch/canaries",
+/// The rooms of `src/` from top to bottom. A room may use those of the rows below its own.
+const LAYERS: &[&[&str]] = &[
+    &["main"],
+    &["lib", "cli"],
+    &["programs"],
+    &["admission", "commands", "fan_out", "leader", "sessions", "warmer"],
+    &["kubernetes", "runtime"],
+    &["telemetry"],
+    &["exit", "protocol"],
 ];
 
-/// What a pure file does not name, as the beginning of a path.
-const IMPURE: &[&str] = &[
-    "axum",
-    "bollard",
-    "hyper",
-    "hyper_util",
-    "rand",
-    "tokio",
-    "tokio_rustls",
-    "tokio_stream",
-    "tokio_util",
-    "tonic",
-    "tower",
-    "kube::Api",
-    "kube::Client",
-    "kube::Config",
-    "kube::api::Api",
-    "kube::client",
-    "kube::config",
-    "kube::runtime",
-    "std::env",
-    "std::fs",
-    "std::process",
-    "std::thread",
+/// A tree of modules, each the sources of one crate.
+struct Tree {
+    /// The crate's name in paths, such as `imagewarm_core`.
+    name: &'static str,
+    /// Its folder, from the workspace's root.
+    folder: &'static str,
+}
+
+const TREES: &[Tree] = &[
+    Tree { name: "imagewarm", folder: "src" },
+    Tree { name: "imagewarm_core", folder: "core/src" },
+    Tree { name: "imagewarm_webhook_certs", folder: "webhook-certs/src" },
+    Tree { name: "xtask", folder: "xtask/src" },
+    Tree { name: "cluster", folder: "benches/cluster" },
+    Tree { name: "monkey", folder: "tests/monkey" },
 ];
-/// The same, as the end of a path.
-const CLOCKS: &[&str] = &["Instant::now", "SystemTime::now", "Timestamp::now", "Zoned::now"];
 
-/// Names that say nothing about what is inside.
-const EMPTY_NAMES: &[&str] = &["util", "utils", "helper", "helpers", "common", "manager", "misc"];
+/// The path of a module within its crate: `["plan", "diff"]`.
+type Module = Vec<String>;
 
-const LONGEST_FILE: usize = 600;
-
+/// One source file: what it names, and what its names stand for.
 struct Source {
-    /// Relative to `src/`, such as `plan/demand.rs`.
-    name: String,
-    text: String,
+    file: PathBuf,
+    /// Absolute paths within the crate that it names anywhere.
+    paths: BTreeSet<Vec<String>>,
+    /// Names that its `use` items bring in, and the absolute path of each: what other modules find
+    /// when they name something through this one.
+    names: BTreeMap<String, Vec<String>>,
 }
 
-fn source_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn sources() -> Vec<Source> {
-    let root = source_folder();
-    let mut sources = Vec::new();
-    let mut folders = vec![root.clone()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("src can be read") {
-            let path = entry.expect("src can be read").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|kind| kind == "rs") {
-                let name = path.strip_prefix(&root).expect("it is below src");
-                let name = name.to_str().expect("file names are UTF-8").to_owned();
-                let text = fs::read_to_string(&path).expect("sources are UTF-8");
-                sources.push(Source { name, text });
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn module_of(file: &Path, folder: &Path) -> Module {
+    let relative = file.strip_prefix(folder).unwrap().with_extension("");
+    let mut module: Module =
+        relative.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if module.last().is_some_and(|last| last == "mod") {
+        module.pop();
+    }
+    if module.len() == 1 && ["lib", "main"].contains(&module[0].as_str()) {
+        module.pop();
+    }
+    module
+}
+
+/// Collects the paths of one file. Inline modules are taken as part of it.
+struct Collector {
+    module: Module,
+    crate_name: &'static str,
+    depth: usize,
+    source: Source,
+}
+
+impl Collector {
+    /// The absolute path, or `None` where it begins outside the crate.
+    fn absolute(&self, path: &[String]) -> Option<Vec<String>> {
+        let mut base: Vec<String> = match path.first()?.as_str() {
+            "crate" => Vec::new(),
+            "self" | "super" => {
+                let inline = (0..self.depth).map(|_| "<inline>".to_owned());
+                self.module.iter().cloned().chain(inline).collect()
+            }
+            first if first == self.crate_name => Vec::new(),
+            _ => return None,
+        };
+        let mut rest = path;
+        while let Some((first, tail)) = rest.split_first() {
+            match first.as_str() {
+                "super" => {
+                    base.pop()?;
+                }
+                "crate" | "self" => {}
+                first if first == self.crate_name && rest.len() == path.len() => {}
+                _ => break,
+            }
+            rest = tail;
+        }
+        base.retain(|part| part != "<inline>");
+        Some(base.into_iter().chain(rest.iter().cloned()).collect())
+    }
+
+    fn take(&mut self, path: &[String], name: Option<&str>) {
+        let absolute = self.absolute(path).or_else(|| {
+            // Within a module its own submodules need no prefix.
+            let own = self.module.iter().chain(path).cloned().collect();
+            (path.len() > 1).then_some(own)
+        });
+        let Some(absolute) = absolute else { return };
+        if let Some(name) = name {
+            self.source.names.insert(name.to_owned(), absolute.clone());
+        }
+        self.source.paths.insert(absolute);
+    }
+
+    fn tree(&mut self, prefix: &mut Vec<String>, tree: &UseTree) {
+        match tree {
+            UseTree::Path(path) => {
+                prefix.push(path.ident.to_string());
+                self.tree(prefix, &path.tree);
+                prefix.pop();
+            }
+            UseTree::Group(group) => group.items.iter().for_each(|item| self.tree(prefix, item)),
+            UseTree::Glob(_) => self.take(prefix, None),
+            UseTree::Name(name) if name.ident == "self" => {
+                let last = prefix.last().cloned();
+                self.take(prefix, last.as_deref());
+            }
+            UseTree::Name(name) => {
+                prefix.push(name.ident.to_string());
+                self.take(prefix, Some(&name.ident.to_string()));
+                prefix.pop();
+            }
+            UseTree::Rename(rename) => {
+                prefix.push(rename.ident.to_string());
+                self.take(prefix, Some(&rename.rename.to_string()));
+                prefix.pop();
             }
         }
     }
-    assert!(sources.len() > 20, "the sources were not found: {}", sources.len());
-    sources.sort_by(|a, b| a.name.cmp(&b.name));
+}
+
+impl<'ast> Visit<'ast> for Collector {
+    fn visit_item(&mut self, item: &'ast Item) {
+        match item {
+            Item::Use(used) => self.tree(&mut Vec::new(), &used.tree),
+            Item::Mod(module) if module.content.is_some() => {
+                self.depth += 1;
+                visit::visit_item(self, item);
+                self.depth -= 1;
+            }
+            _ => visit::visit_item(self, item),
+        }
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let segments: Vec<String> =
+            path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        self.take(&segments, None);
+        visit::visit_path(self, path);
+    }
+}
+
+fn read(tree: &Tree) -> BTreeMap<Module, Source> {
+    let folder = workspace().join(tree.folder);
+    let mut found = Vec::new();
+    files(&folder, &mut found);
+    let mut sources = BTreeMap::new();
+    for file in found {
+        let text = fs::read_to_string(&file).unwrap();
+        let parsed = syn::parse_file(&text).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+        let module = module_of(&file, &folder);
+        let mut collector = Collector {
+            module: module.clone(),
+            crate_name: tree.name,
+            depth: 0,
+            source: Source { file, paths: BTreeSet::new(), names: BTreeMap::new() },
+        };
+        collector.visit_file(&parsed);
+        let known: &mut Source = sources.entry(module).or_insert(Source {
+            file: collector.source.file.clone(),
+            paths: BTreeSet::new(),
+            names: BTreeMap::new(),
+        });
+        known.paths.extend(collector.source.paths);
+        known.names.extend(collector.source.names);
+    }
     sources
 }
 
-/// A file that holds nothing but tests.
-fn is_test_file(name: &str) -> bool {
-    let mut folders: Vec<&str> = name.split('/').collect();
-    let file = folders.pop().unwrap_or_default();
-    file == "tests.rs" || file.ends_with("_tests.rs") || folders.contains(&"tests")
-}
-
-fn complain(problems: Vec<String>) {
-    assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
-}
-
-#[test]
-fn parts_use_only_what_is_below_them() {
-    let mut problems = Vec::new();
-    for source in sources() {
-        let part = source.name.split(['/', '.']).next().unwrap_or_default();
-        if WIRING.contains(&part) || is_test_file(&source.name) {
-            continue;
-        }
-        let Some((_, may_use)) = MAY_USE.iter().find(|(name, _)| *name == part) else {
-            problems.push(format!("src/{}: a part that the design does not know", source.name));
-            continue;
-        };
-        let mut used: BTreeSet<String> = BTreeSet::new();
-        for path in paths(&tokens(production_code(&source.text))) {
-            used.extend(in_crate(&source.name, &path).and_then(|path| path.first().cloned()));
-        }
-        for other in used {
-            let is_part = MAY_USE.iter().any(|(name, _)| *name == other);
-            if is_part && other != part && !may_use.contains(&other.as_str()) {
-                problems.push(format!("src/{}: {part} must not use {other}", source.name));
-            }
+/// The module in which what `path` names is defined: re-exports are followed.
+fn defined_in(sources: &BTreeMap<Module, Source>, path: &[String]) -> Option<Module> {
+    let mut path = path.to_vec();
+    for _ in 0..8 {
+        let module = (0..=path.len()).rev().map(|end| path[..end].to_vec());
+        let module = module.into_iter().find(|module| sources.contains_key(module))?;
+        let named = path.get(module.len());
+        match named.and_then(|name| sources[&module].names.get(name)) {
+            Some(target) if *target != path => path.clone_from(target),
+            _ => return Some(module),
         }
     }
-    complain(problems);
+    None
 }
 
-#[test]
-fn decisions_know_no_io_and_no_clock() {
-    let mut problems = Vec::new();
-    for source in sources() {
-        let is_pure = PURE.iter().any(|pure| {
-            let rest = source.name.strip_prefix(pure);
-            rest.is_some_and(|rest| rest.starts_with('/') || rest == ".rs")
+/// Who imports whom. A module and those inside it are one subject: they may use each other.
+fn imports(sources: &BTreeMap<Module, Source>) -> BTreeMap<Module, BTreeSet<Module>> {
+    let mut all = BTreeMap::new();
+    for (module, source) in sources {
+        let targets = source.paths.iter().filter_map(|path| defined_in(sources, path));
+        let others = targets.filter(|target| {
+            !target.is_empty() && !target.starts_with(module) && !module.starts_with(target)
         });
-        if !is_pure || is_test_file(&source.name) {
+        all.insert(module.clone(), others.collect::<BTreeSet<Module>>());
+    }
+    all
+}
+
+/// A circle of imports, if there is one.
+fn circle(imports: &BTreeMap<Module, BTreeSet<Module>>) -> Option<Vec<Module>> {
+    fn visit(
+        at: &Module,
+        imports: &BTreeMap<Module, BTreeSet<Module>>,
+        done: &mut BTreeSet<Module>,
+        path: &mut Vec<Module>,
+    ) -> Option<Vec<Module>> {
+        if let Some(start) = path.iter().position(|seen| seen == at) {
+            return Some(path[start..].to_vec());
+        }
+        if !done.insert(at.clone()) {
+            return None;
+        }
+        path.push(at.clone());
+        let found = imports[at].iter().find_map(|next| visit(next, imports, done, path));
+        path.pop();
+        found
+    }
+    let mut done = BTreeSet::new();
+    imports.keys().find_map(|module| visit(module, imports, &mut done, &mut Vec::new()))
+}
+
+#[test]
+fn no_two_files_import_each_other() {
+    let mut circles = Vec::new();
+    for tree in TREES {
+        let sources = read(tree);
+        assert!(sources.len() > 1, "{} has no sources", tree.folder);
+        let mut imports = imports(&sources);
+        // Each circle once: what closes it is cut, and the rest looked through again.
+        while let Some(circle) = circle(&imports) {
+            let names: Vec<String> = circle.iter().map(|module| module.join("::")).collect();
+            circles.push(format!("{}: {}", tree.folder, names.join(" -> ")));
+            let (last, first) = (&circle[circle.len() - 1], &circle[0]);
+            imports.get_mut(last).unwrap().remove(first);
+        }
+    }
+    assert!(circles.is_empty(), "move what two share down:\n{}", circles.join("\n"));
+}
+
+#[test]
+fn rooms_use_only_those_below_them() {
+    let layer = |room: &str| {
+        LAYERS.iter().position(|layer| layer.contains(&room)).unwrap_or_else(|| {
+            panic!("src/{room} has no layer: give it one in tests/architecture.rs")
+        })
+    };
+    let sources = read(&TREES[0]);
+    let mut wrong = Vec::new();
+    for (module, targets) in imports(&sources) {
+        let Some(room) = module.first() else { continue };
+        // A test of one room may use another to drive it.
+        if module.iter().any(|part| part == "tests") {
             continue;
         }
-        for path in paths(&tokens(production_code(&source.text))) {
-            let path = path.join("::");
-            let begins = |name: &&&str| path == **name || path.starts_with(&format!("{name}::"));
-            let ends = |name: &&&str| path == **name || path.ends_with(&format!("::{name}"));
-            if IMPURE.iter().find(begins).or(CLOCKS.iter().find(ends)).is_some() {
-                problems.push(format!("src/{}: pure code must not use {path}", source.name));
+        for target in targets.iter().filter_map(|target| target.first()) {
+            if room != target && layer(target) <= layer(room) {
+                wrong.push(format!("{} uses {target}", sources[&module].file.display()));
             }
         }
     }
-    complain(problems);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
-    let without = |source: &Source| !source.text.starts_with("//! ");
-    let problems = sources().into_iter().filter(without);
-    complain(
-        problems.map(|source| format!("src/{} does not open with //!", source.name)).collect(),
-    );
+fn circles_are_found() {
+    let module = |name: &str| vec![name.to_owned()];
+    let graph = |arrows: &[(&str, &str)]| {
+        let mut imports: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
+        for (from, to) in arrows {
+            imports.entry(module(from)).or_default().insert(module(to));
+            imports.entry(module(to)).or_default();
+        }
+        imports
+    };
+    assert_eq!(circle(&graph(&[("a", "b"), ("b", "c"), ("a", "c")])), None);
+    let found = circle(&graph(&[("a", "b"), ("b", "c"), ("c", "b")]));
+    assert_eq!(found, Some(vec![module("b"), module("c")]));
 }
 
+/// Every file says at its head what it holds.
 #[test]
-fn files_are_of_a_size_to_be_read() {
-    let mut problems = Vec::new();
-    for Source { name, text } in sources() {
-        let lines = text.lines().count();
-        if lines > LONGEST_FILE {
-            problems.push(format!("src/{name} has {lines} lines: split it by subject"));
-        }
-    }
-    complain(problems);
-}
-
-#[test]
-fn names_say_what_is_inside() {
-    let mut problems = Vec::new();
-    for source in sources() {
-        let mut words = source.name.split(['/', '_', '.']);
-        if let Some(word) = words.find(|word| EMPTY_NAMES.contains(word)) {
-            problems.push(format!("src/{}: {word} says nothing about its content", source.name));
-        }
-    }
-    complain(problems);
-}
-
-/// The text before the tests at its end.
-fn production_code(text: &str) -> &str {
-    let mut end = 0;
-    let mut lines = text.split_inclusive('\n').peekable();
-    while let Some(line) = lines.next() {
-        // An inline module; `mod tests;` has a file of its own and ends nothing.
-        let opens = |next: &&str| next.starts_with("mod ") && next.trim_end().ends_with('{');
-        if line.trim_end() == "#[cfg(test)]" && lines.peek().is_some_and(opens) {
-            return &text[..end];
-        }
-        end += line.len();
-    }
-    text
-}
-
-/// Identifiers, `::` and single characters; comments, strings and characters are left out.
-fn tokens(text: &str) -> Vec<&str> {
-    let bytes = text.as_bytes();
-    let mut tokens = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        let rest = &text[at..];
-        let c = rest.chars().next().unwrap_or(' ');
-        at += if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            block_comment(rest)
-        } else if let Some(length) = literal(rest) {
-            length
-        } else if c.is_alphabetic() || c == '_' {
-            let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
-            tokens.push(&rest[..end]);
-            end
-        } else if rest.starts_with("::") {
-            tokens.push("::");
-            2
-        } else {
-            if !c.is_whitespace() {
-                tokens.push(&rest[..c.len_utf8()]);
+fn every_file_opens_with_what_it_holds() {
+    let mut silent = Vec::new();
+    for tree in TREES {
+        for source in read(tree).values() {
+            let text = fs::read_to_string(&source.file).unwrap();
+            let is_tests = source.file.components().any(|part| {
+                part.as_os_str().to_string_lossy().trim_end_matches(".rs").ends_with("tests")
+            });
+            if !text.starts_with("//!") && !is_tests {
+                silent.push(source.file.display().to_string());
             }
-            c.len_utf8()
-        };
-    }
-    tokens
-}
-
-/// Length of a block comment, with those inside it.
-fn block_comment(text: &str) -> usize {
-    let (mut depth, mut at) = (0, 0);
-    while at < text.len() {
-        let rest = &text.as_bytes()[at..];
-        if rest.starts_with(b"/*") {
-            (depth, at) = (depth + 1, at + 2);
-        } else if rest.starts_with(b"*/") {
-            (depth, at) = (depth - 1, at + 2);
-            if depth == 0 {
-                break;
-            }
-        } else {
-            at += 1;
         }
     }
-    at
-}
-
-/// Length of a string or character literal at the text's beginning.
-fn literal(text: &str) -> Option<usize> {
-    let body = text.trim_start_matches(['b', 'c', 'r']);
-    let prefix = text.len() - body.len();
-    if prefix > 2 {
-        return None;
-    }
-    let hashes = body.len() - body.trim_start_matches('#').len();
-    if text[..prefix].contains('r') && body[hashes..].starts_with('"') {
-        let end = format!("\"{}", "#".repeat(hashes));
-        let inside = &body[hashes + 1..];
-        let length = inside.find(&end).map_or(inside.len(), |at| at + end.len());
-        return Some(prefix + hashes + 1 + length);
-    }
-    let quote = body.chars().next().filter(|c| *c == '"' || *c == '\'')?;
-    // 'a is a lifetime, 'a' a character.
-    let mut inside = body[1..].chars();
-    if quote == '\'' && inside.next() != Some('\\') && inside.next() != Some('\'') {
-        return None;
-    }
-    let mut escaped = false;
-    for (at, c) in body.char_indices().skip(1) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            c if c == quote => return Some(prefix + at + 1),
-            _ => {}
-        }
-    }
-    Some(text.len())
-}
-
-/// Every path in the code, with the groups of `use` spelled out.
-fn paths(tokens: &[&str]) -> Vec<Vec<String>> {
-    let mut found = Vec::new();
-    let mut at = 0;
-    while at < tokens.len() {
-        let begins = is_word(tokens[at]) && tokens.get(at + 1) == Some(&"::");
-        at = if begins { path(tokens, at, &[], &mut found) } else { at + 1 };
-    }
-    found
-}
-
-fn is_word(token: &str) -> bool {
-    token.starts_with(|c: char| c.is_alphabetic() || c == '_')
-}
-
-/// Reads one path or `use` tree, and returns the place after it.
-fn path(tokens: &[&str], mut at: usize, before: &[String], found: &mut Vec<Vec<String>>) -> usize {
-    let mut path = before.to_vec();
-    loop {
-        match tokens.get(at) {
-            Some(&"{") => {
-                at += 1;
-                while let Some(token) = tokens.get(at).filter(|token| **token != "}") {
-                    let is_tree = is_word(token) && *token != "as";
-                    at = if is_tree { self::path(tokens, at, &path, found) } else { at + 1 };
-                    if tokens.get(at) == Some(&"as") {
-                        at += 2;
-                    }
-                }
-                return at + 1;
-            }
-            Some(word) if is_word(word) => path.push((*word).to_owned()),
-            _ => break,
-        }
-        at += 1;
-        if tokens.get(at) != Some(&"::") {
-            break;
-        }
-        at += 1;
-    }
-    found.push(path);
-    at
-}
-
-/// The path from the crate's root, where it leads there; `file` is relative to `src/`.
-fn in_crate(file: &str, path: &[String]) -> Option<Vec<String>> {
-    let mut module: Vec<&str> = file.trim_end_matches(".rs").split('/').collect();
-    if module.last() == Some(&"mod") {
-        module.pop();
-    }
-    match path.first()?.as_str() {
-        "crate" => Some(path[1..].to_vec()),
-        "super" => {
-            let up = path.iter().take_while(|word| *word == "super").count();
-            module.truncate(module.len().checked_sub(up)?);
-            let from_root = module.into_iter().map(str::to_owned);
-            Some(from_root.chain(path[up..].iter().cloned()).collect())
-        }
-        _ => None,
-    }
-}
-
-#[test]
-fn paths_are_read_as_rust_reads_them() {
-    let cases: &[(&str, &[&str])] = &[
-        ("use crate::api::Reason;", &["crate::api::Reason"]),
-        (
-            "use crate::{api, image::{self, Reference as R}};",
-            &["crate::image::self", "crate::image::Reference"],
-        ),
-        ("let now = jiff::Timestamp::now();", &["jiff::Timestamp::now"]),
-        ("// crate::a::b\n/* crate::c /* d */ crate::e */ x", &[]),
-        (r##"f("crate::a::b", r#"crate::"c""#, b"crate::d", '"', '\'')"##, &[]),
-        ("fn f<'a>(x: &'a super::Row) -> &'a super::Row", &["super::Row", "super::Row"]),
-        ("Vec::<crate::api::Reason>::new()", &["crate::api::Reason"]),
-    ];
-    for (code, wanted) in cases {
-        let found: Vec<String> = paths(&tokens(code)).iter().map(|path| path.join("::")).collect();
-        for path in *wanted {
-            assert!(found.iter().any(|found| found == path), "{code}: {found:?}");
-        }
-        let of_crate = found.iter().filter(|path| path.starts_with("crate::")).count();
-        let wanted_of_crate = wanted.iter().filter(|path| path.starts_with("crate::")).count();
-        assert!(of_crate >= wanted_of_crate, "{code}: {found:?}");
-        assert!(!wanted.is_empty() || found.is_empty(), "{code}: {found:?}");
-    }
-    let up = ["super", "super", "cluster", "Client"].map(str::to_owned);
-    assert_eq!(in_crate("command/status.rs", &up).unwrap_or_default(), ["cluster", "Client"]);
-    assert_eq!(in_crate("webhook/mod.rs", &up[1..]).unwrap_or_default(), ["cluster", "Client"]);
-    assert_eq!(production_code("a\n#[cfg(test)]\nmod tests {\nb\n"), "a\n");
-    assert_eq!(
-        production_code("#[cfg(test)]\nmod tests;\n\nb\n"),
-        "#[cfg(test)]\nmod tests;\n\nb\n"
-    );
+    assert!(silent.is_empty(), "no //! at the head of:\n{}", silent.join("\n"));
 }

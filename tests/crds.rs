@@ -1,6 +1,6 @@
 //! The shipped CRD is the one that the code defines, and holds what a cluster needs of it.
 
-use imagewarm::command::crds;
+use imagewarm::commands::crds;
 use serde_json::Value;
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crd/imagewarms.yaml");

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-use imagewarm::image::keychain::KeychainError;
-use imagewarm::image::{Keychain, Reference};
+use imagewarm_core::image::keychain::KeychainError;
+use imagewarm_core::image::{Keychain, Reference};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};

@@ -7,13 +7,13 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use imagewarm::controller::ControllerMetrics;
-use imagewarm::dispatch::metrics::DispatchMetrics;
+use imagewarm::admission::WebhookMetrics;
+use imagewarm::fan_out::FanOutMetrics;
+use imagewarm::leader::ControllerMetrics;
+use imagewarm::programs::certificates::CertificateMetrics;
+use imagewarm::sessions::metrics::DispatchMetrics;
 use imagewarm::telemetry::metrics;
 use imagewarm::warmer::WarmerMetrics;
-use imagewarm::webhook::WebhookMetrics;
-use imagewarm::webhook::fan_out::FanOutMetrics;
-use imagewarm::wiring::certificates::CertificateMetrics;
 use prometheus_client::registry::Registry;
 
 /// Labels by metric. A registry shows none before something was counted, so they are told here, and

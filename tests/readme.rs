@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use clap::CommandFactory;
-use imagewarm::api::Reason;
 use imagewarm::cli::Cli;
+use imagewarm_core::api::Reason;
 
 fn readme() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");

@@ -4,7 +4,7 @@
 
 mod go;
 
-use imagewarm::image::{Named, Reference};
+use imagewarm_core::image::{Named, Reference};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde::Deserialize;

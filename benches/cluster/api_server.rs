@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt as _;
-use imagewarm::api::ImageWarm;
+use imagewarm_core::api::ImageWarm;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };

@@ -233,7 +233,7 @@ async fn statuses_written(controller: &Imagewarm) -> Result<f64> {
 
 /// Revisions that were seen at admission and not taken, so far.
 async fn drops(controller: &Imagewarm) -> Result<f64> {
-    metric(controller, "imagewarm_webhook_dropped_sightings_total").await
+    metric(controller, "imagewarm_admission_revisions_dropped_total").await
 }
 
 async fn metric(controller: &Imagewarm, name: &str) -> Result<f64> {

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args as _, FromArgMatches as _};
 use futures::{StreamExt as _, TryStreamExt as _};
-use imagewarm::api::Reason;
-use imagewarm::image::{Credential, Reference};
-use imagewarm::runtime::{
-    PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture, RuntimeVersion,
-};
+use imagewarm::runtime::{Runtime, RuntimeFuture};
 use imagewarm::warmer::{Warmer, WarmerArgs, WarmerMetrics};
+use imagewarm_core::api::Reason;
+use imagewarm_core::image::{Credential, Reference};
+use imagewarm_core::runtime::{
+    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
+};
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;

@@ -19,6 +19,7 @@ mod process;
 mod pull;
 mod report;
 mod revision_create;
+mod row;
 mod size;
 mod stage;
 mod tap;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::report::{Row, percentile, shown};
+use crate::row::{Row, percentile, shown};
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 420.0;

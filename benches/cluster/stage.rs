@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt as _, TryStreamExt as _};
-use imagewarm::api::{ConditionStatus, ImageWarm, Revision};
+use imagewarm_core::api::{ConditionStatus, ImageWarm, Revision};
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::api::{ApiResource, DynamicObject, PostParams, WatchEvent, WatchParams};
 use kube::core::PartialObjectMeta;

@@ -2,7 +2,6 @@
 //! call that tells nothing until it ends; what is there afterwards is asked, not believed.
 
 pub mod api;
-pub mod failure;
 
 use std::error::Error as _;
 use std::fmt;
@@ -15,18 +14,19 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
-use self::api::image_service_client::ImageServiceClient;
-use self::api::runtime_service_client::RuntimeServiceClient;
-use self::api::{
+use super::{Runtime, RuntimeFuture};
+use api::image_service_client::ImageServiceClient;
+use api::runtime_service_client::RuntimeServiceClient;
+use api::{
     AuthConfig, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
     PullImageRequest, VersionRequest,
 };
-use super::{
-    LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture,
-    RuntimeVersion, digest_of,
+use imagewarm_core::api::Reason;
+use imagewarm_core::image::{Credential, Reference};
+use imagewarm_core::runtime::{
+    LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
+    cri_failure, digest_of,
 };
-use crate::api::Reason;
-use crate::image::{Credential, Reference};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// For everything but pulls.
@@ -228,7 +228,10 @@ fn failure(status: &Status) -> RuntimeError {
             }
             (Reason::RuntimeUnavailable, format!("the runtime does not answer: {deepest}"))
         }
-        None => (failure::classify(status.code(), status.message()), status.message().to_owned()),
+        None => (
+            cri_failure::classify((status.code() as i32).into(), status.message()),
+            status.message().to_owned(),
+        ),
     };
     let message = message.trim().chars().take(LONGEST_MESSAGE).collect();
     RuntimeError { reason, message }

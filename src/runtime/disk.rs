@@ -6,14 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Room on a file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// What anybody but root may still write, in bytes: the figure that the kubelet goes by.
-    pub free_bytes: u64,
-    /// All of it, in bytes.
-    pub capacity_bytes: u64,
-}
+use imagewarm_core::runtime::Space;
 
 /// The room on the file system of `folder`.
 pub fn space_of(folder: &Path) -> io::Result<Space> {

@@ -15,13 +15,14 @@ use futures::TryStreamExt;
 use http::HeaderValue;
 use tokio::sync::OnceCell;
 
-use super::classify::classify;
-use super::{
-    EndpointError, LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, Runtime, RuntimeError,
-    RuntimeFuture, RuntimeVersion, digest_of,
+use super::{EndpointError, Runtime, RuntimeFuture};
+use imagewarm_core::api::Reason;
+use imagewarm_core::image::{Credential, Reference};
+use imagewarm_core::runtime::failure::classify;
+use imagewarm_core::runtime::{
+    LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
+    digest_of,
 };
-use crate::api::Reason;
-use crate::image::{Credential, Reference};
 
 /// For everything but pulls, in seconds.
 const ANSWER: u64 = 30;

@@ -5,6 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use imagewarm_core::api::Reason;
+
 use super::*;
 
 /// What pulling one image does; images without a script are pulled at once.

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{
-    PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture, RuntimeVersion,
+use super::{Runtime, RuntimeFuture};
+use imagewarm_core::api::Reason;
+use imagewarm_core::image::{Credential, Reference};
+use imagewarm_core::runtime::{
+    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
 };
-use crate::api::Reason;
-use crate::image::{Credential, Reference};
 
 /// Knows nothing and does nothing.
 #[derive(Debug)]

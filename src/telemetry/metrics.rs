@@ -3,11 +3,22 @@
 
 use std::fmt;
 
-use prometheus_client::encoding::text;
+use imagewarm_core::label::Label;
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::registry::Registry;
 
 /// Content type of [`encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A label's value: the word of an enum's variant, so that the number of values is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LabelValue<L>(pub L);
+
+impl<L: Label> EncodeLabelValue for LabelValue<L> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.0.as_str().encode(encoder)
+    }
+}
 
 /// An empty registry; every name in it begins with `imagewarm_`.
 pub fn registry() -> Registry {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::settings;
+use imagewarm_core::settings;
 
 use super::stream::ServerAddress;
 

@@ -1,15 +1,15 @@
 //! Looks how full the runtime's image file system is, as far as it can be seen from here. Whether
 //! that is enough is decided by `queue::space`.
 
-use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
-use super::queue::space::{low, shortage};
 use crate::runtime::Runtime;
-use crate::runtime::disk::{Space, is_overlay, space_of};
+use crate::runtime::disk::{is_overlay, space_of};
+use imagewarm_core::node_queue::space::{low, shortage};
+use imagewarm_core::runtime::Space;
 
 /// The root of a warmer's container is a layer of the runtime's own.
 const OWN_ROOT: &str = "/";

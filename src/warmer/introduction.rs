@@ -3,8 +3,9 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::protocol::{Hello, PROTOCOL_VERSION};
-use crate::runtime::{Runtime, RuntimeVersion};
+use crate::runtime::Runtime;
+use imagewarm_core::protocol::{Hello, PROTOCOL_VERSION};
+use imagewarm_core::runtime::RuntimeVersion;
 
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 

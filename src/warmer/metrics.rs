@@ -8,7 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::api::Reason;
+use imagewarm_core::api::Reason;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct ReasonLabel(Reason);

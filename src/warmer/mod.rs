@@ -6,9 +6,7 @@ mod disk;
 mod introduction;
 mod metrics;
 mod pull;
-mod queue;
 mod removals;
-mod report;
 mod stream;
 
 use std::collections::{HashMap, HashSet};
@@ -22,16 +20,18 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::protocol::from_controller::Message;
-use crate::protocol::{FromController, Hello, Outcome, Progress, PullGrant};
-use crate::runtime::{self, Choice, EndpointError, Runtime, RuntimeVersion, Undecided};
+use super::runtime;
+use crate::runtime::{Choice, EndpointError, Runtime, Undecided};
 pub use args::WarmerArgs;
 use disk::DiskGuard;
+use imagewarm_core::node_queue::{Ended, Job, Limits, Queue, Step};
+use imagewarm_core::protocol::from_controller::Message;
+use imagewarm_core::protocol::{FromController, Hello, Outcome, Progress, PullGrant};
+use imagewarm_core::report::outbox::Outbox;
+use imagewarm_core::runtime::RuntimeVersion;
 pub use metrics::WarmerMetrics;
 use pull::{JobEvent, Patience, now};
-use queue::{Ended, Job, Limits, Queue, Step};
 use removals::Removals;
-use report::Outbox;
 use stream::{Link, LinkEvent, StreamSettings};
 pub use stream::{ServerAddress, StreamError};
 

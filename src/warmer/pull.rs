@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::disk::DiskGuard;
-use super::queue::{Ended, Job, Step};
-use crate::api::Reason;
-use crate::image::Credential;
-use crate::protocol::{Progress, PullGrant};
-use crate::runtime::{PullProgress, PulledImage, Runtime, RuntimeError};
+use crate::runtime::Runtime;
+use imagewarm_core::api::Reason;
+use imagewarm_core::image::Credential;
+use imagewarm_core::node_queue::{Ended, Job, Step};
+use imagewarm_core::protocol::{Progress, PullGrant};
+use imagewarm_core::runtime::{PullProgress, PulledImage, RuntimeError};
 
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Finer steps of progress than this are not passed on.
@@ -227,7 +228,7 @@ async fn watched(
     }
 }
 
-fn into_credential(credential: crate::protocol::Credential) -> Credential {
+fn into_credential(credential: imagewarm_core::protocol::Credential) -> Credential {
     Credential {
         username: credential.username,
         password: credential.password,
@@ -244,8 +245,8 @@ pub(super) fn now() -> i64 {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
-    use crate::image::Reference;
     use crate::runtime::fake::{FakeRuntime, Script};
+    use imagewarm_core::image::Reference;
 
     fn job(image: &str) -> Job {
         Job {
@@ -258,10 +259,10 @@ mod tests {
         }
     }
 
-    fn credential(username: &str) -> crate::protocol::Credential {
-        crate::protocol::Credential {
+    fn credential(username: &str) -> imagewarm_core::protocol::Credential {
+        imagewarm_core::protocol::Credential {
             username: username.into(),
-            ..crate::protocol::Credential::default()
+            ..imagewarm_core::protocol::Credential::default()
         }
     }
 

@@ -1,11 +1,10 @@
 //! The stream to the leading controller: finding it, proving who we are, and coming back when it
 //! breaks. What is said on it is not understood here.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
 
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
@@ -21,7 +20,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::protocol::dispatch_client::DispatchClient;
-use crate::protocol::{FromController, FromWarmer, Hello, LEADER_METADATA, from_warmer};
+use imagewarm_core::protocol::{FromController, FromWarmer, Hello, LEADER_METADATA, from_warmer};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Many warmers may come at once, and each token is reviewed.

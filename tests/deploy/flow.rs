@@ -1,7 +1,7 @@
 //! The controller's own flow in the API server: it takes the controller's requests and nobody
 //! else's, and the numbers that its comments give are those that the API server computes.
 
-use imagewarm::webhook::fan_out::FanOutArgs;
+use imagewarm::fan_out::FanOutArgs;
 use serde_json::json;
 
 use crate::rights::granted;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use clap::CommandFactory;
 use imagewarm::cli::Cli;
-use imagewarm::wiring::certificates::{CertificateMetrics, SERVICES};
+use imagewarm::programs::certificates::{CertificateMetrics, SERVICES};
 use serde_json::{Value, json};
 
 use crate::{CONTROLLER, NAMESPACE, container, folder, list, one, read, text};

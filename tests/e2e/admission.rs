@@ -2,7 +2,7 @@
 //! CRD's own rules.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::ImageWarm;
+use imagewarm_core::api::ImageWarm;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Error, ResourceExt};
@@ -117,7 +117,7 @@ async fn two_hundred_malformed_orders_are_refused_with_field_paths(world: &World
     // Some of the built-up images are good; only what the grammar refuses counts.
     cases.retain(|(case, path)| {
         *path != "spec.image"
-            || imagewarm::image::Reference::parse(case["spec"]["image"].as_str().unwrap_or(""))
+            || imagewarm_core::image::Reference::parse(case["spec"]["image"].as_str().unwrap_or(""))
                 .is_err()
     });
     ensure!(cases.len() >= 190, "only {} malformed cases", cases.len());

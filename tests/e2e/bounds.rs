@@ -1,7 +1,7 @@
 //! Limits that operators set: obeyed at admission, in the fan-out and in repairs, and told.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::Reason;
+use imagewarm_core::api::Reason;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ async fn limits_of_namespaces_and_revisions_are_kept(world: &World) -> Result<()
         ensure!(warms.iter().all(|warm| warm.spec.image != all[2]), "{warms:?}");
         // Namespaces of other tests are within it, or not: their part is not known here.
         let told = format!(
-            "imagewarm::controller::reconcile: the namespace has as many ImageWarms as it may \
+            "imagewarm::leader::reconcile: the namespace has as many ImageWarms as it may \
              (--max-image-warms-per-namespace) namespace=\"{namespace}\" missing=1"
         );
         let over = async || {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures::future::try_join_all;
-use imagewarm::api::Reason;
+use imagewarm_core::api::Reason;
 use serde_json::{Value, json};
 use xtask::cluster::USER;
 

@@ -1,7 +1,7 @@
 //! The commands that people call, against the running system.
 
 use anyhow::{Result, ensure};
-use imagewarm::api::Reason;
+use imagewarm_core::api::Reason;
 use serde_json::Value;
 
 use crate::world::{World, containers};

@@ -2,7 +2,7 @@
 //! conformance suite's part.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::{ImageWarm, Reason};
+use imagewarm_core::api::{ImageWarm, Reason};
 
 use crate::world::{World, containers};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::{ImageWarm, KnativeImage, Reason};
+use imagewarm_core::api::{ImageWarm, KnativeImage, Reason};
 use kube::Api;
 use serde_json::{Value, json};
 use xtask::cluster::ApiProxy;

@@ -1,7 +1,7 @@
 //! A Revision is created: which ImageWarms appear, and what the nodes' dockerds hold in the end.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::{MANAGED_BY, MANAGED_BY_LABEL, Reason};
+use imagewarm_core::api::{MANAGED_BY, MANAGED_BY_LABEL, Reason};
 use serde_json::json;
 
 use crate::world::{Audited, World, containers};
@@ -140,7 +140,7 @@ async fn a_new_revision_of_an_unchanged_tag_downloads_nothing(world: &World) -> 
     let warms = world
         .eventually("the tag is checked once more, for the new Revision", async || {
             let warms = world.warms(&namespace).await?;
-            let checked = |w: &imagewarm::api::ImageWarm| {
+            let checked = |w: &imagewarm_core::api::ImageWarm| {
                 let checked_for = w.status.as_ref().and_then(|status| status.checked_for.clone());
                 checked_for.is_some_and(|token| token.ends_with("/hello-00002"))
             };

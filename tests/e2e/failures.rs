@@ -1,7 +1,7 @@
 //! Pulls that fail: each by its name, on the real registry.
 
 use anyhow::{Result, ensure};
-use imagewarm::api::Reason;
+use imagewarm_core::api::Reason;
 
 use crate::world::{World, containers};
 

@@ -1,7 +1,7 @@
 //! Many nodes and one registry: what it has to bear of all of them together.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::Reason;
+use imagewarm_core::api::Reason;
 use serde_json::json;
 use xtask::cluster::Fault;
 
@@ -26,7 +26,7 @@ async fn one_node_finds_out_for_all(world: &World) -> Result<()> {
         spec["imagePullSecrets"] = json!([{"name": "regcred"}]);
         world.revision(&namespace, "hello-00001", spec).await?;
         let warms = world.all_failed(&namespace, 3, Reason::Unauthorized).await?;
-        let told = |warm: &imagewarm::api::ImageWarm| {
+        let told = |warm: &imagewarm_core::api::ImageWarm| {
             let message = warm.ready().map(|ready| ready.message.clone()).unwrap_or_default();
             message.starts_with("not tried, since node-")
         };

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use imagewarm::api::Reason;
-use imagewarm::protocol::{FromWarmer, Hello, Outcome, Progress, PullRequest, from_warmer};
+use imagewarm_core::api::Reason;
+use imagewarm_core::protocol::{FromWarmer, Hello, Outcome, Progress, PullRequest, from_warmer};
 use prost::Message as _;
 use tonic::Code;
 

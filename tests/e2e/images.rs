@@ -1,7 +1,7 @@
 //! Knative's Images: which cost an order, what their status says, and that Knative can read it.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::Reason;
+use imagewarm_core::api::Reason;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};

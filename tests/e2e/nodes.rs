@@ -1,7 +1,7 @@
 //! Nodes come, go and lose their warmers.
 
 use anyhow::{Result, ensure};
-use imagewarm::api::Reason;
+use imagewarm_core::api::Reason;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
 use serde_json::json;

@@ -1,7 +1,7 @@
 //! Private images: whose credentials are found, and what is said when they are wrong.
 
 use anyhow::{Result, ensure};
-use imagewarm::api::Reason;
+use imagewarm_core::api::Reason;
 use serde_json::json;
 
 use crate::world::{World, containers};

@@ -2,7 +2,7 @@
 //! one node is looked at.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::{ImageWarm, Reason};
+use imagewarm_core::api::{ImageWarm, Reason};
 use xtask::cluster::Fault;
 
 use crate::world::World;

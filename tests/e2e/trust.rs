@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::Reason;
-use imagewarm::protocol::{FromWarmer, Hello, Outcome, from_controller, from_warmer};
+use imagewarm_core::api::Reason;
+use imagewarm_core::protocol::{FromWarmer, Hello, Outcome, from_controller, from_warmer};
 use tonic::Code;
 use xtask::cluster::Fault;
 

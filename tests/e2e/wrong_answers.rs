@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::{ImageWarm, KnativeImage, Revision};
+use imagewarm_core::api::{ImageWarm, KnativeImage, Revision};
 use kube::Api;
 use serde_json::json;
 use xtask::cluster::ApiProxy;

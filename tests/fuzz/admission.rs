@@ -11,9 +11,10 @@ use base64::prelude::BASE64_STANDARD;
 use clap::{Args as _, Command, FromArgMatches as _};
 use futures::future::BoxFuture;
 use http_body_util::BodyExt as _;
-use imagewarm::webhook::router::{BodyLimits, router};
-use imagewarm::webhook::validate::{PullSecrets, SecretFault};
-use imagewarm::webhook::{Reviewer, Sighting, WebhookArgs, WebhookMetrics};
+use imagewarm::admission::router::{BodyLimits, router};
+use imagewarm::admission::validate::{PullSecrets, SecretFault};
+use imagewarm::admission::{Reviewer, WebhookArgs, WebhookMetrics};
+use imagewarm_core::demand::AdmittedRevision;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tower::ServiceExt as _;
@@ -43,7 +44,7 @@ fn routes() -> Router {
     let args = WebhookArgs::from_arg_matches(&args).expect("the defaults are valid");
     let reviewer = Reviewer::new(
         // Read behind the answer, whatever it is.
-        Arc::new(|sighting: Sighting| sighting.revision().is_ok() || sighting.size() > 0),
+        Arc::new(|admitted: AdmittedRevision| admitted.revision().is_ok() || admitted.size() > 0),
         Arc::new(Some200),
         Arc::new(|_: &str| Some(true)),
         &args,

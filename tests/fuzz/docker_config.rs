@@ -1,6 +1,6 @@
 //! Pull secrets. Every password of the corpus begins with `canary`.
 
-use imagewarm::image::{Keychain, Reference};
+use imagewarm_core::image::{Keychain, Reference};
 
 use crate::mutation::Corpus;
 
@@ -26,7 +26,7 @@ fn pull_secrets_are_read_or_refused_without_a_word_of_them() {
             let found = keychain.lookup(image);
             assert!(!format!("{found:?}").contains("canary"));
             // What a kubelet does not read of a Secret, nobody gets.
-            let token = |one: &imagewarm::image::Credential| {
+            let token = |one: &imagewarm_core::image::Credential| {
                 !one.identity_token.is_empty() || !one.registry_token.is_empty()
             };
             assert!(!found.iter().any(token), "a token was read");

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use imagewarm::api::{ImageWarm, ImageWarmSpec};
-use imagewarm::dispatch::index::{Budget, Effect, Index};
-use imagewarm::plan::want::Standing;
-use imagewarm::protocol::{FromController, FromWarmer, Hello};
+use imagewarm_core::api::{ImageWarm, ImageWarmSpec};
+use imagewarm_core::assignment::{Budget, Effect, Index};
+use imagewarm_core::demand::pull_context::Standing;
+use imagewarm_core::protocol::{FromController, FromWarmer, Hello};
 use prost::Message as _;
 
 use crate::mutation::Corpus;

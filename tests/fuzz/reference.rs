@@ -1,7 +1,7 @@
 //! Image references.
 
-use imagewarm::image::Reference;
-use imagewarm::image::object_name::object_name;
+use imagewarm_core::image::Reference;
+use imagewarm_core::image::object_name::object_name;
 
 use crate::mutation::Corpus;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use futures::future::try_join_all;
-use imagewarm::api::{ImageWarm, KnativeImage, Revision};
+use imagewarm_core::api::{ImageWarm, KnativeImage, Revision};
 use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};

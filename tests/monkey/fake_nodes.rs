@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use imagewarm::api::Reason;
-use imagewarm::image::{Credential, Reference};
-use imagewarm::runtime::{
-    PresentImage, PullProgress, PulledImage, Runtime, RuntimeError, RuntimeFuture, RuntimeVersion,
-};
+use imagewarm::runtime::{Runtime, RuntimeFuture};
 use imagewarm::warmer::{Warmer, WarmerArgs, WarmerMetrics};
+use imagewarm_core::api::Reason;
+use imagewarm_core::image::{Credential, Reference};
+use imagewarm_core::runtime::{
+    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
+};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};

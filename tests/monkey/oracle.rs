@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use imagewarm::api::{ImageWarm, KnativeImage, Reason, Revision};
-use imagewarm::image::Reference;
+use imagewarm_core::api::{ImageWarm, KnativeImage, Reason, Revision};
+use imagewarm_core::image::Reference;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 

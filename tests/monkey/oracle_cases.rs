@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use imagewarm::api::{ImageWarm, KnativeImage, Revision};
+use imagewarm_core::api::{ImageWarm, KnativeImage, Revision};
 use k8s_openapi::api::core::v1::Node;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::{StreamExt, TryStreamExt};
-use imagewarm::api::Revision;
-use imagewarm::plan::demand::demand;
-use imagewarm::plan::eligible::may_start;
-use imagewarm::plan::{NodeFacts, Policy, RuntimeClasses};
+use imagewarm_core::api::Revision;
+use imagewarm_core::demand::revision::demand;
+use imagewarm_core::placement::{NodeFacts, RuntimeClasses, may_start};
+use imagewarm_core::policy::Policy;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};

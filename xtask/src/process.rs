@@ -12,7 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::http_get::http_get;
-use crate::sandbox::MARKER;
+/// Environment variable of every process of a cluster; its value is the cluster's folder.
+pub const MARKER: &str = "IMAGEWARM_CLUSTER";
 use crate::wait::wait_for;
 
 /// Signals that this crate sends.

@@ -12,10 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::process::{Signal, send};
-
-/// Environment variable of every process of a cluster; its value is the cluster's folder.
-pub const MARKER: &str = "IMAGEWARM_CLUSTER";
+use crate::process::{MARKER, Signal, send};
 
 /// Waits until its standard input ends, which happens when this program ends in whatever way. The
 /// control groups of containers outlive their processes: those that a containerd here has made go too.

@@ -1,7 +1,7 @@
 //! Failures that a real registry, or none, brings about: each by its name, with the runtime's words.
 
 use anyhow::{Result, ensure};
-use imagewarm::api::Reason;
+use imagewarm_core::api::Reason;
 
 use super::{Stage, cases};
 

@@ -2,7 +2,7 @@
 //! registry. Each ends well once the fault is over.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::{ConditionStatus, ImageWarm, Reason};
+use imagewarm_core::api::{ConditionStatus, ImageWarm, Reason};
 use xtask::cluster::Fault;
 
 use super::{RuntimeKind, Stage, cases};

@@ -2,7 +2,7 @@
 //! middle of a pull; its registry has had enough.
 
 use anyhow::{Result, ensure};
-use imagewarm::api::{ConditionStatus, Reason};
+use imagewarm_core::api::{ConditionStatus, Reason};
 use xtask::cluster::Fault;
 
 use super::faults::{stalled_layer, too_many_requests};

@@ -1,7 +1,7 @@
 //! Pulls that work out.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::{ConditionStatus, Reason};
+use imagewarm_core::api::{ConditionStatus, Reason};
 use serde_json::json;
 use xtask::cluster::Fault;
 use xtask::images::{TestImage, architecture};

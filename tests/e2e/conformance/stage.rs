@@ -1,7 +1,7 @@
 //! The node of one runtime, and what its cases do there.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm::api::{ImageWarm, Reason};
+use imagewarm_core::api::{ImageWarm, Reason};
 use serde_json::json;
 use tokio::sync::{OnceCell, RwLock};
 use xtask::cluster::{ContainerdVersion, Fault, Registry};

@@ -1,7 +1,7 @@
 //! Faults between the controllers and the API server: a proxy in their way, controllers that are
 //! started behind it, and what it and the audit log have counted.
 
-use imagewarm::api::Revision;
+use imagewarm_core::api::Revision;
 use k8s_openapi::api::core::v1::Namespace;
 use xtask::cluster::ApiProxy;
 

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use http::HeaderValue;
-use imagewarm::api::ImageWarm;
 use imagewarm::protocol::dispatch_client::DispatchClient;
-use imagewarm::protocol::{FromController, FromWarmer};
+use imagewarm_core::api::ImageWarm;
+use imagewarm_core::protocol::{FromController, FromWarmer};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
-use imagewarm::api::{ImageWarm, KnativeImage, Reason, Revision};
+use imagewarm_core::api::{ImageWarm, KnativeImage, Reason, Revision};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Secret, ServiceAccount};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};

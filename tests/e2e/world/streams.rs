@@ -90,7 +90,7 @@ impl World {
             match answer.await {
                 Ok((first, stream)) => return Ok((first, stream, sender)),
                 Err(status) if status.code() == tonic::Code::FailedPrecondition => {
-                    let leader = status.metadata().get(imagewarm::protocol::LEADER_METADATA);
+                    let leader = status.metadata().get(imagewarm_core::protocol::LEADER_METADATA);
                     match leader.and_then(|leader| leader.to_str().ok()) {
                         Some(leader) => address = leader.to_owned(),
                         // Nobody leads as yet, as far as this replica knows.

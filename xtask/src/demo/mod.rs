@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: a Revision is created, and its images arrive on three nodes while you watch. Every statement it prints is checked; the exit code is non-zero if one was not so.
 
 mod arrival;
+mod arrivals;
 mod board;
 mod scene;
 
@@ -12,7 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
 
-use self::arrival::{Arrival, Arrivals};
+use self::arrival::Arrival;
+use self::arrivals::Arrivals;
 use self::board::{bytes, print_table};
 use self::scene::Scene;
 use crate::cluster::{Cluster, ContainerdVersion, Options};

@@ -1,0 +1,367 @@
+//! An ImageWarm as the controller keeps it. One exists for each image and node, and most of what one
+//! says its neighbours say too: [`Shared`] holds such parts once. A tenth of the memory that the
+//! object as sent would take.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use super::condition::{Condition, READY, Reason};
+use super::{
+    ImageWarm, ImageWarmSpec, ImageWarmStatus, MANAGED_BY, MANAGED_BY_LABEL, Progress,
+    SecretReference,
+};
+
+/// What is kept of an ImageWarm: all that a decision or a status write depends on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CachedImageWarm {
+    /// `metadata.namespace`; empty without.
+    pub namespace: Arc<str>,
+    /// `metadata.name`; empty without.
+    pub name: Box<str>,
+    /// `metadata.uid`; empty without, which the API server never stores.
+    pub uid: Arc<str>,
+    /// `metadata.resourceVersion`; empty without.
+    pub resource_version: Box<str>,
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
+    /// `metadata.deletionTimestamp`.
+    pub deletion_timestamp: Option<Timestamp>,
+    /// `spec.image`.
+    pub image: Arc<str>,
+    /// `spec.nodeName`.
+    pub node_name: Arc<str>,
+    /// What ImageWarms of the same Revision have in common.
+    pub common: Arc<Common>,
+    /// `status`.
+    pub status: Option<CachedStatus>,
+}
+
+/// What ImageWarms of the same Revision have in common.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Common {
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// `metadata.ownerReferences`.
+    pub owners: Vec<OwnerReference>,
+    /// `spec.imagePullSecrets`.
+    pub secrets: Vec<SecretReference>,
+}
+
+impl Eq for Common {}
+
+impl Hash for Common {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.labels, &self.annotations, &self.secrets).hash(state);
+        self.owners.iter().for_each(|owner| owner.uid.hash(state));
+    }
+}
+
+/// What is kept of an ImageWarm's status: all of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CachedStatus {
+    /// `observedGeneration`.
+    pub observed_generation: Option<i64>,
+    /// `conditions`.
+    pub conditions: Arc<Conditions>,
+    /// `annotations`.
+    pub annotations: Arc<BTreeMap<String, String>>,
+    /// `digest`.
+    pub digest: Option<Arc<str>>,
+    /// `sizeBytes`.
+    pub size_bytes: Option<i64>,
+    /// `progress`.
+    pub progress: Option<Progress>,
+    /// `attempts`.
+    pub attempts: Option<i32>,
+    /// `startedAt`.
+    pub started_at: Option<Timestamp>,
+    /// `finishedAt`.
+    pub finished_at: Option<Timestamp>,
+    /// `took`.
+    pub took: Option<Arc<str>>,
+    /// `checkedFor`.
+    pub checked_for: Option<Arc<str>>,
+}
+
+/// Conditions that can be shared: pulls that end in the same second say the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conditions(pub Vec<Condition>);
+
+impl Hash for Conditions {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for one in &self.0 {
+            let second = one.last_transition_time.as_ref().map(|time| time.0.as_second());
+            (&one.type_, &one.reason, &one.message, second).hash(state);
+        }
+    }
+}
+
+impl CachedImageWarm {
+    /// Keeps `warm`, with what it has in common with others from `shared`.
+    pub fn new(warm: ImageWarm, shared: &mut Shared) -> Self {
+        let ImageWarm { metadata, spec, status } = warm;
+        let common = Common {
+            labels: metadata.labels.unwrap_or_default(),
+            annotations: metadata.annotations.unwrap_or_default(),
+            owners: metadata.owner_references.unwrap_or_default(),
+            secrets: spec.image_pull_secrets,
+        };
+        CachedImageWarm {
+            namespace: shared.text(metadata.namespace.as_deref().unwrap_or_default()),
+            name: metadata.name.unwrap_or_default().into(),
+            uid: metadata.uid.unwrap_or_default().into(),
+            resource_version: metadata.resource_version.unwrap_or_default().into(),
+            generation: metadata.generation,
+            created: metadata.creation_timestamp.map(|time| time.0),
+            deletion_timestamp: metadata.deletion_timestamp.map(|time| time.0),
+            image: shared.text(&spec.image),
+            node_name: shared.text(&spec.node_name),
+            common: shared.commons.share(common),
+            status: status.map(|status| CachedStatus::new(status, shared)),
+        }
+    }
+
+    /// The object again, without what is not kept (managed fields, finalizers).
+    pub fn to_image_warm(&self) -> ImageWarm {
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let Common { labels, annotations, owners, secrets } = &*self.common;
+        ImageWarm {
+            metadata: ObjectMeta {
+                namespace: some(&self.namespace),
+                name: some(&self.name),
+                uid: some(&self.uid),
+                resource_version: some(&self.resource_version),
+                generation: self.generation,
+                creation_timestamp: self.created.map(Time),
+                deletion_timestamp: self.deletion_timestamp.map(Time),
+                labels: Some(labels.clone()).filter(|all| !all.is_empty()),
+                annotations: Some(annotations.clone()).filter(|all| !all.is_empty()),
+                owner_references: Some(owners.clone()).filter(|all| !all.is_empty()),
+                ..ObjectMeta::default()
+            },
+            spec: ImageWarmSpec {
+                image: self.image.to_string(),
+                node_name: self.node_name.to_string(),
+                image_pull_secrets: secrets.clone(),
+            },
+            status: self.status.as_ref().map(CachedStatus::to_status),
+        }
+    }
+
+    /// Whether the object is being deleted.
+    pub fn is_terminating(&self) -> bool {
+        self.deletion_timestamp.is_some()
+    }
+
+    /// The `Ready` condition, if it was ever written.
+    pub fn ready(&self) -> Option<&Condition> {
+        let conditions = &self.status.as_ref()?.conditions.0;
+        conditions.iter().find(|condition| condition.type_ == READY)
+    }
+
+    /// The typed reason of the `Ready` condition.
+    pub fn reason(&self) -> Option<Reason> {
+        Reason::from_word(&self.ready()?.reason)
+    }
+
+    /// `status.digest`.
+    pub fn digest(&self) -> Option<&str> {
+        self.status.as_ref()?.digest.as_deref()
+    }
+
+    /// The annotation of this key.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.common.annotations.get(key).map(String::as_str)
+    }
+
+    /// Whether this program made the object (and so may delete it).
+    pub fn is_managed(&self) -> bool {
+        self.common.labels.get(MANAGED_BY_LABEL).map(String::as_str) == Some(MANAGED_BY)
+    }
+}
+
+impl From<ImageWarm> for CachedImageWarm {
+    /// Keeps one by itself.
+    fn from(warm: ImageWarm) -> Self {
+        CachedImageWarm::new(warm, &mut Shared::default())
+    }
+}
+
+impl CachedStatus {
+    fn new(status: ImageWarmStatus, shared: &mut Shared) -> Self {
+        CachedStatus {
+            observed_generation: status.observed_generation,
+            conditions: shared.conditions.share(Conditions(status.conditions)),
+            annotations: shared.annotations.share(status.annotations),
+            digest: status.digest.map(|digest| shared.text(&digest)),
+            size_bytes: status.size_bytes,
+            progress: status.progress,
+            attempts: status.attempts,
+            started_at: status.started_at.map(|time| time.0),
+            finished_at: status.finished_at.map(|time| time.0),
+            took: status.took.map(|took| shared.text(&took)),
+            checked_for: status.checked_for.map(|token| shared.text(&token)),
+        }
+    }
+
+    fn to_status(&self) -> ImageWarmStatus {
+        let text = |text: &Option<Arc<str>>| text.as_deref().map(str::to_owned);
+        ImageWarmStatus {
+            observed_generation: self.observed_generation,
+            conditions: self.conditions.0.clone(),
+            annotations: (*self.annotations).clone(),
+            digest: text(&self.digest),
+            size_bytes: self.size_bytes,
+            progress: self.progress,
+            attempts: self.attempts,
+            started_at: self.started_at.map(Time),
+            finished_at: self.finished_at.map(Time),
+            took: text(&self.took),
+            checked_for: text(&self.checked_for),
+        }
+    }
+}
+
+/// Parts that several kept objects have, each once.
+#[derive(Debug, Default)]
+pub struct Shared {
+    texts: Pool<str>,
+    commons: Pool<Common>,
+    conditions: Pool<Conditions>,
+    annotations: Pool<BTreeMap<String, String>>,
+}
+
+impl Shared {
+    fn text(&mut self, text: &str) -> Arc<str> {
+        self.texts.get(text).unwrap_or_else(|| self.texts.put(text.into()))
+    }
+}
+
+/// How many parts a pool holds before it looks for the first time for those that nobody has.
+const FIRST_SWEEP: usize = 1_024;
+
+/// Equal values, each once.
+#[derive(Debug)]
+pub struct Pool<T: ?Sized + Eq + Hash> {
+    parts: HashSet<Arc<T>>,
+    sweep_at: usize,
+}
+
+impl<T: ?Sized + Eq + Hash> Default for Pool<T> {
+    fn default() -> Self {
+        Pool { parts: HashSet::new(), sweep_at: FIRST_SWEEP }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Pool<T> {
+    fn get(&self, part: &T) -> Option<Arc<T>> {
+        self.parts.get(part).cloned()
+    }
+
+    /// Takes in what is not there yet. Now and then it drops what nobody has any more: seldom
+    /// enough to cost nothing, often enough that no more than half is waste.
+    fn put(&mut self, part: Arc<T>) -> Arc<T> {
+        if self.parts.len() >= self.sweep_at {
+            self.parts.retain(|part| Arc::strong_count(part) > 1);
+            self.parts.shrink_to_fit();
+            self.sweep_at = (2 * self.parts.len()).max(FIRST_SWEEP);
+        }
+        self.parts.insert(part.clone());
+        part
+    }
+}
+
+impl<T: Eq + Hash> Pool<T> {
+    /// The one that equals `part`.
+    pub fn share(&mut self, part: T) -> Arc<T> {
+        self.get(&part).unwrap_or_else(|| self.put(Arc::new(part)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    fn whole(node: &str) -> ImageWarm {
+        serde_json::from_value(json!({
+            "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+            "metadata": {
+                "name": format!("app-{node}"), "namespace": "team", "uid": format!("uid-{node}"),
+                "resourceVersion": "7", "generation": 1,
+                "creationTimestamp": "2026-11-23T10:00:00Z",
+                "deletionTimestamp": "2026-11-23T11:00:00Z",
+                "labels": {MANAGED_BY_LABEL: MANAGED_BY}, "annotations": {"a": "b"},
+                "ownerReferences": [{"apiVersion": "serving.knative.dev/v1", "kind": "Configuration",
+                    "name": "app", "uid": "u", "controller": false, "blockOwnerDeletion": false}],
+            },
+            "spec": {"image": "r.test/app:v1", "nodeName": node,
+                "imagePullSecrets": [{"name": "one"}, {"name": "two"}]},
+            "status": {
+                "observedGeneration": 1,
+                "conditions": [
+                    {"type": "Other", "status": "False"},
+                    {"type": "Ready", "status": "True", "reason": "Pulled", "message": "m",
+                     "lastTransitionTime": "2026-11-23T10:00:03Z"},
+                ],
+                "annotations": {"runtime": "containerd 2.2.3"},
+                "digest": "sha256:1", "sizeBytes": 5, "attempts": 2,
+                "progress": {"downloadedBytes": 1, "totalBytes": 2},
+                "startedAt": "2026-11-23T10:00:01Z", "finishedAt": "2026-11-23T10:00:02Z",
+                "took": "1.0s", "checkedFor": "u/app-00001",
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn nothing_is_lost() {
+        let warm = whole("a");
+        let mut bare = ImageWarm::new("bare", ImageWarmSpec::default());
+        bare.status = Some(ImageWarmStatus::default());
+        for warm in [warm.clone(), bare, ImageWarm::new("", ImageWarmSpec::default())] {
+            let mut again = CachedImageWarm::from(warm.clone()).to_image_warm();
+            again.metadata.name.get_or_insert_default();
+            assert_eq!(again, warm);
+        }
+        let kept = CachedImageWarm::from(warm.clone());
+        assert_eq!((kept.ready(), kept.reason()), (warm.ready(), warm.reason()));
+        assert!(kept.is_managed() && kept.is_terminating());
+        assert_eq!((kept.digest(), kept.annotation("a")), (Some("sha256:1"), Some("b")));
+    }
+
+    #[test]
+    fn neighbours_share_what_they_have_in_common() {
+        let mut shared = Shared::default();
+        let (a, b) = (
+            CachedImageWarm::new(whole("a"), &mut shared),
+            CachedImageWarm::new(whole("b"), &mut shared),
+        );
+        assert!(Arc::ptr_eq(&a.common, &b.common) && Arc::ptr_eq(&a.image, &b.image));
+        assert!(!Arc::ptr_eq(&a.node_name, &b.node_name));
+        let (a, b) = (a.status.unwrap(), b.status.unwrap());
+        assert!(Arc::ptr_eq(&a.conditions, &b.conditions));
+        assert!(Arc::ptr_eq(&a.annotations, &b.annotations));
+    }
+
+    #[test]
+    fn what_nobody_has_any_more_is_dropped() {
+        let mut shared = Shared::default();
+        let kept = CachedImageWarm::new(whole("kept"), &mut shared);
+        for at in 0..10 * FIRST_SWEEP {
+            shared.text(&at.to_string());
+        }
+        assert!(shared.texts.parts.len() <= FIRST_SWEEP, "{}", shared.texts.parts.len());
+        assert!(Arc::ptr_eq(&shared.text("r.test/app:v1"), &kept.image));
+    }
+}

@@ -1,0 +1,45 @@
+//! What a cache has to know of an object, whatever its type.
+
+use kube_core::Resource;
+
+use super::CachedImageWarm;
+
+/// An object that a cache holds.
+pub trait CachedObject: Send + Sync + 'static {
+    /// Its namespace; empty without.
+    fn namespace(&self) -> &str;
+    /// Its name.
+    fn name(&self) -> &str;
+    /// Its uid and version; empty where it has none.
+    fn version(&self) -> (&str, &str);
+}
+
+impl<K: Resource<DynamicType = ()> + Send + Sync + 'static> CachedObject for K {
+    fn namespace(&self) -> &str {
+        self.meta().namespace.as_deref().unwrap_or_default()
+    }
+
+    fn name(&self) -> &str {
+        self.meta().name.as_deref().unwrap_or_default()
+    }
+
+    fn version(&self) -> (&str, &str) {
+        let meta = self.meta();
+        let (uid, version) = (meta.uid.as_deref(), meta.resource_version.as_deref());
+        (uid.unwrap_or_default(), version.unwrap_or_default())
+    }
+}
+
+impl CachedObject for CachedImageWarm {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn version(&self) -> (&str, &str) {
+        (&self.uid, &self.resource_version)
+    }
+}

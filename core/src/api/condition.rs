@@ -1,0 +1,186 @@
+//! Conditions in the form of Knative's duck/v1, and the one list of typed reasons that is used in
+//! conditions, Events, metric labels and the command line alike.
+
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::labels;
+
+/// The one condition type that decides about an object.
+pub const READY: &str = "Ready";
+
+/// `status` of a condition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConditionStatus {
+    /// The condition holds.
+    True,
+    /// The condition does not hold.
+    False,
+    /// Not decided yet.
+    #[default]
+    Unknown,
+}
+
+/// One condition of a duck/v1 status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What the condition is about; `Ready` sums the object up.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: ConditionStatus,
+    /// One word for programs: why the status is what it is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// One sentence for people: why the status is what it is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// When `status`, `reason` or `message` last changed, RFC 3339 in UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transition_time: Option<Time>,
+}
+
+/// Puts `next` in place of the condition of its type, keeping the order by type. Its transition
+/// time is `now`, or the old one where nothing else changed. Says whether anything changed.
+pub fn set_condition(conditions: &mut Vec<Condition>, mut next: Condition, now: Time) -> bool {
+    let old = conditions.iter().position(|old| old.type_ == next.type_);
+    if let Some(old) = old.map(|at| &conditions[at])
+        && (old.status, &old.reason, &old.message) == (next.status, &next.reason, &next.message)
+        && old.last_transition_time.is_some()
+    {
+        return false;
+    }
+    next.last_transition_time = Some(now);
+    match old {
+        Some(at) => conditions[at] = next,
+        None => conditions.push(next),
+    }
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    true
+}
+
+labels! {
+    /// Why an `ImageWarm` is in the state that it is in.
+    pub enum Reason {
+        /// No warmer is connected for the node yet.
+        WaitingForWarmer,
+        /// The node knows of the order; other pulls come first.
+        Queued,
+        /// The image is being pulled.
+        Pulling,
+        /// The image was pulled.
+        Pulled,
+        /// The node held the image already; nothing was downloaded.
+        AlreadyPresent,
+        /// The registry refused the credentials, or there were none.
+        Unauthorized,
+        /// The registry has no such repository, tag or digest.
+        NotFound,
+        /// The registry asked for fewer requests.
+        RateLimited,
+        /// The registry could not be reached, or broke off.
+        RegistryUnreachable,
+        /// The node's image file system has too little space left.
+        DiskPressure,
+        /// The image has no variant for the node's operating system and architecture.
+        PlatformMismatch,
+        /// The pull made no progress for too long.
+        TimedOut,
+        /// The node's container runtime does not answer.
+        RuntimeUnavailable,
+        /// The image reference cannot be parsed, or the image itself is broken.
+        InvalidImage,
+        /// A named pull secret does not exist, or is not a pull secret.
+        SecretMissing,
+        /// The runtime no longer holds the image.
+        Removed,
+        /// The node does not exist any more.
+        NodeGone,
+    }
+}
+
+impl Reason {
+    /// The reason with this word, if there is one.
+    pub fn from_word(word: &str) -> Option<Reason> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == word)
+    }
+
+    /// What the `Ready` condition says for this reason.
+    pub const fn ready(self) -> ConditionStatus {
+        match self {
+            Reason::Pulled | Reason::AlreadyPresent => ConditionStatus::True,
+            Reason::WaitingForWarmer | Reason::Queued | Reason::Pulling => ConditionStatus::Unknown,
+            _ => ConditionStatus::False,
+        }
+    }
+
+    /// Whether a person has to change something before another try can succeed. What time heals
+    /// by itself is retried quickly; this is retried slowly, and at once when something changes.
+    pub const fn needs_person(self) -> bool {
+        matches!(
+            self,
+            Reason::Unauthorized
+                | Reason::NotFound
+                | Reason::PlatformMismatch
+                | Reason::InvalidImage
+                | Reason::SecretMissing
+        )
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Time {
+        Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap_or_default())
+    }
+
+    fn ready(status: ConditionStatus, message: &str) -> Condition {
+        Condition { type_: READY.into(), status, message: message.into(), ..Condition::default() }
+    }
+
+    #[test]
+    fn transition_time_moves_only_with_a_change() {
+        let mut conditions = vec![];
+        assert!(set_condition(&mut conditions, ready(ConditionStatus::Unknown, "a"), at(1)));
+        assert!(!set_condition(&mut conditions, ready(ConditionStatus::Unknown, "a"), at(2)));
+        assert_eq!(conditions[0].last_transition_time, Some(at(1)));
+        assert!(set_condition(&mut conditions, ready(ConditionStatus::Unknown, "b"), at(3)));
+        assert_eq!(conditions[0].last_transition_time, Some(at(3)));
+        assert_eq!(conditions.len(), 1);
+    }
+
+    #[test]
+    fn conditions_stay_sorted_by_type() {
+        let mut conditions = vec![ready(ConditionStatus::True, "")];
+        let first = Condition { type_: "Active".into(), ..Condition::default() };
+        set_condition(&mut conditions, first, at(1));
+        let types: Vec<_> = conditions.iter().map(|c| c.type_.as_str()).collect();
+        assert_eq!(types, ["Active", "Ready"]);
+    }
+
+    #[test]
+    fn words_round_trip() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_word(reason.as_str()), Some(*reason));
+        }
+        assert_eq!(Reason::from_word("pulled"), None);
+    }
+
+    #[test]
+    fn times_are_written_as_strict_rfc_3339() {
+        let json = serde_json::to_string(&at(0)).unwrap_or_default();
+        assert_eq!(json, r#""1970-01-01T00:00:00Z""#);
+    }
+}

@@ -1,0 +1,229 @@
+//! The few fields that we read of Knative's `Revision` and `Image`, decoded tolerantly: a field of
+//! an unexpected shape reads as absent, so that no single object can stop a list or a watch.
+
+use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube_derive::CustomResource;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use std::collections::BTreeMap;
+
+use super::condition::Condition;
+
+/// Label of a Revision: `active`, `pending` or `reserve` (not routable).
+pub const ROUTING_STATE_LABEL: &str = "serving.knative.dev/routingState";
+/// Annotation of a Revision: since when its routing state is what it is, RFC 3339.
+pub const ROUTING_STATE_MODIFIED: &str = "serving.knative.dev/routingStateModified";
+/// Label of an Image: the Revision that it belongs to.
+pub const REVISION_LABEL: &str = "serving.knative.dev/revision";
+
+/// `spec` of a `serving.knative.dev/v1` Revision: a Pod's spec, as far as it matters here.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    crates(kube_core = "::kube_core", k8s_openapi = "::k8s_openapi"),
+    group = "serving.knative.dev",
+    version = "v1",
+    kind = "Revision",
+    plural = "revisions",
+    namespaced,
+    status = "RevisionStatus",
+    schema = "disabled",
+    derive = "Default",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RevisionSpec {
+    /// The Revision's containers.
+    #[serde(deserialize_with = "lenient_list")]
+    pub containers: Vec<Container>,
+    /// The Revision's init containers.
+    #[serde(deserialize_with = "lenient_list")]
+    pub init_containers: Vec<Container>,
+    /// Pull secrets as written; those of the ServiceAccount apply only when there are none.
+    #[serde(deserialize_with = "lenient_list")]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
+    /// ServiceAccount of the Pods; `default` when empty.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub service_account_name: Option<String>,
+    /// Node labels that the Pods ask for.
+    #[serde(deserialize_with = "lenient")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that the Pods tolerate.
+    #[serde(deserialize_with = "lenient_list")]
+    pub tolerations: Vec<Toleration>,
+    /// Affinity of the Pods; only required node affinity is read.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// RuntimeClass of the Pods.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub runtime_class_name: Option<String>,
+}
+
+/// A container of a Revision.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    /// Container name; may be empty before Knative's own defaulting.
+    #[serde(deserialize_with = "lenient")]
+    pub name: String,
+    /// Image as the user wrote it.
+    #[serde(deserialize_with = "lenient")]
+    pub image: String,
+    /// `Always`, `IfNotPresent`, `Never` or absent.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub image_pull_policy: Option<String>,
+}
+
+/// `status` of a Revision.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RevisionStatus {
+    /// Digests that Knative resolved, by container name.
+    #[serde(deserialize_with = "lenient_list")]
+    pub container_statuses: Vec<ContainerStatus>,
+    /// The same for init containers.
+    #[serde(deserialize_with = "lenient_list")]
+    pub init_container_statuses: Vec<ContainerStatus>,
+}
+
+/// What Knative resolved a container's tag to.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerStatus {
+    /// Name of the container.
+    #[serde(deserialize_with = "lenient")]
+    pub name: String,
+    /// `repository@sha256:…`; empty while not resolved.
+    #[serde(deserialize_with = "lenient")]
+    pub image_digest: String,
+}
+
+/// `spec` of a `caching.internal.knative.dev/v1alpha1` Image.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    crates(kube_core = "::kube_core", k8s_openapi = "::k8s_openapi"),
+    group = "caching.internal.knative.dev",
+    version = "v1alpha1",
+    kind = "Image",
+    root = "KnativeImage",
+    plural = "images",
+    namespaced,
+    status = "KnativeImageStatus",
+    schema = "disabled",
+    derive = "Default",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KnativeImageSpec {
+    /// The image, usually by digest; empty means that there is nothing to warm.
+    #[serde(deserialize_with = "lenient")]
+    pub image: String,
+    /// ServiceAccount whose pull secrets apply when none are named.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub service_account_name: Option<String>,
+    /// Pull secrets as the Revision names them.
+    #[serde(deserialize_with = "lenient_list", skip_serializing_if = "Vec::is_empty")]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
+}
+
+/// `status` of an Image: duck/v1.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KnativeImageStatus {
+    /// The generation that this status speaks of.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions, sorted by type.
+    #[serde(deserialize_with = "lenient_list")]
+    pub conditions: Vec<Condition>,
+    /// Further facts for tools.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The owner reference that names a Revision's Configuration, if there is one.
+pub fn configuration_owner(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    metadata.owner_references.as_ref()?.iter().find(|owner| {
+        owner.kind == "Configuration" && owner.api_version.starts_with("serving.knative.dev/")
+    })
+}
+
+/// Anything that does not have the expected shape reads as the default.
+fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
+}
+
+/// Elements that do not have the expected shape are left out; anything but a list reads as empty.
+fn lenient_list<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    Ok(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::Array(items) => {
+            items.into_iter().filter_map(|item| serde_json::from_value(item).ok()).collect()
+        }
+        _ => Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_shapes_read_as_absent() -> Result<(), serde_json::Error> {
+        let revision: Revision = serde_json::from_value(serde_json::json!({
+            "apiVersion": "serving.knative.dev/v1", "kind": "Revision",
+            "metadata": {"name": "odd", "namespace": "default"},
+            "spec": {
+                "containers": [{"image": "a"}, 7, {"image": 8, "name": "b"}],
+                "initContainers": null, "imagePullSecrets": "none", "nodeSelector": [1],
+                "affinity": "north", "tolerations": [{"key": "k", "operator": "Exists"}, "x"],
+            },
+            "status": {"containerStatuses": {}, "conditions": 3},
+        }))?;
+        let images: Vec<_> = revision.spec.containers.iter().map(|c| c.image.as_str()).collect();
+        assert_eq!(images, ["a", ""]);
+        assert!(revision.spec.init_containers.is_empty());
+        assert_eq!(revision.spec.tolerations.len(), 1);
+        assert!(revision.spec.affinity.is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_missing_status_or_field_is_no_error() -> Result<(), serde_json::Error> {
+        let image: KnativeImage = serde_json::from_value(serde_json::json!({
+            "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",
+            "metadata": {"name": "i"}, "spec": {},
+        }))?;
+        assert_eq!(image.spec.image, "");
+        Ok(())
+    }
+
+    #[test]
+    fn real_objects_read_and_keep_what_decides() -> Result<(), Box<dyn std::error::Error>> {
+        let image: KnativeImage =
+            serde_saphyr::from_str(include_str!("../../../tests/fixtures/knative/image.yaml"))?;
+        assert!(image.spec.image.contains("/demo/app@sha256:"), "{:?}", image.spec);
+        let labels = image.metadata.labels.unwrap_or_default();
+        assert_eq!(labels.get(REVISION_LABEL).map(String::as_str), Some("hello-00001"));
+        let review =
+            include_str!("../../../tests/fixtures/knative/admission-review.image-create.json");
+        let review: serde_json::Value = serde_json::from_str(review)?;
+        let created: KnativeImage = serde_json::from_value(review["request"]["object"].clone())?;
+        assert!(!created.spec.image.is_empty());
+        let revisions = [
+            include_str!("../../../tests/fixtures/knative/revision.yaml"),
+            include_str!("../../../tests/fixtures/knative/revision.multi-container.yaml"),
+            include_str!("../../../tests/fixtures/knative/revision.direct-undefaulted.yaml"),
+        ];
+        for text in revisions {
+            let revision: Revision = serde_saphyr::from_str(text)?;
+            assert!(revision.spec.containers.iter().all(|one| !one.image.is_empty()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! What is said to warmers: orders and grants.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+use super::{Order, Refusal};
+use crate::api::{CachedImageWarm, ConditionStatus, Reason};
+use crate::demand::pull_context::Standing;
+use crate::image::Credential;
+use crate::protocol::{self, Assign, PullGrant};
+
+/// All credentials of one grant together, in bytes: well below the longest message.
+const CREDENTIALS_MAX: usize = 128 * 1024;
+
+pub(super) fn ready(warm: &CachedImageWarm) -> ConditionStatus {
+    warm.ready().map_or(ConditionStatus::Unknown, |ready| ready.status)
+}
+
+/// Changes with all that a pull could be paid with, and with the order's own spec. The same in every
+/// replica of one version, so that a new leader does not hurry what failed.
+pub(super) fn identity_mark(warm: &CachedImageWarm, standing: &Standing) -> u64 {
+    let mut mark = DefaultHasher::new();
+    standing.identities.hash(&mut mark);
+    warm.generation.hash(&mut mark);
+    mark.finish()
+}
+
+impl Order {
+    pub(super) fn assign(&self) -> Assign {
+        let Order { warm, image, standing, .. } = self;
+        Assign {
+            uid: warm.uid.to_string(),
+            namespace: warm.namespace.to_string(),
+            name: warm.name.to_string(),
+            image: image.as_str().to_owned(),
+            check_for: standing.check_for.clone().unwrap_or_default(),
+            believed_present: self.is_believed_present(),
+            priority: standing.priority,
+            identity_mark: self.identity_mark,
+            known_size_bytes: self.known_size_bytes,
+        }
+    }
+
+    fn is_believed_present(&self) -> bool {
+        ready(&self.warm) == ConditionStatus::True
+    }
+}
+
+/// Whether the warmer has to know; that its own report was stored, it need not.
+pub(super) fn needs_resend(old: &Order, new: &Order) -> bool {
+    (new.standing.check_for.is_some() && new.standing.check_for != old.standing.check_for)
+        || (old.is_believed_present() && !new.is_believed_present())
+        || old.standing.priority != new.standing.priority
+        || old.identity_mark != new.identity_mark
+        || old.image != new.image
+}
+
+/// A message that is too long would end the stream, again and again.
+fn small_enough(credentials: Vec<Credential>) -> Result<Vec<Credential>, Refusal> {
+    let length = |one: &Credential| {
+        let parts = [&one.username, &one.password, &one.identity_token, &one.registry_token];
+        parts.iter().map(|part| part.len()).sum::<usize>()
+    };
+    let bytes: usize = credentials.iter().map(length).sum();
+    if bytes <= CREDENTIALS_MAX {
+        return Ok(credentials);
+    }
+    Err(Refusal {
+        reason: Reason::SecretMissing,
+        message: format!(
+            "the pull secrets hold {bytes} bytes of credentials for this image: at most \
+             {CREDENTIALS_MAX} can be used"
+        ),
+    })
+}
+
+pub(super) fn grant(uid: &str, found: Result<Vec<Credential>, Refusal>) -> PullGrant {
+    let mut grant = PullGrant { uid: uid.to_owned(), ..PullGrant::default() };
+    match found.and_then(small_enough) {
+        Ok(credentials) => {
+            grant.credentials = credentials
+                .into_iter()
+                .map(|credential| protocol::Credential {
+                    username: credential.username,
+                    password: credential.password,
+                    identity_token: credential.identity_token,
+                    registry_token: credential.registry_token,
+                })
+                .collect();
+        }
+        Err(refusal) => {
+            grant.refused_reason = refusal.reason.as_str().to_owned();
+            grant.refused_message = refusal.message;
+        }
+    }
+    grant
+}

@@ -1,0 +1,565 @@
+//! What each node is to hold, who is connected, and which pulls may run: the leader's memory. Takes
+//! events, gives [`Effect`]s; synchronous, without I/O and without a clock (`now` is milliseconds
+//! since 1970).
+
+mod awaiting_credentials;
+mod budget;
+mod messages;
+mod sizes;
+mod stream_end;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::api::{CachedImageWarm, ConditionStatus, Reason};
+use crate::demand::PullIdentity;
+use crate::demand::pull_context::Standing;
+use crate::image::{Credential, Reference};
+use crate::protocol::from_controller::Message as ToWarmer;
+use crate::protocol::from_warmer::Message as FromWarmer;
+use crate::protocol::{self, Hello, PROTOCOL_VERSION, Synced, Welcome, Withdraw};
+use crate::report::status::{
+    NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUEUED_QUIET_MS, QUIET_MS, Report,
+};
+use crate::throttle::canary::{self, Answer, Canaries, Released};
+use crate::throttle::registry::{Grants, Limits};
+pub use stream_end::StreamEnd;
+
+use awaiting_credentials::{Purse, Unpaid};
+use messages::{grant, identity_mark, needs_resend, ready};
+use sizes::Sizes;
+
+/// Names one stream for as long as this process runs.
+pub type SessionId = u64;
+
+/// What has to be done about it.
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    /// Send a message.
+    Send(SessionId, ToWarmer),
+    /// End a stream.
+    Close(SessionId, StreamEnd),
+    /// Find the credentials, and call [`Index::resolved`].
+    Resolve(CredentialJob),
+    /// Find them once more for these orders, and call [`Index::looked_again`].
+    LookAgain(CredentialJob, Vec<String>),
+    /// Write what was reported.
+    Status(String, Arc<CachedImageWarm>, Report),
+}
+
+/// Whose credentials are needed for what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CredentialJob {
+    /// The order.
+    pub uid: String,
+    /// The stream that asked.
+    pub session: SessionId,
+    /// Where the Secrets are.
+    pub namespace: String,
+    /// Who may pay for the pull, in order.
+    pub identities: Vec<PullIdentity>,
+    /// The image.
+    pub image: Reference,
+}
+
+/// Why there are no credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The typed reason.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+}
+
+/// What all nodes together may ask of registries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// For each registry.
+    pub registry: Limits,
+    /// The first node of an image goes ahead of the others.
+    pub canary: canary::Settings,
+}
+
+impl Budget {
+    /// So many pulls at the same time, and no other limit.
+    pub fn of_pulls(pulls: usize) -> Self {
+        Budget {
+            registry: Limits { pulls, per_second: 0 },
+            canary: canary::Settings { nodes: 0, patience_ms: 0 },
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Order {
+    warm: Arc<CachedImageWarm>,
+    image: Reference,
+    standing: Arc<Standing>,
+    /// Changes with what the pull could be paid with.
+    identity_mark: u64,
+    known_size_bytes: u64,
+    /// What the last pull could be paid with, and how often something new was found after it.
+    purse: Purse,
+    hurried: u64,
+    /// While it is asked for: most orders are settled.
+    pull: Option<Box<Pull>>,
+}
+
+/// A pull that waits or runs. Times are of this clock, not the node's.
+#[derive(Debug, Default)]
+struct Pull {
+    queued_since: Option<i64>,
+    running_since: Option<i64>,
+    progress_written: Option<i64>,
+    /// The stream that waits for credentials; asked for once, however often it asks.
+    asked: Option<SessionId>,
+}
+
+impl Order {
+    fn pull(&mut self) -> &mut Pull {
+        self.pull.get_or_insert_default()
+    }
+
+    fn key(&self) -> canary::Key {
+        (self.warm.namespace.to_string(), self.image.clone())
+    }
+
+    fn credential_job(&self, uid: &str, session: SessionId) -> CredentialJob {
+        CredentialJob {
+            uid: uid.to_owned(),
+            session,
+            namespace: self.warm.namespace.to_string(),
+            identities: self.standing.identities.clone(),
+            image: self.image.clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Node {
+    orders: BTreeSet<Arc<str>>,
+    session: Option<(SessionId, u64)>,
+    runtime: NodeRuntime,
+    absent_since: i64,
+    /// Whether orders may still have to be told that nobody is there.
+    untold: bool,
+}
+
+/// The leader's memory.
+#[derive(Debug)]
+pub struct Index {
+    orders: HashMap<Arc<str>, Order>,
+    nodes: HashMap<String, Node>,
+    sessions: HashMap<SessionId, String>,
+    grants: Grants,
+    canaries: Canaries,
+    unpaid: Unpaid,
+    sizes: Sizes,
+    grace_ms: i64,
+    effects: Vec<Effect>,
+    ignored: u64,
+    slowdowns: u64,
+    refused: u64,
+}
+
+impl Index {
+    /// An empty memory: pulls within `budget`, and `grace_ms` before a node without a stream counts
+    /// as one without a warmer.
+    pub fn new(budget: Budget, grace_ms: i64) -> Self {
+        Index {
+            orders: HashMap::new(),
+            nodes: HashMap::new(),
+            sessions: HashMap::new(),
+            grants: Grants::new(budget.registry),
+            canaries: Canaries::new(budget.canary),
+            unpaid: Unpaid::default(),
+            sizes: Sizes::default(),
+            grace_ms,
+            effects: Vec::new(),
+            ignored: 0,
+            slowdowns: 0,
+            refused: 0,
+        }
+    }
+
+    /// What is to be done since the last call, in order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Reports that were ignored since the last call.
+    pub fn take_ignored(&mut self) -> u64 {
+        std::mem::take(&mut self.ignored)
+    }
+
+    /// Nodes with an open stream.
+    pub fn connected(&self) -> BTreeSet<String> {
+        self.sessions.values().cloned().collect()
+    }
+
+    /// How many orders there are.
+    pub fn orders(&self) -> usize {
+        self.orders.len()
+    }
+
+    /// How many orders one node has.
+    pub fn orders_of(&self, node: &str) -> usize {
+        self.nodes.get(node).map_or(0, |node| node.orders.len())
+    }
+
+    /// How many pulls run, and how many wait for their registry or for a canary.
+    pub fn pulls(&self) -> (usize, usize) {
+        let (running, waiting) = self.grants.counts();
+        (running, waiting + self.canaries.waiting())
+    }
+
+    /// Uids of all orders, for comparison with a new list.
+    pub fn uids(&self) -> Vec<Arc<str>> {
+        self.orders.keys().cloned().collect()
+    }
+
+    /// An ImageWarm was made or changed, or its standing did.
+    pub fn apply(
+        &mut self,
+        warm: Arc<CachedImageWarm>,
+        standing: impl Into<Arc<Standing>>,
+        now: i64,
+    ) {
+        let standing = standing.into();
+        let uid = warm.uid.clone();
+        if uid.is_empty() {
+            return;
+        }
+        if warm.is_terminating() {
+            return self.delete(&uid, now);
+        }
+        let image = match Reference::parse(&warm.image) {
+            Ok(image) => image,
+            Err(error) => {
+                let report = absent(Reason::InvalidImage, error.to_string());
+                self.effects.push(Effect::Status(uid.to_string(), warm, report));
+                return;
+            }
+        };
+        let mut old = self.orders.remove(&uid);
+        let pull = old.as_mut().and_then(|old| old.pull.take());
+        let (image, known_size_bytes) = self.sizes.note(image, &warm, old.is_none());
+        let hurried = old.as_ref().map_or(0, |old| old.hurried);
+        let identity_mark = identity_mark(&warm, &standing).wrapping_add(hurried);
+        self.unpaid.note(&uid, warm.reason(), now);
+        let key = (warm.namespace.to_string(), image.clone());
+        match &old {
+            Some(old) if old.image == image => {
+                if old.identity_mark != identity_mark {
+                    self.canaries.forget(&key);
+                }
+            }
+            // What is ordered never changes, but nothing here relies on it.
+            Some(old) => {
+                let released = self.canaries.withdrawn(&old.key(), &uid, now);
+                self.release(released, now);
+                self.canaries.ordered(key);
+            }
+            None => self.canaries.ordered(key),
+        }
+        let order = Order {
+            warm,
+            image,
+            standing,
+            identity_mark,
+            known_size_bytes,
+            purse: old.as_ref().map_or(Purse::Unknown, |old| old.purse),
+            pull,
+            hurried,
+        };
+        let node = self.node(&order.warm.node_name, now);
+        if node.orders.insert(uid.clone()) {
+            node.untold = true;
+        }
+        if let Some((session, _)) = node.session
+            && old.as_ref().is_none_or(|old| needs_resend(old, &order))
+        {
+            self.effects.push(Effect::Send(session, ToWarmer::Assign(order.assign())));
+        }
+        self.orders.insert(uid, order);
+    }
+
+    /// An ImageWarm is gone.
+    pub fn delete(&mut self, uid: &str, now: i64) {
+        let Some(order) = self.orders.remove(uid) else { return };
+        self.unpaid.forget(uid);
+        self.sizes.forget(&order.image);
+        let released = self.canaries.withdrawn(&order.key(), uid, now);
+        self.release(released, now);
+        self.end_pull(uid, now);
+        let name = &*order.warm.node_name;
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.orders.remove(uid);
+            if let Some((session, _)) = node.session {
+                let withdraw = ToWarmer::Withdraw(Withdraw { uid: uid.to_owned() });
+                self.effects.push(Effect::Send(session, withdraw));
+            } else if node.orders.is_empty() {
+                self.nodes.remove(name);
+            }
+        }
+    }
+
+    /// A warmer opened a stream for `name` and said hello.
+    pub fn open(&mut self, session: SessionId, name: &str, hello: &Hello, now: i64) {
+        let node = self.node(name, now);
+        if let Some((older, epoch)) = node.session {
+            if epoch > hello.epoch {
+                self.effects.push(Effect::Close(session, StreamEnd::Replaced));
+                return;
+            }
+            self.sessions.remove(&older);
+            self.effects.push(Effect::Close(older, StreamEnd::Replaced));
+        }
+        let node = self.node(name, now);
+        node.session = Some((session, hello.epoch));
+        node.runtime = NodeRuntime::from(hello);
+        let uids: Vec<Arc<str>> = node.orders.iter().cloned().collect();
+        self.sessions.insert(session, name.to_owned());
+        let welcome = Welcome {
+            protocol_version: PROTOCOL_VERSION,
+            controller_version: env!("CARGO_PKG_VERSION").into(),
+            node_name: name.into(),
+            ..Welcome::default()
+        };
+        self.effects.push(Effect::Send(session, ToWarmer::Welcome(welcome)));
+        let pulling: HashSet<&str> = hello.pulling.iter().map(String::as_str).collect();
+        for uid in &uids {
+            if pulling.contains(&**uid) {
+                if let Some(order) = self.orders.get_mut(uid) {
+                    order.pull().running_since.get_or_insert(now);
+                    self.grants.hold(uid, order.image.domain());
+                    let key = order.key();
+                    self.open_for_all(&key, now);
+                }
+            } else {
+                self.end_pull(uid, now);
+            }
+        }
+        for uid in uids {
+            if let Some(order) = self.orders.get(&uid) {
+                let assign = ToWarmer::Assign(order.assign());
+                self.effects.push(Effect::Send(session, assign));
+            }
+        }
+        self.effects.push(Effect::Send(session, ToWarmer::Synced(Synced {})));
+    }
+
+    /// A stream is no more. What the node holds or pulls is as it was.
+    pub fn close(&mut self, session: SessionId, now: i64) {
+        let Some(name) = self.sessions.remove(&session) else { return };
+        let Some(node) = self.nodes.get_mut(&name) else { return };
+        if node.session.is_none_or(|(current, _)| current != session) {
+            return;
+        }
+        (node.session, node.absent_since, node.untold) = (None, now, true);
+        let uids: Vec<Arc<str>> = node.orders.iter().cloned().collect();
+        if uids.is_empty() {
+            self.nodes.remove(&name);
+        }
+        // Running pulls keep their places until the warmer is back, or counts as gone.
+        for uid in uids {
+            if self.grants.is_waiting(&uid) || self.canaries.is_waiting(&uid) {
+                self.end_pull(&uid, now);
+            }
+        }
+    }
+
+    /// A warmer said something. Only what concerns an order of its own node is heard.
+    pub fn message(&mut self, session: SessionId, message: &FromWarmer, now: i64) {
+        let uid = match message {
+            FromWarmer::Hello(_) => {
+                self.ignored += 1;
+                return;
+            }
+            FromWarmer::Progress(progress) => &progress.uid,
+            FromWarmer::Outcome(outcome) => &outcome.uid,
+            FromWarmer::PullRequest(request) => &request.uid,
+        };
+        let node = self.sessions.get(&session).map(String::as_str);
+        let Some(order) = self
+            .orders
+            .get_mut(uid.as_str())
+            .filter(|order| node.is_some_and(|node| node == &*order.warm.node_name))
+        else {
+            self.ignored += 1;
+            // Nobody but its own node is ever told this uid: whoever speaks of it is no warmer.
+            if node.is_some() && self.orders.contains_key(uid.as_str()) {
+                self.effects.push(Effect::Close(session, StreamEnd::Misbehaved));
+            }
+            return;
+        };
+        match message {
+            FromWarmer::PullRequest(_) => {
+                if order.pull.as_ref().is_some_and(|pull| pull.asked == Some(session)) {
+                    return;
+                }
+                let key = order.key();
+                match self.canaries.ask(&key, uid, now) {
+                    Answer::Go => self.admit(uid, now),
+                    Answer::Wait => {}
+                    Answer::Refused(verdict) => self.refuse(uid, &verdict),
+                }
+            }
+            FromWarmer::Progress(progress) => {
+                if is_due(order, progress, now) {
+                    let report = Report::from(progress);
+                    self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
+                }
+                // Whoever gets bytes has been let in.
+                if progress.downloaded_bytes > 0 && self.grants.is_in_flight(uid) {
+                    let key = order.key();
+                    self.open_for_all(&key, now);
+                }
+            }
+            FromWarmer::Outcome(said) => {
+                let mut outcome = Outcome::from(said);
+                let asked_for = order.standing.check_for.as_ref();
+                outcome.checked_for = outcome.checked_for.filter(|word| Some(word) == asked_for);
+                let node = self.nodes.get(&*order.warm.node_name);
+                outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
+                let (key, reason, present) = (order.key(), outcome.reason, outcome.present);
+                let message = outcome.message.clone();
+                let report = Report::Outcome(outcome);
+                self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
+                let uid = uid.clone();
+                if self.grants.is_in_flight(&uid) {
+                    self.learn(&uid, &key, present, (reason, &message), now);
+                }
+                self.end_pull(&uid, now);
+            }
+            FromWarmer::Hello(_) => {}
+        }
+    }
+
+    /// The credentials of a [`CredentialJob`] were found, or not.
+    pub fn resolved(
+        &mut self,
+        job: &CredentialJob,
+        found: Result<Vec<Credential>, Refusal>,
+        now: i64,
+    ) {
+        // Without a Secret the node tries all the same: the image may be public.
+        let refused = found.as_ref().is_err_and(|no| no.reason != Reason::SecretMissing);
+        if let Some(order) = self.orders.get_mut(job.uid.as_str()) {
+            order.purse = self.unpaid.purse(&found);
+            if let Some(pull) = &mut order.pull {
+                pull.asked.take_if(|asked| *asked == job.session);
+            }
+        }
+        if self.orders.contains_key(job.uid.as_str())
+            && self.sessions.contains_key(&job.session)
+            && self.grants.is_in_flight(&job.uid)
+        {
+            let grant = grant(&job.uid, found);
+            self.effects.push(Effect::Send(job.session, ToWarmer::PullGrant(grant)));
+            if refused {
+                self.end_pull(&job.uid, now);
+            }
+        }
+    }
+
+    /// The node whose open stream this is.
+    pub fn node_of(&self, session: SessionId) -> Option<&str> {
+        self.sessions.get(&session).map(String::as_str)
+    }
+
+    /// To be called about once a second.
+    pub fn tick(&mut self, now: i64) {
+        let mut ended = Vec::new();
+        for node in self.nodes.values_mut() {
+            if !node.untold || node.session.is_some() || now - node.absent_since < self.grace_ms {
+                continue;
+            }
+            node.untold = false;
+            for uid in &node.orders {
+                let Some(order) = self.orders.get(uid) else { continue };
+                if ready(&order.warm) == ConditionStatus::Unknown {
+                    let report = Report::WaitingForWarmer;
+                    self.effects.push(Effect::Status(uid.to_string(), order.warm.clone(), report));
+                }
+                if self.grants.is_in_flight(uid) {
+                    ended.push(uid.clone());
+                }
+            }
+        }
+        for uid in ended {
+            self.end_pull(&uid, now);
+        }
+        self.begin_waiting(now);
+        self.look_again(now);
+    }
+
+    fn node(&mut self, name: &str, now: i64) -> &mut Node {
+        self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
+            orders: BTreeSet::new(),
+            session: None,
+            runtime: NodeRuntime::default(),
+            absent_since: now,
+            untold: true,
+        })
+    }
+
+    /// The pull has a place: look for its credentials.
+    fn start(&mut self, uid: &str, session: SessionId, now: i64) {
+        let Some(order) = self.orders.get_mut(uid) else { return };
+        let pull = order.pull();
+        (pull.running_since, pull.asked) = (Some(now), Some(session));
+        let job = order.credential_job(uid, session);
+        self.effects.push(Effect::Resolve(job));
+    }
+
+    /// The pull is over, or was never begun: whoever waited for its place starts.
+    fn end_pull(&mut self, uid: &str, now: i64) {
+        if let Some(order) = self.orders.get_mut(uid) {
+            order.pull = None;
+            let released = self.canaries.ended(&order.key(), uid, None, now);
+            self.release(released, now);
+        }
+        for next in self.grants.end(uid, now) {
+            self.start_next(&next, now);
+        }
+    }
+}
+
+/// Whether this progress is worth a write.
+fn is_due(order: &mut Order, progress: &protocol::Progress, now: i64) -> bool {
+    let told = progress.queued && order.warm.reason() == Some(Reason::Queued);
+    let pull = order.pull();
+    let (since, quiet) = match progress.queued {
+        true => (&mut pull.queued_since, QUEUED_QUIET_MS),
+        false => (&mut pull.running_since, QUIET_MS),
+    };
+    let since = *since.get_or_insert(now);
+    if told {
+        return false;
+    }
+    let due = now - since >= quiet
+        && pull.progress_written.is_none_or(|last| now - last >= PROGRESS_EVERY_MS);
+    if due {
+        pull.progress_written = Some(now);
+    }
+    due
+}
+
+fn absent(reason: Reason, message: String) -> Report {
+    Report::Outcome(Outcome {
+        present: false,
+        reason,
+        message,
+        digest: None,
+        size_bytes: None,
+        attempt: 0,
+        started_at: None,
+        finished_at: None,
+        checked_for: None,
+        runtime: NodeRuntime::default(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

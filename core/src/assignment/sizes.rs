@@ -1,0 +1,79 @@
+//! How large images are, as the nodes that hold them say: a node that never held one then need not
+//! guess how much room its pull takes.
+
+use std::collections::HashMap;
+
+use crate::api::CachedImageWarm;
+use crate::image::Reference;
+
+/// Sizes of the images of all orders.
+#[derive(Debug, Default)]
+pub(super) struct Sizes {
+    known: HashMap<Reference, Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    orders: usize,
+    bytes: u64,
+}
+
+impl Sizes {
+    /// An order of the image is there. Returns the image as all its orders share it, and its size:
+    /// 0 while nobody knows it.
+    pub(super) fn note(
+        &mut self,
+        image: Reference,
+        warm: &CachedImageWarm,
+        is_new: bool,
+    ) -> (Reference, u64) {
+        let told = warm.status.as_ref().and_then(|status| u64::try_from(status.size_bytes?).ok());
+        let image = self.known.get_key_value(&image).map_or(image, |(shared, _)| shared.clone());
+        let known = self.known.entry(image.clone()).or_default();
+        known.orders += usize::from(is_new);
+        // Runtimes count differently; the larger one is the safer.
+        known.bytes = known.bytes.max(told.unwrap_or(0));
+        (image, known.bytes)
+    }
+
+    /// An order of the image is gone; with the last one its size is forgotten.
+    pub(super) fn forget(&mut self, image: &Reference) {
+        if let Some(known) = self.known.get_mut(image) {
+            known.orders = known.orders.saturating_sub(1);
+            if known.orders == 0 {
+                self.known.remove(image);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::api::cached::CachedStatus;
+
+    #[test]
+    fn a_size_is_known_while_an_order_of_the_image_is_there() {
+        let image = Reference::parse("r.test/app:v1").unwrap();
+        let warm = |size_bytes| CachedImageWarm {
+            status: Some(CachedStatus { size_bytes, ..CachedStatus::default() }),
+            ..CachedImageWarm::default()
+        };
+        let mut sizes = Sizes::default();
+        let note = |sizes: &mut Sizes, size, is_new| {
+            let (shared, bytes) = sizes.note(image.clone(), &warm(size), is_new);
+            assert_eq!(shared, image);
+            bytes
+        };
+        assert_eq!(note(&mut sizes, None, true), 0);
+        assert_eq!(note(&mut sizes, Some(70), false), 70);
+        assert_eq!(note(&mut sizes, Some(30), true), 70);
+        sizes.forget(&image);
+        assert_eq!(note(&mut sizes, None, true), 70);
+        sizes.forget(&image);
+        sizes.forget(&image);
+        assert!(sizes.known.is_empty());
+        assert_eq!(note(&mut sizes, None, true), 0);
+    }
+}

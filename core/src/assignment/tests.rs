@@ -1,0 +1,478 @@
+//! The index is fed events by hand, and what it wants done is read back: no tasks, no clock.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use crate::api::condition::READY;
+use crate::api::{Condition, ImageWarm, ImageWarmSpec, ImageWarmStatus};
+use crate::protocol::{Progress, PullRequest};
+
+mod budget;
+
+const GRACE: i64 = 30_000;
+
+fn warm(uid: &str, node: &str, image: &str) -> ImageWarm {
+    let spec =
+        ImageWarmSpec { image: image.into(), node_name: node.into(), ..ImageWarmSpec::default() };
+    let mut warm = ImageWarm::new(uid, spec);
+    warm.metadata.uid = Some(uid.into());
+    warm.metadata.namespace = Some("default".into());
+    warm
+}
+
+fn kept(warm: ImageWarm) -> Arc<CachedImageWarm> {
+    Arc::new(warm.into())
+}
+
+fn with_ready(mut warm: ImageWarm, reason: Reason) -> ImageWarm {
+    let condition = Condition {
+        type_: READY.into(),
+        status: reason.ready(),
+        reason: reason.as_str().into(),
+        ..Condition::default()
+    };
+    warm.status =
+        Some(ImageWarmStatus { conditions: vec![condition], ..ImageWarmStatus::default() });
+    warm
+}
+
+fn standing(priority: i64) -> Standing {
+    let identity = PullIdentity { secrets: vec!["regcred".into()], service_account: None };
+    Standing { identities: vec![identity], check_for: None, priority }
+}
+
+fn hello(epoch: u64, pulling: &[&str]) -> Hello {
+    let pulling = pulling.iter().map(|uid| (*uid).to_owned()).collect();
+    Hello { protocol_version: 1, epoch, pulling, ..Hello::default() }
+}
+
+fn request(uid: &str) -> FromWarmer {
+    FromWarmer::PullRequest(PullRequest { uid: uid.into() })
+}
+
+fn outcome(uid: &str, reason: Reason) -> FromWarmer {
+    FromWarmer::Outcome(protocol::Outcome {
+        uid: uid.into(),
+        present: reason.ready() == ConditionStatus::True,
+        reason: reason.as_str().into(),
+        ..protocol::Outcome::default()
+    })
+}
+
+fn progress(uid: &str, queued: bool) -> FromWarmer {
+    FromWarmer::Progress(Progress { uid: uid.into(), queued, ..Progress::default() })
+}
+
+/// Effects as short words, so that whole sequences can be compared.
+fn words(index: &mut Index) -> Vec<String> {
+    let word = |effect: Effect| match effect {
+        Effect::Send(to, ToWarmer::Welcome(_)) => format!("{to} welcome"),
+        Effect::Send(to, ToWarmer::Assign(assign)) => {
+            let check = if assign.check_for.is_empty() { "" } else { " check" };
+            let believed = if assign.believed_present { " believed" } else { "" };
+            format!("{to} assign {}{check}{believed}", assign.uid)
+        }
+        Effect::Send(to, ToWarmer::Withdraw(withdraw)) => format!("{to} withdraw {}", withdraw.uid),
+        Effect::Send(to, ToWarmer::Synced(_)) => format!("{to} synced"),
+        Effect::Send(to, ToWarmer::PullGrant(grant)) => {
+            format!("{to} grant {} {}{}", grant.uid, grant.credentials.len(), grant.refused_reason)
+        }
+        Effect::Close(to, end) => format!("{to} close {end:?}"),
+        Effect::Resolve(job) => format!("{} resolve {}", job.session, job.uid),
+        Effect::LookAgain(_, mut uids) => {
+            uids.sort();
+            format!("again {}", uids.join(" "))
+        }
+        Effect::Status(uid, _, report) => {
+            let what = match report {
+                Report::WaitingForWarmer => "waiting".to_owned(),
+                Report::Queued => "queued".to_owned(),
+                Report::Pulling(_) => "pulling".to_owned(),
+                Report::Outcome(outcome) => outcome.reason.to_string(),
+            };
+            format!("status {uid} {what}")
+        }
+    };
+    index.take_effects().into_iter().map(word).collect()
+}
+
+fn index(limit: usize) -> Index {
+    let mut index = Index::new(Budget::of_pulls(limit), GRACE);
+    for (uid, node) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
+        index.apply(kept(warm(uid, node, "registry.test/app:v1")), standing(1), 0);
+    }
+    assert!(words(&mut index).is_empty());
+    index
+}
+
+#[test]
+fn a_node_gets_its_own_orders_and_then_synced_at_every_opening() {
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    assert_eq!(words(&mut index), ["1 welcome", "1 assign a1", "1 assign a2", "1 synced"]);
+    index.close(1, 5);
+    assert!(words(&mut index).is_empty(), "a lost stream changes no status");
+    index.open(2, "a", &hello(2, &[]), 10);
+    assert_eq!(words(&mut index), ["2 welcome", "2 assign a1", "2 assign a2", "2 synced"]);
+    assert_eq!(index.connected(), ["a".to_owned()].into());
+    index.open(3, "empty", &hello(1, &[]), 10);
+    assert_eq!(words(&mut index), ["3 welcome", "3 synced"]);
+}
+
+#[test]
+fn the_newer_stream_of_a_node_stays() {
+    let mut index = index(9);
+    index.open(1, "a", &hello(5, &[]), 0);
+    words(&mut index);
+    index.open(2, "a", &hello(4, &[]), 0);
+    assert_eq!(words(&mut index), ["2 close Replaced"]);
+    index.open(3, "a", &hello(6, &[]), 0);
+    assert_eq!(words(&mut index)[..2], ["1 close Replaced", "3 welcome"]);
+    index.close(1, 1);
+    index.close(2, 1);
+    assert_eq!(index.connected().len(), 1);
+    index.message(1, &outcome("a1", Reason::Pulled), 2);
+    assert_eq!(index.take_ignored(), 1, "an ended stream is not heard");
+}
+
+#[test]
+fn a_node_cannot_speak_of_orders_of_another() {
+    let mut index = index(9);
+    index.open(1, "b", &hello(1, &["a1"]), 0);
+    words(&mut index);
+    for message in [outcome("a1", Reason::Pulled), request("a1"), progress("a1", false)] {
+        index.message(1, &message, 60_000);
+        assert_eq!(words(&mut index), ["1 close Misbehaved"]);
+    }
+    index.message(1, &outcome("nobody's", Reason::Pulled), 0);
+    assert!(words(&mut index).is_empty(), "an order that is gone may still be spoken of");
+    assert_eq!(index.take_ignored(), 4);
+    assert_eq!(index.pulls(), (0, 0), "nor hold places for them");
+}
+
+#[test]
+fn new_changed_and_deleted_orders_reach_an_open_stream() {
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    words(&mut index);
+    index.apply(kept(warm("a3", "a", "app")), standing(1), 0);
+    index.apply(kept(warm("a3", "a", "app")), standing(1), 0);
+    assert_eq!(words(&mut index), ["1 assign a3"], "once");
+    let stored = kept(with_ready(warm("a3", "a", "app"), Reason::Pulled));
+    index.apply(stored.clone(), standing(1), 0);
+    assert!(words(&mut index).is_empty(), "the warmer knows its own report");
+    let check = Standing { check_for: Some("uid/rev-2".into()), ..standing(2) };
+    index.apply(stored.clone(), check, 0);
+    assert_eq!(words(&mut index), ["1 assign a3 check believed"]);
+    index.apply(stored, standing(2), 0);
+    assert!(words(&mut index).is_empty(), "nothing is left to check");
+    let paid_by_another = Standing { identities: vec![], ..standing(2) };
+    index.apply(kept(warm("a3", "a", "app")), paid_by_another, 0);
+    assert_eq!(words(&mut index), ["1 assign a3"]);
+    index.delete("a3", 0);
+    index.delete("a3", 0);
+    assert_eq!(words(&mut index), ["1 withdraw a3"]);
+}
+
+#[test]
+fn a_checked_tag_is_recorded_only_for_what_was_asked() {
+    let mut index = Index::new(Budget::of_pulls(9), GRACE);
+    let check = Standing { check_for: Some("uid/rev-2".into()), ..standing(2) };
+    index.apply(kept(warm("a1", "a", "app")), check, 0);
+    index.open(1, "a", &hello(1, &[]), 0);
+    assert_eq!(words(&mut index), ["1 welcome", "1 assign a1 check", "1 synced"]);
+    for (said, recorded) in [("uid/rev-2", Some("uid/rev-2")), ("uid/rev-9", None)] {
+        let FromWarmer::Outcome(mut message) = outcome("a1", Reason::Pulled) else { panic!() };
+        message.checked_for = said.into();
+        index.message(1, &FromWarmer::Outcome(message), 1);
+        let effects = index.take_effects();
+        let [Effect::Status(_, _, Report::Outcome(outcome))] = effects.as_slice() else {
+            panic!("{effects:?}")
+        };
+        assert_eq!(outcome.checked_for.as_deref(), recorded);
+    }
+}
+
+#[test]
+fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
+    let mut index = index(1);
+    index.apply(kept(warm("a3", "a", "registry.test/new:v1")), standing(9), 0);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(2, "b", &hello(1, &[]), 0);
+    words(&mut index);
+    for (session, uid) in [(1, "a1"), (2, "b1"), (1, "a3")] {
+        index.message(session, &request(uid), 0);
+    }
+    assert_eq!(words(&mut index), ["1 resolve a1"]);
+    assert_eq!(index.pulls(), (1, 2));
+    let job = CredentialJob {
+        uid: "a1".into(),
+        session: 1,
+        namespace: "default".into(),
+        identities: vec![],
+        image: Reference::parse("registry.test/app:v1").unwrap(),
+    };
+    index.resolved(&job, Ok(vec![]), 0);
+    assert_eq!(words(&mut index), ["1 grant a1 0"]);
+    index.message(1, &outcome("a1", Reason::Pulled), 1);
+    assert_eq!(words(&mut index), ["status a1 Pulled", "1 resolve a3"], "newest Revision first");
+    let job = CredentialJob { uid: "a3".into(), ..job };
+    let refusal = Refusal { reason: Reason::InvalidImage, message: "no image".into() };
+    index.resolved(&job, Err(refusal), 2);
+    assert_eq!(words(&mut index), ["1 grant a3 0InvalidImage", "2 resolve b1"]);
+    index.resolved(&job, Ok(vec![]), 3);
+    assert!(words(&mut index).is_empty(), "its place is given up");
+    index.delete("b1", 4);
+    assert_eq!(words(&mut index), ["2 withdraw b1"]);
+    assert_eq!(index.pulls(), (0, 0));
+}
+
+#[test]
+fn running_pulls_keep_their_places_through_a_reconnect() {
+    let mut index = index(1);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(2, "b", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    index.message(2, &request("b1"), 0);
+    index.message(1, &request("a2"), 0);
+    assert_eq!(index.pulls(), (1, 2));
+    index.close(1, 10);
+    words(&mut index);
+    assert_eq!(index.pulls(), (1, 1), "what waited is asked for again");
+    index.open(3, "a", &hello(2, &["a1"]), 20);
+    assert_eq!(words(&mut index), ["3 welcome", "3 assign a1", "3 assign a2", "3 synced"]);
+    index.message(3, &outcome("a1", Reason::Pulled), 30);
+    assert_eq!(words(&mut index), ["status a1 Pulled", "2 resolve b1"]);
+    index.open(4, "b", &hello(2, &[]), 40);
+    assert_eq!(index.pulls(), (0, 0), "a new hello that does not name it gives it up");
+}
+
+#[test]
+fn a_node_without_a_warmer_is_told_of_after_a_while() {
+    let mut index = index(1);
+    index.apply(kept(with_ready(warm("a3", "a", "app"), Reason::Pulled)), standing(0), 0);
+    index.apply(kept(with_ready(warm("a4", "a", "app"), Reason::NotFound)), standing(0), 0);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    index.close(1, 1_000);
+    words(&mut index);
+    index.tick(GRACE - 1);
+    assert!(words(&mut index).is_empty());
+    index.tick(GRACE);
+    assert_eq!(words(&mut index), ["status b1 waiting"]);
+    assert_eq!(index.pulls(), (1, 0));
+    index.tick(GRACE + 1_000);
+    assert_eq!(words(&mut index), ["status a1 waiting", "status a2 waiting"]);
+    assert_eq!(index.pulls(), (0, 0));
+    index.tick(GRACE * 9);
+    assert!(words(&mut index).is_empty(), "once");
+}
+
+#[test]
+fn progress_is_written_late_and_seldom() {
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    words(&mut index);
+    let mut written = vec![];
+    for second in 0..17 {
+        index.message(1, &progress("a1", false), second * 1_000);
+        index.message(1, &progress("a2", true), second * 1_000);
+        written.extend(words(&mut index).into_iter().map(|word| format!("{second} {word}")));
+    }
+    let (queued, pulling): (Vec<_>, Vec<_>) =
+        written.into_iter().partition(|word| word.contains("queued"));
+    assert_eq!(pulling, ["2 status a1 pulling", "7 status a1 pulling", "12 status a1 pulling"]);
+    assert_eq!(queued[0], "15 status a2 queued");
+}
+
+#[test]
+fn an_image_that_is_no_reference_is_refused_in_status() {
+    let mut index = Index::new(Budget::of_pulls(1), GRACE);
+    index.apply(kept(warm("x", "a", "Not An Image")), standing(0), 0);
+    assert_eq!(words(&mut index), ["status x InvalidImage"]);
+}
+
+#[test]
+fn an_object_being_deleted_is_withdrawn() {
+    let mut index = index(1);
+    index.open(1, "a", &hello(1, &[]), 0);
+    words(&mut index);
+    let mut going = warm("a1", "a", "registry.test/app:v1");
+    going.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
+    index.apply(kept(going), standing(1), 0);
+    assert_eq!(words(&mut index), ["1 withdraw a1"]);
+}
+
+#[test]
+fn a_request_that_is_repeated_costs_one_look() {
+    let mut index = index(1);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    words(&mut index);
+    index.message(1, &request("a1"), 1);
+    assert!(words(&mut index).is_empty());
+    index.close(1, 2);
+    index.open(2, "a", &hello(2, &[]), 3);
+    words(&mut index);
+    index.message(2, &request("a1"), 4);
+    assert_eq!(words(&mut index), ["2 resolve a1"], "another stream needs its own answer");
+}
+
+#[test]
+fn credentials_that_no_message_can_carry_are_refused() {
+    let credential = |length: usize| Credential {
+        username: "u".into(),
+        password: "p".repeat(length),
+        identity_token: String::new(),
+        registry_token: String::new(),
+    };
+    assert_eq!(grant("a", Ok(vec![credential(100)])).credentials.len(), 1);
+    let refused = grant("a", Ok(vec![credential(100), credential(200_000)]));
+    assert_eq!((refused.credentials.len(), &*refused.refused_reason), (0, "SecretMissing"));
+}
+
+#[test]
+fn no_place_is_ever_lost() {
+    let uids = ["a1", "a2", "b1"];
+    let mut random = 7_u64;
+    let mut index = index(1);
+    let mut session = 0;
+    for now in 0..20_000_i64 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let pick = usize::try_from(random >> 40).unwrap();
+        let (uid, node) = (uids[pick % 3], ["a", "b"][pick % 2]);
+        match pick / 6 % 8 {
+            0 => {
+                session += 1;
+                let pulling = if pick % 5 == 0 { &[uid][..] } else { &[] };
+                index.open(session, node, &hello(session, pulling), now);
+            }
+            1 => index.close(session, now),
+            2 => index.delete(uid, now),
+            3 => {
+                let image = ["r.test/x:v1", "s.test/y:v1"][pick % 2];
+                let warm = with_ready(warm(uid, &uid[..1], image), Reason::Unauthorized);
+                index.apply(kept(warm), standing(now), now);
+            }
+            4 => index.message(session, &outcome(uid, Reason::Pulled), now),
+            5 => index.tick(now * 100),
+            _ => index.message(session, &request(uid), now),
+        }
+        for effect in index.take_effects() {
+            if let Effect::Resolve(job) = effect
+                && pick % 3 > 0
+            {
+                let refused = Refusal { reason: Reason::SecretMissing, message: String::new() };
+                index.resolved(&job, if pick % 3 == 1 { Ok(vec![]) } else { Err(refused) }, now);
+            }
+        }
+    }
+    // Warmers that come back with nothing at work give every place back.
+    for node in ["a", "b"] {
+        session += 1;
+        index.open(session, node, &hello(session, &[]), 20_000);
+        index.close(session, 20_000);
+    }
+    assert_eq!(index.pulls(), (0, 0));
+    uids.iter().for_each(|uid| index.delete(uid, 20_001));
+    assert_eq!((index.orders(), index.nodes.len()), (0, 0));
+}
+
+#[test]
+fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
+    let found = |password: &str| {
+        Ok(vec![Credential {
+            username: "u".into(),
+            password: password.into(),
+            identity_token: String::new(),
+            registry_token: String::new(),
+        }])
+    };
+    let missing =
+        || Err(Refusal { reason: Reason::SecretMissing, message: "no answer in time".into() });
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(2, "b", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    let job = index.take_effects().into_iter().find_map(|effect| match effect {
+        Effect::Resolve(job) => Some(job),
+        _ => None,
+    });
+    index.resolved(&job.unwrap(), found("old"), 0);
+    index.message(1, &outcome("a1", Reason::Unauthorized), 0);
+    let image = "registry.test/app:v1";
+    let failed = |index: &mut Index, uid: &str, node: &str, reason: Reason| {
+        let warm = with_ready(warm(uid, node, image), reason);
+        index.apply(kept(warm), standing(1), 0);
+    };
+    failed(&mut index, "a1", "a", Reason::Unauthorized);
+    failed(&mut index, "a2", "a", Reason::NotFound);
+    failed(&mut index, "b1", "b", Reason::SecretMissing);
+    failed(&mut index, "c1", "nobody", Reason::SecretMissing);
+    words(&mut index);
+
+    index.tick(14_000);
+    assert!(words(&mut index).is_empty(), "too soon");
+    index.tick(23_000);
+    assert_eq!(words(&mut index), ["again a1 b1"], "one look for all that ask for the same");
+    index.tick(24_000);
+    assert!(words(&mut index).is_empty(), "asked already");
+
+    let both = ["a1".to_owned(), "b1".to_owned()];
+    index.looked_again(&both, &missing());
+    assert!(words(&mut index).is_empty(), "nothing to try");
+    let mark = index.orders["b1"].identity_mark;
+    index.looked_again(&both, &found("old"));
+    assert_eq!(words(&mut index), ["2 assign b1"], "a1 was refused with the very same");
+    assert_ne!(index.orders["b1"].identity_mark, mark);
+    index.looked_again(&both, &found("new"));
+    assert_eq!(words(&mut index), ["1 assign a1", "2 assign b1"]);
+    index.looked_again(&both, &found("new"));
+    assert!(words(&mut index).is_empty(), "once for each change");
+
+    // The mark stays when the object changes, so that nothing is hurried twice.
+    failed(&mut index, "b1", "b", Reason::SecretMissing);
+    assert!(words(&mut index).is_empty());
+    // What runs reads the Secrets itself; what is well or gone needs none.
+    index.message(2, &request("b1"), 25_000);
+    failed(&mut index, "a1", "a", Reason::Pulled);
+    words(&mut index);
+    index.tick(60_000);
+    let said = words(&mut index);
+    assert!(said.iter().all(|word| !word.starts_with("again")), "{said:?}");
+}
+
+#[test]
+fn what_one_node_told_helps_the_next() {
+    let mut index = index(9);
+    let mut held = with_ready(warm("a1", "a", "registry.test/app:v1"), Reason::Pulled);
+    held.status.as_mut().unwrap().size_bytes = Some(70);
+    index.apply(kept(held), standing(1), 0);
+    index.apply(kept(warm("c1", "c", "registry.test/app:v1")), standing(1), 0);
+    let told = Hello {
+        runtime_name: "containerd".into(),
+        runtime_version: "2.2.3".into(),
+        runtime_tells: vec!["progress".into()],
+        ..hello(1, &[])
+    };
+    index.open(1, "c", &told, 0);
+    let effects = index.take_effects();
+    let sizes: Vec<u64> = effects
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Send(1, ToWarmer::Assign(assign)) => Some(assign.known_size_bytes),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sizes, [70]);
+    // And which runtime a node has stands in the status of what it reports.
+    index.message(1, &outcome("c1", Reason::Pulled), 1);
+    let effects = index.take_effects();
+    let [Effect::Status(_, _, Report::Outcome(outcome))] = effects.as_slice() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(
+        (&*outcome.runtime.runtime, &*outcome.runtime.tells),
+        ("containerd 2.2.3", "progress")
+    );
+}

@@ -1,0 +1,122 @@
+//! The cluster's budget for a registry, as the warmers notice it.
+
+use super::*;
+
+/// Nodes `n1` to `n5`, each with a stream of its number and an order of its name.
+fn five_nodes(budget: Budget) -> Index {
+    let mut index = Index::new(budget, GRACE);
+    for n in 1..=5 {
+        let (uid, node) = (format!("u{n}"), format!("n{n}"));
+        index.apply(kept(warm(&uid, &node, "registry.test/app:v1")), standing(1), 0);
+        index.open(n, &node, &hello(1, &[]), 0);
+    }
+    words(&mut index);
+    index
+}
+
+fn with_canary() -> Index {
+    let canary = canary::Settings { nodes: 3, patience_ms: 1_000 };
+    five_nodes(Budget { canary, ..Budget::of_pulls(0) })
+}
+
+fn all_ask(index: &mut Index, now: i64) -> Vec<String> {
+    (1..=5).for_each(|n| index.message(n, &request(&format!("u{n}")), now));
+    words(index)
+}
+
+#[test]
+fn one_node_finds_out_for_all_that_credentials_are_wrong() {
+    let mut index = with_canary();
+    assert_eq!(all_ask(&mut index, 0), ["1 resolve u1"]);
+    assert_eq!(index.pulls(), (1, 4));
+    index.message(1, &outcome("u1", Reason::Unauthorized), 100);
+    let refused = (2..=5).map(|n| format!("{n} grant u{n} 0Unauthorized"));
+    let expected: Vec<_> =
+        std::iter::once("status u1 Unauthorized".into()).chain(refused).collect();
+    assert_eq!(words(&mut index), expected);
+    assert_eq!(index.take_savings(), (0, 4));
+    // What they report is their status, and no news.
+    index.message(2, &outcome("u2", Reason::Unauthorized), 200);
+    assert_eq!(words(&mut index), ["status u2 Unauthorized"]);
+    index.message(3, &request("u3"), 300);
+    assert_eq!(words(&mut index), ["3 grant u3 0Unauthorized"]);
+    // Once the secrets are others, one node tries at once.
+    let mut paid = standing(1);
+    paid.identities[0].secrets = vec!["another".into()];
+    index.apply(kept(warm("u3", "n3", "registry.test/app:v1")), paid, 400);
+    words(&mut index);
+    index.message(3, &request("u3"), 400);
+    assert_eq!(words(&mut index), ["3 resolve u3"]);
+}
+
+#[test]
+fn the_first_byte_lets_all_others_go() {
+    let mut index = with_canary();
+    all_ask(&mut index, 0);
+    index.message(1, &progress("u1", false), 50);
+    assert!(words(&mut index).is_empty(), "a pull that runs proves nothing yet");
+    let moved = Progress { uid: "u1".into(), downloaded_bytes: 1, ..Progress::default() };
+    index.message(1, &FromWarmer::Progress(moved), 60);
+    assert_eq!(words(&mut index), ["2 resolve u2", "3 resolve u3", "4 resolve u4", "5 resolve u5"]);
+}
+
+#[test]
+fn a_slow_or_lost_canary_holds_nobody_up() {
+    let mut index = with_canary();
+    all_ask(&mut index, 0);
+    index.tick(999);
+    assert!(words(&mut index).is_empty());
+    index.tick(1_000);
+    assert_eq!(words(&mut index).len(), 4);
+    let mut index = with_canary();
+    all_ask(&mut index, 0);
+    index.delete("u1", 10);
+    assert_eq!(words(&mut index)[1..].len(), 4, "its order went away");
+    let mut index = with_canary();
+    all_ask(&mut index, 0);
+    // A node that waited comes back, and asks again.
+    index.close(2, 10);
+    index.open(12, "n2", &hello(2, &[]), 20);
+    words(&mut index);
+    index.message(12, &request("u2"), 30);
+    index.message(1, &outcome("u1", Reason::Pulled), 40);
+    let words = words(&mut index);
+    assert!(words.contains(&"12 resolve u2".to_owned()) && words.len() == 5, "{words:?}");
+}
+
+#[test]
+fn a_registry_that_had_enough_of_two_nodes_is_left_alone_by_all() {
+    let mut index = five_nodes(Budget::of_pulls(2));
+    assert_eq!(all_ask(&mut index, 0), ["1 resolve u1", "2 resolve u2"]);
+    let limited = |uid: &str| {
+        FromWarmer::Outcome(protocol::Outcome {
+            uid: uid.into(),
+            reason: Reason::RateLimited.as_str().into(),
+            message: "toomanyrequests: retry after 20 seconds".into(),
+            ..protocol::Outcome::default()
+        })
+    };
+    index.message(1, &limited("u1"), 1_000);
+    assert_eq!(words(&mut index), ["status u1 RateLimited", "3 resolve u3"], "one node's word");
+    index.message(2, &limited("u2"), 1_000);
+    assert_eq!(words(&mut index), ["status u2 RateLimited"]);
+    index.message(3, &outcome("u3", Reason::Pulled), 1_500);
+    assert_eq!(words(&mut index), ["status u3 Pulled"], "its place stays empty");
+    index.tick(20_999);
+    assert!(words(&mut index).is_empty());
+    index.tick(21_000);
+    assert_eq!(words(&mut index).len(), 2, "it bore one, and that went well");
+    assert_eq!(index.take_savings(), (1, 0));
+}
+
+#[test]
+fn so_many_pulls_begin_in_a_second() {
+    let budget = Budget::of_pulls(0);
+    let mut index =
+        five_nodes(Budget { registry: Limits { per_second: 2, ..budget.registry }, ..budget });
+    assert_eq!(all_ask(&mut index, 0), ["1 resolve u1", "2 resolve u2"]);
+    index.tick(1_000);
+    assert_eq!(words(&mut index), ["3 resolve u3", "4 resolve u4"]);
+    index.tick(2_000);
+    assert_eq!(words(&mut index), ["5 resolve u5"]);
+}

@@ -1,0 +1,177 @@
+//! Tests of `plan/asking.rs`.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::api::WARM_KEY;
+use crate::sample::{at, by_digest, knative_image, resolve, revision, route};
+
+/// What the Images mean, each as `name: meaning`, and who asks for which images.
+fn read(revisions: &[Revision], images: &[KnativeImage]) -> (Vec<String>, Vec<String>) {
+    let revisions: Vec<_> = revisions.iter().cloned().map(Arc::new).collect();
+    let images: Vec<_> = images.iter().cloned().map(Arc::new).collect();
+    let read = |images: &[Arc<KnativeImage>]| {
+        let asked = asked(&revisions, images, &BTreeSet::new(), &Policy::default());
+        let brief = |reference: &Reference| {
+            let text = reference.as_str().rsplit('/').next().unwrap();
+            text.split_once("@sha256:")
+                .map_or(text.to_owned(), |(name, digits)| format!("{name}@{}", &digits[..1]))
+        };
+        let name = |by: &Asker| by.metadata().name.clone().unwrap();
+        let mut meanings: Vec<String> = Vec::new();
+        for (image, meaning) in &asked.images {
+            let meaning = match meaning {
+                Meaning::Wanted { asking, image } => {
+                    let one = &asked.asking[*asking];
+                    format!("{} of {}", brief(&one.demand.images[*image].reference), name(&one.by))
+                }
+                Meaning::Invalid(_) => "Invalid".to_owned(),
+                other => format!("{other:?}"),
+            };
+            meanings.push(format!("{}: {meaning}", image.metadata.name.as_deref().unwrap()));
+        }
+        meanings.sort();
+        let demands = asked.asking.iter().map(|one| {
+            let images: Vec<String> = one
+                .demand
+                .images
+                .iter()
+                .map(|image| match &image.resolved {
+                    Some(resolved) => format!("{}={}", brief(&image.reference), brief(resolved)),
+                    None => brief(&image.reference),
+                })
+                .collect();
+            format!("{} asks for {}", name(&one.by), images.join(", "))
+        });
+        (meanings, demands.collect())
+    };
+    let found = read(&images);
+    let mut turned = images.clone();
+    turned.reverse();
+    assert_eq!(read(&turned), found, "the order of the list matters");
+    found
+}
+
+#[test]
+fn an_image_of_a_revision_is_the_digest_of_its_tag() {
+    let asked = revision("r-1", 0, &["app:v1", "side:v1"]);
+    let image =
+        knative_image("r-1-cache-c0", &by_digest("index.docker.io/library/app", '1'), Some(&asked));
+    let (meanings, demands) = read(&[asked], &[image]);
+    assert_eq!(meanings, ["r-1-cache-c0: app:v1 of r-1"]);
+    assert_eq!(demands, ["r-1 asks for app:v1=app@1, side:v1"]);
+}
+
+#[test]
+fn the_same_digest_in_the_revisions_status_changes_nothing() {
+    let mut asked = revision("r-1", 0, &["app:v1"]);
+    resolve(&mut asked, '1');
+    let image = knative_image("i", &by_digest("app", '1'), Some(&asked));
+    let (meanings, demands) = read(&[asked], &[image]);
+    assert_eq!(meanings, ["i: app:v1 of r-1"]);
+    assert_eq!(demands, ["r-1 asks for app:v1=app@1"]);
+}
+
+#[test]
+fn of_two_tags_of_one_repository_the_containers_name_tells() {
+    let asked = revision("r-1", 0, &["app:v1", "app:v2"]);
+    let named = knative_image("r-1-cache-c1", &by_digest("app", '2'), Some(&asked));
+    let (meanings, demands) = read(std::slice::from_ref(&asked), &[named]);
+    assert_eq!(meanings, ["r-1-cache-c1: app:v2 of r-1"]);
+    assert_eq!(demands, ["r-1 asks for app:v1, app:v2=app@2"]);
+    let cut = knative_image("r-1-cache-0123456789abcdef", &by_digest("app", '2'), Some(&asked));
+    let (meanings, demands) = read(&[asked], &[cut]);
+    assert_eq!(meanings, ["r-1-cache-0123456789abcdef: Undecided"]);
+    assert_eq!(demands, ["r-1 asks for app:v1, app:v2"]);
+}
+
+#[test]
+fn what_no_container_names_is_asked_for_beside_them() {
+    let mut asked = revision("r-1", 0, &["app:v1"]);
+    asked.spec.node_selector.insert("disk".into(), "ssd".into());
+    let image = knative_image("i", &by_digest("other", '3'), Some(&asked));
+    let (meanings, demands) = read(std::slice::from_ref(&asked), std::slice::from_ref(&image));
+    assert_eq!(meanings, ["i: other@3 of i"]);
+    assert_eq!(demands, ["r-1 asks for app:v1", "i asks for other@3=other@3"]);
+    let both = super::asked(
+        &[Arc::new(asked.clone())],
+        &[Arc::new(image.clone())],
+        &BTreeSet::new(),
+        &Policy::default(),
+    );
+    assert_eq!(both.asking[1].demand.placement, both.asking[0].demand.placement);
+    assert!(both.asking[1].is_routable());
+    route(&mut asked, "reserve");
+    let both =
+        super::asked(&[Arc::new(asked)], &[Arc::new(image)], &BTreeSet::new(), &Policy::default());
+    assert!(!both.asking[1].is_routable(), "with its Revision");
+}
+
+#[test]
+fn an_image_without_a_revision_stands_for_itself() {
+    let (meanings, demands) = read(&[], &[knative_image("queue-proxy", "queue:v1", None)]);
+    assert_eq!(meanings, ["queue-proxy: queue:v1 of queue-proxy"]);
+    assert_eq!(demands, ["queue-proxy asks for queue:v1"]);
+}
+
+#[test]
+fn an_image_whose_revision_is_gone_goes_with_it() {
+    let gone = revision("r-1", 0, &["app:v1"]);
+    let image = knative_image("i", &by_digest("app", '1'), Some(&gone));
+    let mut labelled = image.clone();
+    labelled.metadata.owner_references = None;
+    assert_eq!(read(&[], &[image]).0, ["i: Going"]);
+    assert_eq!(read(&[], &[labelled]).0, ["i: app@1 of i"], "nothing will delete this one");
+}
+
+#[test]
+fn what_is_not_warmed() {
+    let asked = revision("r-1", 0, &["app:v1"]);
+    let mut never = asked.clone();
+    never.spec.containers[0].image_pull_policy = Some("Never".into());
+    let mut says_no = asked.clone();
+    says_no.metadata.annotations = Some([(WARM_KEY.to_owned(), "false".to_owned())].into());
+    let mut itself = knative_image("i", "app:v1", None);
+    itself.metadata.annotations = says_no.metadata.annotations.clone();
+    let of = |image: &str, revision: &Revision| knative_image("i", image, Some(revision));
+    let digest = by_digest("app", '1');
+    let cases = [
+        ("empty", of("", &asked), "Nothing"),
+        ("not a reference", of("Not An Image", &asked), "Invalid"),
+        ("skipped registry", of("dev.local/app:v1", &asked), "LeftAlone"),
+        ("never pulled", of(&digest, &never), "LeftAlone"),
+        ("the Revision says no", of(&digest, &says_no), "LeftAlone"),
+        ("the Image says no", itself, "LeftAlone"),
+    ];
+    for (name, image, expected) in cases {
+        let revision = match name {
+            "never pulled" => &never,
+            "the Revision says no" => &says_no,
+            _ => &asked,
+        };
+        let (meanings, demands) = read(std::slice::from_ref(revision), &[image]);
+        assert_eq!(meanings, [format!("i: {expected}")], "{name}");
+        assert_eq!(demands.len(), 1, "{name}");
+    }
+    let image = Arc::new(knative_image("i", "app:v1", None));
+    let out = BTreeSet::from(["ns".to_owned()]);
+    let asked = super::asked(&[], &[image], &out, &Policy::default());
+    assert_eq!(asked.images[0].1, Meaning::LeftAlone, "the namespace says no");
+}
+
+#[test]
+fn since_when_a_revision_rests() {
+    let since = |state: &str, modified: Option<&str>| {
+        let mut one = revision("r-1", 100, &["app:v1"]);
+        route(&mut one, state);
+        one.metadata.annotations =
+            modified.map(|text| [(ROUTING_STATE_MODIFIED.to_owned(), text.to_owned())].into());
+        resting_since(&one)
+    };
+    let time = Some("1970-01-01T00:05:00Z");
+    assert_eq!(since("active", time), None);
+    assert_eq!(since("pending", None), None);
+    assert_eq!(since("reserve", time), Some(at(300)));
+    assert_eq!(since("reserve", None), Some(at(100)));
+    assert_eq!(since("reserve", Some("yesterday")), Some(at(100)));
+}

@@ -1,0 +1,18 @@
+//! Which images a Revision or an Image demands, whose pull secrets apply to them, and what that
+//! means for the ImageWarm of one of these images.
+//!
+//! ```text
+//! Revision ─▶ revision: demand() ─┐
+//!                                 ├─▶ consumers: asked() ─▶ pull_context: standing()
+//! Image ──────────────────────────┘
+//! ```
+
+mod admitted;
+pub mod consumers;
+mod identity;
+pub mod pull_context;
+pub mod revision;
+
+pub use admitted::AdmittedRevision;
+pub use identity::PullIdentity;
+pub use revision::Demand;

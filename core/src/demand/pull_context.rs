@@ -1,0 +1,89 @@
+//! What the Revisions and Images of a namespace mean for one ImageWarm: who pays for the pull, how
+//! urgent it is, and whether its tag has to be looked at again.
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::PullIdentity;
+use super::consumers::{Asker, Asking};
+use crate::api::{
+    CREATED_FOR_ANNOTATION, CachedImageWarm, Revision, SERVICE_ACCOUNT_ANNOTATION, revision_token,
+};
+use crate::image::Reference;
+use crate::policy::Policy;
+
+/// What the Revisions and Images of a namespace mean for one ImageWarm of it, right now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Standing {
+    /// All that may pay for the pull, newest Revision first, then Images, without repeats.
+    pub identities: Vec<PullIdentity>,
+    /// `revision_token` of the newest Revision in whose name the tag has still to be checked with
+    /// the registry; `None` when nothing is to be checked.
+    pub check_for: Option<String>,
+    /// Creation time of the newest that wants the image, seconds since 1970; 0 without.
+    pub priority: i64,
+}
+
+/// Works `warm`'s standing out from all that is asked for in its namespace.
+pub fn standing(warm: &CachedImageWarm, asking: &[Asking], policy: &Policy) -> Standing {
+    let image = Reference::parse(&warm.image).ok();
+    let wanting: Vec<&Asking> = match &image {
+        Some(image) => asking
+            .iter()
+            .filter(|one| one.demand.images.iter().any(|wanted| wanted.is(image)))
+            .collect(),
+        None => Vec::new(),
+    };
+    let mut identities: Vec<PullIdentity> = Vec::new();
+    for identity in wanting.iter().map(|one| &one.demand.identity).chain([&own_identity(warm)]) {
+        if !identities.contains(identity) {
+            identities.push(identity.clone());
+        }
+    }
+    let tag = image.filter(|image| image.tag().is_some() && !policy.paused);
+    Standing {
+        identities,
+        check_for: tag.and_then(|tag| check_for(warm, &tag, &wanting)),
+        priority: wanting.iter().map(|one| one.by.created()).max().unwrap_or_default(),
+    }
+}
+
+/// In whose name the object itself says that it may be pulled.
+fn own_identity(warm: &CachedImageWarm) -> PullIdentity {
+    let account = warm.annotation(SERVICE_ACCOUNT_ANNOTATION);
+    PullIdentity {
+        secrets: warm.common.secrets.iter().map(|secret| secret.name.clone()).collect(),
+        service_account: account.filter(|_| warm.is_managed()).map(str::to_owned),
+    }
+}
+
+fn check_for(warm: &CachedImageWarm, tag: &Reference, wanting: &[&Asking]) -> Option<String> {
+    let unresolved = |one: &Asking| {
+        let mut images = one.demand.images.iter();
+        one.is_routable()
+            && images.any(|wanted| wanted.reference == *tag && wanted.resolved.is_none())
+    };
+    let newest = wanting.iter().find_map(|one| match &one.by {
+        Asker::Revision(revision) if unresolved(one) => Some(revision),
+        _ => None,
+    })?;
+    let token = revision_token(newest)?;
+
+    if warm.annotation(CREATED_FOR_ANNOTATION) == Some(&token) {
+        return None; // the first pull is that check
+    }
+    // Without an end the first pull is still to come, or runs: then its end brings us here again.
+    let status = warm.status.as_ref().filter(|status| status.finished_at.is_some())?;
+    if status.checked_for.as_deref() == Some(&token) || started_after(status.started_at, newest) {
+        return None;
+    }
+    Some(token)
+}
+
+/// Whether a try certainly began after the Revision was made, whose time is cut to full seconds.
+fn started_after(started: Option<Timestamp>, revision: &Revision) -> bool {
+    let created = revision.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second());
+    started.is_some_and(|started| started.as_second() > created)
+}
+
+#[cfg(test)]
+mod tests;

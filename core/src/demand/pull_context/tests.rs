@@ -1,0 +1,133 @@
+//! Tests of `plan/want.rs`.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::*;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::api::{ImageWarm, MANAGED_BY_LABEL, Reason, SecretReference};
+use crate::demand::consumers::asked;
+use crate::sample::{at, because, kept, resolve, revision, route, warm};
+
+fn with_secret(mut revision: Revision, secret: &str, account: &str) -> Revision {
+    if !secret.is_empty() {
+        revision.spec.image_pull_secrets =
+            vec![k8s_openapi::api::core::v1::LocalObjectReference { name: secret.into() }];
+    }
+    revision.spec.service_account_name = Some(account.into());
+    revision
+}
+
+fn identity(secret: &str, account: Option<&str>) -> PullIdentity {
+    let secrets = if secret.is_empty() { vec![] } else { vec![secret.to_owned()] };
+    PullIdentity { secrets, service_account: account.map(Into::into) }
+}
+
+fn stand(warm: &ImageWarm, revisions: &[&Revision]) -> Standing {
+    let revisions: Vec<_> = revisions.iter().map(|one| Arc::new((*one).clone())).collect();
+    let standing = stand_under(warm, &revisions, &Policy::default());
+    let reversed: Vec<_> = revisions.iter().rev().cloned().collect();
+    assert_eq!(standing, stand_under(warm, &reversed, &Policy::default()), "order matters");
+    standing
+}
+
+fn stand_under(warm: &ImageWarm, revisions: &[Arc<Revision>], policy: &Policy) -> Standing {
+    let running = Policy { paused: false, ..policy.clone() };
+    standing(&kept(warm), &asked(revisions, &[], &BTreeSet::new(), &running).asking, policy)
+}
+
+/// `warm` with a try from `started`, ended at `finished`.
+fn tried(mut warm: ImageWarm, started: i64, finished: Option<i64>) -> ImageWarm {
+    warm = because(warm, Reason::Pulled);
+    let status = warm.status.as_mut().unwrap();
+    status.started_at = Some(Time(at(started)));
+    status.finished_at = finished.map(|second| Time(at(second)));
+    warm
+}
+
+#[test]
+fn identities_newest_first_without_repeats() {
+    let old = with_secret(revision("r-1", 100, &["app:v1"]), "one", "default");
+    let new = with_secret(revision("r-2", 200, &["app:v1"]), "", "robot");
+    let same = with_secret(revision("r-3", 300, &["app:v1"]), "one", "default");
+    let other = with_secret(revision("r-4", 400, &["other"]), "four", "default");
+    let order = warm(&old, "app:v1", "a", 100);
+    let standing = stand(&order, &[&old, &new, &same, &other]);
+    assert_eq!(
+        standing.identities,
+        [identity("one", Some("default")), identity("", Some("robot"))]
+    );
+    assert_eq!(standing.priority, 300);
+}
+
+#[test]
+fn an_order_that_nobody_wants_any_more_keeps_its_own_identity() {
+    let gone = with_secret(revision("r-1", 100, &["app:v1"]), "", "robot");
+    let standing = stand(&warm(&gone, "app:v1", "a", 100), &[]);
+    assert_eq!(standing.identities, [identity("", Some("robot"))]);
+    assert_eq!((standing.check_for, standing.priority), (None, 0));
+}
+
+#[test]
+fn a_hand_made_order_uses_its_own_spec() {
+    let asked = with_secret(revision("r-1", 100, &["app:v1"]), "theirs", "default");
+    let mut order = warm(&asked, "app:v1", "a", 100);
+    order.metadata.labels.as_mut().unwrap().remove(MANAGED_BY_LABEL);
+    order.spec.image_pull_secrets = vec![SecretReference { name: "mine".into() }];
+    assert_eq!(stand(&order, &[]).identities, [identity("mine", None)]);
+    let both = stand(&order, &[&asked]).identities;
+    assert_eq!(both, [identity("theirs", Some("default")), identity("mine", None)]);
+    order.spec.image = "Not An Image".into();
+    assert_eq!(stand(&order, &[&asked]).identities, [identity("mine", None)]);
+}
+
+#[test]
+fn an_order_by_digest_stands_for_the_revisions_that_were_resolved_to_it() {
+    let mut asked = revision("r-1", 100, &["app:v1"]);
+    resolve(&mut asked, '1');
+    let image = asked.status.as_ref().unwrap().container_statuses[0].image_digest.clone();
+    let standing = stand(&warm(&asked, &image, "a", 100), &[&asked]);
+    assert_eq!((standing.priority, standing.check_for), (100, None));
+}
+
+#[test]
+fn checks() {
+    let first = revision("r-1", 100, &["app:v1"]);
+    let second = revision("r-2", 200, &["app:v1"]);
+    let third = revision("r-3", 300, &["app:v1"]);
+    let mut resolved = third.clone();
+    resolve(&mut resolved, '1');
+    let mut reserve = third.clone();
+    route(&mut reserve, "reserve");
+
+    let order = || warm(&first, "app:v1", "a", 100);
+    let pulled = || tried(order(), 101, Some(110));
+    let mut checked = tried(order(), 199, Some(210));
+    checked.status.as_mut().unwrap().checked_for = Some("conf-uid/r-2".into());
+
+    let token = |name: &str| Some(format!("conf-uid/{name}"));
+    let cases = [
+        ("nobody asks", pulled(), vec![], None),
+        ("the first pull is the check", pulled(), vec![&first], None),
+        ("no pull yet", order(), vec![&first, &second], None),
+        ("first pull runs", tried(order(), 101, None), vec![&first, &second], None),
+        ("first pull was before", pulled(), vec![&first, &second], token("r-2")),
+        ("only the newest", pulled(), vec![&first, &second, &third], token("r-3")),
+        ("pulled in the same second", tried(order(), 200, Some(201)), vec![&second], token("r-2")),
+        ("pulled in the next second", tried(order(), 201, Some(202)), vec![&second], None),
+        ("checked", checked.clone(), vec![&first, &second], None),
+        ("checked, and a newer one", checked, vec![&first, &second, &third], token("r-3")),
+        ("digest known", pulled(), vec![&first, &resolved], None),
+        ("digest known of the newest only", pulled(), vec![&second, &resolved], token("r-2")),
+        ("not routable", pulled(), vec![&first, &reserve], None),
+    ];
+    for (name, order, revisions, expected) in cases {
+        assert_eq!(stand(&order, &revisions).check_for, expected, "{name}");
+    }
+    let paused = Policy { paused: true, ..Policy::default() };
+    let standing = stand_under(&pulled(), &[Arc::new(second)], &paused);
+    assert_eq!((standing.check_for, standing.priority), (None, 200));
+}

@@ -1,0 +1,208 @@
+//! What a Revision or an Image asks for: images, in whose name they may be pulled, and where Pods may
+//! run. Tolerates Revisions that Knative has not defaulted yet.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
+use k8s_openapi::api::core::v1::LocalObjectReference;
+
+use super::PullIdentity;
+use crate::api::knative::{Container, ContainerStatus, ROUTING_STATE_LABEL};
+use crate::api::{KnativeImage, Revision, SecretReference, WARM_KEY};
+use crate::image::Reference;
+use crate::placement::PodConstraints;
+use crate::policy::Policy;
+
+/// `maxItems` of an `ImageWarm`'s `imagePullSecrets`.
+const PULL_SECRETS_MAX: usize = 16;
+
+/// What one Revision or Image asks for.
+#[derive(Clone, Debug)]
+pub struct Demand {
+    /// Every distinct image once, in order of appearance.
+    pub images: Vec<WantedImage>,
+    /// Further images, beyond the limit for one Revision.
+    pub beyond_limit: usize,
+    /// In whose name the images may be pulled; secrets as the Revision names them, valid or not.
+    pub identity: PullIdentity,
+    /// Where its Pods may run.
+    pub placement: PodConstraints,
+}
+
+/// One image of a Revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedImage {
+    /// As the Revision names it.
+    pub reference: Reference,
+    /// The same by digest, once Knative resolved it (or where the Revision names a digest).
+    pub resolved: Option<Reference>,
+}
+
+impl WantedImage {
+    /// Whether `image` is this image, by the Revision's own name or by its digest.
+    pub fn is(&self, image: &Reference) -> bool {
+        self.names().any(|name| name == image)
+    }
+
+    /// Its names: the Revision's own, and the digest where that is known.
+    pub fn names(&self) -> impl Iterator<Item = &Reference> {
+        [&self.reference].into_iter().chain(&self.resolved)
+    }
+}
+
+/// Whether a Revision may get traffic. Knative keeps 20 and more that may not: for those nothing is
+/// made, and what exists is kept for a while only.
+pub fn is_routable(revision: &Revision) -> bool {
+    let labels = revision.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get(ROUTING_STATE_LABEL)).map(String::as_str) != Some("reserve")
+}
+
+/// Whether labels or annotations say `caching.knative.dev/warm: "false"`.
+pub fn says_no(pairs: Option<&BTreeMap<String, String>>) -> bool {
+    pairs.and_then(|pairs| pairs.get(WARM_KEY)).map(String::as_str) == Some("false")
+}
+
+/// Reads what `revision` asks for; `namespace_opted_out` is the namespace's label.
+pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -> Demand {
+    let opted_out =
+        namespace_opted_out || policy.paused || says_no(revision.metadata.annotations.as_ref());
+    let mut images = if opted_out { Vec::new() } else { images(revision, policy) };
+    let kept = policy.bounds.of_images(images.len());
+    let beyond_limit = images.len() - kept;
+    images.truncate(kept);
+    Demand {
+        images,
+        beyond_limit,
+        identity: identity(&revision.spec.image_pull_secrets, &revision.spec.service_account_name),
+        placement: placement(revision),
+    }
+}
+
+/// Reads what an Image asks for when it stands for itself: its `image`, wherever a Pod without any
+/// constraint may run.
+pub(super) fn of_image(image: &KnativeImage, reference: &Reference) -> Demand {
+    let resolved = reference.digest().map(|_| reference.clone());
+    Demand {
+        images: vec![WantedImage { reference: reference.clone(), resolved }],
+        beyond_limit: 0,
+        identity: identity(&image.spec.image_pull_secrets, &image.spec.service_account_name),
+        placement: PodConstraints::default(),
+    }
+}
+
+/// Whether the operator said that nothing of this registry is warmed.
+pub(super) fn is_skipped(reference: &Reference, policy: &Policy) -> bool {
+    policy.skipped_registries.iter().any(|domain| domain == reference.domain())
+}
+
+/// Whether the Revision has an image of this repository that is never to be pulled.
+pub(super) fn never_pulls(revision: &Revision, reference: &Reference) -> bool {
+    let mut all = revision.spec.containers.iter().chain(&revision.spec.init_containers);
+    all.any(|container| {
+        is_never_pulled(container)
+            && Reference::parse(&container.image)
+                .is_ok_and(|image| image.repository() == reference.repository())
+    })
+}
+
+fn is_never_pulled(container: &Container) -> bool {
+    container.image_pull_policy.as_deref() == Some("Never")
+}
+
+fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
+    let none = Vec::new();
+    let (statuses, init_statuses) = match &revision.status {
+        Some(status) => (&status.container_statuses, &status.init_container_statuses),
+        None => (&none, &none),
+    };
+    let spec = &revision.spec;
+    let containers = spec.containers.iter().enumerate().map(|(at, c)| (c, digest(c, at, statuses)));
+    let inits =
+        spec.init_containers.iter().enumerate().map(|(at, c)| (c, digest(c, at, init_statuses)));
+
+    let mut images: Vec<WantedImage> = Vec::new();
+    let mut places: HashMap<Reference, usize> = HashMap::new();
+    for (container, digest) in containers.chain(inits) {
+        let Some(reference) = warmable(container, policy) else { continue };
+        let resolved = match reference.digest() {
+            Some(_) => Some(reference.clone()),
+            None => digest,
+        };
+        match places.entry(reference) {
+            Entry::Occupied(at) => {
+                let known = &mut images[*at.get()];
+                known.resolved = known.resolved.take().or(resolved);
+            }
+            Entry::Vacant(free) => {
+                let reference = free.key().clone();
+                free.insert(images.len());
+                images.push(WantedImage { reference, resolved });
+            }
+        }
+    }
+    images
+}
+
+/// The container's image, unless it is never pulled or nobody can say what it is.
+fn warmable(container: &Container, policy: &Policy) -> Option<Reference> {
+    if is_never_pulled(container) {
+        return None;
+    }
+    let reference = Reference::parse(&container.image).ok()?;
+    (!is_skipped(&reference, policy)).then_some(reference)
+}
+
+/// What Knative resolved the container's tag to: by name, or by position while it has no name.
+fn digest(container: &Container, at: usize, statuses: &[ContainerStatus]) -> Option<Reference> {
+    let status = if container.name.is_empty() {
+        statuses.get(at)
+    } else {
+        statuses.iter().find(|status| status.name == container.name)
+    };
+    let resolved = Reference::parse(&status?.image_digest).ok()?;
+    resolved.digest().is_some().then_some(resolved)
+}
+
+fn identity(named: &[LocalObjectReference], account: &Option<String>) -> PullIdentity {
+    let secrets = named.iter().map(|secret| secret.name.clone()).collect();
+    let account = account.as_deref().filter(|name| !name.is_empty());
+    PullIdentity { secrets, service_account: Some(account.unwrap_or("default").to_owned()) }
+}
+
+/// Those of the secrets that an `ImageWarm` can name.
+pub fn valid_secrets(names: &[String]) -> Vec<SecretReference> {
+    let mut secrets: Vec<SecretReference> = Vec::new();
+    for name in names.iter().filter(|name| is_subdomain(name)) {
+        if !secrets.iter().any(|known| known.name == *name) && secrets.len() < PULL_SECRETS_MAX {
+            secrets.push(SecretReference { name: name.clone() });
+        }
+    }
+    secrets
+}
+
+fn placement(revision: &Revision) -> PodConstraints {
+    let spec = &revision.spec;
+    let node_affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = node_affinity
+        .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    PodConstraints {
+        node_selector: spec.node_selector.clone(),
+        tolerations: spec.tolerations.clone(),
+        required_terms: required.map(|selector| selector.node_selector_terms.clone()),
+        runtime_class: spec.runtime_class_name.clone().filter(|name| !name.is_empty()),
+    }
+}
+
+/// A DNS-1123 subdomain, as names of Secrets and Nodes must be.
+pub fn is_subdomain(name: &str) -> bool {
+    let label = |label: &str| {
+        label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests;

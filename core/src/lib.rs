@@ -1,0 +1,24 @@
+//! What imagewarm knows and decides, as plain data and functions of it.
+//!
+//! Nothing here does I/O, reads a clock or the environment, or spawns a task: `now` is an argument,
+//! and effects are returned as data. The crate's dependencies keep it so.
+
+pub mod api;
+pub mod assignment;
+pub mod demand;
+pub mod election;
+pub mod image;
+pub mod label;
+pub mod node_queue;
+pub mod placement;
+pub mod plan;
+pub mod policy;
+pub mod protocol;
+pub mod report;
+pub mod runtime;
+#[cfg(any(test, feature = "samples"))]
+pub mod sample;
+pub mod settings;
+pub mod table;
+pub mod throttle;
+pub mod validation;

@@ -1,0 +1,88 @@
+//! Whether there is room for a pull. The limit is kept below the kubelet's: an image that warming
+//! brings must never be what makes the kubelet collect images, or evict Pods.
+
+use crate::runtime::Space;
+
+/// Why there is no room for `wanted_bytes` more; `None` when there is. `keep_free` is the percentage
+/// of the file system that must stay free afterwards.
+pub fn shortage(space: Space, wanted_bytes: u64, keep_free: u8) -> Option<String> {
+    let Space { free_bytes, capacity_bytes } = space;
+    let kept = (u128::from(capacity_bytes) * u128::from(keep_free)).div_ceil(100);
+    if u128::from(free_bytes) >= kept + u128::from(wanted_bytes) {
+        return None;
+    }
+    let kept = u64::try_from(kept).unwrap_or(u64::MAX);
+    Some(format!(
+        "the image file system has {} of {} free: the pull is taken to need {}, and {keep_free}% \
+         ({}) has to stay free",
+        megabytes(free_bytes),
+        megabytes(capacity_bytes),
+        megabytes(wanted_bytes),
+        megabytes(kept),
+    ))
+}
+
+/// What to say when a pull that runs has left less than what is to be kept free.
+pub fn low(space: Space, keep_free: u8) -> Option<String> {
+    shortage(space, 0, keep_free)?;
+    Some(format!(
+        "the image turned out to be larger than expected, or others filled the disk: the image file \
+         system has {} of {} free, and {keep_free}% has to stay free",
+        megabytes(space.free_bytes),
+        megabytes(space.capacity_bytes),
+    ))
+}
+
+/// Tenths below 100 MB, whole ones above.
+fn megabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000;
+    if tenths < 1_000 {
+        format!("{}.{} MB", tenths / 10, tenths % 10)
+    } else {
+        format!("{} MB", tenths / 10)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const MB: u64 = 1_000_000;
+
+    #[test]
+    fn a_pull_needs_its_own_room_and_what_is_kept_free() {
+        // free, capacity, wanted (MB), percentage kept free, whether it may be pulled
+        let table = [
+            (1_000, 1_000, 0, 0, true),
+            (200, 1_000, 50, 15, true),
+            (199, 1_000, 50, 15, false),
+            (149, 1_000, 0, 15, false),
+            (150, 1_000, 0, 15, true),
+            (50, 1_000, 50, 0, true),
+            (49, 1_000, 50, 0, false),
+            (0, 0, 0, 15, true),
+            (0, 1_000, 0, 0, true),
+            (990, 1_000, 0, 99, true),
+            (1_000, 1_000, 11, 99, false),
+        ];
+        for (free, capacity, wanted, keep_free, goes) in table {
+            let space = Space { free_bytes: free * MB, capacity_bytes: capacity * MB };
+            let shortage = shortage(space, wanted * MB, keep_free);
+            let row = format!("{free} of {capacity}, wanted {wanted}, kept {keep_free}%");
+            assert_eq!(shortage.is_none(), goes, "{row}: {shortage:?}");
+        }
+        let huge = Space { free_bytes: u64::MAX, capacity_bytes: u64::MAX };
+        assert_eq!(shortage(huge, 1, 99), None);
+        assert!(shortage(huge, u64::MAX, 99).is_some());
+    }
+
+    #[test]
+    fn a_shortage_is_told_in_numbers() {
+        let space = Space { free_bytes: 15_340_000, capacity_bytes: 128 * MB };
+        insta::assert_snapshot!(
+            shortage(space, 512 * MB, 15).unwrap(),
+            @"the image file system has 15.3 MB of 128 MB free: the pull is taken to need 512 MB, and 15% (19.2 MB) has to stay free"
+        );
+    }
+}

@@ -1,0 +1,12 @@
+//! Where a Pod may start: the rules of kube-scheduler as far as they depend on the node alone, and a
+//! few of our own.
+
+mod constraints;
+pub mod eligibility;
+mod nodes;
+mod runtime_class;
+
+pub use constraints::PodConstraints;
+pub use eligibility::{Exclusion, NodeFacts, may_start};
+pub use nodes::EligibleNodes;
+pub use runtime_class::RuntimeClasses;

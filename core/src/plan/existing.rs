@@ -1,0 +1,168 @@
+//! The ImageWarms that exist, by what they order, and what they say about an image on a node.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::Repair;
+use crate::api::{CachedImageWarm, ConditionStatus, Reason};
+use crate::demand::revision::WantedImage;
+use crate::image::Reference;
+
+/// Orders for one image.
+#[derive(Debug, Default)]
+struct OnNodes<'a> {
+    /// Ordered by node. Hand-made ones may stand beside ours.
+    by_node: Vec<&'a CachedImageWarm>,
+    /// When the last of them was made.
+    newest: Option<Timestamp>,
+}
+
+impl<'a> OnNodes<'a> {
+    fn on(&self, node: &str) -> &[&'a CachedImageWarm] {
+        let from = self.by_node.partition_point(|warm| &*warm.node_name < node);
+        let rest = &self.by_node[from..];
+        &rest[..rest.partition_point(|warm| &*warm.node_name == node)]
+    }
+}
+
+/// All ImageWarms, and by namespace and image those that are not being deleted.
+#[derive(Debug)]
+pub struct Orders<'a> {
+    pub(super) all: &'a [Arc<CachedImageWarm>],
+    by_image: HashMap<(&'a str, Reference), OnNodes<'a>>,
+}
+
+impl<'a> Orders<'a> {
+    /// Sorts them.
+    pub fn new(all: &'a [Arc<CachedImageWarm>]) -> Self {
+        let mut parsed: HashMap<&str, Option<Reference>> = HashMap::new();
+        let mut by_image: HashMap<(&str, Reference), OnNodes<'a>> = HashMap::new();
+        for warm in all.iter().filter(|warm| !warm.is_terminating()) {
+            let text = &*warm.image;
+            let image = parsed.entry(text).or_insert_with(|| Reference::parse(text).ok());
+            let Some(image) = image.clone() else { continue };
+            let key = (&*warm.namespace, image);
+            let on_nodes = by_image.entry(key).or_default();
+            on_nodes.by_node.push(warm);
+            on_nodes.newest = on_nodes.newest.max(warm.created);
+        }
+        for on_nodes in by_image.values_mut() {
+            on_nodes
+                .by_node
+                .sort_unstable_by(|a, b| (&a.node_name, &a.name).cmp(&(&b.node_name, &b.name)));
+        }
+        Orders { all, by_image }
+    }
+
+    /// Those for one image that is wanted in `namespace`.
+    pub(super) fn of<'o, 'w>(
+        &'o self,
+        namespace: &'a str,
+        wanted: &'w WantedImage,
+    ) -> ForImage<'o, 'a, 'w> {
+        let get = |image: &Reference| self.by_image.get(&(namespace, image.clone()));
+        ForImage {
+            wanted,
+            by_name: get(&wanted.reference),
+            by_digest: wanted.resolved.as_ref().and_then(get),
+        }
+    }
+}
+
+/// What exists for one wanted image.
+pub(super) struct ForImage<'o, 'a, 'w> {
+    wanted: &'w WantedImage,
+    by_name: Option<&'o OnNodes<'a>>,
+    by_digest: Option<&'o OnNodes<'a>>,
+}
+
+/// How far an image is on a node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum State<'a> {
+    /// The node holds it.
+    Held,
+    /// It is on its way; for this reason not there yet.
+    Underway(Reason),
+    /// It cannot be had for this reason; with what the node says.
+    Failed(Reason, &'a CachedImageWarm),
+}
+
+impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
+    fn named(&self, node: &str) -> &'o [&'a CachedImageWarm] {
+        self.by_name.map_or(&[], |orders| orders.on(node))
+    }
+
+    fn exact(&self, node: &str) -> &'o [&'a CachedImageWarm] {
+        self.by_digest.map_or(&[], |orders| orders.on(node))
+    }
+
+    /// What has to be made so that `node` gets the wanted image, if anything.
+    pub(super) fn missing(&self, node: &str) -> Option<(&'w Reference, Repair)> {
+        let by_name = self.named(node);
+        let Some(resolved) = &self.wanted.resolved else {
+            return by_name.is_empty().then_some((&self.wanted.reference, Repair::Missing));
+        };
+        if !self.exact(node).is_empty() || by_name.iter().any(|warm| will_do(warm, resolved)) {
+            return None;
+        }
+        let repair = if by_name.is_empty() { Repair::Missing } else { Repair::MovedTag };
+        Some((resolved, repair))
+    }
+
+    /// How far the image is on `node`. The orders by digest decide where there are any, for then it
+    /// no longer matters what became of the tag.
+    pub(super) fn state(&self, node: &str) -> State<'a> {
+        let (by_name, exact) = (self.named(node), self.exact(node));
+        let digest = self.wanted.resolved.as_ref().and_then(Reference::digest);
+        let holds = |warm: &CachedImageWarm| {
+            is_ready(warm) && (digest.is_none() || warm.digest() == digest)
+        };
+        if exact.iter().any(|warm| is_ready(warm)) || by_name.iter().any(|warm| holds(warm)) {
+            return State::Held;
+        }
+        let decisive = if exact.is_empty() { by_name } else { exact };
+        let mut state = State::Underway(Reason::Queued);
+        for warm in decisive {
+            match warm.reason() {
+                Some(Reason::Removed) | None => {} // heals by itself; not begun
+                Some(reason) => match reason.ready() {
+                    ConditionStatus::True => {} // the tag has moved: an order by digest follows
+                    ConditionStatus::Unknown => return State::Underway(reason),
+                    ConditionStatus::False => state = State::Failed(reason, warm),
+                },
+            }
+        }
+        state
+    }
+
+    /// When the last order for it was made.
+    pub(super) fn newest(&self) -> Option<Timestamp> {
+        self.by_name.into_iter().chain(self.by_digest).filter_map(|orders| orders.newest).max()
+    }
+
+    /// Nodes with any order for it.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &'a str> + use<'o, 'a> {
+        self.by_name
+            .into_iter()
+            .chain(self.by_digest)
+            .flat_map(|orders| orders.by_node.iter().map(|warm| &*warm.node_name))
+    }
+}
+
+fn is_ready(warm: &CachedImageWarm) -> bool {
+    warm.reason().map(Reason::ready) == Some(ConditionStatus::True)
+}
+
+/// Whether an order by tag will do for the digest: it holds just that, or is still on its way.
+fn will_do(warm: &CachedImageWarm, resolved: &Reference) -> bool {
+    match (warm.digest(), warm.reason()) {
+        (Some(digest), _) if Some(digest) == resolved.digest() => true,
+        (_, Some(Reason::Pulling)) => true,
+        (Some(_), _) => false,
+        // The tag is gone, or names something else by now; its digest may still be there.
+        (None, Some(Reason::NotFound | Reason::PlatformMismatch | Reason::InvalidImage)) => false,
+        (None, reason) => reason.map(Reason::ready) != Some(ConditionStatus::True),
+    }
+}

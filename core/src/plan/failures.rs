@@ -1,0 +1,96 @@
+//! What goes wrong for a Revision, summed up over its images and nodes: one finding for each
+//! Revision and reason, however many nodes there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::existing::{Orders, State};
+use crate::api::{CachedImageWarm, ConditionStatus, Reason, Revision};
+use crate::demand::consumers::{Asker, Asking};
+use crate::demand::revision::WantedImage;
+
+/// One reason for which images of a Revision are not on its nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    /// The Revision.
+    pub revision: Arc<Revision>,
+    /// The typed reason.
+    pub reason: Reason,
+    /// Nodes on which an image of the Revision fails for this reason.
+    pub failing_nodes: usize,
+    /// Nodes that were ordered any image of the Revision.
+    pub all_nodes: usize,
+    /// What the first of these nodes (by name) says.
+    pub message: String,
+    /// Some image of the Revision is still on its way to some node.
+    pub undecided: bool,
+}
+
+impl Failure {
+    /// One sentence for people.
+    pub fn note(&self) -> String {
+        let Failure { reason, failing_nodes, all_nodes, message, .. } = self;
+        let head = format!("{reason} on {failing_nodes} of {all_nodes} nodes");
+        if message.is_empty() { head } else { format!("{head}: {message}") }
+    }
+}
+
+/// Sums up the failures of all routable Revisions, ordered by Revision and reason.
+pub fn failures(orders: &Orders<'_>, asking: &[Asking]) -> Vec<Failure> {
+    let failing = |warm: &&Arc<CachedImageWarm>| {
+        warm.reason().is_some_and(|reason| reason.ready() == ConditionStatus::False)
+    };
+    let troubled: BTreeSet<_> =
+        orders.all.iter().filter(failing).map(|warm| &*warm.namespace).collect();
+    let mut found: Vec<Failure> = Vec::new();
+    for one in asking {
+        if let Asker::Revision(revision) = &one.by
+            && let Some(namespace) = troubled.get(one.by.namespace())
+            && one.is_routable()
+        {
+            found.extend(of_revision(revision, namespace, &one.demand.images, orders));
+        }
+    }
+    found.sort_by_cached_key(|one| {
+        let metadata = &one.revision.metadata;
+        (metadata.namespace.clone(), metadata.name.clone(), one.reason)
+    });
+    found
+}
+
+fn of_revision<'a>(
+    revision: &Arc<Revision>,
+    namespace: &'a str,
+    images: &[WantedImage],
+    orders: &Orders<'a>,
+) -> Vec<Failure> {
+    let mut all: BTreeSet<&str> = BTreeSet::new();
+    let mut by_reason: BTreeMap<Reason, BTreeMap<&str, &str>> = BTreeMap::new();
+    let mut undecided = false;
+    for image in images {
+        let orders = orders.of(namespace, image);
+        for node in orders.nodes() {
+            all.insert(node);
+            match orders.state(node) {
+                State::Held => {}
+                State::Underway(_) => undecided = true,
+                State::Failed(reason, warm) => {
+                    let message = warm.ready().map_or("", |ready| ready.message.as_str());
+                    by_reason.entry(reason).or_default().entry(node).or_insert(message);
+                }
+            }
+        }
+    }
+    let failure = |(reason, nodes): (Reason, BTreeMap<&str, &str>)| Failure {
+        revision: revision.clone(),
+        reason,
+        failing_nodes: nodes.len(),
+        all_nodes: all.len(),
+        message: nodes.values().next().copied().unwrap_or_default().to_owned(),
+        undecided,
+    };
+    by_reason.into_iter().map(failure).collect()
+}
+
+#[cfg(test)]
+mod tests;

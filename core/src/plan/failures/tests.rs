@@ -1,0 +1,75 @@
+//! Tests of `plan/failures.rs`.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::api::ImageWarm;
+use crate::demand::consumers::asked;
+use crate::policy::Policy;
+use crate::sample::{because, digest, holding, kept, resolve, revision, route, warm};
+
+fn told(warms: &[Arc<CachedImageWarm>], revisions: &[&Revision]) -> Vec<Failure> {
+    let revisions: Vec<_> = revisions.iter().map(|one| Arc::new((*one).clone())).collect();
+    let asked = asked(&revisions, &[], &BTreeSet::new(), &Policy::default());
+    failures(&Orders::new(warms), &asked.asking)
+}
+
+#[test]
+fn one_for_each_revision_and_reason() {
+    let asked = revision("r-1", 0, &["app:v1", "side:v1"]);
+    let mut reserve = revision("r-0", 0, &["app:v1"]);
+    route(&mut reserve, "reserve");
+    let order = |image: &str, node: &str, reason| {
+        let mut warm = because(warm(&asked, image, node, 0), reason);
+        warm.status.as_mut().unwrap().conditions[0].message = format!("{image} on {node}");
+        kept(&warm)
+    };
+    let warms = [
+        order("app:v1", "b", Reason::Unauthorized),
+        order("app:v1", "a", Reason::Unauthorized),
+        order("app:v1", "c", Reason::Pulled),
+        order("side:v1", "a", Reason::NotFound),
+        order("side:v1", "b", Reason::Removed),
+        order("side:v1", "c", Reason::Pulling),
+    ];
+    let revisions = [&asked, &reserve];
+    let found = told(&warms, &revisions);
+    let notes: Vec<_> = found.iter().map(Failure::note).collect();
+    assert_eq!(
+        notes,
+        ["Unauthorized on 2 of 3 nodes: app:v1 on a", "NotFound on 1 of 3 nodes: side:v1 on a",]
+    );
+    assert!(found.iter().all(|failure| failure.undecided));
+    let healthy = [order("app:v1", "a", Reason::Pulled)];
+    assert!(told(&healthy, &revisions).is_empty());
+}
+
+#[test]
+fn a_tag_that_is_gone_is_no_failure_where_the_digest_is_ordered() {
+    let mut asked = revision("r-1", 0, &["app:v1"]);
+    resolve(&mut asked, '1');
+    let by_digest = format!("app@{}", digest('1'));
+    let tag = |node| kept(&because(warm(&asked, "app:v1", node, 0), Reason::NotFound));
+    let order = |node| warm(&asked, &by_digest, node, 0);
+    let notes = |warms: &[Arc<CachedImageWarm>]| {
+        told(warms, &[&asked]).iter().map(Failure::note).collect::<Vec<_>>()
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(notes(&[tag("a"), kept(&holding(order("a"), '1'))]), none);
+    assert_eq!(notes(&[tag("a"), kept(&order("a"))]), none, "still on its way");
+    let failed = kept(&because(order("a"), Reason::Unauthorized));
+    assert_eq!(notes(&[tag("a"), failed]), ["Unauthorized on 1 of 1 nodes"]);
+    let held = kept(&holding(order("a"), '1'));
+    assert_eq!(notes(&[tag("a"), held, tag("b")]), ["NotFound on 1 of 2 nodes"]);
+}
+
+#[test]
+fn any_spelling_counts_and_what_is_being_deleted_does_not() {
+    let asked = revision("r-1", 0, &["app:v1"]);
+    let mut by_hand = because(warm(&asked, "app:v1", "a", 0), Reason::NotFound);
+    by_hand.spec.image = "index.docker.io/library/app:v1".into();
+    let count = |warm: &ImageWarm| told(&[kept(warm)], &[&asked]).len();
+    assert_eq!(count(&by_hand), 1);
+    by_hand.metadata.deletion_timestamp = by_hand.metadata.creation_timestamp.clone();
+    assert_eq!(count(&by_hand), 0);
+}

@@ -1,0 +1,284 @@
+//! The status of Knative's Images, summed up from the nodes (duck/v1): Ready is True once every
+//! node that could run the image holds it, and never because there is nothing to count yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
+use super::diff::Patience;
+use super::existing::{Orders, State};
+use crate::api::condition::{READY, set_condition};
+use crate::api::knative::KnativeImageStatus;
+use crate::api::{Condition, ConditionStatus, KnativeImage, Reason};
+use crate::demand::consumers::{Asked, Asking, Meaning};
+use crate::demand::revision::WantedImage;
+use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
+use crate::policy::Policy;
+use crate::policy::bounds::LIMIT_REACHED;
+
+/// Annotation of an Image's status: on how many nodes the image could run.
+pub const NODES: &str = "caching.knative.dev/nodes";
+/// Annotation of an Image's status: how many of these hold the image.
+pub const NODES_READY: &str = "caching.knative.dev/nodes-ready";
+/// Annotation of an Image's status: on how many of these it cannot be had.
+pub const NODES_FAILED: &str = "caching.knative.dev/nodes-failed";
+
+/// No node could run the image now.
+pub const NO_ELIGIBLE_NODE: &str = "NoEligibleNode";
+/// The Image's Revision gets no traffic, and has not for a while.
+pub const NOT_ROUTABLE: &str = "NotRoutable";
+/// Somebody decided that the image is not to be warmed.
+pub const OPTED_OUT: &str = "OptedOut";
+
+/// Nodes that are named in one message.
+const NAMED: usize = 3;
+/// A runtime's own words, cut to this many bytes.
+const WORDS_MAX: usize = 512;
+
+/// What the statuses depend on beside what is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Nodes<'a> {
+    /// All ImageWarms.
+    pub orders: &'a Orders<'a>,
+    /// All nodes.
+    pub nodes: &'a [NodeFacts<'a>],
+    /// What RuntimeClasses add to where Pods may run.
+    pub runtime_classes: &'a RuntimeClasses,
+    /// Namespaces that are being deleted: nothing is written there.
+    pub terminating: &'a BTreeSet<String>,
+    /// Namespaces with as many ImageWarms as they may have, that want more.
+    pub full: &'a BTreeMap<String, usize>,
+}
+
+/// A status to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageUpdate {
+    /// The Image as observed.
+    pub image: Arc<KnativeImage>,
+    /// Its whole status from now on.
+    pub status: KnativeImageStatus,
+}
+
+/// The statuses of Images that do not say any more, or not yet, what is the case.
+pub fn rollup(
+    observed: &Nodes<'_>,
+    asked: &Asked,
+    policy: &Policy,
+    patience: Patience,
+    now: Timestamp,
+) -> Vec<ImageUpdate> {
+    if policy.paused {
+        return Vec::new();
+    }
+    let mut eligible = EligibleNodes::new(observed.nodes, observed.runtime_classes, policy);
+    let mut updates = Vec::new();
+    for (image, meaning) in &asked.images {
+        let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+        if image.metadata.deletion_timestamp.is_some() || observed.terminating.contains(namespace) {
+            continue;
+        }
+        let verdict = match meaning {
+            Meaning::Going => continue,
+            Meaning::Nothing => Verdict::new(ConditionStatus::True, "", String::new()),
+            Meaning::Invalid(problem) => Verdict::new(
+                ConditionStatus::False,
+                Reason::InvalidImage.as_str(),
+                format!("spec.image: {problem}"),
+            ),
+            Meaning::LeftAlone => Verdict::new(
+                ConditionStatus::Unknown,
+                OPTED_OUT,
+                "the image, its Revision or its namespace is excluded from warming".into(),
+            ),
+            Meaning::BeyondLimit => Verdict::new(
+                ConditionStatus::Unknown,
+                LIMIT_REACHED,
+                format!(
+                    "of one Revision no more than {} images are warmed (--max-images-per-revision)",
+                    policy.bounds.images_per_revision
+                ),
+            ),
+            Meaning::Undecided => Verdict::new(
+                ConditionStatus::Unknown,
+                Reason::Queued.as_str(),
+                "waiting for the Revision's status to tell which of its images this is".into(),
+            ),
+            Meaning::Wanted { asking, image } => {
+                let one = &asked.asking[*asking];
+                let nodes = eligible.of(&one.demand.placement);
+                let limit = observed
+                    .full
+                    .contains_key(namespace)
+                    .then_some(policy.bounds.image_warms_per_namespace);
+                let wanted = &one.demand.images[*image];
+                of_wanted(one, wanted, nodes, observed.orders, limit, patience, now)
+            }
+        };
+        if let Some(status) = verdict.status(image, now) {
+            updates.push(ImageUpdate { image: image.clone(), status });
+        }
+    }
+    updates
+}
+
+fn of_wanted(
+    asking: &Asking,
+    wanted: &WantedImage,
+    nodes: &[&NodeFacts<'_>],
+    orders: &Orders<'_>,
+    limit: Option<usize>,
+    patience: Patience,
+    now: Timestamp,
+) -> Verdict {
+    let rests = |since: Timestamp| since.checked_add(patience.reserve).is_ok_and(|at| at <= now);
+    if asking.resting_since.is_some_and(rests) {
+        let message = "the Revision gets no traffic: its images are not kept warm".into();
+        return Verdict::new(ConditionStatus::Unknown, NOT_ROUTABLE, message);
+    }
+    if nodes.is_empty() {
+        let message = "0 of 0 nodes: no node can run this image now".into();
+        return Verdict::new(ConditionStatus::Unknown, NO_ELIGIBLE_NODE, message)
+            .with_counts(Counts::default());
+    }
+    let orders = orders.of(asking.by.namespace(), wanted);
+    let mut tally = Tally::default();
+    for node in nodes {
+        match orders.state(node.name) {
+            State::Held => tally.held += 1,
+            State::Underway(reason) => tally.underway.entry(reason).or_default().push(node.name),
+            State::Failed(reason, warm) => {
+                let words = warm.ready().map_or("", |ready| ready.message.as_str());
+                tally.failed.entry(reason).or_default().push((node.name, words));
+            }
+        }
+    }
+    let verdict = tally.verdict(nodes.len());
+    let unordered = || nodes.iter().filter(|node| orders.missing(node.name).is_some()).count();
+    match limit {
+        Some(limit) if verdict.status == ConditionStatus::Unknown && unordered() > 0 => Verdict {
+            reason: LIMIT_REACHED,
+            message: format!(
+                "{} of {} nodes hold the image; none is ordered for {}, since the namespace may have \
+                 no more than {limit} ImageWarms (--max-image-warms-per-namespace)",
+                tally.held,
+                nodes.len(),
+                unordered(),
+            ),
+            ..verdict
+        },
+        _ => verdict,
+    }
+}
+
+/// Nodes by what they say.
+#[derive(Default)]
+struct Tally<'a> {
+    held: usize,
+    underway: BTreeMap<Reason, Vec<&'a str>>,
+    failed: BTreeMap<Reason, Vec<(&'a str, &'a str)>>,
+}
+
+impl Tally<'_> {
+    fn verdict(&self, all: usize) -> Verdict {
+        let counts =
+            Counts { all, held: self.held, failed: self.failed.values().map(Vec::len).sum() };
+        let held = format!("{} of {all} nodes hold the image", self.held);
+        // What a person has to mend is worse than what time heals; then what most nodes say.
+        let worst = self
+            .failed
+            .iter()
+            .max_by_key(|(reason, nodes)| (reason.needs_person(), nodes.len(), **reason));
+        let verdict = match worst {
+            Some((reason, nodes)) => {
+                let names = named(nodes.iter().map(|(node, _)| *node));
+                let words = nodes.first().map_or("", |(_, words)| words);
+                let words = &words[..words.floor_char_boundary(WORDS_MAX)];
+                let colon = if words.is_empty() { "" } else { ": " };
+                let message = format!("{held}; {reason} on {names}{colon}{words}");
+                Verdict::new(ConditionStatus::False, reason.as_str(), message)
+            }
+            None if self.held == all => Verdict::new(ConditionStatus::True, "", String::new()),
+            None => {
+                let reasons = [Reason::Pulling, Reason::Queued, Reason::WaitingForWarmer];
+                let most = reasons.into_iter().find(|one| self.underway.contains_key(one));
+                let message = match self.underway.get(&Reason::WaitingForWarmer) {
+                    Some(nodes) => {
+                        let names = named(nodes.iter().copied());
+                        format!("{held}; no warmer is connected on {names}")
+                    }
+                    None => held,
+                };
+                let reason = most.unwrap_or(Reason::Queued).as_str();
+                Verdict::new(ConditionStatus::Unknown, reason, message)
+            }
+        };
+        verdict.with_counts(counts)
+    }
+}
+
+/// The first few names, and how many more there are.
+fn named<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let first: Vec<&str> = names.take(NAMED).collect();
+    match more {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    all: usize,
+    held: usize,
+    failed: usize,
+}
+
+/// What an Image's status is to say.
+struct Verdict {
+    status: ConditionStatus,
+    reason: &'static str,
+    message: String,
+    counts: Option<Counts>,
+}
+
+impl Verdict {
+    fn new(status: ConditionStatus, reason: &'static str, message: String) -> Self {
+        Verdict { status, reason, message, counts: None }
+    }
+
+    fn with_counts(self, counts: Counts) -> Self {
+        Verdict { counts: Some(counts), ..self }
+    }
+
+    /// The status to write, unless the Image's own says just this. What others wrote there stays.
+    fn status(self, image: &KnativeImage, now: Timestamp) -> Option<KnativeImageStatus> {
+        let old = image.status.clone().unwrap_or_default();
+        let mut next = old.clone();
+        next.observed_generation = image.metadata.generation;
+        let ready = Condition {
+            type_: READY.into(),
+            status: self.status,
+            reason: self.reason.into(),
+            message: self.message,
+            last_transition_time: None,
+        };
+        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        set_condition(&mut next.conditions, ready, Time(now));
+        for (key, count) in [
+            (NODES, self.counts.map(|counts| counts.all)),
+            (NODES_READY, self.counts.map(|counts| counts.held)),
+            (NODES_FAILED, self.counts.map(|counts| counts.failed)),
+        ] {
+            match count {
+                Some(count) => next.annotations.insert(key.into(), count.to_string()),
+                None => next.annotations.remove(key),
+            };
+        }
+        (next != old).then_some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! Tests of `plan/rollup.rs`.
+
+#![allow(clippy::unwrap_used)]
+
+use k8s_openapi::api::core::v1::Node;
+
+use super::*;
+use crate::api::knative::ROUTING_STATE_MODIFIED;
+use crate::api::{ImageWarm, Revision};
+use crate::demand::consumers::asked;
+use crate::policy::Bounds;
+use crate::sample::{
+    at, because, by_digest, holding, kept, knative_image, node, resolve, revision, route, warm,
+};
+
+struct World {
+    revisions: Vec<Revision>,
+    images: Vec<KnativeImage>,
+    warms: Vec<ImageWarm>,
+    nodes: Vec<Node>,
+}
+
+impl World {
+    fn updates(&self, now: i64) -> Vec<ImageUpdate> {
+        self.updates_within(Bounds::default(), &BTreeMap::new(), now)
+    }
+
+    fn updates_within(
+        &self,
+        bounds: Bounds,
+        full: &BTreeMap<String, usize>,
+        now: i64,
+    ) -> Vec<ImageUpdate> {
+        let revisions: Vec<_> = self.revisions.iter().cloned().map(Arc::new).collect();
+        let images: Vec<_> = self.images.iter().cloned().map(Arc::new).collect();
+        let warms: Vec<_> = self.warms.iter().map(kept).collect();
+        let (policy, none) = (Policy { bounds, ..Policy::default() }, BTreeSet::new());
+        let asked = asked(&revisions, &images, &none, &policy);
+        let facts: Vec<_> = self.nodes.iter().map(|node| NodeFacts::new(node, &none)).collect();
+        let orders = Orders::new(&warms);
+        let runtime_classes = &RuntimeClasses::default();
+        let observed =
+            Nodes { orders: &orders, nodes: &facts, runtime_classes, terminating: &none, full };
+        rollup(&observed, &asked, &policy, Patience::default(), at(now))
+    }
+
+    /// `status reason: message` of the one Image, and its counts.
+    fn says(&self) -> (String, String) {
+        self.says_within(Bounds::default(), &BTreeMap::new())
+    }
+
+    fn says_within(&self, bounds: Bounds, full: &BTreeMap<String, usize>) -> (String, String) {
+        let updates = self.updates_within(bounds, full, 1000);
+        let status = &updates[0].status;
+        let ready = &status.conditions[0];
+        let counts = [NODES, NODES_READY, NODES_FAILED]
+            .map(|key| status.annotations.get(key).cloned().unwrap_or("-".into()));
+        let told = format!("{:?} {}: {}", ready.status, ready.reason, ready.message);
+        (told, counts.join("/"))
+    }
+}
+
+/// A Revision of `app:v1` whose Image says that this is digest 1, on nodes a, b, c, d, e.
+fn world(warms: impl Fn(&Revision) -> Vec<ImageWarm>) -> World {
+    let asked = revision("r-1", 0, &["app:v1"]);
+    World {
+        images: vec![knative_image("i", &by_digest("app", '1'), Some(&asked))],
+        warms: warms(&asked),
+        revisions: vec![asked],
+        nodes: ["a", "b", "c", "d", "e"].map(node).to_vec(),
+    }
+}
+
+fn told(warms: impl Fn(&Revision) -> Vec<ImageWarm>) -> (String, String) {
+    world(warms).says()
+}
+
+fn says(text: &str, counts: &str) -> (String, String) {
+    (text.into(), counts.into())
+}
+
+#[test]
+fn on_the_way() {
+    assert_eq!(told(|_| vec![]), says("Unknown Queued: 0 of 5 nodes hold the image", "5/0/0"));
+    let mixed = |asked: &Revision| {
+        vec![
+            holding(warm(asked, "app:v1", "a", 0), '1'),
+            because(warm(asked, "app:v1", "b", 0), Reason::Pulling),
+            because(warm(asked, "app:v1", "c", 0), Reason::Removed),
+            warm(asked, "app:v1", "d", 0),
+        ]
+    };
+    assert_eq!(told(mixed), says("Unknown Pulling: 1 of 5 nodes hold the image", "5/1/0"));
+}
+
+#[test]
+fn what_is_beyond_a_limit_is_told() {
+    let bounds = Bounds { image_warms_per_namespace: 2, ..Bounds::default() };
+    let full = BTreeMap::from([("ns".to_owned(), 3)]);
+    let two = |asked: &Revision| {
+        vec![
+            holding(warm(asked, "app:v1", "a", 0), '1'),
+            because(warm(asked, "app:v1", "b", 0), Reason::Pulling),
+        ]
+    };
+    let text = "Unknown LimitReached: 1 of 5 nodes hold the image; none is ordered for 3, since the \
+                namespace may have no more than 2 ImageWarms (--max-image-warms-per-namespace)";
+    assert_eq!(world(two).says_within(bounds, &full), says(text, "5/1/0"));
+    // Failures are worse, and an Image without anything missing is as ever.
+    let failed = |asked: &Revision| vec![because(warm(asked, "app:v1", "a", 0), Reason::NotFound)];
+    let told = world(failed).says_within(bounds, &full).0;
+    assert!(told.starts_with("False NotFound"), "{told}");
+    let all = |asked: &Revision| {
+        ["a", "b", "c", "d", "e"].map(|node| holding(warm(asked, "app:v1", node, 0), '1')).to_vec()
+    };
+    assert_eq!(world(all).says_within(bounds, &full), says("True : ", "5/5/0"));
+
+    let mut many = world(|_| vec![]);
+    let asked = revision("r-1", 0, &["other:v1", "app:v1"]);
+    many.images = vec![knative_image("i", &by_digest("app", '1'), Some(&asked))];
+    many.revisions = vec![asked];
+    let bounds = Bounds { images_per_revision: 1, ..Bounds::default() };
+    let text = "Unknown LimitReached: of one Revision no more than 1 images are warmed \
+                (--max-images-per-revision)";
+    assert_eq!(many.says_within(bounds, &BTreeMap::new()), says(text, "-/-/-"));
+}
+
+#[test]
+fn a_tag_counts_only_with_the_digest() {
+    let moved = |asked: &Revision| {
+        ["a", "b", "c", "d", "e"].map(|node| holding(warm(asked, "app:v1", node, 0), '2')).to_vec()
+    };
+    assert_eq!(told(moved), says("Unknown Queued: 0 of 5 nodes hold the image", "5/0/0"));
+    let both = |asked: &Revision| {
+        let exact = |node| holding(warm(asked, &by_digest("app", '1'), node, 0), '1');
+        moved(asked).into_iter().chain(["a", "b", "c", "d", "e"].map(exact)).collect()
+    };
+    assert_eq!(told(both), says("True : ", "5/5/0"));
+}
+
+#[test]
+fn a_node_without_a_warmer_is_named_unless_it_holds_the_image() {
+    let waiting = |asked: &Revision| {
+        vec![
+            holding(warm(asked, "app:v1", "a", 0), '1'),
+            because(warm(asked, "app:v1", "b", 0), Reason::WaitingForWarmer),
+        ]
+    };
+    let mut world = world(waiting);
+    world.nodes.truncate(2);
+    let text = "Unknown WaitingForWarmer: 1 of 2 nodes hold the image; no warmer is connected on b";
+    assert_eq!(world.says(), says(text, "2/1/0"));
+}
+
+#[test]
+fn the_worst_reason_decides_and_names_its_nodes() {
+    let failed = |asked: &Revision| {
+        let order = |node, reason, message: &str| {
+            let mut one = because(warm(asked, "app:v1", node, 0), reason);
+            one.status.as_mut().unwrap().conditions[0].message = message.into();
+            one
+        };
+        vec![
+            order("a", Reason::RegistryUnreachable, "refused"),
+            order("b", Reason::RegistryUnreachable, "refused"),
+            order("c", Reason::Unauthorized, "no basic auth credentials"),
+            order("d", Reason::Pulling, ""),
+        ]
+    };
+    let text = "False Unauthorized: 0 of 5 nodes hold the image; Unauthorized on c: no basic auth \
+                credentials";
+    assert_eq!(told(failed), says(text, "5/0/3"));
+    let all = |asked: &Revision| {
+        ["a", "b", "c", "d", "e"]
+            .map(|node| because(warm(asked, "app:v1", node, 0), Reason::DiskPressure))
+            .to_vec()
+    };
+    let text =
+        "False DiskPressure: 0 of 5 nodes hold the image; DiskPressure on a, b, c and 2 more";
+    assert_eq!(told(all), says(text, "5/0/5"));
+}
+
+#[test]
+fn never_true_for_want_of_nodes() {
+    let mut world = world(|_| vec![]);
+    world.nodes.clear();
+    let text = "Unknown NoEligibleNode: 0 of 0 nodes: no node can run this image now";
+    assert_eq!(world.says(), says(text, "0/0/0"));
+}
+
+#[test]
+fn images_that_are_not_pulled() {
+    let mut world = world(|_| vec![]);
+    let mut say = |image: &str| {
+        world.images[0].spec.image = image.into();
+        world.says()
+    };
+    assert_eq!(say(""), says("True : ", "-/-/-"));
+    assert!(say("Not An Image").0.starts_with("False InvalidImage: spec.image: "));
+    let text =
+        "Unknown OptedOut: the image, its Revision or its namespace is excluded from warming";
+    assert_eq!(say("dev.local/app:v1"), says(text, "-/-/-"));
+}
+
+#[test]
+fn a_revision_in_reserve_after_its_delay() {
+    let mut world = world(|asked| vec![holding(warm(asked, "app:v1", "a", 0), '1')]);
+    world.nodes.truncate(1);
+    route(&mut world.revisions[0], "reserve");
+    let mut modified = |text: &str| {
+        world.revisions[0].metadata.annotations =
+            Some([(ROUTING_STATE_MODIFIED.to_owned(), text.to_owned())].into());
+        world.says()
+    };
+    assert_eq!(modified("1970-01-01T00:15:00Z"), says("True : ", "1/1/0"), "only just");
+    let text = "Unknown NotRoutable: the Revision gets no traffic: its images are not kept warm";
+    assert_eq!(modified("1970-01-01T00:05:00Z"), says(text, "-/-/-"));
+}
+
+#[test]
+fn what_is_said_already_is_not_written_again() {
+    let mut world = world(|asked| vec![holding(warm(asked, "app:v1", "a", 0), '1')]);
+    world.nodes.truncate(1);
+    resolve(&mut world.revisions[0], '1');
+    let others = Condition { type_: "Audited".into(), ..Condition::default() };
+    world.images[0].status = Some(KnativeImageStatus {
+        conditions: vec![others.clone()],
+        annotations: [("theirs".to_owned(), "x".to_owned())].into(),
+        ..KnativeImageStatus::default()
+    });
+    let first = world.updates(1000).remove(0).status;
+    assert_eq!(first.observed_generation, Some(1));
+    assert_eq!(first.conditions[0], others, "what others wrote stays");
+    assert_eq!(first.annotations["theirs"], "x");
+    world.images[0].status = Some(first.clone());
+    assert_eq!(world.updates(2000), []);
+
+    world.images[0].metadata.generation = Some(2);
+    let next = world.updates(2000).remove(0).status;
+    assert_eq!(next.observed_generation, Some(2));
+    assert_eq!(next.conditions, first.conditions, "no transition");
+
+    world.warms.clear();
+    let next = world.updates(3000).remove(0).status;
+    assert_eq!(next.conditions[1].last_transition_time, Some(Time(at(3000))));
+    world.images[0].metadata.deletion_timestamp = Some(Time(at(3000)));
+    assert_eq!(world.updates(4000), []);
+}

@@ -1,0 +1,414 @@
+//! What a warmer's report means for an ImageWarm's status: [`next_status`], a function of the
+//! stored object and the report. Pure; writing is `status_writer`'s part.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::api::condition::{READY, set_condition};
+use crate::api::{
+    Condition, ConditionStatus, ImageWarm, ImageWarmStatus, Progress, RUNTIME_KEY,
+    RUNTIME_TELLS_KEY, Reason,
+};
+use crate::protocol;
+
+/// A pull that ends sooner than this leaves no trace of its progress in the API server.
+pub const QUIET_MS: i64 = 2_000;
+/// The same for an order that waits. Longer, for a whole cluster may wait for one registry's budget:
+/// each of its nodes would cost a write more, to say what no status says as well.
+pub const QUEUED_QUIET_MS: i64 = 15_000;
+/// Progress of one order is written at most this often.
+pub const PROGRESS_EVERY_MS: i64 = 5_000;
+/// The longest message that is stored; registries answer with whole web pages at times.
+const LONGEST_MESSAGE: usize = 1_024;
+/// The longest name of a runtime that is stored.
+const LONGEST_FACT: usize = 100;
+
+/// What became known about one order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// Its node has had no warmer for a while.
+    WaitingForWarmer,
+    /// It waits for a place on the node.
+    Queued,
+    /// Its pull is running.
+    Pulling(Pulling),
+    /// A look or a pull ended.
+    Outcome(Outcome),
+}
+
+impl Report {
+    /// Whether this must reach the API server; anything else is repeated or overtaken anyway.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Report::Outcome(_))
+    }
+}
+
+/// A running pull.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pulling {
+    /// How far it is.
+    pub progress: Progress,
+    /// Which try this is, from 1.
+    pub attempt: i32,
+    /// When it began.
+    pub started_at: Option<Timestamp>,
+}
+
+/// What a node's warmer said of its runtime.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeRuntime {
+    /// Name and version, such as `containerd 2.2.3`; empty when it was not told.
+    pub runtime: String,
+    /// What it tells by itself: `progress`, `removals`.
+    pub tells: String,
+}
+
+impl From<&protocol::Hello> for NodeRuntime {
+    fn from(hello: &protocol::Hello) -> Self {
+        let runtime = format!("{} {}", hello.runtime_name, hello.runtime_version);
+        NodeRuntime {
+            runtime: shorten(&runtime, LONGEST_FACT),
+            tells: shorten(&hello.runtime_tells.join(", "), LONGEST_FACT),
+        }
+    }
+}
+
+/// How a look or a pull ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Whether the runtime holds the image.
+    pub present: bool,
+    /// Why.
+    pub reason: Reason,
+    /// For people; empty when there is nothing to add.
+    pub message: String,
+    /// `sha256:…`, when known.
+    pub digest: Option<String>,
+    /// Size on the node, when known.
+    pub size_bytes: Option<i64>,
+    /// Which try this was; 0 when nothing was tried.
+    pub attempt: i32,
+    /// When the try began; `None` when nothing was started.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// The Revision in whose name the registry was asked.
+    pub checked_for: Option<String>,
+    /// The runtime that was asked.
+    pub runtime: NodeRuntime,
+}
+
+impl From<&protocol::Progress> for Report {
+    fn from(progress: &protocol::Progress) -> Self {
+        if progress.queued {
+            return Report::Queued;
+        }
+        Report::Pulling(Pulling {
+            progress: Progress {
+                downloaded_bytes: clamp(progress.downloaded_bytes),
+                total_bytes: clamp(progress.total_bytes),
+            },
+            attempt: i32::try_from(progress.attempt).unwrap_or(i32::MAX),
+            started_at: instant(progress.started_at_unix_ms),
+        })
+    }
+}
+
+impl From<&protocol::Outcome> for Outcome {
+    /// Takes nothing on trust: a word that is not known, or one that contradicts `present`, is
+    /// replaced by what `present` alone says.
+    fn from(outcome: &protocol::Outcome) -> Self {
+        let reason = match Reason::from_word(&outcome.reason) {
+            Some(reason) if (reason.ready() == ConditionStatus::True) == outcome.present => reason,
+            _ if outcome.present => Reason::AlreadyPresent,
+            Some(_) => Reason::Removed,
+            None => Reason::RuntimeUnavailable,
+        };
+        Outcome {
+            present: outcome.present,
+            reason,
+            message: shorten(&outcome.message, LONGEST_MESSAGE),
+            digest: Some(outcome.digest.clone()).filter(|digest| is_digest(digest)),
+            size_bytes: Some(clamp(outcome.size_bytes)).filter(|size| *size > 0),
+            attempt: i32::try_from(outcome.attempt).unwrap_or(i32::MAX),
+            started_at: instant(outcome.started_at_unix_ms),
+            finished_at: instant(outcome.finished_at_unix_ms),
+            checked_for: Some(outcome.checked_for.clone())
+                .filter(|word| !word.is_empty() && word.len() <= 512),
+            runtime: NodeRuntime::default(),
+        }
+    }
+}
+
+/// The status that follows from `report`; `None` when the stored one says it all already.
+pub fn next_status(old: &ImageWarm, report: &Report, now: Timestamp) -> Option<ImageWarmStatus> {
+    let before = old.status.clone().unwrap_or_default();
+    let ready = old.ready().map_or(ConditionStatus::Unknown, |ready| ready.status);
+    let mut next = before.clone();
+    match report {
+        Report::WaitingForWarmer if ready == ConditionStatus::Unknown => {
+            next.progress = None;
+            let message = "no warmer is connected for the node: is its imagewarmer Pod running?";
+            set_ready(&mut next, Reason::WaitingForWarmer, message, now);
+        }
+        // What was decided stays decided until the next outcome.
+        Report::Queued if ready == ConditionStatus::Unknown => {
+            next.progress = None;
+            set_ready(&mut next, Reason::Queued, "other pulls of the node come first", now);
+        }
+        Report::Pulling(pulling) => {
+            next.progress = Some(pulling.progress);
+            // The image of a tag that is being checked again is still there.
+            if ready != ConditionStatus::True {
+                next.attempts = Some(pulling.attempt);
+                next.started_at = pulling.started_at.map(stored).or(next.started_at);
+                next.finished_at = None;
+                set_ready(&mut next, Reason::Pulling, "", now);
+            }
+        }
+        Report::Outcome(outcome) => apply_outcome(&mut next, outcome, ready, now),
+        Report::WaitingForWarmer | Report::Queued => {}
+    }
+    if next == before {
+        return None;
+    }
+    if let Report::Outcome(outcome) = report {
+        note_runtime(&mut next, &outcome.runtime);
+    }
+    next.observed_generation = old.metadata.generation.or(next.observed_generation);
+    Some(next)
+}
+
+fn apply_outcome(
+    next: &mut ImageWarmStatus,
+    outcome: &Outcome,
+    ready: ConditionStatus,
+    now: Timestamp,
+) {
+    next.progress = None;
+    if outcome.digest.is_some() {
+        next.digest.clone_from(&outcome.digest);
+    }
+    if outcome.checked_for.is_some() {
+        next.checked_for.clone_from(&outcome.checked_for);
+    }
+    if outcome.present {
+        next.size_bytes = outcome.size_bytes.or(next.size_bytes);
+        // A mere look that finds what was known keeps the story of how the image came there.
+        if ready == ConditionStatus::True && outcome.started_at.is_none() {
+            return;
+        }
+    }
+    if outcome.attempt > 0 {
+        next.attempts = Some(outcome.attempt);
+    }
+    next.started_at = outcome.started_at.map(stored).or(next.started_at.take());
+    next.finished_at = outcome.finished_at.map(stored).or(next.finished_at.take());
+    if outcome.present
+        && let (Some(started), Some(finished)) = (outcome.started_at, outcome.finished_at)
+    {
+        next.took = Some(took(started, finished));
+    }
+    set_ready(next, outcome.reason, &outcome.message, now);
+}
+
+/// Told with what is written anyway: a write of its own it is not worth.
+fn note_runtime(status: &mut ImageWarmStatus, told: &NodeRuntime) {
+    for (key, value) in [(RUNTIME_KEY, &told.runtime), (RUNTIME_TELLS_KEY, &told.tells)] {
+        if !told.runtime.is_empty() {
+            status.annotations.insert(key.to_owned(), value.clone());
+        }
+    }
+}
+
+fn set_ready(status: &mut ImageWarmStatus, reason: Reason, message: &str, now: Timestamp) {
+    let condition = Condition {
+        type_: READY.into(),
+        status: reason.ready(),
+        reason: reason.as_str().into(),
+        message: message.into(),
+        last_transition_time: None,
+    };
+    set_condition(&mut status.conditions, condition, stored(now));
+}
+
+fn took(started: Timestamp, finished: Timestamp) -> String {
+    let milliseconds = finished.as_millisecond().saturating_sub(started.as_millisecond()).max(0);
+    format!("{}.{}s", milliseconds / 1000, milliseconds % 1000 / 100)
+}
+
+fn clamp(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Whole seconds, as the API server stores them: what is read back must compare as equal.
+fn stored(time: Timestamp) -> Time {
+    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
+}
+
+fn instant(unix_ms: i64) -> Option<Timestamp> {
+    // Years beyond 9999 cannot be written in RFC 3339.
+    (unix_ms > 0).then(|| Timestamp::from_millisecond(unix_ms).ok()).flatten()
+}
+
+fn is_digest(text: &str) -> bool {
+    text.strip_prefix("sha256:").is_some_and(|hex| {
+        hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// At most `limit` bytes of `text`, without control characters.
+fn shorten(text: &str, limit: usize) -> String {
+    let mut short: String =
+        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if short.len() > limit {
+        let mut end = limit;
+        while !short.is_char_boundary(end) {
+            end -= 1;
+        }
+        short.truncate(end);
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_millisecond(second * 1000 + 250).unwrap()
+    }
+
+    fn outcome(present: bool, reason: Reason) -> Outcome {
+        Outcome {
+            present,
+            reason,
+            message: String::new(),
+            digest: Some(format!("sha256:{}", "a".repeat(64))),
+            size_bytes: Some(7),
+            attempt: 1,
+            started_at: Some(at(10)),
+            finished_at: Some(at(12)),
+            checked_for: None,
+            runtime: NodeRuntime { runtime: "docker 29".into(), tells: "progress".into() },
+        }
+    }
+
+    fn warm() -> ImageWarm {
+        let mut warm = ImageWarm::default();
+        warm.metadata.generation = Some(3);
+        warm
+    }
+
+    fn after(warm: &ImageWarm, report: &Report, second: i64) -> Option<ImageWarm> {
+        let status = next_status(warm, report, at(second))?;
+        // Through JSON, as the API server stores it.
+        let status = serde_json::from_value(serde_json::to_value(status).unwrap()).unwrap();
+        Some(ImageWarm { status: Some(status), ..warm.clone() })
+    }
+
+    fn ready(warm: &ImageWarm) -> (ConditionStatus, Reason) {
+        (warm.ready().unwrap().status, warm.reason().unwrap())
+    }
+
+    #[test]
+    fn a_pulled_image_is_ready_and_a_repeated_report_writes_nothing() {
+        let pulled = Report::Outcome(outcome(true, Reason::Pulled));
+        let warm = after(&warm(), &pulled, 13).unwrap();
+        assert_eq!(ready(&warm), (ConditionStatus::True, Reason::Pulled));
+        let status = warm.status.clone().unwrap();
+        assert_eq!(status.took.as_deref(), Some("2.0s"));
+        assert_eq!((status.observed_generation, status.attempts), (Some(3), Some(1)));
+        assert!(after(&warm, &pulled, 99).is_none());
+    }
+
+    #[test]
+    fn a_look_that_finds_the_known_image_changes_nothing() {
+        let warm = after(&warm(), &Report::Outcome(outcome(true, Reason::Pulled)), 13).unwrap();
+        let mut look = outcome(true, Reason::AlreadyPresent);
+        (look.started_at, look.finished_at, look.attempt) = (None, Some(at(50)), 0);
+        assert!(after(&warm, &Report::Outcome(look.clone()), 50).is_none());
+        look.checked_for = Some("uid/rev-2".into());
+        let warm = after(&warm, &Report::Outcome(look), 50).unwrap();
+        assert_eq!(ready(&warm), (ConditionStatus::True, Reason::Pulled));
+        assert_eq!(warm.status.unwrap().checked_for.as_deref(), Some("uid/rev-2"));
+    }
+
+    #[test]
+    fn the_runtime_is_told_with_what_is_written_anyway() {
+        let pulled = after(&warm(), &Report::Outcome(outcome(true, Reason::Pulled)), 13).unwrap();
+        let annotations = pulled.status.clone().unwrap().annotations;
+        assert_eq!(annotations.get(RUNTIME_KEY).map(String::as_str), Some("docker 29"));
+        assert_eq!(annotations.get(RUNTIME_TELLS_KEY).map(String::as_str), Some("progress"));
+        let mut again = outcome(true, Reason::AlreadyPresent);
+        (again.started_at, again.runtime) = (None, NodeRuntime::default());
+        assert_eq!(after(&pulled, &Report::Outcome(again), 14), None);
+        let hello = protocol::Hello {
+            runtime_name: "docker".into(),
+            runtime_version: "1\u{7}".repeat(99),
+            ..protocol::Hello::default()
+        };
+        let runtime = NodeRuntime::from(&hello).runtime;
+        assert!(runtime.len() < 120 && !runtime.contains('\u{7}'), "{runtime}");
+        assert_eq!(NodeRuntime::from(&protocol::Hello::default()), NodeRuntime::default());
+    }
+
+    #[test]
+    fn only_an_outcome_moves_what_is_decided() {
+        let warm = after(&warm(), &Report::Outcome(outcome(true, Reason::Pulled)), 13).unwrap();
+        for report in [Report::WaitingForWarmer, Report::Queued] {
+            assert!(after(&warm, &report, 20).is_none(), "{report:?}");
+        }
+        let progress = Progress { downloaded_bytes: 1, total_bytes: 2 };
+        let pulling = Report::Pulling(Pulling { progress, ..Pulling::default() });
+        let checked_again = after(&warm, &pulling, 20).unwrap();
+        assert_eq!(ready(&checked_again), (ConditionStatus::True, Reason::Pulled));
+        let gone = Report::Outcome(outcome(false, Reason::Removed));
+        let gone = after(&checked_again, &gone, 21).unwrap();
+        assert_eq!(ready(&gone), (ConditionStatus::False, Reason::Removed));
+        assert_eq!(gone.status.as_ref().unwrap().progress, None);
+        assert!(after(&gone, &Report::WaitingForWarmer, 60).is_none());
+    }
+
+    #[test]
+    fn an_undecided_order_tells_where_it_stands() {
+        let waiting = after(&warm(), &Report::WaitingForWarmer, 1).unwrap();
+        assert_eq!(ready(&waiting), (ConditionStatus::Unknown, Reason::WaitingForWarmer));
+        let queued = after(&waiting, &Report::Queued, 2).unwrap();
+        assert_eq!(ready(&queued), (ConditionStatus::Unknown, Reason::Queued));
+        let pulling = Pulling { attempt: 2, started_at: Some(at(3)), ..Pulling::default() };
+        let pulling = after(&queued, &Report::Pulling(pulling), 5).unwrap();
+        assert_eq!(ready(&pulling), (ConditionStatus::Unknown, Reason::Pulling));
+        let failed =
+            after(&pulling, &Report::Outcome(outcome(false, Reason::NotFound)), 6).unwrap();
+        assert_eq!(ready(&failed), (ConditionStatus::False, Reason::NotFound));
+        assert_eq!(failed.status.unwrap().took, None);
+    }
+
+    #[test]
+    fn a_warmer_cannot_claim_readiness_without_presence() {
+        let table = [
+            (false, "Pulled", Reason::Removed),
+            (true, "NotFound", Reason::AlreadyPresent),
+            (true, "Pulled", Reason::Pulled),
+            (false, "Invented", Reason::RuntimeUnavailable),
+            (false, "TimedOut", Reason::TimedOut),
+        ];
+        for (present, word, reason) in table {
+            let message = protocol::Outcome {
+                present,
+                reason: word.into(),
+                digest: "sha256:short".into(),
+                message: "x\u{7}".repeat(9_000),
+                started_at_unix_ms: i64::MAX,
+                ..protocol::Outcome::default()
+            };
+            let outcome = Outcome::from(&message);
+            assert_eq!(outcome.reason, reason, "{present} {word}");
+            assert_eq!((outcome.digest, outcome.started_at), (None, None));
+            assert!(outcome.message.len() < 1_100 && !outcome.message.contains('\u{7}'));
+        }
+    }
+}

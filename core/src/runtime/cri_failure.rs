@@ -1,0 +1,173 @@
+//! What a gRPC answer of containerd or CRI-O means. Codes say little (most failures are `Unknown`,
+//! and a missing platform is `NotFound`), so the words decide first. Pure.
+
+use super::failure;
+use crate::api::Reason;
+
+/// The status codes of gRPC that decide anything here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// 1.
+    Cancelled,
+    /// 3.
+    InvalidArgument,
+    /// 4.
+    DeadlineExceeded,
+    /// 5.
+    NotFound,
+    /// 7.
+    PermissionDenied,
+    /// 12.
+    Unimplemented,
+    /// 14.
+    Unavailable,
+    /// 16.
+    Unauthenticated,
+    /// Any other, most often 2 (`UNKNOWN`).
+    Unknown,
+}
+
+impl From<i32> for Code {
+    /// By the number of <https://grpc.io/docs/guides/status-codes/>.
+    fn from(number: i32) -> Self {
+        match number {
+            1 => Code::Cancelled,
+            3 => Code::InvalidArgument,
+            4 => Code::DeadlineExceeded,
+            5 => Code::NotFound,
+            7 => Code::PermissionDenied,
+            12 => Code::Unimplemented,
+            14 => Code::Unavailable,
+            16 => Code::Unauthenticated,
+            _ => Code::Unknown,
+        }
+    }
+}
+
+/// The reason for a failure that the runtime itself answered.
+pub fn classify(code: Code, text: &str) -> Reason {
+    match code {
+        // The node's containerd answers, but without the interface: as Docker's own does.
+        Code::Unimplemented => return Reason::RuntimeUnavailable,
+        // The server's, not ours: the runtime gave up a pull that did not move.
+        Code::Cancelled => return Reason::TimedOut,
+        // One part of the runtime does not reach another.
+        Code::Unavailable if text.contains("dial unix") => return Reason::RuntimeUnavailable,
+        _ => {}
+    }
+    failure::by_words(text).unwrap_or(match code {
+        Code::NotFound => Reason::NotFound,
+        Code::InvalidArgument => Reason::InvalidImage,
+        Code::PermissionDenied | Code::Unauthenticated => Reason::Unauthorized,
+        Code::DeadlineExceeded => Reason::TimedOut,
+        Code::Unavailable => Reason::RuntimeUnavailable,
+        // What nobody has words for is most often the registry's fault, and passes.
+        _ => Reason::RegistryUnreachable,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Reason::*;
+
+    #[test]
+    fn what_cri_runtimes_say_has_a_typed_reason() {
+        let table = [
+            // containerd 1.6
+            (
+                Code::Unknown,
+                "failed to pull and unpack image \"r.test/a:v1\": failed to resolve reference \"r.test/a:v1\": unexpected status code [manifests v1]: 401 Unauthorized",
+                Unauthorized,
+            ),
+            (
+                Code::NotFound,
+                "failed to pull and unpack image \"r.test/a:v9\": failed to resolve reference \"r.test/a:v9\": r.test/a:v9: not found",
+                NotFound,
+            ),
+            (
+                Code::NotFound,
+                "failed to pull and unpack image \"r.test/a:v1\": no match for platform in manifest sha256:00: not found",
+                PlatformMismatch,
+            ),
+            (
+                Code::Unknown,
+                "failed to pull and unpack image: failed to resolve reference: failed to do request: Head \"https://127.0.0.1:1/v2/a/manifests/v1\": dial tcp 127.0.0.1:1: connect: connection refused",
+                RegistryUnreachable,
+            ),
+            (
+                Code::Unknown,
+                "failed to pull and unpack image: failed to copy: httpReadSeeker: failed open: unexpected EOF",
+                RegistryUnreachable,
+            ),
+            (Code::Unknown, "x509: certificate signed by unknown authority", RegistryUnreachable),
+            (
+                Code::Unknown,
+                "failed to copy: write /var/lib/containerd/io.containerd.content.v1.content/ingest/1/data: no space left on device",
+                DiskPressure,
+            ),
+            (Code::Unknown, "unexpected status code: 429 Too Many Requests", RateLimited),
+            (Code::InvalidArgument, "failed to parse image reference", InvalidImage),
+            (Code::Unimplemented, "unknown service runtime.v1.ImageService", RuntimeUnavailable),
+            (
+                Code::Unavailable,
+                "connection error: desc = \"transport: Error while dialing: dial unix /run/containerd/containerd.sock: connect: connection refused\"",
+                RuntimeUnavailable,
+            ),
+            (Code::Unavailable, "server is not initialized yet", RuntimeUnavailable),
+            // containerd 2.2
+            (
+                Code::Unknown,
+                "pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials",
+                Unauthorized,
+            ),
+            (
+                Code::Unknown,
+                "unexpected status from HEAD request to https://r.test/v2/a/manifests/v1: 401 Unauthorized",
+                Unauthorized,
+            ),
+            (Code::NotFound, "r.test/a:v9: not found", NotFound),
+            (
+                Code::NotFound,
+                "no match for platform in manifest sha256:00: not found",
+                PlatformMismatch,
+            ),
+            (
+                Code::Cancelled,
+                "failed to pull and unpack image \"r.test/a:v1\": context canceled",
+                TimedOut,
+            ),
+            (Code::PermissionDenied, "unexpected status from GET request", Unauthorized),
+            // CRI-O
+            (
+                Code::Unknown,
+                "initializing source docker://r.test/a:v1: reading manifest v1 in r.test/a: authentication required",
+                Unauthorized,
+            ),
+            (Code::Unknown, "reading manifest v9 in r.test/a: manifest unknown", NotFound),
+            (
+                Code::Unknown,
+                "choosing an image from manifest list docker://r.test/a:v1: no image found in image index for architecture \"amd64\", variant \"\", OS \"linux\"",
+                PlatformMismatch,
+            ),
+            (
+                Code::Unknown,
+                "RegistryUnavailable: pinging container registry r.test: Get \"https://r.test/v2/\": dial tcp: connect: connection refused",
+                RegistryUnreachable,
+            ),
+            (
+                Code::Unknown,
+                "pinging container registry 127.0.0.1:1: Get \"https://127.0.0.1:1/v2/\": http: server gave HTTP response to HTTPS client",
+                RegistryUnreachable,
+            ),
+            (Code::Unknown, "copying system image: unexpected EOF", RegistryUnreachable),
+            // nobody's words
+            (Code::Unknown, "", RegistryUnreachable),
+            (Code::NotFound, "", NotFound),
+            (Code::DeadlineExceeded, "", TimedOut),
+        ];
+        for (code, text, reason) in table {
+            assert_eq!(classify(code, text), reason, "{code:?} {text}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What a node's container runtime reports, and what a failed pull means: one typed reason, whatever
+//! the runtime writes.
+
+pub mod cri_failure;
+pub mod failure;
+
+use crate::api::Reason;
+use crate::image::Reference;
+
+/// Of a runtime's own message, in characters.
+pub const LONGEST_MESSAGE: usize = 1_000;
+
+/// Who the runtime is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeVersion {
+    /// `docker`, `containerd` or `cri-o`.
+    pub name: String,
+    /// The runtime's own version.
+    pub version: String,
+    /// Operating system of its images, as in OCI platforms: `linux`.
+    pub os: String,
+    /// Architecture of its images, as in OCI platforms: `amd64`.
+    pub architecture: String,
+}
+
+/// An image that the runtime holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PresentImage {
+    /// Digest under which the registry serves it, where the runtime remembers one.
+    pub digest: Option<String>,
+    /// Size on the node, as the runtime counts it, in bytes: unpacked or (containerd) packed.
+    pub size_bytes: u64,
+}
+
+/// A finished pull.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PulledImage {
+    /// What the runtime now holds.
+    pub image: PresentImage,
+    /// False when the registry said that the runtime held this very image already.
+    pub downloaded: bool,
+}
+
+/// How far a pull is; both are sums over all layers known so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PullProgress {
+    /// Bytes downloaded.
+    pub downloaded_bytes: u64,
+    /// Bytes to download; 0 when not known.
+    pub total_bytes: u64,
+}
+
+/// Why the runtime could not do it: a typed reason, and the runtime's own words (trimmed).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RuntimeError {
+    /// The typed reason.
+    pub reason: Reason,
+    /// The runtime's own words, without any credential.
+    pub message: String,
+}
+
+/// Room on a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What anybody but root may still write, in bytes: the figure that the kubelet goes by.
+    pub free_bytes: u64,
+    /// All of it, in bytes.
+    pub capacity_bytes: u64,
+}
+
+/// The digest of `image` in what the runtime tells of it: the one of the same repository.
+pub fn digest_of(image: &Reference, repo_digests: &[String]) -> Option<String> {
+    if let Some(digest) = image.digest() {
+        return Some(digest.to_owned());
+    }
+    repo_digests.iter().find_map(|name| {
+        let found = Reference::parse(name).ok()?;
+        (found.repository() == image.repository()).then(|| found.digest().map(Into::into))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_digest_is_that_of_the_same_repository() {
+        let digest = format!("sha256:{}", "b".repeat(64));
+        let image = Reference::parse("busybox:1").unwrap();
+        let digests = vec![
+            format!("r.test/mirror/busybox@sha256:{}", "a".repeat(64)),
+            format!("busybox@{digest}"),
+        ];
+        assert_eq!(digest_of(&image, &digests), Some(digest));
+        assert_eq!(digest_of(&image, &[]), None);
+    }
+}

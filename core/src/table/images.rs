@@ -1,0 +1,166 @@
+//! Rows as text: the table with its summary and failures, and JSON. Pure.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{Table, presets};
+use serde_json::json;
+
+use super::row::{Phase, Row, Summary};
+use crate::api::Progress;
+
+/// Nodes named for one failure; the rest are counted.
+const NODES_NAMED: usize = 3;
+/// Hex digits shown of a digest.
+const DIGEST_SHOWN: usize = 12;
+
+/// Table, summary line, and each failure with its message. `namespaces` adds a column, `wide`
+/// adds digest and tries.
+pub fn render_table(rows: &[Row], namespaces: bool, wide: bool) -> String {
+    let summary = Summary::of(rows).line();
+    let failures = failures(rows);
+    let table = lines(rows.iter(), namespaces, wide);
+    format!("{table}\n\n{summary}\n{failures}")
+}
+
+/// The table alone, without a line's end after the last line.
+pub fn lines<'a>(rows: impl Iterator<Item = &'a Row>, namespaces: bool, wide: bool) -> String {
+    let mut header = vec!["NODE", "IMAGE", "STATE", "PROGRESS", "SIZE", "TOOK"];
+    if namespaces {
+        header.insert(0, "NAMESPACE");
+    }
+    if wide {
+        header.extend(["TRIES", "DIGEST"]);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    for row in rows {
+        let mut cells = vec![
+            printable(&row.node),
+            shortened(&printable(&row.image)),
+            state(row),
+            progress(row),
+            row.size_bytes.map(bytes).unwrap_or_default(),
+            row.took.as_deref().map(printable).unwrap_or_default(),
+        ];
+        if namespaces {
+            cells.insert(0, printable(&row.namespace));
+        }
+        if wide {
+            cells.push(row.attempts.map(|tries| tries.to_string()).unwrap_or_default());
+            cells.push(row.digest.as_deref().map(printable).unwrap_or_default());
+        }
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+/// One JSON object: `summary` (counts) and `items` (one for each ImageWarm; absent is null).
+pub fn render_json(rows: &[Row]) -> String {
+    let summary = Summary::of(rows);
+    let items = rows.iter().map(|row| {
+        json!({
+            "namespace": row.namespace,
+            "node": row.node,
+            "image": row.image,
+            "ready": row.phase == Phase::Ready,
+            "reason": row.reason,
+            "message": row.message,
+            "downloadedBytes": row.progress.map(|progress| progress.downloaded_bytes),
+            "totalBytes": row.progress.map(|progress| progress.total_bytes),
+            "sizeBytes": row.size_bytes,
+            "took": row.took,
+            "digest": row.digest,
+            "attempts": row.attempts,
+        })
+    });
+    let value = json!({
+        "summary": {
+            "total": summary.total,
+            "ready": summary.ready,
+            "pulling": summary.pulling,
+            "queued": summary.queued,
+            "waiting": summary.waiting,
+            "failed": summary.failed,
+        },
+        "items": items.collect::<Vec<_>>(),
+    });
+    format!("{value:#}\n")
+}
+
+/// Each failure once, with the nodes that have it.
+fn failures(rows: &[Row]) -> String {
+    let mut nodes: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.phase == Phase::Failed) {
+        let failure = (&row.namespace, &row.image, &row.reason, &row.message);
+        nodes.entry(failure).or_default().push(&row.node);
+    }
+    let mut text = String::new();
+    for ((namespace, image, reason, message), nodes) in nodes {
+        let named = nodes.iter().take(NODES_NAMED).map(|node| printable(node));
+        let mut on = named.collect::<Vec<_>>().join(", ");
+        if nodes.len() > NODES_NAMED {
+            on.push_str(&format!(" and {} more", nodes.len() - NODES_NAMED));
+        }
+        let (namespace, image) = (printable(namespace), shortened(&printable(image)));
+        text.push_str(&format!("\n{image} ({namespace}) on {on}\n  {}", printable(reason)));
+        if !message.is_empty() {
+            text.push_str(&format!(": {}", printable(message)));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The state of a row, as the table shows it.
+pub fn state(row: &Row) -> String {
+    match row.reason.as_str() {
+        "" => "(new)".into(),
+        reason => printable(reason),
+    }
+}
+
+fn progress(row: &Row) -> String {
+    match (row.progress, row.running_seconds) {
+        (Some(Progress { downloaded_bytes: done, total_bytes: total }), _) if total > 0 => {
+            // 100 % is for what is on the node: unpacking follows the download.
+            let percent = (i128::from(done.max(0)) * 100 / i128::from(total)).min(99);
+            format!("{percent}% of {}", bytes(total))
+        }
+        (Some(progress), _) if progress.downloaded_bytes > 0 => bytes(progress.downloaded_bytes),
+        (_, Some(seconds)) => format!("for {seconds}s"),
+        _ => String::new(),
+    }
+}
+
+/// Decimal units, as registries and `docker images` count.
+fn bytes(count: i64) -> String {
+    let count = count.max(0) as f64;
+    match count {
+        c if c < 1e3 => format!("{c:.0} B"),
+        c if c < 1e6 => format!("{:.1} kB", c / 1e3),
+        c if c < 1e9 => format!("{:.1} MB", c / 1e6),
+        c => format!("{:.2} GB", c / 1e9),
+    }
+}
+
+/// The first digits of a digest are enough to tell images apart.
+pub fn shortened(image: &str) -> String {
+    match image.split_once("@sha256:") {
+        Some((name, hex)) if hex.len() > DIGEST_SHOWN && hex.is_ascii() => {
+            format!("{name}@sha256:{}…", &hex[..DIGEST_SHOWN])
+        }
+        _ => image.to_owned(),
+    }
+}
+
+/// Registries choose some of this text: nothing in it may move the cursor or break a line.
+pub fn printable(text: &str) -> String {
+    let text = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    text.collect::<String>().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests;

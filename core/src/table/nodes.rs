@@ -1,0 +1,147 @@
+//! `--nodes`: one line for each node, with its runtime. What runtime a node has, its warmer told with
+//! the last outcome. Pure.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{Table, presets};
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::images::printable;
+use super::row::{Row, Summary};
+use crate::api::{ImageWarm, RUNTIME_KEY, RUNTIME_TELLS_KEY};
+
+/// What the ImageWarms of one node come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeRow {
+    /// The node.
+    pub node: String,
+    /// Name and version of its runtime; empty while no outcome was reported.
+    pub runtime: String,
+    /// What the runtime tells by itself, such as `progress, removals`.
+    pub tells: String,
+    /// How many images stand where.
+    pub summary: Summary,
+}
+
+impl NodeRow {
+    /// Reads all, sorted by node.
+    pub fn from_all(warms: &[ImageWarm], now: Timestamp) -> Vec<NodeRow> {
+        let mut nodes: BTreeMap<&str, Vec<&ImageWarm>> = BTreeMap::new();
+        for warm in warms {
+            nodes.entry(&warm.spec.node_name).or_default().push(warm);
+        }
+        let row = |(node, warms): (&str, Vec<&ImageWarm>)| {
+            let rows = Row::from_all(warms.iter().copied(), now);
+            let told = warms
+                .iter()
+                .filter_map(|warm| warm.status.as_ref())
+                .filter(|status| status.annotations.contains_key(RUNTIME_KEY))
+                .max_by_key(|status| status.finished_at.as_ref().map(|at| at.0));
+            let fact = |key: &str| told.and_then(|status| status.annotations.get(key)).cloned();
+            NodeRow {
+                node: node.to_owned(),
+                runtime: fact(RUNTIME_KEY).unwrap_or_default(),
+                tells: fact(RUNTIME_TELLS_KEY).unwrap_or_default(),
+                summary: Summary::of(&rows),
+            }
+        };
+        nodes.into_iter().map(row).collect()
+    }
+}
+
+/// The table, and the summary of all nodes. `wide` adds what the runtimes tell.
+pub fn render_nodes(nodes: &[NodeRow], all: &Summary, wide: bool) -> String {
+    let mut header = vec!["NODE", "RUNTIME", "IMAGES"];
+    if wide {
+        header.push("TELLS");
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    for node in nodes {
+        let mut cells = vec![printable(&node.node), printable(&node.runtime), node.summary.line()];
+        if wide {
+            cells.push(printable(&node.tells));
+        }
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    format!("{}\n\n{}\n", table.trim_fmt(), all.line())
+}
+
+/// One JSON object: `summary` (counts) and `nodes` (one for each node).
+pub fn render_nodes_json(nodes: &[NodeRow], all: &Summary) -> String {
+    let counts = |summary: &Summary| {
+        json!({
+            "total": summary.total,
+            "ready": summary.ready,
+            "pulling": summary.pulling,
+            "queued": summary.queued,
+            "waiting": summary.waiting,
+            "failed": summary.failed,
+        })
+    };
+    let nodes: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            json!({
+                "node": node.node,
+                "runtime": node.runtime,
+                "runtimeTells": node.tells,
+                "images": counts(&node.summary),
+            })
+        })
+        .collect();
+    format!("{:#}\n", json!({"summary": counts(all), "nodes": nodes}))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn warm(node: &str, reason: &str, runtime: Option<&str>, finished: i64) -> ImageWarm {
+        let annotations = match runtime {
+            Some(runtime) => json!({RUNTIME_KEY: runtime, RUNTIME_TELLS_KEY: "progress"}),
+            None => json!({}),
+        };
+        let ready = if reason == "Pulled" { "True" } else { "False" };
+        serde_json::from_value(json!({
+            "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+            "metadata": {"name": format!("{node}-{reason}-{finished}")},
+            "spec": {"image": "app", "nodeName": node},
+            "status": {
+                "annotations": annotations,
+                "conditions": [{"type": "Ready", "status": ready, "reason": reason}],
+                "finishedAt": Timestamp::from_second(finished).unwrap().to_string(),
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_node_is_one_line_with_its_newest_runtime() {
+        let warms = [
+            warm("node-b", "NotFound", None, 9),
+            warm("node-a", "Pulled", Some("containerd 2.2.3"), 5),
+            warm("node-a", "Pulled", Some("containerd 1.6.20"), 2),
+            warm("node-a", "DiskPressure", None, 9),
+        ];
+        let rows = NodeRow::from_all(&warms, Timestamp::UNIX_EPOCH);
+        let all = Summary::of(&Row::from_all(&warms, Timestamp::UNIX_EPOCH));
+        insta::assert_snapshot!(render_nodes(&rows, &all, true), @"
+        NODE    RUNTIME           IMAGES                                TELLS
+        node-a  containerd 2.2.3  2 of 3 ready, 1 failed: DiskPressure  progress
+        node-b                    0 of 1 ready, 1 failed: NotFound
+
+        2 of 4 ready, 2 failed: 1 DiskPressure, 1 NotFound
+        ");
+        let value: serde_json::Value =
+            serde_json::from_str(&render_nodes_json(&rows, &all)).unwrap();
+        assert_eq!(value["nodes"][0]["runtime"], "containerd 2.2.3");
+        assert_eq!(value["nodes"][0]["images"]["failed"]["DiskPressure"], 1);
+        assert_eq!(value["summary"]["total"], 4);
+    }
+}

@@ -1,0 +1,175 @@
+//! What one `ImageWarm` means to a reader, and what all of them come to. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube_core::ResourceExt;
+
+use crate::api::{ConditionStatus, ImageWarm, Progress, Reason};
+
+/// Where an order stands. The order of the variants is that of the live view: first what moves or
+/// is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// The image is being pulled.
+    Pulling,
+    /// It could not be pulled, or is gone again.
+    Failed,
+    /// The node knows of it; other pulls come first.
+    Queued,
+    /// The node does not know of it yet.
+    Waiting,
+    /// The node holds the image.
+    Ready,
+}
+
+/// One line of the status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Namespace of the ImageWarm.
+    pub namespace: String,
+    /// The node.
+    pub node: String,
+    /// The image, as in the ImageWarm.
+    pub image: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The condition's reason; empty while nothing was said about the order.
+    pub reason: String,
+    /// The condition's message.
+    pub message: String,
+    /// Whether nothing more happens unless a person changes something.
+    pub is_final: bool,
+    /// Bytes of a running pull, where the runtime tells.
+    pub progress: Option<Progress>,
+    /// Whole seconds for which the pull has been running.
+    pub running_seconds: Option<i64>,
+    /// Size on the node in bytes.
+    pub size_bytes: Option<i64>,
+    /// How long the pull took, such as `2.4s`.
+    pub took: Option<String>,
+    /// Digest under which the registry served the image.
+    pub digest: Option<String>,
+    /// How often it was tried.
+    pub attempts: Option<i32>,
+}
+
+impl Row {
+    /// Reads one ImageWarm.
+    pub fn new(warm: &ImageWarm, now: Timestamp) -> Row {
+        let condition = warm.ready();
+        let word = condition.map(|ready| ready.reason.as_str()).unwrap_or_default();
+        let reason = Reason::from_word(word);
+        let phase = match (condition.map(|ready| ready.status), reason) {
+            (Some(ConditionStatus::True), _) => Phase::Ready,
+            (Some(ConditionStatus::False), _) => Phase::Failed,
+            (_, Some(Reason::Pulling)) => Phase::Pulling,
+            (_, Some(Reason::Queued)) => Phase::Queued,
+            _ => Phase::Waiting,
+        };
+        let is_final = match phase {
+            Phase::Ready => true,
+            // A reason that this program does not know may be one that nobody tries again.
+            Phase::Failed => {
+                reason.is_none_or(|reason| reason.needs_person() || reason == Reason::NodeGone)
+            }
+            _ => false,
+        };
+        let status = warm.status.clone().unwrap_or_default();
+        let is_pulling = phase == Phase::Pulling;
+        let started = status.started_at.filter(|_| is_pulling);
+        Row {
+            namespace: warm.namespace().unwrap_or_default(),
+            node: warm.spec.node_name.clone(),
+            image: warm.spec.image.clone(),
+            phase,
+            reason: word.to_owned(),
+            message: condition.map(|ready| ready.message.clone()).unwrap_or_default(),
+            is_final,
+            progress: status.progress.filter(|_| is_pulling),
+            running_seconds: started
+                .map(|at| now.as_second().saturating_sub(at.0.as_second()).max(0)),
+            size_bytes: status.size_bytes,
+            took: status.took.filter(|_| phase == Phase::Ready),
+            digest: status.digest,
+            attempts: status.attempts,
+        }
+    }
+
+    /// Reads all, sorted by namespace, image and node.
+    pub fn from_all<'a>(
+        warms: impl IntoIterator<Item = &'a ImageWarm>,
+        now: Timestamp,
+    ) -> Vec<Row> {
+        let mut rows: Vec<Row> = warms.into_iter().map(|warm| Row::new(warm, now)).collect();
+        rows.sort_by(|a, b| {
+            (&a.namespace, &a.image, &a.node).cmp(&(&b.namespace, &b.image, &b.node))
+        });
+        rows
+    }
+}
+
+/// How many orders stand where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// All of them.
+    pub total: usize,
+    /// Images that are on their node.
+    pub ready: usize,
+    /// Running pulls.
+    pub pulling: usize,
+    /// Orders that wait for a place on their node.
+    pub queued: usize,
+    /// Orders that their node does not know yet.
+    pub waiting: usize,
+    /// Failures, by reason.
+    pub failed: BTreeMap<String, usize>,
+    /// Orders of which nothing more is to be expected.
+    pub settled: usize,
+}
+
+impl Summary {
+    /// Counts.
+    pub fn of(rows: &[Row]) -> Summary {
+        let mut summary = Summary { total: rows.len(), ..Summary::default() };
+        for row in rows {
+            summary.settled += usize::from(row.is_final);
+            match row.phase {
+                Phase::Ready => summary.ready += 1,
+                Phase::Pulling => summary.pulling += 1,
+                Phase::Queued => summary.queued += 1,
+                Phase::Waiting => summary.waiting += 1,
+                Phase::Failed => *summary.failed.entry(row.reason.clone()).or_default() += 1,
+            }
+        }
+        summary
+    }
+
+    /// Whether every image is on its node.
+    pub fn all_ready(&self) -> bool {
+        self.ready == self.total
+    }
+
+    /// Whether nothing more is going to change by itself.
+    pub fn is_settled(&self) -> bool {
+        self.settled == self.total
+    }
+
+    /// `12 of 15 ready, 2 pulling, 1 failed: Unauthorized`.
+    pub fn line(&self) -> String {
+        let mut line = format!("{} of {} ready", self.ready, self.total);
+        let others =
+            [(self.pulling, "pulling"), (self.queued, "queued"), (self.waiting, "waiting")];
+        for (count, word) in others.into_iter().filter(|(count, _)| *count > 0) {
+            line.push_str(&format!(", {count} {word}"));
+        }
+        let failed: usize = self.failed.values().sum();
+        let reasons: Vec<String> = match self.failed.len() {
+            0 => return line,
+            1 => self.failed.keys().cloned().collect(),
+            _ => self.failed.iter().map(|(reason, count)| format!("{count} {reason}")).collect(),
+        };
+        line.push_str(&format!(", {failed} failed: {}", reasons.join(", ")));
+        line
+    }
+}

@@ -1,0 +1,81 @@
+//! How much one stream may say: far more than an honest warmer has to tell, and little enough that
+//! one node cannot crowd the others out. Pure.
+
+use std::time::Instant;
+
+/// A reconnect reports every order of a node at once; ten thousand of them are a very full node.
+const BURST: f64 = 20_000.0;
+/// Progress is throttled to one a second for each of a few pulls.
+const PER_SECOND: f64 = 500.0;
+/// Reports are short; only the text of a runtime's error has no length of its own.
+const LARGEST_REPORT: usize = 64 * 1024;
+/// A long message counts as several.
+const BYTES_FOR_ONE: f64 = 1024.0;
+
+/// Why a stream is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Excess {
+    /// Messages come faster than any warmer has reason to send them.
+    Flood,
+    /// A message is too long.
+    Size,
+}
+
+/// What is left to say for one stream.
+#[derive(Debug)]
+pub struct Allowance {
+    left: f64,
+    at: Instant,
+}
+
+impl Allowance {
+    /// A stream that was just opened.
+    pub fn new(now: Instant) -> Self {
+        Allowance { left: BURST, at: now }
+    }
+
+    /// Takes a message of `bytes` off.
+    pub fn take(&mut self, bytes: usize, now: Instant) -> Result<(), Excess> {
+        if bytes > LARGEST_REPORT {
+            return Err(Excess::Size);
+        }
+        let gained = now.saturating_duration_since(self.at).as_secs_f64() * PER_SECOND;
+        self.left = (self.left + gained).min(BURST) - 1.0 - bytes as f64 / BYTES_FOR_ONE;
+        self.at = now;
+        if self.left < 0.0 { Err(Excess::Flood) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_full_node_that_reconnects_is_heard_and_a_flood_is_not() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        for _ in 0..10_000 {
+            allowance.take(300, start).unwrap();
+        }
+        let taken = (0..100_000).take_while(|_| allowance.take(300, start).is_ok()).count();
+        assert!(taken < 10_000, "{taken}");
+        let later = start + Duration::from_secs(10);
+        assert_eq!(allowance.take(0, later), Ok(()), "time gives back");
+        let later = later + Duration::from_secs(24 * 60 * 60);
+        assert_eq!(allowance.take(0, later), Ok(()));
+        assert!(allowance.left <= BURST, "a quiet day saves nothing up");
+    }
+
+    #[test]
+    fn long_messages_cost_more_and_the_longest_are_refused() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        let taken = (0..).take_while(|_| allowance.take(LARGEST_REPORT, start).is_ok()).count();
+        assert!((250..350).contains(&taken), "{taken}");
+        let mut allowance = Allowance::new(start);
+        assert_eq!(allowance.take(LARGEST_REPORT + 1, start), Err(Excess::Size));
+    }
+}

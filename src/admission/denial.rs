@@ -1,0 +1,33 @@
+//! Field errors as the `Status` of a denied request.
+
+use imagewarm_core::api::GROUP;
+use imagewarm_core::validation::field_error::{Fault, FieldError};
+
+use super::review::{Cause, Details, Status};
+
+/// The denial that tells all of `errors`. It is the caller's fault (422) unless nothing but a
+/// failure to judge stands against the object (503: try again).
+pub fn denial(kind: &str, name: &str, errors: &[FieldError]) -> Status {
+    let list: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    let list = list.join("; ");
+    if errors.iter().all(|error| error.fault == Fault::NotJudged) {
+        let message = format!("{kind} {name:?} could not be judged, try again: {list}");
+        return Status { code: 503, reason: "ServiceUnavailable", message, details: None };
+    }
+    let causes = errors.iter().map(|error| Cause {
+        reason: error.fault.cause(),
+        message: error.body(),
+        field: error.field.clone(),
+    });
+    Status {
+        code: 422,
+        reason: "Invalid",
+        message: format!("{kind} {name:?} is invalid: {list}"),
+        details: Some(Details {
+            name: name.to_owned(),
+            group: GROUP.to_owned(),
+            kind: kind.to_owned(),
+            causes: causes.collect(),
+        }),
+    }
+}

@@ -1,0 +1,411 @@
+//! AdmissionReview v1 in and out. Requests are read tolerantly, answers written exactly: the patch
+//! in base64, and `patchType` only beside a patch.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use imagewarm_core::demand::AdmittedRevision;
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
+/// The API server cuts a longer warning off.
+const LONGEST_WARNING: usize = 256;
+
+/// Why a body is no AdmissionReview that can be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ReviewError {
+    /// Not JSON by its own word.
+    #[error("content type is {0:?}: it must be application/json")]
+    ContentType(String),
+    /// Not JSON, or of another shape.
+    #[error("the body is no AdmissionReview")]
+    Syntax(#[from] serde_json::Error),
+    /// Another type or version.
+    #[error("the body is {api_version:?} {kind:?}: it must be {API_VERSION} {KIND}")]
+    Type {
+        /// As given.
+        api_version: String,
+        /// As given.
+        kind: String,
+    },
+    /// There is nothing to answer.
+    #[error("the AdmissionReview has no request")]
+    NoRequest,
+    /// The answer could not be matched to the request.
+    #[error("request.uid is missing or empty")]
+    NoUid,
+    /// More than the limit.
+    #[error("the body is longer than {0} bytes")]
+    TooLong(usize),
+    /// The body did not arrive in time.
+    #[error("the body did not arrive in time")]
+    TimedOut,
+    /// The body broke off.
+    #[error("the body broke off")]
+    BrokenOff,
+}
+
+impl ReviewError {
+    /// The HTTP status that fits.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            ReviewError::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ReviewError::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ReviewError::TimedOut => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Incoming<'a> {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+    #[serde(borrow)]
+    request: Option<Request<'a>>,
+}
+
+/// Group, version and kind of the object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct GroupVersionKind {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// API version.
+    pub version: String,
+    /// Kind.
+    pub kind: String,
+}
+
+/// What is about to happen to the object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Operation {
+    /// It is made.
+    #[serde(rename = "CREATE")]
+    Create,
+    /// It is changed.
+    #[serde(rename = "UPDATE")]
+    Update,
+    /// Anything else, which is never judged.
+    #[default]
+    #[serde(other)]
+    Other,
+}
+
+/// `request` of an AdmissionReview, as far as it is used. The objects stay text until somebody needs
+/// them: of a Revision nobody does before the answer is out.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request<'a> {
+    /// Repeated in the answer.
+    #[serde(default)]
+    pub uid: String,
+    /// What the object is.
+    #[serde(default)]
+    pub kind: GroupVersionKind,
+    /// `status`, `scale`, or absent for the object itself.
+    #[serde(default)]
+    pub sub_resource: Option<String>,
+    /// Absent with `generateName`.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Namespace of the object.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// What is about to happen.
+    #[serde(default)]
+    pub operation: Operation,
+    /// True when nothing will be stored.
+    #[serde(default)]
+    pub dry_run: Option<bool>,
+    /// The object as it shall be, JSON.
+    #[serde(default, borrow)]
+    pub object: Option<&'a RawValue>,
+    /// The object as it is, JSON; absent on CREATE.
+    #[serde(default, borrow)]
+    pub old_object: Option<&'a RawValue>,
+}
+
+/// The two objects of a request, read; null where there is none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objects {
+    /// The object as it shall be.
+    pub new: Value,
+    /// The object as it is.
+    pub old: Value,
+}
+
+impl Objects {
+    /// Whether the object is being deleted, and only waits for its finalizers.
+    pub fn are_terminating(&self) -> bool {
+        !self.new["metadata"]["deletionTimestamp"].is_null()
+    }
+}
+
+impl<'a> Request<'a> {
+    /// The Revision that is being created; `None` without an object.
+    pub fn admitted_revision(&self) -> Option<AdmittedRevision> {
+        let namespace = self.namespace.as_deref().unwrap_or_default();
+        let name = self.name.as_deref().unwrap_or_default();
+        Some(AdmittedRevision::new(namespace, name, self.object?))
+    }
+
+    /// Reads a body.
+    pub fn parse(content_type: Option<&str>, body: &'a [u8]) -> Result<Self, ReviewError> {
+        let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
+        if !media_type.trim().eq_ignore_ascii_case("application/json") {
+            return Err(ReviewError::ContentType(content_type.unwrap_or_default().to_owned()));
+        }
+        let review: Incoming<'a> = serde_json::from_slice(body)?;
+        if review.api_version != API_VERSION || review.kind != KIND {
+            let Incoming { api_version, kind, .. } = review;
+            return Err(ReviewError::Type { api_version, kind });
+        }
+        let request = review.request.ok_or(ReviewError::NoRequest)?;
+        if request.uid.is_empty() {
+            return Err(ReviewError::NoUid);
+        }
+        Ok(request)
+    }
+
+    /// Whether the object is of this group and kind, and itself the subject.
+    pub fn is_about(&self, group: &str, kind: &str) -> bool {
+        self.kind.group == group
+            && self.kind.kind == kind
+            && self.sub_resource.as_deref().unwrap_or_default().is_empty()
+    }
+
+    /// Reads both objects; fails for JSON that no Kubernetes object has, such as a number that
+    /// nothing can hold.
+    pub fn objects(&self) -> Result<Objects, serde_json::Error> {
+        let read = |text: Option<&RawValue>| match text {
+            Some(text) => serde_json::from_str(text.get()),
+            None => Ok(Value::Null),
+        };
+        Ok(Objects { new: read(self.object)?, old: read(self.old_object)? })
+    }
+
+    /// The object's name for people; `generateName…` has none yet.
+    pub fn display_name(&self) -> Cow<'_, str> {
+        let given = self.name.as_deref().filter(|name| !name.is_empty());
+        given.map_or_else(|| Cow::Owned(self.name_within()), Cow::Borrowed)
+    }
+
+    fn name_within(&self) -> String {
+        let text = self.object.map(RawValue::get).unwrap_or_default();
+        let Named { metadata } = serde_json::from_str(text).unwrap_or_default();
+        let names = [metadata.name, metadata.generate_name].into_iter().flatten();
+        names.into_iter().find(|name| !name.is_empty()).unwrap_or_default()
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    metadata: NamedMetadata,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct NamedMetadata {
+    name: Option<String>,
+    generate_name: Option<String>,
+}
+
+/// `status` of a denial: metav1.Status, as far as the API server uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// HTTP code that the caller gets.
+    pub code: u16,
+    /// For programs.
+    pub reason: &'static str,
+    /// For people; the API server puts the webhook's name before it.
+    pub message: String,
+    /// Names the object and each field; kubectl prints it as a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Details>,
+}
+
+/// `status.details`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Details {
+    /// Name of the object.
+    pub name: String,
+    /// Group of the object.
+    pub group: String,
+    /// Kind of the object.
+    pub kind: String,
+    /// Each thing that is wrong.
+    pub causes: Vec<Cause>,
+}
+
+/// One element of `status.details.causes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cause {
+    /// For programs, such as `FieldValueInvalid`.
+    pub reason: &'static str,
+    /// What is wrong.
+    pub message: String,
+    /// Path of the field.
+    pub field: String,
+}
+
+/// `response` of an AdmissionReview.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Response {
+    uid: String,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outgoing<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: &'a Response,
+}
+
+impl Response {
+    /// Lets the object pass as it is.
+    pub fn allow(request: &Request<'_>) -> Self {
+        Response {
+            uid: request.uid.clone(),
+            allowed: true,
+            status: None,
+            patch: None,
+            patch_type: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Refuses the object.
+    pub fn deny(request: &Request<'_>, status: Status) -> Self {
+        Response { allowed: false, status: Some(status), ..Response::allow(request) }
+    }
+
+    /// Changes the object from `old` to `new`; nothing where they are equal.
+    pub fn with_change(mut self, old: &Value, new: &Value) -> Result<Self, serde_json::Error> {
+        let patch = json_patch::diff(old, new);
+        if !patch.0.is_empty() {
+            self.patch = Some(STANDARD.encode(serde_json::to_vec(&patch)?));
+            self.patch_type = Some("JSONPatch");
+        }
+        Ok(self)
+    }
+
+    /// Tells the caller something that does not stop it. Warnings travel in HTTP headers.
+    pub fn with_warning(mut self, warning: &str) -> Self {
+        let printable = warning.chars().filter(|c| !c.is_control());
+        self.warnings.push(printable.take(LONGEST_WARNING).collect());
+        self
+    }
+
+    /// Whether the object passes.
+    pub fn is_allowed(&self) -> bool {
+        self.allowed
+    }
+
+    /// Whether the object is changed.
+    pub fn is_patched(&self) -> bool {
+        self.patch.is_some()
+    }
+
+    /// The whole AdmissionReview as JSON.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&Outgoing { api_version: API_VERSION, kind: KIND, response: self })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use serde_json::json;
+
+    const JSON: Option<&str> = Some("application/json; charset=utf-8");
+
+    fn parse(review: &Value) -> Result<Request<'static>, ReviewError> {
+        Request::parse(JSON, review.to_string().leak().as_bytes())
+    }
+
+    #[test]
+    fn sparse_and_unknown_things_are_tolerated() {
+        let request = parse(&json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "later": 1,
+            "request": {"uid": "u", "operation": "CONNECT", "dryRun": null, "name": null,
+                        "oldObject": null, "novelty": {}},
+        }))
+        .unwrap();
+        assert_eq!(request.operation, Operation::Other);
+        assert_eq!(request.objects().unwrap(), Objects::default());
+        assert!(request.dry_run.is_none());
+        assert_eq!(request.display_name(), "");
+    }
+
+    #[test]
+    fn what_cannot_be_answered_says_why() {
+        let typed = |request: Value| {
+            json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+                   "request": request})
+        };
+        let cases = [
+            (json!([]), "the body is no AdmissionReview"),
+            (
+                json!({"apiVersion": "admission.k8s.io/v1beta1", "kind": "AdmissionReview"}),
+                "the body is \"admission.k8s.io/v1beta1\" \"AdmissionReview\": it must be \
+              admission.k8s.io/v1 AdmissionReview",
+            ),
+            (typed(Value::Null), "the AdmissionReview has no request"),
+            (typed(json!({"uid": ""})), "request.uid is missing or empty"),
+            (typed(json!({})), "request.uid is missing or empty"),
+        ];
+        for (review, message) in cases {
+            let error = parse(&review).err().unwrap();
+            assert_eq!((error.to_string().as_str(), error.status().as_u16()), (message, 400));
+        }
+        assert_eq!(Request::parse(None, b"{}").err().unwrap().status().as_u16(), 415);
+        assert_eq!(Request::parse(Some("text/plain"), b"{}").err().unwrap().status(), 415);
+    }
+
+    #[test]
+    fn a_patch_is_base64_and_has_a_type_only_when_there_is_one() {
+        let request = parse(&json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {"uid": "u"},
+        }))
+        .unwrap();
+        let same = Response::allow(&request).with_change(&json!({}), &json!({})).unwrap();
+        let json: Value = serde_json::from_slice(&same.to_json().unwrap()).unwrap();
+        assert_eq!(json["response"], json!({"uid": "u", "allowed": true}));
+
+        let changed = Response::allow(&request)
+            .with_change(&json!({"a": " x"}), &json!({"a": "x"}))
+            .unwrap()
+            .with_warning("odd\r\nthing");
+        let json: Value = serde_json::from_slice(&changed.to_json().unwrap()).unwrap();
+        assert_eq!(json["response"]["patchType"], "JSONPatch");
+        assert_eq!(json["response"]["warnings"], json!(["oddthing"]));
+        let patch = STANDARD.decode(json["response"]["patch"].as_str().unwrap()).unwrap();
+        let patch: Value = serde_json::from_slice(&patch).unwrap();
+        assert_eq!(patch, json!([{"op": "replace", "path": "/a", "value": "x"}]));
+    }
+}

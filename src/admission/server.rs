@@ -1,0 +1,225 @@
+//! The TLS accept loop: limits on connections, handshakes and heads, HTTP/1.1 and h2, and a drain
+//! that lets answers that have begun finish.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tracing::{debug, info, warn};
+
+use super::header_timeout::{Requests, SlowHead};
+use super::metrics::HandshakeFault;
+use super::{WebhookArgs, WebhookMetrics};
+
+/// What the TLS configuration has to offer, in this order.
+pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+
+/// Pauses after a failed accept (such as too many open files), so that the loop does not spin.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// HTTP/2 PING: how often, and how long an answer may take.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 250;
+
+/// Limits of connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Open at once.
+    pub connections: usize,
+    /// For a TLS handshake.
+    pub handshake: Duration,
+    /// For a request's head, from its first byte.
+    pub head: Duration,
+    /// Without a request.
+    pub idle: Duration,
+    /// For answers that have begun, after the stop.
+    pub drain: Duration,
+}
+
+impl From<&WebhookArgs> for Limits {
+    fn from(args: &WebhookArgs) -> Self {
+        Limits {
+            connections: args.webhook_max_connections as usize,
+            handshake: args.webhook_handshake_timeout,
+            head: args.webhook_head_timeout,
+            idle: args.webhook_idle_timeout,
+            drain: args.webhook_drain_timeout,
+        }
+    }
+}
+
+/// Serves `router` until `stop`; then accepts nothing more and returns when all connections are
+/// closed, or cut at the drain's deadline.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    router: Router,
+    limits: Limits,
+    metrics: WebhookMetrics,
+    stop: CancellationToken,
+) {
+    let acceptor = TlsAcceptor::from(tls);
+    let slots = Arc::new(Semaphore::new(limits.connections));
+    let mut connections = JoinSet::new();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        match accepted {
+            Ok((stream, slot)) => {
+                pause = FIRST_PAUSE;
+                let connection = Connection {
+                    acceptor: acceptor.clone(),
+                    router: router.clone(),
+                    limits,
+                    metrics: metrics.clone(),
+                    stop: stop.clone(),
+                };
+                connections.spawn(connection.run(stream, slot));
+            }
+            Err(error) => {
+                warn!(%error, retry_in = ?pause, "a connection could not be accepted");
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = sleep(pause) => {}
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+    drop(listener);
+    let deadline = Instant::now() + limits.drain;
+    while let Ok(Some(_)) = timeout_at(deadline, connections.join_next()).await {}
+    if !connections.is_empty() {
+        warn!(connections = connections.len(), "cut connections that did not end in time");
+        connections.shutdown().await;
+    }
+    info!("webhook server stopped");
+}
+
+/// Takes a slot first: what is beyond the limit waits in the kernel's queue.
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    // Without it the kernel holds small answers back for 40 ms.
+    stream.set_nodelay(true)?;
+    Ok((stream, slot))
+}
+
+/// Counts a connection as long as it lives, however it ends.
+struct Open(WebhookMetrics);
+
+impl Open {
+    fn new(metrics: &WebhookMetrics) -> Self {
+        metrics.connections.inc();
+        Open(metrics.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+struct Connection {
+    acceptor: TlsAcceptor,
+    router: Router,
+    limits: Limits,
+    metrics: WebhookMetrics,
+    stop: CancellationToken,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream, slot: OwnedSemaphorePermit) {
+        let _slot = slot;
+        let _open = Open::new(&self.metrics);
+        if let Some(stream) = self.handshake(stream).await {
+            self.converse(stream).await;
+        }
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+        let shaken = tokio::select! {
+            // Nothing was asked yet: the client finds another replica.
+            () = self.stop.cancelled() => return None,
+            shaken = timeout(self.limits.handshake, self.acceptor.accept(stream)) => shaken,
+        };
+        let (fault, error) = match shaken {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => (HandshakeFault::Failed, Some(error)),
+            Err(_) => (HandshakeFault::TimedOut, None),
+        };
+        self.metrics.handshake_failed(fault);
+        debug!(?fault, ?error, "TLS handshake did not succeed");
+        None
+    }
+
+    async fn converse(self, stream: TlsStream<TcpStream>) {
+        let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let requests = Arc::new(Requests::default());
+        let counted = Arc::clone(&requests);
+        let router = self.router;
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let running = counted.begin();
+            let answer = router.clone().oneshot(request);
+            async move {
+                let answer = answer.await;
+                drop(running);
+                answer
+            }
+        });
+        // The protocol is settled by ALPN; reading it off the first bytes would know no timeout.
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.limits.idle);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .max_concurrent_streams(STREAMS);
+        let (builder, head) = match is_h2 {
+            // Over h2 resting connections speak too (PING, SETTINGS); the PINGs bound them.
+            true => (builder.http2_only(), None),
+            false => (builder.http1_only(), Some(self.limits.head)),
+        };
+        let stream = SlowHead::new(stream, requests, head, self.metrics.slow_heads.clone());
+        let conversation = builder.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(conversation);
+        let ended = tokio::select! {
+            ended = conversation.as_mut() => ended,
+            () = self.stop.cancelled() => {
+                conversation.as_mut().graceful_shutdown();
+                conversation.await
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "connection ended");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! `imagewarm status`: which images are on which nodes, how far the others are, and what keeps
+//! them. Lists once, or watches until nothing more is going to change. Reads ImageWarms only.
+
+mod live;
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
+
+use crate::kubernetes::writes::one_line;
+use imagewarm_core::api::ImageWarm;
+use imagewarm_core::table::images::{render_json, render_table};
+use imagewarm_core::table::nodes::{NodeRow, render_nodes, render_nodes_json};
+use imagewarm_core::table::row::{Row, Summary};
+
+/// How long one page of the list may take.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+const PAGE: u32 = 500;
+
+/// Shows which images are warm on which nodes, and why the others are not
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct StatusArgs {
+    /// Namespace to look at; by default that of the kubeconfig's context
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Look at all namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+
+    /// Follow until every image is on its node or needs a person; on a terminal the table is
+    /// redrawn, elsewhere each change is a line
+    #[arg(short, long)]
+    pub watch: bool,
+
+    /// One line for each node, with its container runtime
+    #[arg(long, conflicts_with = "watch")]
+    pub nodes: bool,
+
+    /// Form of the output; json with --watch is printed once, at the end
+    #[arg(short, long, value_enum, value_name = "FORM", default_value_t)]
+    pub output: StatusOutput,
+}
+
+/// Form of the output.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StatusOutput {
+    /// One line for each node and image.
+    #[default]
+    Table,
+    /// The same with digest and number of tries; of nodes, with what their runtimes tell.
+    Wide,
+    /// One JSON object with `summary`, and `items` or `nodes`.
+    Json,
+}
+
+/// Why no status can be shown. `Display` says what to do about it where that is known.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// The API server knows no ImageWarms.
+    #[error("this cluster knows no ImageWarms: install imagewarm with `kubectl apply -k deploy`")]
+    NotInstalled,
+    /// The user may not list ImageWarms.
+    #[error("you may not list ImageWarms {scope}: the ClusterRole imagewarm-view allows it")]
+    Forbidden {
+        /// Where.
+        scope: String,
+    },
+    /// The API server did not answer in time.
+    #[error("cannot list ImageWarms: no answer within {} s", PAGE_TIMEOUT.as_secs())]
+    Timeout,
+    /// The API server answered with an error, or could not be reached.
+    #[error("cannot list ImageWarms: {}", one_line(.0))]
+    Api(Box<kube::Error>),
+    /// The output is closed or full.
+    #[error("cannot write the status")]
+    Output(#[from] io::Error),
+}
+
+/// What is looked at.
+#[derive(Clone, Debug)]
+struct Scope {
+    /// `None`: all namespaces.
+    namespace: Option<String>,
+}
+
+impl Scope {
+    fn words(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("in namespace {namespace}"),
+            None => "in any namespace".into(),
+        }
+    }
+}
+
+/// Prints the status to `out`. Says whether every image that was shown is on its node; of no
+/// images at all that is true.
+pub async fn run(
+    args: &StatusArgs,
+    client: Client,
+    out: &mut dyn Write,
+) -> Result<bool, StatusError> {
+    let namespace = match &args.namespace {
+        _ if args.all_namespaces => None,
+        Some(namespace) => Some(namespace.clone()),
+        None => Some(client.default_namespace().to_owned()),
+    };
+    let scope = Scope { namespace };
+    let api = match &scope.namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
+    let listed = list(&api, &scope).await?;
+    let warms = match args.watch {
+        true => {
+            let screen = match args.output {
+                StatusOutput::Json => live::Screen::Silent,
+                _ if io::stdout().is_terminal() => live::Screen::Terminal,
+                _ => live::Screen::Lines,
+            };
+            live::follow(api, listed, &scope, screen, out).await?
+        }
+        false => listed,
+    };
+    let now = Timestamp::now();
+    let rows = Row::from_all(&warms, now);
+    let (nodes, all) = (NodeRow::from_all(&warms, now), Summary::of(&rows));
+    let text = match args.output {
+        StatusOutput::Json if args.nodes => render_nodes_json(&nodes, &all),
+        _ if args.nodes && !rows.is_empty() => {
+            render_nodes(&nodes, &all, args.output == StatusOutput::Wide)
+        }
+        StatusOutput::Json => render_json(&rows),
+        _ if rows.is_empty() => empty(&scope),
+        output => render_table(&rows, scope.namespace.is_none(), output == StatusOutput::Wide),
+    };
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(all.all_ready())
+}
+
+/// All ImageWarms of the scope, page by page.
+async fn list(api: &Api<ImageWarm>, scope: &Scope) -> Result<Vec<ImageWarm>, StatusError> {
+    let mut params = ListParams::default().limit(PAGE);
+    let mut warms = Vec::new();
+    loop {
+        let page = tokio::time::timeout(PAGE_TIMEOUT, api.list(&params)).await;
+        let page = page.map_err(|_| StatusError::Timeout)?.map_err(|error| match &error {
+            kube::Error::Api(status) if status.code == 404 => StatusError::NotInstalled,
+            kube::Error::Api(status) if status.code == 403 => {
+                StatusError::Forbidden { scope: scope.words() }
+            }
+            _ => StatusError::Api(Box::new(error)),
+        })?;
+        warms.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(warms),
+        }
+    }
+}
+
+/// What is said where there is nothing to show.
+fn empty(scope: &Scope) -> String {
+    let elsewhere = match scope.namespace {
+        Some(_) => "\nOther namespaces: imagewarm status -A.",
+        None => "",
+    };
+    format!(
+        "No ImageWarms {}.\n\
+         A new Knative Revision (`kn service create`, or a changed Service) creates them, one for \
+         each of\nits images and each node that may run it; so does an ImageWarm made by hand.{}\n",
+        scope.words(),
+        elsewhere
+    )
+}
+
+/// Identity of an object on the screen and in the store of a watch.
+fn key(warm: &ImageWarm) -> (String, String) {
+    (warm.namespace().unwrap_or_default(), warm.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_to_show_says_what_would_make_some() {
+        insta::assert_snapshot!(empty(&Scope { namespace: Some("shop".into()) }), @"
+        No ImageWarms in namespace shop.
+        A new Knative Revision (`kn service create`, or a changed Service) creates them, one for each of
+        its images and each node that may run it; so does an ImageWarm made by hand.
+        Other namespaces: imagewarm status -A.
+        ");
+        insta::assert_snapshot!(empty(&Scope { namespace: None }), @"
+        No ImageWarms in any namespace.
+        A new Knative Revision (`kn service create`, or a changed Service) creates them, one for each of
+        its images and each node that may run it; so does an ImageWarm made by hand.
+        ");
+    }
+
+    #[test]
+    fn flags_have_no_conflicts() {
+        use clap::Args;
+        StatusArgs::augment_args(clap::Command::new("status")).debug_assert();
+    }
+}

@@ -1,0 +1,234 @@
+//! `--watch`: follows ImageWarms until nothing more is going to change.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use kube::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::{Scope, StatusError, empty, key};
+use imagewarm_core::api::ImageWarm;
+use imagewarm_core::table::images::{lines, printable, shortened, state};
+use imagewarm_core::table::row::{Row, Summary};
+
+/// Between two looks at what came in.
+const TICK: Duration = Duration::from_millis(200);
+/// Everything must stay final for so long: a fan-out may still be creating ImageWarms.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Rows of the live view: with header and summary it fits the smallest usual terminal, since
+/// nothing above the screen's upper edge can be redrawn.
+const LIVE_ROWS: usize = 18;
+
+/// What is written while following.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Screen {
+    /// The view is drawn over itself.
+    Terminal,
+    /// Every change of state is a line.
+    Lines,
+    /// Nothing.
+    Silent,
+}
+
+type Store = BTreeMap<(String, String), ImageWarm>;
+
+/// Follows from `listed` on, and returns what is there in the end.
+pub(super) async fn follow(
+    api: Api<ImageWarm>,
+    listed: Vec<ImageWarm>,
+    scope: &Scope,
+    screen: Screen,
+    out: &mut dyn Write,
+) -> Result<Vec<ImageWarm>, StatusError> {
+    let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut store: Store = listed.into_iter().map(|warm| (key(&warm), warm)).collect();
+    let mut relisted = Store::new();
+    let mut view = View { screen, drawn: 0, text: String::new(), said: BTreeMap::new(), out };
+    let mut settled_since: Option<Instant> = None;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    if store.is_empty() && screen == Screen::Lines {
+        view.out.write_all(empty(scope).as_bytes())?;
+    }
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(Event::Apply(warm))) => drop(store.insert(key(&warm), warm)),
+                Some(Ok(Event::Delete(warm))) => drop(store.remove(&key(&warm))),
+                Some(Ok(Event::Init)) => relisted.clear(),
+                Some(Ok(Event::InitApply(warm))) => drop(relisted.insert(key(&warm), warm)),
+                Some(Ok(Event::InitDone)) => store = std::mem::take(&mut relisted),
+                // The watch begins anew by itself; until then the last known state is shown.
+                Some(Err(_)) => {}
+                None => return Ok(store.into_values().collect()),
+            },
+            _ = tick.tick() => {
+                let rows = Row::from_all(store.values(), Timestamp::now());
+                view.show(&rows, scope)?;
+                let is_settled = !rows.is_empty() && Summary::of(&rows).is_settled();
+                settled_since = settled_since.filter(|_| is_settled);
+                if is_settled && settled_since.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
+                    view.erase()?;
+                    return Ok(store.into_values().collect());
+                }
+            }
+        }
+    }
+}
+
+struct View<'a> {
+    screen: Screen,
+    /// Lines on the terminal that the next drawing replaces.
+    drawn: usize,
+    /// What stands there: nothing is drawn anew that has not changed.
+    text: String,
+    /// States as last told, by namespace, node and image.
+    said: BTreeMap<(String, String, String), String>,
+    out: &'a mut dyn Write,
+}
+
+impl View<'_> {
+    fn show(&mut self, rows: &[Row], scope: &Scope) -> io::Result<()> {
+        match self.screen {
+            Screen::Silent => Ok(()),
+            Screen::Lines => self.tell(rows),
+            Screen::Terminal => {
+                let text = match rows {
+                    [] => empty(scope),
+                    rows => live_view(rows, scope.namespace.is_none()),
+                };
+                if text == self.text {
+                    return Ok(());
+                }
+                self.erase()?;
+                // Without line wrapping, so that the number of lines is known.
+                write!(self.out, "\x1b[?7l{text}\x1b[?7h")?;
+                self.drawn = text.lines().count();
+                self.text = text;
+                self.out.flush()
+            }
+        }
+    }
+
+    fn erase(&mut self) -> io::Result<()> {
+        match std::mem::take(&mut self.drawn) {
+            0 => Ok(()),
+            lines => write!(self.out, "\x1b[{lines}A\r\x1b[J"),
+        }
+    }
+
+    fn tell(&mut self, rows: &[Row]) -> io::Result<()> {
+        for row in rows {
+            let place = (row.namespace.clone(), row.node.clone(), row.image.clone());
+            let state = state(row);
+            if self.said.get(&place) != Some(&state) {
+                let (node, image) = (printable(&row.node), shortened(&printable(&row.image)));
+                writeln!(self.out, "{}/{node}  {image}  {state}", printable(&row.namespace))?;
+                self.said.insert(place, state);
+            }
+        }
+        self.out.flush()
+    }
+}
+
+/// What moves or is broken first, as much as fits, and the summary.
+fn live_view(rows: &[Row], namespaces: bool) -> String {
+    let mut shown: Vec<&Row> = rows.iter().collect();
+    if shown.len() > LIVE_ROWS {
+        // Stable: within a phase the order of the table stays.
+        shown.sort_by_key(|row| row.phase);
+        shown.truncate(LIVE_ROWS);
+    }
+    let table = lines(shown.iter().copied(), namespaces, false);
+    let hidden = match rows.len() - shown.len() {
+        0 => String::new(),
+        more => format!("… and {more} more\n"),
+    };
+    format!("{table}\n{hidden}\n{}\n", Summary::of(rows).line())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use imagewarm_core::table::row::Phase;
+
+    fn row(node: usize, phase: Phase, reason: &str) -> Row {
+        Row {
+            namespace: "shop".into(),
+            node: format!("node-{node:02}"),
+            image: "app:v1".into(),
+            phase,
+            reason: reason.into(),
+            message: String::new(),
+            is_final: phase == Phase::Ready,
+            progress: None,
+            running_seconds: None,
+            size_bytes: None,
+            took: None,
+            digest: None,
+            attempts: None,
+        }
+    }
+
+    #[test]
+    fn a_long_view_keeps_to_the_screen_and_shows_what_moves() {
+        let mut rows: Vec<Row> = (0..40).map(|node| row(node, Phase::Ready, "Pulled")).collect();
+        rows[33] = row(33, Phase::Pulling, "Pulling");
+        rows[35] = row(35, Phase::Failed, "TimedOut");
+        let text = live_view(&rows, false);
+        assert!(text.lines().count() < 24, "{text}");
+        let nodes: Vec<_> = text.lines().skip(1).take(3).map(|line| &line[..7]).collect();
+        assert_eq!(nodes, ["node-33", "node-35", "node-00"]);
+        assert!(text.contains("… and 22 more\n"), "{text}");
+    }
+
+    #[test]
+    fn lines_tell_each_change_once() {
+        let mut out = Vec::new();
+        let mut view = View {
+            screen: Screen::Lines,
+            drawn: 0,
+            text: String::new(),
+            said: BTreeMap::new(),
+            out: &mut out,
+        };
+        let scope = Scope { namespace: None };
+        view.show(&[row(1, Phase::Pulling, "Pulling"), row(2, Phase::Waiting, "")], &scope)
+            .unwrap();
+        view.show(&[row(1, Phase::Pulling, "Pulling"), row(2, Phase::Waiting, "")], &scope)
+            .unwrap();
+        view.show(&[row(1, Phase::Ready, "Pulled")], &scope).unwrap();
+        insta::assert_snapshot!(String::from_utf8(out).unwrap(), @"
+        shop/node-01  app:v1  Pulling
+        shop/node-02  app:v1  (new)
+        shop/node-01  app:v1  Pulled
+        ");
+    }
+
+    #[test]
+    fn a_terminal_is_drawn_over() {
+        let mut out = Vec::new();
+        let mut view = View {
+            screen: Screen::Terminal,
+            drawn: 0,
+            text: String::new(),
+            said: BTreeMap::new(),
+            out: &mut out,
+        };
+        let scope = Scope { namespace: None };
+        view.show(&[row(1, Phase::Pulling, "Pulling")], &scope).unwrap();
+        view.show(&[row(1, Phase::Ready, "Pulled")], &scope).unwrap();
+        view.erase().unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.matches("\x1b[4A\r\x1b[J").count(), 2, "{text:?}");
+        assert!(text.ends_with("\x1b[4A\r\x1b[J"), "{text:?}");
+    }
+}

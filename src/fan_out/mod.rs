@@ -1,0 +1,392 @@
+//! From a Revision seen at admission to its ImageWarms: a bounded queue that never makes the
+//! webhook wait, and a worker that plans and writes. What is lost here, the leader repairs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::Client;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::kubernetes::caches::Stores;
+use crate::kubernetes::writes::{self, ApplyError, Created};
+use imagewarm_core::api::{CachedObject, ImageWarm};
+use imagewarm_core::demand::AdmittedRevision;
+use imagewarm_core::demand::revision::demand;
+use imagewarm_core::placement::NodeFacts;
+use imagewarm_core::plan::fan_out::fan_out;
+use imagewarm_core::policy::Policy;
+use imagewarm_core::policy::bounds::{LIMIT_REACHED, Room};
+use rate_limit::Ceiling;
+
+mod rate_limit;
+
+/// Revisions that are fanned out at the same time; their writes share one limit.
+const REVISIONS_AT_ONCE: usize = 8;
+/// Bytes of Revisions that may wait, however few they are: each is text as it came.
+const BYTES_WAITING: usize = 64 * 1024 * 1024;
+/// A Namespace that is younger than our watch is given this long to show its label.
+const NAMESPACE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How Revisions become ImageWarms.
+#[derive(clap::Args, Clone, Debug)]
+pub struct FanOutArgs {
+    /// Revisions seen at admission that may wait for their fan-out. One that finds no place is
+    /// left to the leader, which makes its ImageWarms a few seconds later.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = imagewarm_core::settings::at_least_one,
+          env = "IMAGEWARM_FAN_OUT_QUEUE")]
+    pub fan_out_queue: usize,
+
+    /// ImageWarms that are created at the same time, each over a connection of its own.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = imagewarm_core::settings::at_least_one,
+          env = "IMAGEWARM_FAN_OUT_CONCURRENCY")]
+    pub fan_out_concurrency: usize,
+
+    /// Revisions of one namespace that are fanned out from admission within a minute. Further
+    /// ones, which may be forged, are left to the leader: it knows the Revisions that exist.
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = imagewarm_core::settings::at_least_one,
+          env = "IMAGEWARM_FAN_OUT_PER_MINUTE")]
+    pub fan_out_per_minute: usize,
+}
+
+impl Default for FanOutArgs {
+    fn default() -> Self {
+        FanOutArgs { fan_out_queue: 1024, fan_out_concurrency: 16, fan_out_per_minute: 300 }
+    }
+}
+
+/// Takes Revisions at admission.
+#[derive(Clone, Debug)]
+pub struct FanOut {
+    sender: mpsc::Sender<AdmittedRevision>,
+    bytes: Arc<AtomicUsize>,
+    ceiling: Arc<Ceiling>,
+    metrics: FanOutMetrics,
+}
+
+impl FanOut {
+    /// Takes an admitted Revision without waiting; false when there is no room for it.
+    pub fn offer(&self, admitted: AdmittedRevision) -> bool {
+        if !self.ceiling.admit(&admitted.namespace, Instant::now()) {
+            self.metrics.over_ceiling.inc();
+            return false;
+        }
+        let size = admitted.size();
+        let fits = self.bytes.fetch_add(size, Ordering::Relaxed) + size <= BYTES_WAITING;
+        let taken = fits && self.sender.try_send(admitted).is_ok();
+        if taken {
+            self.metrics.queued.inc();
+        } else {
+            self.bytes.fetch_sub(size, Ordering::Relaxed);
+        }
+        taken
+    }
+}
+
+/// The other end of the queue.
+#[derive(Debug)]
+pub struct FanOutQueue {
+    receiver: mpsc::Receiver<AdmittedRevision>,
+    bytes: Arc<AtomicUsize>,
+}
+
+/// The queue's two ends.
+pub fn queue(args: &FanOutArgs, metrics: &FanOutMetrics) -> (FanOut, FanOutQueue) {
+    let (sender, receiver) = mpsc::channel(args.fan_out_queue);
+    let ceiling = Arc::new(Ceiling::new(args.fan_out_per_minute));
+    let bytes = Arc::<AtomicUsize>::default();
+    let queue = FanOutQueue { receiver, bytes: bytes.clone() };
+    (FanOut { sender, bytes, ceiling, metrics: metrics.clone() }, queue)
+}
+
+/// What the worker needs.
+#[derive(Clone)]
+pub struct FanOutWorker {
+    /// The API server.
+    pub client: Client,
+    /// Nodes and Namespaces.
+    pub stores: Stores,
+    /// The operator's decisions.
+    pub policy: Arc<Policy>,
+    /// Counts.
+    pub metrics: FanOutMetrics,
+}
+
+impl FanOutWorker {
+    /// Works until `shutdown`, and then through what was taken already.
+    pub async fn run(self, args: FanOutArgs, queue: FanOutQueue, shutdown: CancellationToken) {
+        let mut receiver = queue.receiver;
+        let writes = Arc::new(Semaphore::new(args.fan_out_concurrency));
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() >= REVISIONS_AT_ONCE {
+                running.join_next().await;
+            }
+            let admitted = tokio::select! {
+                biased;
+                admitted = receiver.recv() => admitted,
+                () = shutdown.cancelled(), if !receiver.is_closed() => {
+                    receiver.close();
+                    continue;
+                }
+                Some(_) = running.join_next() => continue,
+            };
+            let Some(admitted) = admitted else { break };
+            self.metrics.queued.dec();
+            queue.bytes.fetch_sub(admitted.size(), Ordering::Relaxed);
+            let (worker, writes) = (self.clone(), writes.clone());
+            let limit = args.fan_out_concurrency;
+            running.spawn(async move { worker.fan_out(admitted, &writes, limit).await });
+        }
+        while running.join_next().await.is_some() {}
+    }
+
+    async fn fan_out(&self, admitted: AdmittedRevision, writes: &Semaphore, limit: usize) {
+        let began = Instant::now();
+        let (namespace, revision) = (admitted.namespace.clone(), admitted.name.clone());
+        let planned = self.plan(admitted).await;
+        if planned.is_empty() {
+            return;
+        }
+        let images: BTreeSet<&str> = planned.iter().map(|warm| warm.spec.image.as_str()).collect();
+        let nodes: BTreeSet<&str> =
+            planned.iter().map(|warm| warm.spec.node_name.as_str()).collect();
+        let (images, nodes) = (images.len(), nodes.len());
+
+        let tally = Tally::default();
+        let hopeless = CancellationToken::new();
+        futures::stream::iter(planned)
+            .for_each_concurrent(limit, |warm| {
+                let (tally, hopeless) = (&tally, &hopeless);
+                async move {
+                    let Ok(_place) = writes.acquire().await else { return };
+                    if !hopeless.is_cancelled() {
+                        self.create(&warm, tally, hopeless).await;
+                    }
+                }
+            })
+            .await;
+        let took = began.elapsed();
+        self.metrics.duration.observe(took.as_secs_f64());
+        let (created, existed, failed) = tally.read();
+        tracing::info!(
+            namespace,
+            revision,
+            images,
+            nodes,
+            created,
+            existed,
+            failed,
+            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "revision fanned out"
+        );
+    }
+
+    /// What the Revision wants; nothing where somebody said no. For thousands of nodes that is work
+    /// of some milliseconds, so it is done beside the threads that answer.
+    async fn plan(&self, admitted: AdmittedRevision) -> Vec<ImageWarm> {
+        let opted_out = self.namespace_opted_out(&admitted.namespace).await;
+        let worker = self.clone();
+        let planned =
+            tokio::task::spawn_blocking(move || worker.plan_now(&admitted, opted_out)).await;
+        planned.unwrap_or_else(|error| {
+            tracing::error!(%error, "a Revision could not be planned");
+            Vec::new()
+        })
+    }
+
+    fn plan_now(&self, admitted: &AdmittedRevision, opted_out: bool) -> Vec<ImageWarm> {
+        let AdmittedRevision { namespace, name, .. } = admitted;
+        let revision = match admitted.revision() {
+            Ok(revision) => revision,
+            Err(error) => {
+                self.metrics.undecodable.inc();
+                tracing::warn!(namespace, name, %error, "a Revision could not be read and is not warmed yet");
+                return Vec::new();
+            }
+        };
+        let mut demand = demand(&revision, opted_out, &self.policy);
+        if demand.images.is_empty() {
+            return Vec::new();
+        }
+        demand.placement = self.stores.runtime_classes().constrain(demand.placement);
+        let nodes = self.stores.nodes.state();
+        let nobody = BTreeSet::new();
+        let nodes: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &nobody)).collect();
+        let mut planned = fan_out(&revision, &demand, &nodes, &self.policy);
+        self.keep_within_limit(namespace, &mut planned);
+        planned
+    }
+
+    /// Takes out what the namespace has no place for.
+    fn keep_within_limit(&self, namespace: &str, planned: &mut Vec<ImageWarm>) {
+        if self.policy.bounds.image_warms_per_namespace == 0 {
+            return;
+        }
+        let existing = self.stores.image_warms.state();
+        let mut room = Room::new(self.policy.bounds, existing.iter().map(Arc::as_ref));
+        planned.retain(|warm| {
+            let exists = self.exists(warm);
+            exists || room.take(namespace)
+        });
+        for missing in room.refused.into_values() {
+            self.metrics.count_many(Outcome::OverLimit, missing);
+            tracing::warn!(
+                namespace,
+                missing,
+                reason = LIMIT_REACHED,
+                "the namespace has as many ImageWarms as it may (--max-image-warms-per-namespace)"
+            );
+        }
+    }
+
+    fn exists(&self, warm: &ImageWarm) -> bool {
+        self.stores.image_warms.get(warm.namespace(), warm.name()).is_some()
+    }
+
+    async fn namespace_opted_out(&self, namespace: &str) -> bool {
+        let bounds = self.policy.bounds;
+        let until = Instant::now() + NAMESPACE_PATIENCE;
+        loop {
+            if let Some(found) = self.stores.namespace(namespace) {
+                return !bounds.selects(found.metadata.labels.as_ref())
+                    || found.metadata.deletion_timestamp.is_some();
+            }
+            if Instant::now() >= until {
+                return !bounds.selects_unknown();
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    async fn create(&self, warm: &ImageWarm, tally: &Tally, hopeless: &CancellationToken) {
+        if self.exists(warm) {
+            tally.existed.fetch_add(1, Ordering::Relaxed);
+            self.metrics.count(Outcome::Existed);
+            return;
+        }
+        match writes::create(&self.client, warm).await {
+            Ok(Created::New) => {
+                tally.created.fetch_add(1, Ordering::Relaxed);
+                self.metrics.count(Outcome::Created);
+            }
+            Ok(Created::Existed) => {
+                tally.existed.fetch_add(1, Ordering::Relaxed);
+                self.metrics.count(Outcome::Existed);
+            }
+            Err(error) => {
+                tally.failed.fetch_add(1, Ordering::Relaxed);
+                self.metrics.count(Outcome::Failed);
+                let whole_namespace =
+                    matches!(error, ApplyError::NamespaceTerminating | ApplyError::Forbidden(_));
+                if whole_namespace {
+                    hopeless.cancel();
+                }
+                tracing::warn!(
+                    namespace = warm.metadata.namespace.as_deref().unwrap_or_default(),
+                    image = %warm.spec.image,
+                    node = %warm.spec.node_name,
+                    %error,
+                    "cannot create ImageWarm"
+                );
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    created: AtomicUsize,
+    existed: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Tally {
+    fn read(&self) -> (usize, usize, usize) {
+        let read = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        (read(&self.created), read(&self.existed), read(&self.failed))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Outcome {
+    Created,
+    Existed,
+    Failed,
+    OverLimit,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: Outcome,
+}
+
+/// Counts of the fan-out.
+#[derive(Clone, Debug)]
+pub struct FanOutMetrics {
+    queued: Gauge,
+    over_ceiling: Counter,
+    undecodable: Counter,
+    image_warms: Family<OutcomeLabels, Counter>,
+    duration: Histogram,
+}
+
+impl FanOutMetrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = FanOutMetrics {
+            queued: Gauge::default(),
+            over_ceiling: Counter::default(),
+            undecodable: Counter::default(),
+            image_warms: Family::default(),
+            duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+        };
+        registry.register(
+            "fan_out_queue_length",
+            "Revisions that wait for their fan-out",
+            metrics.queued.clone(),
+        );
+        registry.register(
+            "fan_out_over_ceiling",
+            "Revisions seen at admission beyond their namespace's number for a minute",
+            metrics.over_ceiling.clone(),
+        );
+        registry.register(
+            "webhook_undecodable_revisions",
+            "Revisions seen at admission that could not be read",
+            metrics.undecodable.clone(),
+        );
+        registry.register(
+            "fan_out_image_warms",
+            "ImageWarms that a fan-out created, found, failed to create, or left out for a limit",
+            metrics.image_warms.clone(),
+        );
+        registry.register(
+            "fan_out_duration_seconds",
+            "Time from the start of a Revision's fan-out to its last ImageWarm",
+            metrics.duration.clone(),
+        );
+        metrics
+    }
+
+    fn count(&self, outcome: Outcome) {
+        self.count_many(outcome, 1);
+    }
+
+    fn count_many(&self, outcome: Outcome, number: usize) {
+        self.image_warms.get_or_create(&OutcomeLabels { outcome }).inc_by(number as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! Tests of `webhook/fan_out.rs`.
+
+#![allow(clippy::unwrap_used)]
+
+use http::{Response, StatusCode};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::client::Body;
+use kube::core::PartialObjectMeta;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use super::*;
+use crate::admission::review::Request;
+use imagewarm_core::api::{Revision, WARM_KEY};
+use imagewarm_core::policy::Bounds;
+use imagewarm_core::policy::bounds::NamespaceSelection;
+use imagewarm_core::sample::{node, revision, warm};
+
+/// An API server that answers every POST alike, and remembers what it was sent.
+#[derive(Clone, Default)]
+struct Server {
+    paths: Arc<Mutex<Vec<String>>>,
+    in_flight: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl Server {
+    fn client(&self, status: StatusCode, cause: &'static str) -> Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let server = server.clone();
+            async move {
+                server.paths.lock().unwrap().push(request.uri().path().to_owned());
+                let now = server.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+                server.most.fetch_max(now, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                server.in_flight.fetch_sub(1, Ordering::SeqCst);
+                let body = if status.is_success() {
+                    request.into_body().collect_bytes().await.unwrap().to_vec()
+                } else {
+                    let details = json!({"causes": [{"reason": cause}]});
+                    let body = json!({"kind": "Status", "status": "Failure", "code": status.as_u16(),
+                        "message": "no", "reason": "X", "details": details});
+                    serde_json::to_vec(&body).unwrap()
+                };
+                let mut response = Response::new(Body::from(body));
+                *response.status_mut() = status;
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    fn posts(&self) -> usize {
+        self.paths.lock().unwrap().len()
+    }
+}
+
+fn namespace(label: Option<&str>) -> PartialObjectMeta<Namespace> {
+    let labels = label.map_or(json!({}), |value| json!({WARM_KEY: value}));
+    serde_json::from_value(json!({"metadata": {"name": "ns", "labels": labels}})).unwrap()
+}
+
+fn stores(nodes: usize, warms: Vec<ImageWarm>, label: Option<&str>) -> Stores {
+    let nodes = (0..nodes).map(|n| node(&format!("n{n}"))).collect();
+    Stores::fixed(warms, vec![], vec![], nodes, vec![namespace(label)])
+}
+
+/// What admission sees of it.
+fn seen(revision: &Revision) -> AdmittedRevision {
+    seen_as(serde_json::to_value(revision).unwrap())
+}
+
+fn seen_as(object: Value) -> AdmittedRevision {
+    let metadata = &object["metadata"];
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {"uid": "u", "namespace": metadata["namespace"], "name": metadata["name"],
+                    "object": object},
+    });
+    let body = review.to_string();
+    let request = Request::parse(Some("application/json"), body.as_bytes());
+    request.unwrap().admitted_revision().unwrap()
+}
+
+/// Offers the Revisions, and runs until all are done.
+async fn fan_out_all(client: Client, stores: Stores, limit: usize, revisions: Vec<Revision>) {
+    fan_out_within(client, stores, limit, revisions, Bounds::default()).await;
+}
+
+async fn fan_out_within(
+    client: Client,
+    stores: Stores,
+    limit: usize,
+    revisions: Vec<Revision>,
+    bounds: Bounds,
+) {
+    let args =
+        FanOutArgs { fan_out_queue: 10, fan_out_concurrency: limit, ..FanOutArgs::default() };
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (fan_out, queue) = queue(&args, &metrics);
+    let policy = Arc::new(Policy { bounds, ..Policy::default() });
+    let worker = FanOutWorker { client, stores, policy, metrics };
+    for revision in revisions {
+        assert!(fan_out.offer(seen(&revision)));
+    }
+    let shutdown = CancellationToken::new();
+    shutdown.cancel(); // what was taken is finished all the same
+    tokio::time::timeout(Duration::from_secs(20), worker.run(args, queue, shutdown)).await.unwrap();
+}
+
+#[tokio::test]
+async fn creates_every_object_within_the_limit() {
+    let server = Server::default();
+    let client = server.client(StatusCode::CREATED, "");
+    let revisions = vec![revision("r-1", 0, &["a", "b"]), revision("r-2", 0, &["c"])];
+    fan_out_all(client, stores(10, vec![], None), 4, revisions).await;
+    assert_eq!(server.posts(), 30);
+    let most = server.most.load(Ordering::SeqCst);
+    assert!((2..=4).contains(&most), "{most}");
+    let path = server.paths.lock().unwrap()[0].clone();
+    assert_eq!(path, "/apis/caching.knative.dev/v1alpha1/namespaces/ns/imagewarms");
+}
+
+#[tokio::test]
+async fn limits_are_kept() {
+    let two_images = Bounds { images_per_revision: 2, ..Bounds::default() };
+    let seven = Bounds { image_warms_per_namespace: 7, ..Bounds::default() };
+    let opt_in = Bounds { namespaces: NamespaceSelection::OptIn, ..Bounds::default() };
+    for (bounds, label, expected) in
+        [(two_images, None, 20), (seven, None, 7), (opt_in, None, 0), (opt_in, Some("true"), 30)]
+    {
+        let server = Server::default();
+        let client = server.client(StatusCode::CREATED, "");
+        let asked = revision("r-1", 0, &["a", "b", "c"]);
+        fan_out_within(client, stores(10, vec![], label), 4, vec![asked], bounds).await;
+        assert_eq!(server.posts(), expected, "{bounds:?} {label:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_class_is_asked_for_its_nodes() {
+    let class = serde_json::from_value(json!({
+        "metadata": {"name": "one"}, "handler": "h",
+        "scheduling": {"nodeSelector": {"kubernetes.io/hostname": "n1"}},
+    }));
+    let stores = stores(3, vec![], None).with_runtime_classes(vec![class.unwrap()]);
+    for (name, expected) in [("one", 1), ("none", 0)] {
+        let server = Server::default();
+        let client = server.client(StatusCode::CREATED, "");
+        let mut asked = revision("r-1", 0, &["a"]);
+        asked.spec.runtime_class_name = Some(name.into());
+        fan_out_all(client, stores.clone(), 4, vec![asked]).await;
+        assert_eq!(server.posts(), expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_exists_is_not_sent_again_and_a_conflict_is_no_failure() {
+    let server = Server::default();
+    let asked = revision("r-1", 0, &["a"]);
+    let exists = warm(&asked, "a", "n0", 0);
+    let client = server.client(StatusCode::CONFLICT, "");
+    fan_out_all(client, stores(3, vec![exists], None), 4, vec![asked]).await;
+    assert_eq!(server.posts(), 2);
+}
+
+#[tokio::test]
+async fn a_terminating_namespace_is_given_up() {
+    let server = Server::default();
+    let client = server.client(StatusCode::FORBIDDEN, "NamespaceTerminating");
+    let asked = revision("r-1", 0, &["a"]);
+    fan_out_all(client, stores(100, vec![], None), 2, vec![asked]).await;
+    assert!(server.posts() <= 4, "{}", server.posts());
+}
+
+#[tokio::test]
+async fn an_opted_out_namespace_gets_nothing() {
+    let server = Server::default();
+    let client = server.client(StatusCode::CREATED, "");
+    let asked = revision("r-1", 0, &["a"]);
+    fan_out_all(client, stores(3, vec![], Some("false")), 2, vec![asked]).await;
+    assert_eq!(server.posts(), 0);
+}
+
+#[test]
+fn a_full_queue_refuses_at_once() {
+    let args = FanOutArgs { fan_out_queue: 1, ..FanOutArgs::default() };
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (fan_out, _queue) = queue(&args, &metrics);
+    assert!(fan_out.offer(seen(&revision("r-1", 0, &["a"]))));
+    assert!(!fan_out.offer(seen(&revision("r-2", 0, &["a"]))));
+    assert_eq!(metrics.queued.get(), 1);
+}
+
+#[tokio::test]
+async fn bytes_that_wait_are_bounded_and_free_again_when_they_are_read() {
+    let args = FanOutArgs { fan_out_queue: 1_000, ..FanOutArgs::default() };
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (fan_out, mut queue) = queue(&args, &metrics);
+    let mut large = revision("r-1", 0, &["a"]);
+    let filler = BTreeMap::from([("filler".to_owned(), "x".repeat(BYTES_WAITING / 4))]);
+    large.metadata.annotations = Some(filler);
+    let large = seen(&large);
+    let taken = (0..10).filter(|_| fan_out.offer(large.clone())).count();
+    assert_eq!(taken, 3);
+    assert!(fan_out.offer(seen(&revision("r-2", 0, &["a"]))), "a small one fits still");
+
+    let first = queue.receiver.recv().await.unwrap();
+    queue.bytes.fetch_sub(first.size(), Ordering::Relaxed);
+    assert!(fan_out.offer(large));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_counted() {
+    let server = Server::default();
+    let client = server.client(StatusCode::CREATED, "");
+    let mut odd = serde_json::to_value(revision("r-1", 0, &["a"])).unwrap();
+    odd["metadata"]["labels"] = json!(7);
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (stores, policy) = (stores(3, vec![], None), Arc::default());
+    let worker = FanOutWorker { client, stores, policy, metrics: metrics.clone() };
+    assert!(worker.plan(seen_as(odd)).await.is_empty());
+    assert_eq!(metrics.undecodable.get(), 1);
+}
+
+#[test]
+fn a_flood_of_one_namespace_is_counted_and_leaves_room_for_others() {
+    let args = FanOutArgs { fan_out_per_minute: 2, ..FanOutArgs::default() };
+    let metrics = FanOutMetrics::register(&mut Registry::default());
+    let (fan_out, _queue) = queue(&args, &metrics);
+    let offer = |n: &i32| fan_out.offer(seen(&revision(&format!("r-{n}"), 0, &["a"])));
+    let taken = (0..50).filter(offer).count();
+    assert_eq!((taken, metrics.over_ceiling.get()), (2, 48));
+    let mut elsewhere = revision("r-1", 0, &["a"]);
+    elsewhere.metadata.namespace = Some("elsewhere".into());
+    assert!(fan_out.offer(seen(&elsewhere)));
+}

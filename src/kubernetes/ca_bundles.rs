@@ -1,0 +1,317 @@
+//! Tells clients whom to trust: the CA in `caBundle` of the webhook configurations (for the API
+//! server) and in a ConfigMap (for warmers). Writes only what differs, and nothing beside it.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tracing::info;
+
+use imagewarm_core::api::{MANAGED_BY, MANAGED_BY_LABEL};
+
+/// Key of the CA in the ConfigMap.
+pub const CA_KEY: &str = "ca.crt";
+
+/// How long one request to the API server may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a configuration that changed in between is read again.
+const ATTEMPTS: usize = 3;
+
+/// The two configurations, by `metadata.name`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebhookConfigurations {
+    /// A MutatingWebhookConfiguration.
+    pub mutating: String,
+    /// A ValidatingWebhookConfiguration.
+    pub validating: String,
+}
+
+/// How one object stands to the CA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It holds the CA.
+    Right,
+    /// It exists and holds something else.
+    Different,
+    /// It does not exist; perhaps its manifest comes later.
+    NotFound,
+}
+
+/// How both configurations stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CaBundles {
+    /// Of the MutatingWebhookConfiguration.
+    pub mutating: Standing,
+    /// Of the ValidatingWebhookConfiguration.
+    pub validating: Standing,
+}
+
+impl CaBundles {
+    /// Whether the API server can call both webhooks.
+    pub fn are_right(self) -> bool {
+        (self.mutating, self.validating) == (Standing::Right, Standing::Right)
+    }
+
+    /// Names each configuration with which the API server cannot call us, and why.
+    pub fn check(self) -> Result<(), String> {
+        let faults: Vec<String> = [
+            ("MutatingWebhookConfiguration", self.mutating),
+            ("ValidatingWebhookConfiguration", self.validating),
+        ]
+        .into_iter()
+        .filter_map(|(kind, standing)| match standing {
+            Standing::Right => None,
+            Standing::Different => Some(format!("the {kind} does not hold our CA yet")),
+            Standing::NotFound => Some(format!("the {kind} does not exist")),
+        })
+        .collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+    }
+}
+
+/// Why the CA could not be published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The API server answered with an error, or could not be reached.
+    #[error("cannot {verb} {object}")]
+    Api {
+        /// `read` or `patch`.
+        verb: &'static str,
+        /// Kind and name.
+        object: String,
+        /// What happened.
+        source: Box<kube::Error>,
+    },
+    /// The API server did not answer in time.
+    #[error("cannot {verb} {object}: no answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout {
+        /// `read` or `patch`.
+        verb: &'static str,
+        /// Kind and name.
+        object: String,
+    },
+}
+
+/// A webhook configuration, as far as it matters here.
+trait Configuration: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> {
+    /// Name and `caBundle` of each webhook, in order.
+    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)>;
+}
+
+impl Configuration for MutatingWebhookConfiguration {
+    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
+        let webhooks = self.webhooks.iter().flatten();
+        webhooks.map(|w| (w.name.as_str(), w.client_config.ca_bundle.as_ref())).collect()
+    }
+}
+
+impl Configuration for ValidatingWebhookConfiguration {
+    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
+        let webhooks = self.webhooks.iter().flatten();
+        webhooks.map(|w| (w.name.as_str(), w.client_config.ca_bundle.as_ref())).collect()
+    }
+}
+
+/// Puts the CA into every webhook of both configurations where it is not there yet.
+pub async fn ensure_ca_bundle(
+    client: &Client,
+    names: &WebhookConfigurations,
+    ca_pem: &str,
+) -> Result<CaBundles, PublishError> {
+    // Both are tried, whatever becomes of the first.
+    let mutating = ensure::<MutatingWebhookConfiguration>(client, &names.mutating, ca_pem).await;
+    let validating =
+        ensure::<ValidatingWebhookConfiguration>(client, &names.validating, ca_pem).await;
+    Ok(CaBundles { mutating: mutating?, validating: validating? })
+}
+
+/// Whether both configurations hold the CA already; for replicas that do not lead.
+pub async fn ca_bundle_is_set(
+    client: &Client,
+    names: &WebhookConfigurations,
+    ca_pem: &str,
+) -> Result<CaBundles, PublishError> {
+    Ok(CaBundles {
+        mutating: look::<MutatingWebhookConfiguration>(client, &names.mutating, ca_pem).await?.0,
+        validating: look::<ValidatingWebhookConfiguration>(client, &names.validating, ca_pem)
+            .await?
+            .0,
+    })
+}
+
+/// Makes the Namespace the owner of both configurations, so that deleting it takes them along: a
+/// webhook with failurePolicy Fail that nobody serves would block its objects for ever. Owners
+/// that others have set stay. A configuration that does not exist is left to the next look.
+pub async fn ensure_owner(
+    client: &Client,
+    names: &WebhookConfigurations,
+    namespace: &str,
+) -> Result<(), PublishError> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let object = || format!("Namespace {namespace}");
+    let found = request("read", object, namespaces.get_metadata(namespace)).await?;
+    let Some(uid) = found.metadata.uid else { return Ok(()) };
+    let owner = OwnerReference {
+        api_version: "v1".into(),
+        kind: "Namespace".into(),
+        name: namespace.into(),
+        uid,
+        controller: Some(false),
+        block_owner_deletion: Some(false),
+    };
+    own::<MutatingWebhookConfiguration>(client, &names.mutating, &owner).await?;
+    own::<ValidatingWebhookConfiguration>(client, &names.validating, &owner).await
+}
+
+async fn own<K>(client: &Client, name: &str, owner: &OwnerReference) -> Result<(), PublishError>
+where
+    K: Configuration + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let object = || format!("{} {name}", K::kind(&()));
+    let Some(found) = request("read", object, api.get_metadata_opt(name)).await? else {
+        return Ok(());
+    };
+    let mut owners = found.metadata.owner_references.unwrap_or_default();
+    if owners.iter().any(|held| held.uid == owner.uid) {
+        return Ok(());
+    }
+    // One of the same name but another uid was of a Namespace that is gone.
+    owners.retain(|held| (&held.kind, &held.name) != (&owner.kind, &owner.name));
+    owners.push(owner.clone());
+    let patch = json!({"metadata": {
+        "resourceVersion": found.metadata.resource_version, "ownerReferences": owners,
+    }});
+    let params = PatchParams::default();
+    request("patch", object, api.patch_metadata(name, &params, &Patch::Merge(patch))).await?;
+    info!(kind = %K::kind(&()), name, owner = owner.name, "set the owner");
+    Ok(())
+}
+
+/// Keeps the CA in the ConfigMap's key `ca.crt`. Says whether anything was written.
+pub async fn ensure_ca_config_map(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    ca_pem: &str,
+) -> Result<bool, PublishError> {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let object = || format!("ConfigMap {namespace}/{name}");
+    let found = request("read", object, api.get_opt(name)).await?;
+    let held = found.as_ref().and_then(|map| map.data.as_ref()?.get(CA_KEY));
+    if held.map(String::as_str) == Some(ca_pem) {
+        return Ok(false);
+    }
+    let next = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {
+            "name": name, "namespace": namespace, "labels": {MANAGED_BY_LABEL: MANAGED_BY},
+        },
+        "data": {CA_KEY: ca_pem},
+    });
+    // Server-side apply creates or changes, and owns these fields alone.
+    let params = PatchParams::apply(MANAGED_BY).force();
+    request("patch", object, api.patch(name, &params, &Patch::Apply(next))).await?;
+    info!(namespace, name, "published the CA in a ConfigMap");
+    Ok(true)
+}
+
+async fn ensure<K>(client: &Client, name: &str, ca_pem: &str) -> Result<Standing, PublishError>
+where
+    K: Configuration + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let object = || format!("{} {name}", K::kind(&()));
+    let mut attempt = 1;
+    loop {
+        let (standing, found) = look::<K>(client, name, ca_pem).await?;
+        let Some(found) = found.filter(|_| standing == Standing::Different) else {
+            return Ok(standing);
+        };
+        let Some(patch) = ca_patch(&found.webhooks(), ca_pem) else { return Ok(Standing::Right) };
+        let (params, patch) = (PatchParams::default(), Patch::Json::<()>(patch));
+        let patched = api.patch(name, &params, &patch);
+        match request("patch", object, patched).await {
+            Ok(_) => {
+                info!(kind = %K::kind(&()), name, "set caBundle");
+                return Ok(Standing::Right);
+            }
+            Err(PublishError::Api { source, .. })
+                if attempt < ATTEMPTS && is_changed_since(&source) =>
+            {
+                attempt += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn look<K>(
+    client: &Client,
+    name: &str,
+    ca_pem: &str,
+) -> Result<(Standing, Option<K>), PublishError>
+where
+    K: Configuration + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let object = || format!("{} {name}", K::kind(&()));
+    let Some(found) = request("read", object, api.get_opt(name)).await? else {
+        return Ok((Standing::NotFound, None));
+    };
+    let holds = |ca: &Option<&ByteString>| ca.is_some_and(|ca| ca.0 == ca_pem.as_bytes());
+    let webhooks = found.webhooks();
+    let right = !webhooks.is_empty() && webhooks.iter().all(|(_, ca)| holds(ca));
+    let standing = if right { Standing::Right } else { Standing::Different };
+    Ok((standing, Some(found)))
+}
+
+/// Sets `caBundle` where it differs. Each webhook is found by its place, so the patch tests that
+/// the place still holds that webhook; `None` when nothing differs.
+fn ca_patch(webhooks: &[(&str, Option<&ByteString>)], ca_pem: &str) -> Option<json_patch::Patch> {
+    let ca = ByteString(ca_pem.as_bytes().to_vec());
+    let mut operations: Vec<Value> = Vec::new();
+    for (at, (name, held)) in webhooks.iter().enumerate() {
+        if *held != Some(&ca) {
+            let path = format!("/webhooks/{at}");
+            operations.push(json!({"op": "test", "path": format!("{path}/name"), "value": name}));
+            let path = format!("{path}/clientConfig/caBundle");
+            operations.push(json!({"op": "add", "path": path, "value": &ca}));
+        }
+    }
+    if operations.is_empty() {
+        return None;
+    }
+    serde_json::from_value(operations.into()).ok()
+}
+
+/// A failed `test` is 422; 404 when the object or the place is gone.
+fn is_changed_since(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
+}
+
+async fn request<T>(
+    verb: &'static str,
+    object: impl Fn() -> String,
+    call: impl Future<Output = kube::Result<T>>,
+) -> Result<T, PublishError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(source)) => {
+            Err(PublishError::Api { verb, object: object(), source: Box::new(source) })
+        }
+        Err(_) => Err(PublishError::Timeout { verb, object: object() }),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,233 @@
+//! What is kept of each type that is watched: with thousands of nodes, most of a Node or an
+//! ImageWarm as sent would be bookkeeping that nobody here reads.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, NodeSpec, NodeStatus, NodeSystemInfo};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::PartialObjectMeta;
+
+use super::Change;
+use super::source::{Kind, Watched};
+use imagewarm_core::api::cached::Shared;
+use imagewarm_core::api::knative::ROUTING_STATE_MODIFIED;
+use imagewarm_core::api::{CachedImageWarm, ImageWarm, KnativeImage, Revision, WARM_KEY};
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Drops managed fields, and the annotations that `keep` does not want.
+fn slim_metadata(metadata: &mut ObjectMeta, keep: impl Fn(&str) -> bool) {
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, _| keep(key));
+    }
+}
+
+fn metadata_differs(new: &ObjectMeta, old: &ObjectMeta) -> bool {
+    new.uid != old.uid
+        || new.labels != old.labels
+        || new.annotations != old.annotations
+        || new.owner_references != old.owner_references
+        || new.deletion_timestamp != old.deletion_timestamp
+}
+
+fn key(metadata: &ObjectMeta) -> (String, String) {
+    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+impl Watched for ImageWarm {
+    const KIND: Kind = Kind::ImageWarm;
+    type CachedObject = CachedImageWarm;
+    fn keep(mut self, shared: &mut Shared) -> CachedImageWarm {
+        slim_metadata(&mut self.metadata, |key| key != LAST_APPLIED);
+        CachedImageWarm::new(self, shared)
+    }
+    /// Every version counts: a status can only be written over the newest one.
+    fn differs(_new: &CachedImageWarm, _old: &CachedImageWarm) -> bool {
+        true
+    }
+    fn changed(object: Arc<CachedImageWarm>) -> Change {
+        Change::ImageWarm(object)
+    }
+    fn deleted(object: Arc<CachedImageWarm>) -> Change {
+        Change::ImageWarmDeleted(object)
+    }
+}
+
+impl Watched for Revision {
+    const KIND: Kind = Kind::Revision;
+    type CachedObject = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
+        slim_metadata(&mut self.metadata, |key| key == WARM_KEY || key == ROUTING_STATE_MODIFIED);
+        self
+    }
+    fn differs(new: &Self, old: &Self) -> bool {
+        metadata_differs(&new.metadata, &old.metadata)
+            || new.spec != old.spec
+            || new.status != old.status
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        let (namespace, name) = key(&object.metadata);
+        Change::Revision(namespace, name)
+    }
+}
+
+impl Watched for KnativeImage {
+    const KIND: Kind = Kind::Image;
+    type CachedObject = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
+        slim_metadata(&mut self.metadata, |key| key != LAST_APPLIED);
+        self
+    }
+    /// Every version counts: a status can only be written over the newest one.
+    fn differs(_new: &Self, _old: &Self) -> bool {
+        true
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        let (namespace, name) = key(&object.metadata);
+        Change::Image(namespace, name)
+    }
+}
+
+impl Watched for Node {
+    const KIND: Kind = Kind::Node;
+    type CachedObject = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
+        slim_metadata(&mut self.metadata, |_| false);
+        let spec = self.spec.take().unwrap_or_default();
+        self.spec = Some(NodeSpec {
+            taints: spec.taints,
+            unschedulable: spec.unschedulable,
+            ..NodeSpec::default()
+        });
+        let status = self.status.take().unwrap_or_default();
+        let mut conditions = status.conditions.unwrap_or_default();
+        conditions.retain(|condition| condition.type_ == "Ready");
+        for condition in &mut conditions {
+            condition.last_heartbeat_time = None;
+        }
+        let node_info = status.node_info.map(|info| NodeSystemInfo {
+            container_runtime_version: info.container_runtime_version,
+            ..NodeSystemInfo::default()
+        });
+        let conditions = Some(conditions);
+        self.status = Some(NodeStatus { conditions, node_info, ..NodeStatus::default() });
+        self
+    }
+    fn differs(new: &Self, old: &Self) -> bool {
+        metadata_differs(&new.metadata, &old.metadata)
+            || new.spec != old.spec
+            || new.status != old.status
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        Change::Node(key(&object.metadata).1)
+    }
+}
+
+impl Watched for PartialObjectMeta<Namespace> {
+    const KIND: Kind = Kind::Namespace;
+    type CachedObject = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
+        slim_metadata(&mut self.metadata, |_| false);
+        self
+    }
+    fn differs(new: &Self, old: &Self) -> bool {
+        metadata_differs(&new.metadata, &old.metadata)
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        Change::Namespace(key(&object.metadata).1)
+    }
+}
+
+impl Watched for RuntimeClass {
+    const KIND: Kind = Kind::RuntimeClass;
+    type CachedObject = Self;
+    fn keep(mut self, _shared: &mut Shared) -> Self {
+        slim_metadata(&mut self.metadata, |_| false);
+        self.overhead = None;
+        self
+    }
+    fn differs(new: &Self, old: &Self) -> bool {
+        metadata_differs(&new.metadata, &old.metadata) || new.scheduling != old.scheduling
+    }
+    fn changed(object: Arc<Self>) -> Change {
+        Change::RuntimeClass(key(&object.metadata).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_of_a_node_is_no_change() {
+        let read = |beat: &str, images: &str, ready: &str| -> Node {
+            let node: Node = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "a", "labels": {"k": "v"}, "annotations": {"x": beat},
+                    "managedFields": [{"manager": "kubelet"}], "resourceVersion": beat},
+                "spec": {"podCIDR": "10.0.0.0/24", "unschedulable": true},
+                "status": {
+                    "images": [{"names": [images]}],
+                    "nodeInfo": {
+                        "containerRuntimeVersion": "containerd://2.2.3", "osImage": images,
+                        "architecture": "", "bootID": "", "kernelVersion": "", "machineID": "",
+                        "kubeProxyVersion": "", "kubeletVersion": "", "operatingSystem": "",
+                        "systemUUID": "",
+                    },
+                    "conditions": [
+                        {"type": "Ready", "status": ready, "lastHeartbeatTime": beat},
+                        {"type": "MemoryPressure", "status": "False"},
+                    ],
+                },
+            }))
+            .unwrap();
+            node.keep(&mut Shared::default())
+        };
+        let (first, beat) = ("2026-11-23T02:00:00Z", "2026-11-23T02:00:10Z");
+        let node = read(first, "a", "True");
+        assert!(!Node::differs(&read(beat, "b", "True"), &node));
+        assert!(Node::differs(&read(beat, "b", "False"), &node));
+        let json = serde_json::to_string(&node).unwrap();
+        assert!(!json.contains("images") && !json.contains("managedFields"), "{json}");
+        assert!(json.contains("containerd://2.2.3"), "{json}");
+    }
+
+    #[test]
+    fn bookkeeping_is_not_kept() {
+        fn read<K: Watched>() -> K {
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": <K as kube::Resource>::api_version(&()),
+                "kind": <K as kube::Resource>::kind(&()),
+                "spec": {"image": "a", "nodeName": "n"},
+                "handler": "h",
+                "metadata": {"name": "a", "annotations": {LAST_APPLIED: "{}", "other": "x"},
+                    "managedFields": [{"manager": "kubectl"}]},
+            }))
+            .unwrap()
+        }
+        fn slimmed<K: Watched<CachedObject = K>>() -> Vec<String> {
+            let object = read::<K>().keep(&mut Shared::default());
+            assert!(object.meta().managed_fields.is_none());
+            object.meta().annotations.clone().unwrap_or_default().into_keys().collect()
+        }
+        let warm = read::<ImageWarm>().keep(&mut Shared::default());
+        assert_eq!(warm.common.annotations.keys().collect::<Vec<_>>(), ["other"]);
+        assert_eq!(slimmed::<KnativeImage>(), ["other"]);
+        assert!(slimmed::<Node>().is_empty());
+        assert!(slimmed::<PartialObjectMeta<Namespace>>().is_empty());
+        assert!(slimmed::<RuntimeClass>().is_empty());
+    }
+
+    #[test]
+    fn a_revision_keeps_our_annotation_only() {
+        let text = include_str!("../../../tests/fixtures/knative/revision.direct-undefaulted.yaml");
+        let mut revision: Revision = serde_saphyr::from_str(text).unwrap();
+        let annotations = revision.metadata.annotations.get_or_insert_default();
+        annotations.insert(WARM_KEY.into(), "false".into());
+        let kept = revision.keep(&mut Shared::default());
+        let keys: Vec<_> = kept.metadata.annotations.unwrap().into_keys().collect();
+        assert_eq!(keys, [WARM_KEY]);
+    }
+}

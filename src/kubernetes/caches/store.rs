@@ -1,0 +1,195 @@
+//! What was listed and watched of one type, by namespace and name. Own code rather than kube's
+//! `reflector::Store`, whose keys alone take more memory than a kept ImageWarm may.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use imagewarm_core::api::CachedObject;
+
+/// Objects of one type. Clones show the same.
+#[derive(Debug)]
+pub struct Store<T> {
+    hasher: RandomState,
+    /// Written by the one source of the type.
+    objects: Arc<RwLock<HashTable<Arc<T>>>>,
+}
+
+impl<T> Clone for Store<T> {
+    fn clone(&self) -> Self {
+        Store { hasher: self.hasher.clone(), objects: self.objects.clone() }
+    }
+}
+
+impl<T> Default for Store<T> {
+    fn default() -> Self {
+        Store { hasher: RandomState::new(), objects: Arc::default() }
+    }
+}
+
+impl<T: CachedObject> FromIterator<T> for Store<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(objects: I) -> Self {
+        let store = Store::default();
+        for object in objects {
+            store.put(Arc::new(object));
+        }
+        store
+    }
+}
+
+impl<T: CachedObject> Store<T> {
+    /// The object of this name; without namespace for what has none.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
+        let is = |one: &Arc<T>| one.namespace() == namespace && one.name() == name;
+        self.read().find(self.hash(namespace, name), is).cloned()
+    }
+
+    /// All objects, in no order.
+    pub fn state(&self) -> Vec<Arc<T>> {
+        self.read().iter().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.read().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.read().is_empty()
+    }
+
+    /// Puts the object in the place of the one of its name; returns that.
+    pub(crate) fn put(&self, object: Arc<T>) -> Option<Arc<T>> {
+        let hash = self.hash_of(&object);
+        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+        let is =
+            |one: &Arc<T>| one.namespace() == object.namespace() && one.name() == object.name();
+        match objects.entry(hash, is, |one| self.hash_of(one)) {
+            Entry::Occupied(mut found) => Some(std::mem::replace(found.get_mut(), object)),
+            Entry::Vacant(free) => {
+                free.insert(object);
+                None
+            }
+        }
+    }
+
+    /// Takes the object of this name out.
+    pub(crate) fn take(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
+        let hash = self.hash(namespace, name);
+        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+        let is = |one: &Arc<T>| one.namespace() == namespace && one.name() == name;
+        objects.find_entry(hash, is).ok().map(|found| found.remove().0)
+    }
+
+    /// Shows what `new` holds, and nothing else, from one moment on.
+    pub(super) fn replace(&self, new: Listed<T>) {
+        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+        *objects = new.objects;
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashTable<Arc<T>>> {
+        self.objects.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hash(&self, namespace: &str, name: &str) -> u64 {
+        self.hasher.hash_one((namespace, name))
+    }
+
+    fn hash_of(&self, object: &Arc<T>) -> u64 {
+        self.hash(object.namespace(), object.name())
+    }
+}
+
+/// A list on its way into a store. What is unchanged is taken from there, so that a list that is
+/// read again takes no memory of its own.
+pub(super) struct Listed<T> {
+    objects: HashTable<Arc<T>>,
+}
+
+impl<T: CachedObject> Listed<T> {
+    pub(super) fn new() -> Self {
+        Listed { objects: HashTable::new() }
+    }
+
+    pub(super) fn add(&mut self, object: T, store: &Store<T>) {
+        let known = store.get(object.namespace(), object.name());
+        let known = known
+            .filter(|known| known.version() == object.version() && !object.version().1.is_empty());
+        let object = known.unwrap_or_else(|| Arc::new(object));
+        let hash = store.hash_of(&object);
+        // A page may repeat what the one before it had.
+        let is =
+            |one: &Arc<T>| one.namespace() == object.namespace() && one.name() == object.name();
+        match self.objects.entry(hash, is, |one| store.hash_of(one)) {
+            Entry::Occupied(mut found) => *found.get_mut() = object,
+            Entry::Vacant(free) => drop(free.insert(object)),
+        }
+    }
+
+    pub(super) fn has(&self, object: &T, store: &Store<T>) -> bool {
+        let is =
+            |one: &Arc<T>| one.namespace() == object.namespace() && one.name() == object.name();
+        self.objects.find(store.hash(object.namespace(), object.name()), is).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use imagewarm_core::api::CachedImageWarm;
+
+    use super::*;
+    use imagewarm_core::api::{ImageWarm, ImageWarmSpec};
+
+    fn warm(name: &str, version: &str) -> CachedImageWarm {
+        let mut warm = ImageWarm::new(name, ImageWarmSpec::default());
+        warm.metadata.namespace = Some("team".into());
+        warm.metadata.resource_version = Some(version.into());
+        warm.into()
+    }
+
+    fn names(store: &Store<CachedImageWarm>) -> Vec<String> {
+        let mut names: Vec<_> = store.state().iter().map(|one| one.name.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn objects_are_found_replaced_and_taken_out() {
+        let store: Store<CachedImageWarm> =
+            (0..100).map(|at| warm(&format!("w{at}"), "1")).collect();
+        let reader = store.clone();
+        assert_eq!((reader.state().len(), reader.is_empty()), (100, false));
+        assert!(reader.get("team", "w7").is_some());
+        assert!(reader.get("", "w7").is_none() && reader.get("team", "w100").is_none());
+
+        let old = store.put(Arc::new(warm("w7", "2"))).unwrap();
+        assert_eq!(&*old.resource_version, "1");
+        assert_eq!(&*reader.get("team", "w7").unwrap().resource_version, "2");
+        assert!(store.put(Arc::new(warm("new", "1"))).is_none());
+
+        assert!(store.take("team", "w7").is_some() && store.take("team", "w7").is_none());
+        assert_eq!(reader.state().len(), 100);
+    }
+
+    #[test]
+    fn a_list_shows_at_once_and_keeps_what_is_unchanged() {
+        let store: Store<CachedImageWarm> = [("a", "1"), ("b", "1"), ("c", "1")]
+            .into_iter()
+            .map(|(name, version)| warm(name, version))
+            .collect();
+        let (a, b) = (store.get("team", "a").unwrap(), store.get("team", "b").unwrap());
+        let mut listed = Listed::new();
+        for (name, version) in [("a", "1"), ("b", "2"), ("d", "1"), ("d", "1")] {
+            listed.add(warm(name, version), &store);
+        }
+        assert_eq!(names(&store), ["a", "b", "c"], "not before the list is complete");
+        assert!(listed.has(&a, &store) && !listed.has(&warm("c", "1"), &store));
+        store.replace(listed);
+        assert_eq!(names(&store), ["a", "b", "d"]);
+        assert!(Arc::ptr_eq(&store.get("team", "a").unwrap(), &a));
+        assert!(!Arc::ptr_eq(&store.get("team", "b").unwrap(), &b));
+    }
+}

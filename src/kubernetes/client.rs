@@ -1,0 +1,185 @@
+//! The one client of the API server: where it is, and how long anything may take.
+//!
+//! The client speaks HTTP/1.1 (each watch and each call in flight is a connection of its own) and
+//! retries 429, 503 and 504; the time limits here and in `apply` bound these retries too.
+
+use std::io::ErrorKind::NotFound;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kube::client::ClientBuilder;
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use tower::timeout::TimeoutLayer;
+
+/// The oldest Kubernetes minor version that has all that is used (selectable fields).
+pub const OLDEST_MINOR: u32 = 32;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until the head of a response; a watch answers at once and then stays open.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Without a byte for so long a connection is dead: watches end on the server after 290 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How to reach the API server.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct ClientArgs {
+    /// Kubeconfig file to use; without it $KUBECONFIG, ~/.kube/config, or the Pod's own
+    /// ServiceAccount, whichever is found first.
+    #[arg(long, value_name = "FILE", env = "IMAGEWARM_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig to use, in place of its current one.
+    #[arg(long, value_name = "NAME", env = "IMAGEWARM_CONTEXT")]
+    pub context: Option<String>,
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No way to the API server was found.
+    #[error(
+        "no kubeconfig found: give --kubeconfig FILE, set KUBECONFIG, or run in a cluster ({0})"
+    )]
+    NoConfig(String),
+    /// A kubeconfig was named, or found, but cannot be used.
+    #[error("cannot use the kubeconfig {file}: {cause}")]
+    BadConfig {
+        /// Where it is.
+        file: String,
+        /// What is wrong.
+        cause: String,
+    },
+    /// The configuration cannot be turned into a client.
+    #[error("cannot set up the client for {server}: {cause}")]
+    Setup {
+        /// Address of the API server.
+        server: String,
+        /// What is wrong.
+        cause: String,
+    },
+    /// The API server did not answer.
+    #[error("cannot reach the API server: {0}")]
+    Unreachable(String),
+    /// The API server is too old.
+    #[error("the API server is Kubernetes {found}; the oldest that works is 1.{OLDEST_MINOR}")]
+    TooOld {
+        /// Its version.
+        found: String,
+    },
+}
+
+impl ClientArgs {
+    /// Makes the client. Nothing is sent yet.
+    pub async fn connect(&self) -> Result<Client, ClientError> {
+        let mut config = self.config().await?;
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.read_timeout = Some(READ_TIMEOUT);
+        config.write_timeout = Some(WRITE_TIMEOUT);
+        // Else the time that a pooled connection lay idle would count as reading.
+        config.reset_reader_on_write = true;
+        let server = config.cluster_url.to_string();
+        let builder = ClientBuilder::try_from(config)
+            .map_err(|error| ClientError::Setup { server, cause: error.to_string() })?;
+        Ok(builder.with_layer(&TimeoutLayer::new(HEAD_TIMEOUT)).build())
+    }
+
+    async fn config(&self) -> Result<Config, ClientError> {
+        let options =
+            KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let variable = std::env::var_os("KUBECONFIG");
+        let file = match (&self.kubeconfig, &variable) {
+            (Some(path), _) => path.display().to_string(),
+            (None, Some(paths)) => paths.display().to_string(),
+            (None, None) => "~/.kube/config".into(),
+        };
+        let bad = |error| ClientError::BadConfig { file, cause: first_line(&error) };
+        if let Some(path) = &self.kubeconfig {
+            let kubeconfig = match Kubeconfig::read_from(path) {
+                Ok(kubeconfig) => kubeconfig,
+                Err(error) => return Err(bad(error)),
+            };
+            return Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(bad);
+        }
+        if self.context.is_some() || variable.is_some() {
+            return Config::from_kubeconfig(&options).await.map_err(bad);
+        }
+        match Config::infer().await {
+            Ok(config) => Ok(config),
+            // Why there is no way at all; or what is wrong with the file that would have been it.
+            Err(error) => match Config::from_kubeconfig(&options).await {
+                Err(KubeconfigError::ReadConfig(cause, _)) if cause.kind() == NotFound => {
+                    Err(ClientError::NoConfig(first_line(&error)))
+                }
+                tried => tried.map_err(bad),
+            },
+        }
+    }
+}
+
+/// Errors of the YAML parser go on with an excerpt of the file, which may hold a credential.
+fn first_line(error: &dyn std::error::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// Makes the client from defaults: `$KUBECONFIG`, the user's kubeconfig, or the Pod's own account.
+pub async fn connect() -> Result<Client, ClientError> {
+    ClientArgs::default().connect().await
+}
+
+/// Asks the API server for its version, and fails when that is too old. Returns it (`v1.36.3`).
+pub async fn check_server_version(client: &Client) -> Result<String, ClientError> {
+    let asked = tokio::time::timeout(HEAD_TIMEOUT, client.apiserver_version()).await;
+    let info = asked
+        .map_err(|_| ClientError::Unreachable("no answer in time".into()))?
+        .map_err(|error| ClientError::Unreachable(crate::kubernetes::writes::one_line(&error)))?;
+    if is_served(&info.major, &info.minor) {
+        Ok(info.git_version)
+    } else {
+        Err(ClientError::TooOld { found: info.git_version })
+    }
+}
+
+/// Some providers write the minor version as `32+`. What cannot be read is given a try.
+fn is_served(major: &str, minor: &str) -> bool {
+    let number = |text: &str| {
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        text[..end].parse::<u32>().ok()
+    };
+    match (number(major), number(minor)) {
+        (Some(1), Some(minor)) => minor >= OLDEST_MINOR,
+        (Some(0), _) => false,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn versions() {
+        for (major, minor, served) in [
+            ("1", "31", false),
+            ("1", "32", true),
+            ("1", "36+", true),
+            ("1", "9-gke", false),
+            ("2", "0", true),
+            ("1", "", true),
+        ] {
+            assert_eq!(is_served(major, minor), served, "{major}.{minor}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_kubeconfig_is_one_clear_line() {
+        let args = ClientArgs { kubeconfig: Some("/nowhere/config".into()), context: None };
+        let text = match args.connect().await {
+            Err(error) => error.to_string(),
+            Ok(_) => String::new(),
+        };
+        assert!(text.contains("/nowhere/config") && !text.contains('\n'), "{text}");
+    }
+}

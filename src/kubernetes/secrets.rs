@@ -1,0 +1,382 @@
+//! Pull secrets: reads them one by one (never a list, never a watch) and turns them into
+//! credentials for one image. What they mean is decided by `image::keychain`.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+
+use imagewarm_core::api::Reason;
+use imagewarm_core::demand::PullIdentity;
+use imagewarm_core::image::keychain::KeychainError;
+use imagewarm_core::image::{Credential, Keychain, Reference};
+
+/// One read may take this long, with all retries.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reads in flight for one image.
+const READS_AT_ONCE: usize = 8;
+/// More identities than this are not asked; the newest come first.
+const MAX_IDENTITIES: usize = 32;
+/// More secrets than this are not read for one image.
+const MAX_SECRETS: usize = 64;
+/// ServiceAccount of Pods that name none.
+const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+
+const DOCKER_CONFIG_JSON: (&str, &str) = ("kubernetes.io/dockerconfigjson", ".dockerconfigjson");
+const DOCKERCFG: (&str, &str) = ("kubernetes.io/dockercfg", ".dockercfg");
+
+/// An object that was asked for. Shown as `Secret "regcred" in namespace "team"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectRef {
+    kind: &'static str,
+    namespace: String,
+    name: String,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} in namespace {:?}", self.kind, self.name, self.namespace)
+    }
+}
+
+/// Why a pull secret cannot be used. `Display` says what is wrong and what would be right, and
+/// holds nothing of a secret's content.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SecretError {
+    /// No object can have this name.
+    #[error(
+        "{kind} name {name:?} is not valid: it must be lower case letters, digits, '-' and '.', \
+         at most 253 characters, such as regcred"
+    )]
+    InvalidName {
+        /// Kind of the object.
+        kind: &'static str,
+        /// The name, shortened.
+        name: String,
+    },
+    /// The API server knows no such object.
+    #[error("{0} does not exist")]
+    NotFound(ObjectRef),
+    /// The Secret is of another kind.
+    #[error(
+        "{object} has type {type_:?}: a pull secret has type kubernetes.io/dockerconfigjson or \
+         kubernetes.io/dockercfg"
+    )]
+    WrongType {
+        /// The Secret.
+        object: ObjectRef,
+        /// Its type.
+        type_: String,
+    },
+    /// The Secret has the right type, but not what belongs to it.
+    #[error("{object} has no {key:?}, which its type asks for")]
+    MissingKey {
+        /// The Secret.
+        object: ObjectRef,
+        /// The key of `data`.
+        key: &'static str,
+    },
+    /// The Secret's content cannot be read.
+    #[error("{key:?} of {object}: {problem}")]
+    Malformed {
+        /// The Secret.
+        object: ObjectRef,
+        /// The key of `data`.
+        key: &'static str,
+        /// What is wrong with it, and where.
+        problem: Box<KeychainError>,
+    },
+    /// The API server does not let us read it.
+    #[error("not allowed to read {object}: imagewarm's ClusterRole must allow get on {resource}")]
+    Forbidden {
+        /// What was asked for.
+        object: ObjectRef,
+        /// The resource, as RBAC rules name it.
+        resource: &'static str,
+    },
+    /// The API server gave no answer that says anything about the object.
+    #[error("could not read {object}: {cause}")]
+    Unreachable {
+        /// What was asked for.
+        object: ObjectRef,
+        /// What went wrong.
+        cause: String,
+    },
+}
+
+impl SecretError {
+    /// The typed reason for a status.
+    pub fn reason(&self) -> Reason {
+        Reason::SecretMissing
+    }
+
+    /// Whether the API server could not be asked at all: distinct from "does not exist".
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Forbidden { .. } | Self::Unreachable { .. })
+    }
+}
+
+/// Checks that the Secret exists in the namespace, has a docker type, and parses.
+pub async fn check_pull_secret(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<(), SecretError> {
+    let secret = read_secret(client, namespace, name).await?;
+    add_secret(&mut Keychain::default(), &secret_ref(namespace, name), &secret)
+}
+
+/// Credentials for `image`, in the order in which they are to be tried. Missing secrets are
+/// skipped while any other gives a credential (as for Pods). An error only when no identity
+/// yields anything and a secret that was named could not be used.
+///
+/// Empty when nothing is named, or when all that is named speaks of other registries: then the
+/// image is to be pulled without credentials. A ServiceAccount that does not exist names nothing.
+pub async fn resolve(
+    client: &Client,
+    namespace: &str,
+    identities: &[PullIdentity],
+    image: &Reference,
+) -> Result<Vec<Credential>, SecretError> {
+    let identities = at_most(identities, MAX_IDENTITIES, image);
+    let accounts = identities.iter().filter_map(service_account).collect();
+    let accounts = for_each(accounts, |name: String| async move {
+        let account = read_service_account(client, namespace, &name).await;
+        (name, account)
+    });
+    let accounts = accounts.await;
+
+    let Expanded { lists, mut failure } = expand(identities, &accounts);
+    let names: Vec<&str> = lists.iter().flatten().map(String::as_str).collect();
+    let names = distinct(&names);
+    let names = at_most(&names, MAX_SECRETS, image).iter().map(|name| (*name).to_owned()).collect();
+    let secrets = for_each(names, |name: String| async move {
+        let secret = read_secret(client, namespace, &name).await;
+        (name, secret)
+    });
+    let secrets = secrets.await;
+
+    let found = credentials(namespace, &lists, &secrets, image, &mut failure);
+    match failure {
+        Some(failure) if found.is_empty() => Err(failure),
+        _ => Ok(found),
+    }
+}
+
+/// Whose pull secrets apply, if the identity has none of its own.
+fn service_account(identity: &PullIdentity) -> Option<String> {
+    match identity.service_account.as_deref() {
+        Some(name) if identity.secrets.is_empty() => {
+            Some(if name.is_empty() { DEFAULT_SERVICE_ACCOUNT } else { name }.to_owned())
+        }
+        _ => None,
+    }
+}
+
+#[derive(Debug, Default)]
+struct Expanded {
+    /// The secrets of each identity, each list once.
+    lists: Vec<Vec<String>>,
+    failure: Option<SecretError>,
+}
+
+type Answers<T> = BTreeMap<String, Result<T, SecretError>>;
+
+fn expand(identities: &[PullIdentity], accounts: &Answers<ServiceAccount>) -> Expanded {
+    let mut expanded = Expanded::default();
+    for identity in identities {
+        let mut names = identity.secrets.clone();
+        if let Some(account) = service_account(identity).and_then(|name| accounts.get(&name)) {
+            match account {
+                Ok(account) => {
+                    let secrets = account.image_pull_secrets.iter().flatten();
+                    names.extend(secrets.map(|secret| secret.name.clone()));
+                }
+                Err(SecretError::NotFound(_)) => {}
+                Err(error) => note(&mut expanded.failure, error),
+            }
+        }
+        names.retain(|name| !name.is_empty());
+        if !names.is_empty() && !expanded.lists.contains(&names) {
+            expanded.lists.push(names);
+        }
+    }
+    expanded
+}
+
+/// What the secrets that were read hold for the image; the failure to tell of goes to `failure`.
+/// As in kubelet, one keychain for each list, so that within a list the most specific entry wins.
+fn credentials(
+    namespace: &str,
+    lists: &[Vec<String>],
+    secrets: &Answers<Secret>,
+    image: &Reference,
+    failure: &mut Option<SecretError>,
+) -> Vec<Credential> {
+    let mut found = Vec::new();
+    for names in lists {
+        let mut keychain = Keychain::default();
+        for (name, answer) in names.iter().filter_map(|name| secrets.get_key_value(name)) {
+            let added = match answer {
+                Ok(secret) => add_secret(&mut keychain, &secret_ref(namespace, name), secret),
+                Err(error) => Err(error.clone()),
+            };
+            if let Err(error) = added {
+                note(failure, &error);
+            }
+        }
+        for credential in keychain.lookup(image) {
+            if !found.contains(&credential) {
+                found.push(credential);
+            }
+        }
+    }
+    found
+}
+
+/// The first failure is told, but one that time may heal goes before one that it cannot.
+fn note(failure: &mut Option<SecretError>, error: &SecretError) {
+    match failure {
+        Some(told) if told.is_unreadable() || !error.is_unreadable() => {}
+        _ => *failure = Some(error.clone()),
+    }
+}
+
+fn add_secret(
+    keychain: &mut Keychain,
+    object: &ObjectRef,
+    secret: &Secret,
+) -> Result<(), SecretError> {
+    let object = || object.clone();
+    let type_ = secret.type_.as_deref().unwrap_or("Opaque");
+    let (_, key) =
+        [DOCKER_CONFIG_JSON, DOCKERCFG]
+            .into_iter()
+            .find(|(right, _)| *right == type_)
+            .ok_or_else(|| SecretError::WrongType { object: object(), type_: type_.to_owned() })?;
+    let content = secret
+        .data
+        .as_ref()
+        .and_then(|data| data.get(key))
+        .filter(|content| !content.0.is_empty())
+        .ok_or_else(|| SecretError::MissingKey { object: object(), key })?;
+    let added = if key == DOCKERCFG.1 {
+        keychain.add_dockercfg(&content.0)
+    } else {
+        keychain.add_docker_config_json(&content.0)
+    };
+    added.map_err(|problem| SecretError::Malformed {
+        object: object(),
+        key,
+        problem: Box::new(problem),
+    })
+}
+
+fn distinct<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let mut seen = BTreeSet::new();
+    names.iter().copied().filter(|name| seen.insert(*name)).collect()
+}
+
+fn at_most<'a, T>(all: &'a [T], most: usize, image: &Reference) -> &'a [T] {
+    if all.len() > most {
+        tracing::warn!(%image, named = all.len(), used = most, "too many pull secrets named");
+    }
+    all.get(..most).unwrap_or(all)
+}
+
+/// Asks for all names, a few at a time.
+async fn for_each<T, F>(names: BTreeSet<String>, read: impl Fn(String) -> F) -> Answers<T>
+where
+    F: Future<Output = (String, Result<T, SecretError>)>,
+{
+    futures::stream::iter(names.into_iter().map(read))
+        .buffer_unordered(READS_AT_ONCE)
+        .collect()
+        .await
+}
+
+fn secret_ref(namespace: &str, name: &str) -> ObjectRef {
+    ObjectRef { kind: "Secret", namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+async fn read_secret(client: &Client, namespace: &str, name: &str) -> Result<Secret, SecretError> {
+    let api = Api::namespaced(client.clone(), namespace);
+    read(&api, secret_ref(namespace, name), "secrets", READ_TIMEOUT).await
+}
+
+async fn read_service_account(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<ServiceAccount, SecretError> {
+    let api = Api::namespaced(client.clone(), namespace);
+    let object = ObjectRef { kind: "ServiceAccount", ..secret_ref(namespace, name) };
+    read(&api, object, "serviceaccounts", READ_TIMEOUT).await
+}
+
+async fn read<K: Clone + DeserializeOwned + fmt::Debug>(
+    api: &Api<K>,
+    object: ObjectRef,
+    resource: &'static str,
+    timeout: Duration,
+) -> Result<K, SecretError> {
+    // The client puts names into the URL as they are: a name with a slash would ask for another
+    // object.
+    if !is_object_name(&object.name) {
+        let name = object.name.chars().take(100).collect();
+        return Err(SecretError::InvalidName { kind: object.kind, name });
+    }
+    match tokio::time::timeout(timeout, api.get(&object.name)).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(kube::Error::Api(status))) => Err(match status.code {
+            404 => SecretError::NotFound(object),
+            403 => SecretError::Forbidden { object, resource },
+            code => {
+                let cause = format!("the API server answered {code}: {}", status.message);
+                SecretError::Unreachable { object, cause }
+            }
+        }),
+        // The parser's own message could quote the Secret.
+        Ok(Err(kube::Error::SerdeError(_))) => {
+            let cause = "the API server's answer is not understood".to_owned();
+            Err(SecretError::Unreachable { object, cause })
+        }
+        Ok(Err(error)) => Err(SecretError::Unreachable { object, cause: chain(&error) }),
+        Err(_) => {
+            let cause = format!("no answer from the API server within {timeout:?}");
+            Err(SecretError::Unreachable { object, cause })
+        }
+    }
+}
+
+/// An error and its sources, without those that only repeat their source.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// A DNS-1123 subdomain, as all names of Secrets and ServiceAccounts are.
+fn is_object_name(name: &str) -> bool {
+    let is_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.len() <= 253
+        && name.split('.').all(|label| {
+            label.bytes().all(|byte| is_alphanumeric(byte) || byte == b'-')
+                && label.bytes().next().is_some_and(is_alphanumeric)
+                && !label.ends_with('-')
+        })
+}

@@ -1,0 +1,473 @@
+//! Every write to the API server, and the live looks that precede a deletion. Each call has a time
+//! limit, and its errors are sorted by what the caller does next.
+
+use std::future::Future;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
+    Preconditions,
+};
+use kube::core::{PartialObjectMeta, Status};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use imagewarm_core::api::knative::KnativeImageStatus;
+use imagewarm_core::api::{ImageWarm, ImageWarmStatus, KnativeImage, Revision};
+
+/// How long one call may take, with all that the client retries by itself.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Owner of the fields that we write.
+const FIELD_MANAGER: &str = "imagewarm";
+/// `note` of an Event may have 1,024 bytes.
+const NOTE_MAX: usize = 1024;
+
+/// Why a write was not done, by what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Somebody else changed the object: look again.
+    #[error("the object was changed meanwhile")]
+    Conflict,
+    /// The object (or its type) does not exist.
+    #[error("the object does not exist")]
+    NotFound,
+    /// The namespace is being deleted: nothing can be made there.
+    #[error("the namespace is being deleted")]
+    NamespaceTerminating,
+    /// We may not.
+    #[error("not allowed: {0}")]
+    Forbidden(String),
+    /// The API server will never take this.
+    #[error("refused: {0}")]
+    Invalid(String),
+    /// Worth another try later.
+    #[error("{0}")]
+    Retryable(String),
+}
+
+impl ApplyError {
+    /// The word for metrics and logs.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            ApplyError::Conflict => "Conflict",
+            ApplyError::NotFound => "NotFound",
+            ApplyError::NamespaceTerminating => "NamespaceTerminating",
+            ApplyError::Forbidden(_) => "Forbidden",
+            ApplyError::Invalid(_) => "Invalid",
+            ApplyError::Retryable(_) => "Retryable",
+        }
+    }
+
+    /// Whether a creation was refused for the whole namespace: it will be for the next one too.
+    pub const fn is_of_namespace(&self) -> bool {
+        matches!(
+            self,
+            ApplyError::Forbidden(_) | ApplyError::NamespaceTerminating | ApplyError::NotFound
+        )
+    }
+}
+
+impl From<kube::Error> for ApplyError {
+    fn from(error: kube::Error) -> Self {
+        let kube::Error::Api(status) = &error else {
+            return ApplyError::Retryable(one_line(&error));
+        };
+        let terminating = status.details.iter().flat_map(|details| &details.causes);
+        match status.code {
+            404 => ApplyError::NotFound,
+            409 => ApplyError::Conflict,
+            403 if terminating.into_iter().any(|cause| cause.reason == "NamespaceTerminating") => {
+                ApplyError::NamespaceTerminating
+            }
+            401 | 403 => ApplyError::Forbidden(status.message.clone()),
+            400 | 405 | 413 | 415 | 422 => ApplyError::Invalid(status.message.clone()),
+            _ => ApplyError::Retryable(one_line(&error)),
+        }
+    }
+}
+
+/// A client error without the debug output that its own text carries along.
+pub fn one_line(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => match status.message.as_str() {
+            "" => format!("status {} {}", status.code, status.reason),
+            message => message.to_owned(),
+        },
+        other => {
+            // "client error (Connect)" alone does not say that the connection was refused.
+            let mut text = other.to_string();
+            let mut source = std::error::Error::source(other);
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                if !text.contains(&cause_text) {
+                    text = format!("{text}: {cause_text}");
+                }
+                source = cause.source();
+            }
+            text.replace('\n', " ")
+        }
+    }
+}
+
+async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ApplyError> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(ApplyError::Retryable("the API server did not answer in time".into())),
+    }
+}
+
+/// What became of a creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// Made now.
+    New,
+    /// Was there already.
+    Existed,
+}
+
+/// Makes the object; that it exists already is no error.
+pub async fn create(client: &Client, warm: &ImageWarm) -> Result<Created, ApplyError> {
+    let parameters =
+        PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    match bounded(api(client, warm).create(&parameters, warm)).await {
+        Ok(_) => Ok(Created::New),
+        Err(ApplyError::Conflict) => Ok(Created::Existed),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes exactly this version of the object. False when it was gone already.
+pub async fn delete(client: &Client, warm: &ImageWarm) -> Result<bool, ApplyError> {
+    let parameters = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: warm.metadata.uid.clone(),
+            resource_version: warm.metadata.resource_version.clone(),
+        }),
+        ..DeleteParams::background()
+    };
+    match bounded(api(client, warm).delete(&name(warm), &parameters)).await {
+        Ok(_) => Ok(true),
+        Err(ApplyError::NotFound) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The object as it is now; [`ApplyError::NotFound`] also when another has taken its name.
+pub async fn read(client: &Client, warm: &ImageWarm) -> Result<ImageWarm, ApplyError> {
+    let now = bounded(api(client, warm).get(&name(warm))).await?;
+    if now.metadata.uid == warm.metadata.uid { Ok(now) } else { Err(ApplyError::NotFound) }
+}
+
+/// Writes the status in place of the one that `warm` has, provided that nobody changed the object
+/// since `warm` was read. Returns the object as it is now.
+pub async fn patch_status(
+    client: &Client,
+    warm: &ImageWarm,
+    status: &ImageWarmStatus,
+) -> Result<ImageWarm, ApplyError> {
+    let patch = status_patch(&warm.metadata, &warm.status, status)?;
+    let patch = Patch::Merge(&patch);
+    bounded(api(client, warm).patch_status(&name(warm), &patch_parameters(), &patch)).await
+}
+
+/// Writes the status of a Knative Image, provided that nobody changed the Image since it was read.
+pub async fn patch_image_status(
+    client: &Client,
+    image: &KnativeImage,
+    status: &KnativeImageStatus,
+) -> Result<(), ApplyError> {
+    let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+    let name = image.metadata.name.as_deref().unwrap_or_default();
+    let api: Api<KnativeImage> = Api::namespaced(client.clone(), namespace);
+    let patch = status_patch(&image.metadata, &image.status, status)?;
+    let patch = Patch::Merge(&patch);
+    bounded(api.patch_status(name, &patch_parameters(), &patch)).await.map(drop)
+}
+
+fn patch_parameters() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
+}
+
+/// What turns one status into another, for just the version of the object that has the first.
+fn status_patch<S: Serialize>(
+    metadata: &ObjectMeta,
+    old: &Option<S>,
+    new: &S,
+) -> Result<Value, ApplyError> {
+    let encode = |status: &S| {
+        serde_json::to_value(status).map_err(|error| ApplyError::Invalid(error.to_string()))
+    };
+    let old = old.as_ref().map(encode).transpose()?.unwrap_or(Value::Null);
+    Ok(json!({
+        "metadata": {"resourceVersion": metadata.resource_version},
+        "status": merge_patch(&old, &encode(new)?),
+    }))
+}
+
+/// The JSON merge patch (RFC 7386) that turns `old` into `new`: only what differs, `null` for what
+/// is no more.
+fn merge_patch(old: &Value, new: &Value) -> Value {
+    let (Value::Object(old), Value::Object(new)) = (old, new) else { return new.clone() };
+    let mut patch = Map::new();
+    for key in old.keys().filter(|key| !new.contains_key(*key)) {
+        patch.insert(key.clone(), Value::Null);
+    }
+    for (key, value) in new {
+        match old.get(key) {
+            Some(same) if same == value => {}
+            Some(other) => drop(patch.insert(key.clone(), merge_patch(other, value))),
+            None => drop(patch.insert(key.clone(), value.clone())),
+        }
+    }
+    Value::Object(patch)
+}
+
+/// What a live look found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Presence {
+    /// The object is there, with this metadata.
+    Present(Box<ObjectMeta>),
+    /// The type is served, and has no such object.
+    Absent,
+    /// The type is not served: says nothing about the object.
+    TypeAbsent,
+}
+
+/// Asks the API server itself whether the Revision exists.
+pub async fn find_revision(
+    client: &Client,
+    namespace: &str,
+    revision: &str,
+) -> Result<Presence, ApplyError> {
+    let api: Api<Revision> = Api::namespaced(client.clone(), namespace);
+    find(revision, api.get_metadata(revision)).await
+}
+
+/// Asks the API server itself whether the Configuration exists that owns a Revision.
+pub async fn find_configuration(
+    client: &Client,
+    namespace: &str,
+    configuration: &str,
+) -> Result<Presence, ApplyError> {
+    let kind = ApiResource {
+        kind: "Configuration".into(),
+        plural: "configurations".into(),
+        ..ApiResource::erase::<Revision>(&())
+    };
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind);
+    find(configuration, api.get_metadata(configuration)).await
+}
+
+/// Asks the API server itself whether the Image exists.
+pub async fn find_image(
+    client: &Client,
+    namespace: &str,
+    image: &str,
+) -> Result<Presence, ApplyError> {
+    let api: Api<KnativeImage> = Api::namespaced(client.clone(), namespace);
+    find(image, api.get_metadata(image)).await
+}
+
+/// Asks the API server itself for the names of all Revisions of a namespace.
+pub async fn revision_names(client: &Client, namespace: &str) -> Result<Vec<String>, ApplyError> {
+    let api: Api<Revision> = Api::namespaced(client.clone(), namespace);
+    let listed = bounded(api.list_metadata(&ListParams::default())).await?;
+    Ok(listed.items.into_iter().filter_map(|one| one.metadata.name).collect())
+}
+
+/// Asks the API server itself whether the Node exists.
+pub async fn find_node(client: &Client, node: &str) -> Result<Presence, ApplyError> {
+    let api: Api<Node> = Api::all(client.clone());
+    find(node, api.get_metadata(node)).await
+}
+
+async fn find<K: Resource>(
+    name: &str,
+    call: impl Future<Output = kube::Result<PartialObjectMeta<K>>>,
+) -> Result<Presence, ApplyError> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Err(_) => Err(ApplyError::Retryable("the API server did not answer in time".into())),
+        Ok(Ok(found)) => Ok(Presence::Present(Box::new(found.metadata))),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(absence(&status, name)),
+        Ok(Err(error)) => Err(error.into()),
+    }
+}
+
+/// Only the 404 of an object names it.
+fn absence(status: &Status, name: &str) -> Presence {
+    let named = status.details.as_ref().is_some_and(|details| details.name == name);
+    if named { Presence::Absent } else { Presence::TypeAbsent }
+}
+
+/// Whether Knative's types are served and are to stay: a type whose CRD is being removed is still
+/// listed, and its objects vanish one by one, but nothing can be made of it any more.
+pub async fn knative_is_served(client: &Client) -> Result<bool, ApplyError> {
+    for (group_version, plural) in [
+        (Revision::api_version(&()), Revision::plural(&())),
+        (KnativeImage::api_version(&()), KnativeImage::plural(&())),
+    ] {
+        let listed = bounded(client.list_api_group_resources(&group_version)).await;
+        let listed = match listed {
+            Err(ApplyError::NotFound) => return Ok(false),
+            other => other?,
+        };
+        let stays = |resource: &k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResource| {
+            resource.name == plural && resource.verbs.iter().any(|verb| verb == "create")
+        };
+        if !listed.resources.iter().any(stays) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A Warning about an object, in the Event's own terms.
+#[derive(Clone, Debug)]
+pub struct Warning<'a> {
+    /// Name of the Event; the same again is written once.
+    pub name: String,
+    /// One typed word.
+    pub reason: &'a str,
+    /// One sentence.
+    pub note: String,
+    /// Which replica says so.
+    pub instance: &'a str,
+}
+
+/// Writes an Event on a Revision, unless one of this name exists.
+pub async fn publish_event(
+    client: &Client,
+    revision: &Revision,
+    warning: Warning<'_>,
+    now: Timestamp,
+) -> Result<Created, ApplyError> {
+    let namespace = revision.metadata.namespace.clone().unwrap_or_default();
+    let event = Event {
+        metadata: ObjectMeta {
+            name: Some(warning.name),
+            namespace: Some(namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        event_time: Some(MicroTime(now)),
+        type_: Some("Warning".into()),
+        action: Some("WarmImages".into()),
+        reason: Some(warning.reason.to_owned()),
+        note: Some(shortened(warning.note, NOTE_MAX)),
+        regarding: Some(ObjectReference {
+            api_version: Some(Revision::api_version(&()).into_owned()),
+            kind: Some(Revision::kind(&()).into_owned()),
+            name: revision.metadata.name.clone(),
+            namespace: Some(namespace.clone()),
+            uid: revision.metadata.uid.clone(),
+            ..ObjectReference::default()
+        }),
+        reporting_controller: Some("caching.knative.dev/imagewarm".into()),
+        reporting_instance: Some(shortened(warning.instance.to_owned(), 128)),
+        ..Event::default()
+    };
+    let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+    match bounded(api.create(&PostParams::default(), &event)).await {
+        Ok(_) => Ok(Created::New),
+        Err(ApplyError::Conflict) => Ok(Created::Existed),
+        Err(error) => Err(error),
+    }
+}
+
+fn shortened(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes));
+    }
+    text
+}
+
+fn api(client: &Client, warm: &ImageWarm) -> Api<ImageWarm> {
+    Api::namespaced(client.clone(), warm.metadata.namespace.as_deref().unwrap_or_default())
+}
+
+fn name(warm: &ImageWarm) -> String {
+    warm.metadata.name.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::response::{StatusCause, StatusDetails};
+
+    use super::*;
+
+    fn refused(code: u16, name: &str, cause: &str) -> Status {
+        Status {
+            code,
+            message: "m".into(),
+            details: Some(StatusDetails {
+                name: name.into(),
+                group: String::new(),
+                kind: String::new(),
+                uid: String::new(),
+                causes: vec![StatusCause {
+                    reason: cause.into(),
+                    message: String::new(),
+                    field: String::new(),
+                }],
+                retry_after_seconds: 0,
+            }),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn errors_by_what_to_do_next() {
+        let cases = [
+            (404, "", "NotFound"),
+            (409, "", "Conflict"),
+            (403, "", "Forbidden"),
+            (403, "NamespaceTerminating", "NamespaceTerminating"),
+            (422, "", "Invalid"),
+            (429, "", "Retryable"),
+            (500, "", "Retryable"),
+            (503, "", "Retryable"),
+        ];
+        for (code, cause, reason) in cases {
+            let error = kube::Error::Api(refused(code, "x", cause).boxed());
+            assert_eq!(ApplyError::from(error).reason(), reason, "{code} {cause}");
+        }
+    }
+
+    #[test]
+    fn only_a_404_that_names_the_object_speaks_of_the_object() {
+        assert_eq!(absence(&refused(404, "r-1", ""), "r-1"), Presence::Absent);
+        assert_eq!(absence(&refused(404, "", ""), "r-1"), Presence::TypeAbsent);
+        assert_eq!(
+            absence(&Status { code: 404, ..Status::default() }, "r-1"),
+            Presence::TypeAbsent
+        );
+    }
+
+    #[test]
+    fn merge_patches() {
+        let cases = [
+            (json!(null), json!({"a": 1}), json!({"a": 1})),
+            (json!({"a": 1}), json!({"a": 1}), json!({})),
+            (json!({"a": 1, "b": 2}), json!({"b": 3}), json!({"a": null, "b": 3})),
+            (json!({"m": {"x": 1, "y": 2}}), json!({"m": {"y": 2}}), json!({"m": {"x": null}})),
+            (json!({"l": [1, 2]}), json!({"l": [2]}), json!({"l": [2]})),
+        ];
+        for (old, new, patch) in cases {
+            assert_eq!(merge_patch(&old, &new), patch, "{old} to {new}");
+            let mut patched = old.clone();
+            json_patch::merge(&mut patched, &patch);
+            assert_eq!(patched, new);
+        }
+    }
+
+    #[test]
+    fn long_notes_are_cut_between_characters() {
+        assert_eq!(shortened("aää".into(), 4), "aä");
+        assert_eq!(shortened("aä".into(), 9), "aä");
+    }
+}

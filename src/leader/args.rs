@@ -1,0 +1,259 @@
+//! Settings of the controller: the operator's policy, the leader's patience, the lease.
+
+use std::time::Duration;
+
+use imagewarm_core::plan::diff::Patience;
+use imagewarm_core::policy::bounds::NamespaceSelection;
+use imagewarm_core::policy::{Bounds, Policy};
+use imagewarm_core::settings::duration;
+
+/// What is warmed, and how the leader repairs and collects.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Controller")]
+pub struct ControllerArgs {
+    /// Stop all warming: nothing is created, nothing is deleted, what exists is left alone
+    #[arg(long, env = "IMAGEWARM_PAUSED")]
+    pub paused: bool,
+
+    /// Registries whose images are never warmed; Knative does not resolve these by default
+    #[arg(
+        long,
+        env = "IMAGEWARM_SKIPPED_REGISTRIES",
+        value_name = "DOMAIN,…",
+        value_delimiter = ',',
+        default_value = "dev.local,kind.local,ko.local"
+    )]
+    pub skipped_registries: Vec<String>,
+
+    /// Taints (their keys; `start*` for all that start so) that only mark a starting node, and so
+    /// do not hold warming back
+    #[arg(
+        long,
+        env = "IMAGEWARM_STARTUP_TAINTS",
+        value_name = "KEY,…",
+        value_delimiter = ',',
+        default_value = "node.kubernetes.io/not-ready"
+    )]
+    pub startup_taints: Vec<String>,
+
+    /// Which namespaces are warmed: all but those labelled `caching.knative.dev/warm: "false"`
+    /// (`opt-out`), or only those labelled `caching.knative.dev/warm: "true"` (`opt-in`)
+    #[arg(
+        long,
+        env = "IMAGEWARM_NAMESPACE_SELECTION",
+        value_name = "opt-out|opt-in",
+        default_value = "opt-out",
+        value_parser = namespace_selection
+    )]
+    pub namespace_selection: NamespaceSelection,
+
+    /// How many images of one Revision are warmed, in the order of its containers; 0 for all. When it
+    /// is lowered, what is beyond is collected
+    #[arg(
+        long,
+        env = "IMAGEWARM_MAX_IMAGES_PER_REVISION",
+        value_name = "COUNT",
+        default_value_t = Bounds::default().images_per_revision
+    )]
+    pub max_images_per_revision: usize,
+
+    /// How many ImageWarms one namespace may have (images times nodes; hand-made ones count); 0 for
+    /// no limit. What exists stays when the limit is lowered
+    #[arg(
+        long,
+        env = "IMAGEWARM_MAX_IMAGE_WARMS_PER_NAMESPACE",
+        value_name = "COUNT",
+        default_value_t = Bounds::default().image_warms_per_namespace
+    )]
+    pub max_image_warms_per_namespace: usize,
+
+    /// How old an ImageWarm must be before it is deleted for want of a Revision or of its node
+    #[arg(
+        long,
+        env = "IMAGEWARM_COLLECT_GRACE",
+        value_name = "DURATION",
+        default_value = "30s",
+        value_parser = duration
+    )]
+    pub collect_grace: Duration,
+
+    /// How long the images of a Revision that Knative holds in reserve (it gets no traffic any more)
+    /// are kept warm; then its ImageWarms are deleted, and made anew when it becomes active again
+    #[arg(
+        long,
+        env = "IMAGEWARM_RESERVE_DELAY",
+        value_name = "DURATION",
+        default_value = "10m",
+        value_parser = duration
+    )]
+    pub reserve_delay: Duration,
+
+    /// How long the leader leaves a new Revision to the fan-out at admission before it creates what
+    /// is missing
+    #[arg(
+        long,
+        env = "IMAGEWARM_REPAIR_DELAY",
+        value_name = "DURATION",
+        default_value = "2s",
+        value_parser = duration
+    )]
+    pub repair_delay: Duration,
+
+    /// ImageWarms that the leader creates or deletes at the same time, each over a connection of
+    /// its own
+    #[arg(
+        long,
+        env = "IMAGEWARM_REPAIR_CONCURRENCY",
+        value_name = "COUNT",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u16).range(1..=1024)
+    )]
+    pub repair_concurrency: u16,
+}
+
+impl ControllerArgs {
+    /// The decisions for the whole cluster.
+    pub fn policy(&self) -> Policy {
+        let filled = |list: &[String]| {
+            list.iter().map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect()
+        };
+        Policy {
+            paused: self.paused,
+            skipped_registries: filled(&self.skipped_registries),
+            startup_taints: filled(&self.startup_taints),
+            bounds: Bounds {
+                namespaces: self.namespace_selection,
+                images_per_revision: self.max_images_per_revision,
+                image_warms_per_namespace: self.max_image_warms_per_namespace,
+            },
+        }
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        Patience {
+            fan_out: self.repair_delay,
+            collect: self.collect_grace,
+            reserve: self.reserve_delay,
+        }
+    }
+}
+
+fn namespace_selection(word: &str) -> Result<NamespaceSelection, String> {
+    match word {
+        "opt-out" => Ok(NamespaceSelection::OptOut),
+        "opt-in" => Ok(NamespaceSelection::OptIn),
+        other => Err(format!("{other:?} is neither opt-out nor opt-in")),
+    }
+}
+
+/// Which replica leads.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Leader election")]
+pub struct LeaseArgs {
+    /// Name of the Lease
+    #[arg(
+        long,
+        env = "IMAGEWARM_LEASE_NAME",
+        value_name = "NAME",
+        default_value = "imagewarm-leader"
+    )]
+    pub lease_name: String,
+
+    /// How long a Lease that is not renewed keeps other replicas from leading
+    #[arg(
+        long,
+        env = "IMAGEWARM_LEASE_DURATION",
+        value_name = "DURATION",
+        default_value = "15s",
+        value_parser = duration
+    )]
+    pub lease_duration: Duration,
+
+    /// How long the leader goes on without having renewed the Lease; less than its duration
+    #[arg(
+        long,
+        env = "IMAGEWARM_LEASE_RENEW_DEADLINE",
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = duration
+    )]
+    pub lease_renew_deadline: Duration,
+
+    /// How often the Lease is looked at and renewed; less than the renew deadline
+    #[arg(
+        long,
+        env = "IMAGEWARM_LEASE_RETRY",
+        value_name = "DURATION",
+        default_value = "2s",
+        value_parser = duration
+    )]
+    pub lease_retry: Duration,
+}
+
+/// Settings of the lease that contradict each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "--lease-duration ({0:?}) must be whole seconds and more than --lease-renew-deadline ({1:?}), \
+     and that more than --lease-retry ({2:?})"
+)]
+pub struct LeaseArgsError(Duration, Duration, Duration);
+
+impl LeaseArgs {
+    /// Whether the times fit each other.
+    pub fn check(&self) -> Result<(), LeaseArgsError> {
+        let times = (self.lease_duration, self.lease_renew_deadline, self.lease_retry);
+        let (duration, deadline, retry) = times;
+        if duration > deadline && deadline > retry && duration.subsec_nanos() == 0 {
+            Ok(())
+        } else {
+            Err(LeaseArgsError(duration, deadline, retry))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::*;
+
+    fn parse<A: Args + FromArgMatches>(words: &[&str]) -> Result<A, clap::Error> {
+        let command = A::augment_args(Command::new("imagewarm"));
+        let matches = command.try_get_matches_from(std::iter::once(&"imagewarm").chain(words))?;
+        A::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_policy() {
+        let args: ControllerArgs = parse(&[]).unwrap();
+        let (policy, default) = (args.policy(), Policy::default());
+        assert_eq!(policy.skipped_registries, default.skipped_registries);
+        assert_eq!(policy.startup_taints, default.startup_taints);
+        assert!(!policy.paused);
+        assert_eq!(policy.bounds, default.bounds);
+        assert_eq!(args.collect_grace, Patience::default().collect);
+        assert_eq!(args.repair_delay, Patience::default().fan_out);
+        assert_eq!(args.reserve_delay, Patience::default().reserve);
+        assert!(parse::<LeaseArgs>(&[]).unwrap().check().is_ok());
+    }
+
+    #[test]
+    fn lists_can_be_emptied() {
+        let args: ControllerArgs = parse(&["--skipped-registries", ""]).unwrap();
+        assert!(args.policy().skipped_registries.is_empty());
+    }
+
+    #[test]
+    fn contradictory_lease_times_are_refused() {
+        for words in [
+            ["--lease-duration", "10s"],
+            ["--lease-duration", "10500ms"],
+            ["--lease-retry", "10s"],
+            ["--lease-renew-deadline", "1s"],
+        ] {
+            assert!(parse::<LeaseArgs>(&words).unwrap().check().is_err(), "{words:?}");
+        }
+        assert!(parse::<LeaseArgs>(&["--lease-retry", "-1s"]).is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! Tells people what goes wrong: one Event for each Revision and reason, however many nodes fail,
+//! and only once.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use sha2::{Digest, Sha256};
+
+use crate::kubernetes::caches::Stores;
+use crate::kubernetes::writes::{self, ApplyError, Warning};
+use imagewarm_core::api::{Reason, Revision};
+use imagewarm_core::plan::failures::Failure;
+
+/// An Event waits for the other nodes this long, so that it can name how many fail.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Events written in one run; the rest follow in the next.
+const AT_ONCE: usize = 50;
+
+/// Writes Events, and remembers what was told.
+pub(super) struct Teller {
+    client: Client,
+    instance: String,
+    told: HashSet<(String, Reason)>,
+    failing_since: HashMap<(String, Reason), Instant>,
+}
+
+impl Teller {
+    pub(super) fn new(client: Client, instance: String) -> Self {
+        Teller { client, instance, told: HashSet::new(), failing_since: HashMap::new() }
+    }
+
+    /// Tells what was not told yet; says when to look again.
+    pub(super) async fn tell(
+        &mut self,
+        failures: Vec<Failure>,
+        stores: &Stores,
+    ) -> Option<Instant> {
+        let due = self.due(failures, Instant::now());
+        let mut next = due.next;
+        for failure in due.now.iter().take(AT_ONCE) {
+            let key = key(failure);
+            let warning = Warning {
+                name: event_name(&failure.revision, failure.reason),
+                reason: failure.reason.as_str(),
+                note: failure.note(),
+                instance: &self.instance,
+            };
+            let told =
+                writes::publish_event(&self.client, &failure.revision, warning, Timestamp::now());
+            match told.await {
+                Ok(_) | Err(ApplyError::NotFound | ApplyError::NamespaceTerminating) => {
+                    self.told.insert(key);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot write an Event");
+                    next = Some(Instant::now() + PATIENCE);
+                    break;
+                }
+            }
+        }
+        if due.now.len() > AT_ONCE {
+            next = Some(Instant::now());
+        }
+        self.forget(stores);
+        next
+    }
+
+    fn due(&mut self, failures: Vec<Failure>, now: Instant) -> Due {
+        let failing: HashSet<_> = failures.iter().map(key).collect();
+        self.failing_since.retain(|key, _| failing.contains(key));
+        let mut due = Due { now: Vec::new(), next: None };
+        for failure in failures {
+            let key = key(&failure);
+            if self.told.contains(&key) {
+                continue;
+            }
+            let ripe = *self.failing_since.entry(key).or_insert(now) + PATIENCE;
+            if !failure.undecided || ripe <= now {
+                due.now.push(failure);
+            } else {
+                due.next = Some(due.next.map_or(ripe, |at: Instant| at.min(ripe)));
+            }
+        }
+        due
+    }
+
+    /// Forgets Revisions that are gone, from time to time.
+    fn forget(&mut self, stores: &Stores) {
+        if self.told.len() > 2 * stores.revisions.len() + 100 {
+            let revisions = stores.revisions.state();
+            let uids: HashSet<&str> =
+                revisions.iter().filter_map(|one| one.metadata.uid.as_deref()).collect();
+            self.told.retain(|(uid, _)| uids.contains(uid.as_str()));
+        }
+    }
+}
+
+struct Due {
+    now: Vec<Failure>,
+    next: Option<Instant>,
+}
+
+fn key(failure: &Failure) -> (String, Reason) {
+    (failure.revision.metadata.uid.clone().unwrap_or_default(), failure.reason)
+}
+
+/// The same for every replica that leads in turn, so that none repeats what another told.
+fn event_name(revision: &Revision, reason: Reason) -> String {
+    let uid = revision.metadata.uid.as_deref().unwrap_or_default();
+    let hash = Sha256::digest(format!("{uid}/{reason}"));
+    let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let name = revision.metadata.name.as_deref().unwrap_or_default();
+    // Names of Revisions are labels of at most 63 characters, but nothing here depends on it.
+    let name = &name[..name.floor_char_boundary(200)];
+    format!("{}.{hash}", name.trim_end_matches(['.', '-']))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn failure(undecided: bool) -> Failure {
+        let mut revision = Revision::default();
+        revision.metadata.name = Some("hello-00001".into());
+        revision.metadata.uid = Some("u".into());
+        Failure {
+            revision: Arc::new(revision),
+            reason: Reason::Unauthorized,
+            failing_nodes: 2,
+            all_nodes: 3,
+            message: "no basic auth credentials".into(),
+            undecided,
+        }
+    }
+
+    fn teller() -> Teller {
+        let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+            Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("no server"))
+        });
+        Teller::new(Client::new(service, "default"), "me".into())
+    }
+
+    #[tokio::test]
+    async fn waits_for_the_other_nodes_but_not_for_ever() {
+        let mut teller = teller();
+        let start = Instant::now();
+        let due = teller.due(vec![failure(true)], start);
+        assert!(due.now.is_empty());
+        assert_eq!(due.next, Some(start + PATIENCE));
+        assert_eq!(teller.due(vec![failure(true)], start + PATIENCE).now.len(), 1);
+        assert_eq!(teller.due(vec![failure(false)], start).now.len(), 1);
+        teller.told.insert(key(&failure(false)));
+        assert!(teller.due(vec![failure(false)], start).now.is_empty());
+    }
+
+    #[test]
+    fn names_differ_by_reason_only() {
+        let revision = failure(false).revision;
+        let name = event_name(&revision, Reason::NotFound);
+        assert!(name.starts_with("hello-00001."), "{name}");
+        assert_eq!(name, event_name(&revision, Reason::NotFound));
+        assert_ne!(name, event_name(&revision, Reason::Unauthorized));
+        assert_eq!(
+            failure(false).note(),
+            "Unauthorized on 2 of 3 nodes: no basic auth credentials"
+        );
+    }
+}

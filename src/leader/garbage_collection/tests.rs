@@ -1,0 +1,139 @@
+//! What is asked before anything is deleted.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use kube::client::Body;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::*;
+use crate::kubernetes::leadership::Leadership;
+use imagewarm_core::api::{ImageWarm, Revision};
+
+/// An API server that holds these Revisions in every namespace.
+fn client(names: &'static [&'static str]) -> Client {
+    let service = tower::service_fn(move |_: http::Request<Body>| async move {
+        let item = |name: &&str| json!({"metadata": {"name": name, "namespace": "n"}});
+        let list = json!({
+            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList",
+            "metadata": {}, "items": names.iter().map(item).collect::<Vec<_>>(),
+        });
+        Ok::<_, tower::BoxError>(http::Response::new(Body::from(list.to_string().into_bytes())))
+    });
+    Client::new(service, "default")
+}
+
+fn collector(client: Client) -> Collector {
+    let (sender, leadership) =
+        watch::channel(Leadership { leading: true, ..Leadership::default() });
+    drop(sender);
+    let metrics =
+        ControllerMetrics::register(&mut prometheus_client::registry::Registry::default());
+    Collector::new(client, 1, StillLeading(leadership), metrics)
+}
+
+#[tokio::test]
+async fn what_names_no_revision_stays_while_our_list_is_behind() {
+    let seen: Revision = serde_json::from_value(json!({
+        "metadata": {"name": "seen", "namespace": "n"},
+        "spec": {"containers": [{"image": "a"}]},
+    }))
+    .unwrap();
+    let stores = Stores::fixed(vec![], vec![seen], vec![], vec![], vec![]);
+    let question = Question::Unnamed("n".into());
+    for (live, verdict) in [
+        (&[] as &[&str], Verdict::Delete),
+        (&["seen"], Verdict::Delete),
+        (&["seen", "new"], Verdict::Keep),
+    ] {
+        assert_eq!(collector(client(live)).look(&question, &stores).await, verdict, "{live:?}");
+    }
+}
+
+#[test]
+fn each_object_has_its_question() {
+    let ask = |cause, created_for: Option<&str>| {
+        let annotations = created_for.map(|token| json!({CREATED_FOR_ANNOTATION: token}));
+        let warm: ImageWarm = serde_json::from_value(json!({
+            "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+            "metadata": {"name": "w", "namespace": "n", "annotations": annotations},
+            "spec": {"image": "a", "nodeName": "node-a"},
+        }))
+        .unwrap();
+        question(&Deletion { warm: Arc::new(warm.into()), cause })
+    };
+    assert_eq!(ask(Cause::NodeGone, Some("u/r")), Question::Node("node-a".into()));
+    assert_eq!(ask(Cause::Unwanted, Some("u/r")), Question::Revision("n".into(), "r".into()));
+    for unnamed in [None, Some(""), Some("u/"), Some("r")] {
+        assert_eq!(ask(Cause::Unwanted, unnamed), Question::Unnamed("n".into()), "{unnamed:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_has_changed_since_our_list_is_looked_at_again_first() {
+    let revision = |labels: serde_json::Value, generation: i64| -> Revision {
+        serde_json::from_value(json!({
+            "metadata": {"name": "r", "namespace": "n", "uid": "u", "labels": labels,
+                "generation": generation},
+            "spec": {"containers": [{"image": "a"}]},
+        }))
+        .unwrap()
+    };
+    let reserve = json!({"serving.knative.dev/routingState": "reserve"});
+    let active = json!({"serving.knative.dev/routingState": "active"});
+    let question = Question::Revision("n".into(), "r".into());
+    for (live, verdict) in [
+        (revision(reserve.clone(), 1), Verdict::Delete),
+        (revision(active, 1), Verdict::Keep),
+        (revision(reserve.clone(), 2), Verdict::Keep),
+    ] {
+        let service = tower::service_fn(move |_: http::Request<Body>| {
+            let live = serde_json::to_vec(&live).unwrap();
+            async move { Ok::<_, tower::BoxError>(http::Response::new(Body::from(live))) }
+        });
+        let stores =
+            Stores::fixed(vec![], vec![revision(reserve.clone(), 1)], vec![], vec![], vec![]);
+        let collector = collector(Client::new(service, "default"));
+        assert_eq!(collector.look(&question, &stores).await, verdict);
+    }
+}
+
+#[test]
+fn what_an_image_owns_is_asked_of_the_image() {
+    let warm: ImageWarm = serde_json::from_value(json!({
+        "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+        "metadata": {"name": "w", "namespace": "n", "ownerReferences": [{
+            "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",
+            "name": "queue-proxy", "uid": "u",
+        }]},
+        "spec": {"image": "a", "nodeName": "node-a"},
+    }))
+    .unwrap();
+    let asked = |cause| question(&Deletion { warm: Arc::new(warm.clone().into()), cause });
+    assert_eq!(asked(Cause::Unwanted), Question::Image("n".into(), "queue-proxy".into()));
+    assert_eq!(asked(Cause::NodeGone), Question::Node("node-a".into()));
+}
+
+#[tokio::test]
+async fn what_is_there_and_not_in_our_list_speaks_against_the_list() {
+    let service = tower::service_fn(|_: http::Request<Body>| async {
+        let found = json!({
+            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+            "metadata": {"name": "r", "namespace": "n", "uid": "u"},
+        });
+        Ok::<_, tower::BoxError>(http::Response::new(Body::from(found.to_string().into_bytes())))
+    });
+    let client = Client::new(service, "default");
+    let stores = Stores::fixed(vec![], vec![], vec![], vec![], vec![]);
+    for question in [
+        Question::Node("r".into()),
+        Question::Revision("n".into(), "r".into()),
+        Question::Image("n".into(), "r".into()),
+    ] {
+        let verdict = collector(client.clone()).look(&question, &stores).await;
+        assert_eq!(verdict, Verdict::WrongList, "{question:?}");
+    }
+    let unnamed = Question::Unnamed("n".into());
+    assert_eq!(collector(client).look(&unnamed, &stores).await, Verdict::Keep);
+}

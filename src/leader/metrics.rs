@@ -1,0 +1,175 @@
+//! Counts of the leader's work.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use imagewarm_core::api::Reason;
+use imagewarm_core::plan::Repair;
+use imagewarm_core::plan::diff::Cause;
+
+/// Counts of the leader's work.
+#[derive(Clone, Debug)]
+pub struct ControllerMetrics {
+    reconcile: Histogram,
+    repairs: Family<RepairLabels, Counter>,
+    deletes: Family<CauseLabels, Counter>,
+    failed_writes: Counter,
+    image_writes: Counter,
+    waiting: Gauge,
+    over_limit: Gauge,
+    leading: Gauge,
+    image_warms: Family<StateLabels, Gauge>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RepairLabels {
+    kind: Label,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabels {
+    cause: Label,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    reason: Label,
+}
+
+/// Words of enums only, so that their number is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Label {
+    Repair(Repair),
+    Cause(Cause),
+    Reason(Option<Reason>),
+}
+
+impl EncodeLabelValue for Label {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let word = match self {
+            Label::Repair(Repair::Missing) => "Missing",
+            Label::Repair(Repair::NewNode) => "NewNode",
+            Label::Repair(Repair::Image) => "Image",
+            Label::Repair(Repair::MovedTag) => "MovedTag",
+            Label::Cause(Cause::NodeGone) => "NodeGone",
+            Label::Cause(Cause::Unwanted) => "Unwanted",
+            Label::Cause(Cause::Reserve) => "Reserve",
+            Label::Reason(Some(reason)) => reason.as_str(),
+            Label::Reason(None) => "None",
+        };
+        word.encode(encoder)
+    }
+}
+
+impl ControllerMetrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = ControllerMetrics {
+            reconcile: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            repairs: Family::default(),
+            deletes: Family::default(),
+            failed_writes: Counter::default(),
+            image_writes: Counter::default(),
+            waiting: Gauge::default(),
+            over_limit: Gauge::default(),
+            leading: Gauge::default(),
+            image_warms: Family::default(),
+        };
+        registry.register(
+            "reconcile_duration_seconds",
+            "Time of one comparison of all Revisions with all ImageWarms, and of what followed",
+            metrics.reconcile.clone(),
+        );
+        registry.register(
+            "repairs",
+            "ImageWarms that the leader created, by what they repair",
+            metrics.repairs.clone(),
+        );
+        registry.register("deletes", "ImageWarms that the leader deleted", metrics.deletes.clone());
+        registry.register(
+            "failed_writes",
+            "Writes by the leader that failed",
+            metrics.failed_writes.clone(),
+        );
+        registry.register(
+            "image_status_writes",
+            "Statuses of Knative Images that the leader wrote",
+            metrics.image_writes.clone(),
+        );
+        registry.register(
+            "reconcile_queue_depth",
+            "ImageWarms that are missing and Image statuses that are behind, as the leader last found",
+            metrics.waiting.clone(),
+        );
+        registry.register(
+            "image_warms_over_limit",
+            "ImageWarms that are wanted, but have no place in their namespace; kept by the leader",
+            metrics.over_limit.clone(),
+        );
+        registry.register("leading", "1 while this replica leads", metrics.leading.clone());
+        registry.register(
+            "image_warms",
+            "ImageWarms by the reason of their Ready condition; kept by the leader",
+            metrics.image_warms.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn reconciled(&self, took: Duration) {
+        self.reconcile.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn repaired(&self, repair: Repair) {
+        self.repairs.get_or_create(&RepairLabels { kind: Label::Repair(repair) }).inc();
+    }
+
+    pub(super) fn deleted(&self, cause: Cause) {
+        self.deletes.get_or_create(&CauseLabels { cause: Label::Cause(cause) }).inc();
+    }
+
+    pub(super) fn write_failed(&self) {
+        self.failed_writes.inc();
+    }
+
+    pub(super) fn image_written(&self) {
+        self.image_writes.inc();
+    }
+
+    pub(super) fn waiting(&self, writes: usize) {
+        self.waiting.set(i64::try_from(writes).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn over_limit(&self, image_warms: usize) {
+        self.over_limit.set(i64::try_from(image_warms).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn leading(&self, leading: bool) {
+        self.leading.set(i64::from(leading));
+        if !leading {
+            self.image_warms.clear();
+            self.waiting.set(0);
+            self.over_limit.set(0);
+        }
+    }
+
+    /// Counts objects by reason; a reason that vanished stands at 0.
+    pub(super) fn states(&self, reasons: impl Iterator<Item = Option<Reason>>) {
+        let mut counts = std::collections::HashMap::<Option<Reason>, i64>::new();
+        for reason in reasons {
+            *counts.entry(reason).or_default() += 1;
+        }
+        let all = Reason::ALL.iter().copied().map(Some).chain([None]);
+        for reason in all {
+            let labels = StateLabels { reason: Label::Reason(reason) };
+            self.image_warms
+                .get_or_create(&labels)
+                .set(counts.get(&reason).copied().unwrap_or_default());
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Flags of the certificates, and what is measured of them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use imagewarm_webhook_certs::{Lifetimes, Policy, PolicyError, Served};
+use jiff::SignedDuration;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use imagewarm_core::settings::duration;
+
+/// Where certificates come from, and when they are made and given up.
+#[derive(Args, Clone, Debug)]
+pub struct CertificateArgs {
+    /// Folder with tls.crt, tls.key and ca.crt that somebody else keeps good (cert-manager, say).
+    /// Without it the controller makes certificates itself and keeps them in a Secret.
+    #[arg(long, env = "IMAGEWARM_TLS_CERT_DIR", value_name = "FOLDER")]
+    pub tls_cert_dir: Option<PathBuf>,
+
+    /// Whether the leader puts the CA into the webhook configurations; false where somebody else
+    /// does, such as cert-manager's injector.
+    #[arg(long, env = "IMAGEWARM_PUBLISH_CA_BUNDLE", value_name = "BOOL",
+          default_value_t = true, action = ArgAction::Set)]
+    pub publish_ca_bundle: bool,
+
+    /// How long a CA lives.
+    #[arg(long, env = "IMAGEWARM_CA_LIFETIME", value_name = "DURATION",
+          default_value = "87600h", value_parser = duration)]
+    pub ca_lifetime: Duration,
+
+    /// How long before its end the next CA is made.
+    #[arg(long, env = "IMAGEWARM_CA_RENEW_BEFORE", value_name = "DURATION",
+          default_value = "4320h", value_parser = duration)]
+    pub ca_renew_before: Duration,
+
+    /// How long a serving certificate lives.
+    #[arg(long, env = "IMAGEWARM_SERVING_LIFETIME", value_name = "DURATION",
+          default_value = "2160h", value_parser = duration)]
+    pub serving_lifetime: Duration,
+
+    /// How long before its end a serving certificate is renewed.
+    #[arg(long, env = "IMAGEWARM_SERVING_RENEW_BEFORE", value_name = "DURATION",
+          default_value = "720h", value_parser = duration)]
+    pub serving_renew_before: Duration,
+
+    /// How long a new CA has to be published before it signs what is served: longer than API
+    /// servers and kubelets take to see a change.
+    #[arg(long, env = "IMAGEWARM_CA_PUBLISH_LAG", value_name = "DURATION",
+          default_value = "1h", value_parser = duration)]
+    pub ca_publish_lag: Duration,
+
+    /// How long an old CA stays published once it no longer signs: longer than replicas take to
+    /// serve what the new one has signed.
+    #[arg(long, env = "IMAGEWARM_CA_RETIRE_LAG", value_name = "DURATION",
+          default_value = "1h", value_parser = duration)]
+    pub ca_retire_lag: Duration,
+
+    /// How often the Secret or folder is looked at, by the wall clock.
+    #[arg(long, env = "IMAGEWARM_CERTIFICATE_CHECK_INTERVAL", value_name = "DURATION",
+          default_value = "60s", value_parser = duration)]
+    pub certificate_check_interval: Duration,
+}
+
+/// Why the flags do not go together.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateArgsError {
+    /// A duration beyond all calendars.
+    #[error("a lifetime of certificates is too long: use one of less than 1000 years")]
+    TooLong,
+    /// No room for a rotation.
+    #[error("certificates would end before their successors are trusted")]
+    Policy(#[from] PolicyError),
+    /// Replicas would notice too late.
+    #[error(
+        "--certificate-check-interval must be shorter than --ca-publish-lag and --ca-retire-lag: \
+         replicas would notice a rotation only when it is over"
+    )]
+    CheckInterval,
+}
+
+impl CertificateArgs {
+    /// The policy, once all flags go together.
+    pub fn policy(&self) -> Result<Policy, CertificateArgsError> {
+        let signed = |wanted: Duration| {
+            let wanted = SignedDuration::try_from(wanted).ok();
+            let limit = SignedDuration::from_hours(1000 * 365 * 24);
+            wanted.filter(|wanted| *wanted < limit).ok_or(CertificateArgsError::TooLong)
+        };
+        let policy = Policy {
+            lifetimes: Lifetimes {
+                ca: signed(self.ca_lifetime)?,
+                serving: signed(self.serving_lifetime)?,
+            },
+            serving_renew_before: signed(self.serving_renew_before)?,
+            ca_renew_before: signed(self.ca_renew_before)?,
+            publish_lag: signed(self.ca_publish_lag)?,
+            retire_lag: signed(self.ca_retire_lag)?,
+        };
+        policy.check()?;
+        if self.certificate_check_interval >= self.ca_publish_lag.min(self.ca_retire_lag) {
+            return Err(CertificateArgsError::CheckInterval);
+        }
+        Ok(policy)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Kind {
+    #[allow(clippy::upper_case_acronyms)] // the label's value is the variant's name
+    CA,
+    Serving,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: Kind,
+}
+
+/// The reason is one of the closed set that the errors of the certificates have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+/// The metrics of the certificates; clones count together.
+#[derive(Clone)]
+pub struct CertificateMetrics {
+    expiry: Family<KindLabels, Gauge>,
+    faults: Family<ReasonLabels, Counter>,
+}
+
+impl CertificateMetrics {
+    /// Makes and registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = CertificateMetrics { expiry: Family::default(), faults: Family::default() };
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the certificate in use ends, in seconds since 1970; 0 while there is none",
+            metrics.expiry.clone(),
+        );
+        registry.register(
+            "certificate_faults",
+            "Bad certificates found in the Secret or folder, by what was wrong",
+            metrics.faults.clone(),
+        );
+        for kind in [Kind::CA, Kind::Serving] {
+            metrics.expiry.get_or_create(&KindLabels { kind }).set(0);
+        }
+        metrics
+    }
+
+    /// What is served now.
+    pub fn served(&self, served: &Served) {
+        let ends = [(Kind::CA, served.ca_not_after), (Kind::Serving, served.not_after)];
+        for (kind, end) in ends {
+            self.expiry.get_or_create(&KindLabels { kind }).set(end.as_second());
+        }
+    }
+
+    /// Something bad was found.
+    pub fn fault(&self, reason: &'static str) {
+        self.faults.get_or_create(&ReasonLabels { reason }).inc();
+    }
+}

@@ -1,0 +1,479 @@
+//! The task that owns the index: events in, effects out. It works only while this replica leads.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::DispatchArgs;
+use super::credentials::{ApiServerCredentials, CredentialDesk, CredentialSource};
+use super::metrics::DispatchMetrics;
+use super::pull_contexts::{StandingFn, Standings};
+use super::status_writer::{ApiServerSink, StatusSink, StatusWriter};
+use super::stream::{Input, Opened, Outgoing, end_status};
+use crate::kubernetes::caches::{Change, Stores};
+use crate::kubernetes::leadership::Leadership;
+use imagewarm_core::assignment::{
+    Budget, CredentialJob, Effect, Index, Refusal, SessionId, StreamEnd,
+};
+use imagewarm_core::image::Credential;
+use imagewarm_core::policy::Policy;
+use imagewarm_core::protocol::{FromController, Hello, from_controller};
+use imagewarm_core::throttle::canary;
+use imagewarm_core::throttle::registry::Limits;
+
+/// Messages that a warmer may leave unread beside one of each kind for each of its orders.
+const UNREAD: usize = 1024;
+/// Events of warmers on their way to the index; full, the streams themselves wait.
+const INPUTS: usize = 1024;
+/// Events handled before their effects are carried out together.
+const BATCH: usize = 256;
+/// Revisions change in bursts; standings are worked out anew once for each.
+const SETTLE: Duration = Duration::from_millis(50);
+/// How often pulls that wait are looked at.
+const WAITING_EVERY: Duration = Duration::from_millis(100);
+/// How long the last statuses may take to be written at the end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+type Found = Result<Vec<Credential>, Refusal>;
+
+/// The end of a look for credentials.
+enum Looked {
+    ForPull(CredentialJob, Found),
+    Again(Vec<String>, Found),
+}
+
+/// The task that owns the index. It works only while this replica leads.
+pub struct Dispatcher {
+    stores: Stores,
+    leader: watch::Receiver<Leadership>,
+    args: DispatchArgs,
+    metrics: DispatchMetrics,
+    desk: CredentialDesk,
+    writer: StatusWriter,
+    standings: Standings,
+    index: Index,
+    /// True while this replica leads and its caches were filled.
+    active: bool,
+    sessions: HashMap<SessionId, mpsc::Sender<Outgoing>>,
+    last_session: SessionId,
+    inputs: mpsc::Receiver<Input>,
+    inputs_sender: mpsc::Sender<Input>,
+    connected: watch::Sender<Arc<BTreeSet<String>>>,
+    jobs: JoinSet<Looked>,
+    /// When standings are to be worked out anew.
+    settle_at: Option<Instant>,
+}
+
+/// What a [`Dispatcher`] asks of the world; a test brings its own.
+pub(crate) struct Parts {
+    pub(crate) sink: Arc<dyn StatusSink>,
+    pub(crate) credentials: Arc<dyn CredentialSource>,
+    pub(crate) standing: StandingFn,
+}
+
+impl Dispatcher {
+    /// A dispatcher that reads Secrets and writes statuses through `client`.
+    pub fn new(
+        client: Client,
+        stores: Stores,
+        policy: Policy,
+        leader: watch::Receiver<Leadership>,
+        args: DispatchArgs,
+        metrics: DispatchMetrics,
+    ) -> Self {
+        let parts = Parts {
+            sink: Arc::new(ApiServerSink::new(client.clone())),
+            credentials: Arc::new(ApiServerCredentials::new(client)),
+            standing: imagewarm_core::demand::pull_context::standing,
+        };
+        Self::with_parts(parts, stores, policy, leader, args, metrics)
+    }
+
+    pub(crate) fn with_parts(
+        parts: Parts,
+        stores: Stores,
+        policy: Policy,
+        leader: watch::Receiver<Leadership>,
+        args: DispatchArgs,
+        metrics: DispatchMetrics,
+    ) -> Self {
+        let (inputs_sender, inputs) = mpsc::channel(INPUTS);
+        Dispatcher {
+            desk: CredentialDesk::new(parts.credentials),
+            writer: StatusWriter::new(parts.sink, metrics.clone()),
+            standings: Standings::new(parts.standing, policy),
+            index: empty_index(&args),
+            active: false,
+            sessions: HashMap::new(),
+            last_session: 0,
+            inputs,
+            inputs_sender,
+            connected: watch::Sender::default(),
+            jobs: JoinSet::new(),
+            settle_at: None,
+            stores,
+            leader,
+            args,
+            metrics,
+        }
+    }
+
+    /// Where the server puts what the streams bring.
+    pub(crate) fn inputs(&self) -> mpsc::Sender<Input> {
+        self.inputs_sender.clone()
+    }
+
+    /// Names of the nodes whose warmer has an open stream to this replica.
+    pub fn connected(&self) -> watch::Receiver<Arc<BTreeSet<String>>> {
+        self.connected.subscribe()
+    }
+
+    /// Works until `shutdown`; then ends every stream and writes the last statuses.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut changes = self.stores.changes.subscribe();
+        let mut synced = self.stores.synced.clone();
+        let mut leader = self.leader.clone();
+        // A sender that is gone never changes its mind again.
+        let (mut synced_open, mut leader_open) = (true, true);
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut soon = tokio::time::interval(WAITING_EVERY);
+        soon.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let writer_end = CancellationToken::new();
+        let mut writes = JoinSet::new();
+        writes.spawn(self.writer.clone().run(writer_end.clone()));
+
+        loop {
+            self.carry_out();
+            // Before a look at the leadership, which ends at the same moment: what is still to be
+            // written must not be forgotten for that.
+            if shutdown.is_cancelled() {
+                break;
+            }
+            self.follow_leadership(&mut changes);
+            self.carry_out();
+            let settle_at = self.settle_at;
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                changed = leader.changed(), if leader_open => leader_open = changed.is_ok(),
+                changed = synced.changed(), if synced_open => synced_open = changed.is_ok(),
+                change = changes.recv(), if self.active => self.on_changes(change, &mut changes),
+                Some(input) = self.inputs.recv() => self.on_inputs(input),
+                Some(Ok(looked)) = self.jobs.join_next() => self.on_looked(looked),
+                () = sleep_until(settle_at), if settle_at.is_some() => self.settle(),
+                _ = soon.tick(), if self.index.pulls().1 > 0 => self.index.begin_waiting(now()),
+                _ = tick.tick() => {
+                    self.index.tick(now());
+                    self.desk.sweep();
+                    self.drop_abandoned();
+                }
+            }
+        }
+        self.inputs.close();
+        while let Ok(input) = self.inputs.try_recv() {
+            if let Input::Message(session, message) = input {
+                self.index.message(session, &message, now());
+            }
+        }
+        self.carry_out();
+        self.end_streams(StreamEnd::Shutdown);
+        writer_end.cancel();
+        if tokio::time::timeout(DRAIN, writes.join_next()).await.is_err() {
+            tracing::warn!("not every status could be written before the end");
+        }
+    }
+
+    fn follow_leadership(&mut self, changes: &mut broadcast::Receiver<Change>) {
+        let leading = self.leader.borrow().leading;
+        if self.active && !leading {
+            self.active = false;
+            self.end_streams(StreamEnd::NotLeading);
+            self.writer.clear();
+            self.jobs.abort_all();
+            self.index = empty_index(&self.args);
+            self.standings.clear();
+            self.settle_at = None;
+            tracing::info!("dispatching ends: this replica leads no more");
+        } else if !self.active && leading && self.stores.synced.borrow().ready() {
+            self.active = true;
+            *changes = self.stores.changes.subscribe();
+            self.look_at_everything();
+            tracing::info!(orders = self.index.orders(), "dispatching begins");
+        }
+    }
+
+    fn on_changes(
+        &mut self,
+        first: Result<Change, RecvError>,
+        changes: &mut broadcast::Receiver<Change>,
+    ) {
+        let mut next = first;
+        for handled in 1.. {
+            match next {
+                Ok(Change::ImageWarm(warm)) => {
+                    let standing = self.standings.of(&warm, &self.stores);
+                    self.index.apply(warm, standing, now());
+                }
+                Ok(Change::ImageWarmDeleted(warm)) => {
+                    self.standings.forget(&warm.uid);
+                    self.index.delete(&warm.uid, now());
+                }
+                Ok(Change::Revision(namespace, _)) => {
+                    self.standings.changed(&namespace);
+                    self.settle_at.get_or_insert(Instant::now() + SETTLE);
+                }
+                Ok(Change::Relisted) | Err(RecvError::Lagged(_)) => self.look_at_everything(),
+                Ok(Change::Image(namespace, name)) => {
+                    if self.standings.image_changed(&namespace, &name, &self.stores) {
+                        self.settle_at.get_or_insert(Instant::now() + SETTLE);
+                    }
+                }
+                Ok(Change::Node(_) | Change::Namespace(_) | Change::RuntimeClass(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+            if handled == BATCH {
+                return;
+            }
+            next = match changes.try_recv() {
+                Ok(change) => Ok(change),
+                Err(TryRecvError::Lagged(missed)) => Err(RecvError::Lagged(missed)),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            };
+        }
+    }
+
+    fn on_looked(&mut self, looked: Looked) {
+        match looked {
+            Looked::ForPull(job, found) => {
+                if found.is_err() {
+                    self.metrics.credentials_refused.inc();
+                }
+                self.index.resolved(&job, found, now());
+            }
+            Looked::Again(uids, found) => self.index.looked_again(&uids, &found),
+        }
+    }
+
+    fn on_inputs(&mut self, first: Input) {
+        let mut next = Some(first);
+        let mut handled = 0;
+        let mut came_or_went = false;
+        while let Some(input) = next {
+            match input {
+                Input::Open { node, hello, reply } => {
+                    came_or_went = true;
+                    self.open(&node, &hello, reply);
+                }
+                Input::Message(session, message) => self.index.message(session, &message, now()),
+                Input::Closed(session, end) => {
+                    came_or_went = true;
+                    self.end_stream(session, end);
+                    self.index.close(session, now());
+                }
+            }
+            handled += 1;
+            next = if handled < BATCH { self.inputs.try_recv().ok() } else { None };
+        }
+        if came_or_went {
+            self.show_connected();
+        }
+    }
+
+    fn open(&mut self, node: &str, hello: &Hello, reply: oneshot::Sender<Result<Opened, Status>>) {
+        if !self.active {
+            let _ =
+                reply.send(Err(Status::unavailable("this replica is not ready to dispatch yet")));
+            return;
+        }
+        // A new node's warmer may be quicker than our watch; it comes back.
+        if self.stores.nodes.get("", node).is_none() {
+            self.metrics.stream_end(StreamEnd::UnknownNode);
+            tracing::warn!(node, reason = "UnknownNode", "a warmer was not let in");
+            let _ = reply.send(Err(end_status(StreamEnd::UnknownNode, &self.leader.borrow())));
+            return;
+        }
+        self.last_session += 1;
+        let session = self.last_session;
+        // Room for the opening burst; a channel takes memory only for what is in it.
+        let room = UNREAD + 2 * self.index.orders_of(node);
+        let (sender, messages) = mpsc::channel(room);
+        if reply.send(Ok(Opened { session, messages })).is_ok() {
+            tracing::debug!(node, session, runtime = hello.runtime_name, "warmer connected");
+            self.sessions.insert(session, sender);
+            self.index.open(session, node, hello, now());
+        }
+    }
+
+    /// Applies every ImageWarm of the store, and forgets those that are not in it.
+    fn look_at_everything(&mut self) {
+        self.settle_at = None;
+        self.standings.clear();
+        self.standings.group(&self.stores);
+        let mut gone: BTreeSet<Arc<str>> = self.index.uids().into_iter().collect();
+        for warm in self.stores.image_warms.state() {
+            gone.remove(&warm.uid);
+            let standing = self.standings.of(&warm, &self.stores);
+            self.index.apply(warm, standing, now());
+        }
+        for uid in gone {
+            self.index.delete(&uid, now());
+        }
+    }
+
+    /// Works the standings of the namespaces out anew whose Revisions changed.
+    fn settle(&mut self) {
+        self.settle_at = None;
+        let namespaces = self.standings.take_changed();
+        for warm in self.stores.image_warms.state() {
+            if namespaces.contains(&*warm.namespace) {
+                let standing = self.standings.of(&warm, &self.stores);
+                self.index.apply(warm, standing, now());
+            }
+        }
+    }
+
+    fn carry_out(&mut self) {
+        loop {
+            let effects = self.index.take_effects();
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Send(session, message) => self.send(session, message),
+                    Effect::Close(session, StreamEnd::Misbehaved) => self.cut_off(session),
+                    Effect::Close(session, end) => self.end_stream(session, end),
+                    Effect::Resolve(job) => {
+                        let desk = self.desk.clone();
+                        self.jobs.spawn(async move {
+                            let found = desk.answer(&job).await;
+                            Looked::ForPull(job, found)
+                        });
+                    }
+                    Effect::LookAgain(job, uids) => {
+                        let desk = self.desk.clone();
+                        self.jobs.spawn(async move {
+                            let found = desk.answer(&job).await;
+                            Looked::Again(uids, found)
+                        });
+                    }
+                    Effect::Status(uid, warm, report) => self.writer.submit(&uid, warm, report),
+                }
+            }
+        }
+        self.metrics.reports_ignored.inc_by(self.index.take_ignored());
+        let (slowdowns, refused) = self.index.take_savings();
+        self.metrics.registry_slowdowns.inc_by(slowdowns);
+        self.metrics.canary_refusals.inc_by(refused);
+        self.metrics.orders.set(self.index.orders() as i64);
+        let (running, waiting) = self.index.pulls();
+        self.metrics.pulls_in_flight.set(running as i64);
+        self.metrics.pulls_waiting.set(waiting as i64);
+    }
+
+    fn send(&mut self, session: SessionId, mut message: from_controller::Message) {
+        if let from_controller::Message::Welcome(welcome) = &mut message {
+            welcome.kubelet_runtime = self.kubelet_runtime(&welcome.node_name);
+        }
+        let Some(sender) = self.sessions.get(&session) else { return };
+        if sender.try_send(Ok(FromController { message: Some(message) })).is_err() {
+            self.end_stream(session, StreamEnd::TooSlow);
+            self.index.close(session, now());
+            self.show_connected();
+        }
+    }
+
+    /// What the kubelet of a node says of its runtime, such as `containerd://2.2.3`.
+    fn kubelet_runtime(&self, node: &str) -> String {
+        let node = self.stores.nodes.get("", node);
+        let info = node.as_ref().and_then(|node| node.status.as_ref()?.node_info.as_ref());
+        info.map(|info| info.container_runtime_version.clone()).unwrap_or_default()
+    }
+
+    fn cut_off(&mut self, session: SessionId) {
+        let node = self.index.node_of(session).unwrap_or_default();
+        tracing::warn!(node, "a warmer speaks of another node's orders and is cut off");
+        self.end_stream(session, StreamEnd::Misbehaved);
+        self.index.close(session, now());
+        self.show_connected();
+    }
+
+    /// A call may be given up just while its stream is being opened: then nobody reads it.
+    fn drop_abandoned(&mut self) {
+        let closed = self.sessions.iter().filter(|(_, sender)| sender.is_closed());
+        let closed: Vec<SessionId> = closed.map(|(session, _)| *session).collect();
+        for session in closed {
+            self.end_stream(session, StreamEnd::Closed);
+            self.index.close(session, now());
+            self.show_connected();
+        }
+    }
+
+    fn end_stream(&mut self, session: SessionId, end: StreamEnd) {
+        if let Some(sender) = self.sessions.remove(&session) {
+            self.metrics.stream_end(end);
+            // A full channel cannot take the reason; the stream then just ends.
+            let _ = sender.try_send(Err(end_status(end, &self.leader.borrow())));
+        }
+    }
+
+    fn end_streams(&mut self, end: StreamEnd) {
+        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for session in sessions {
+            self.end_stream(session, end);
+            self.index.close(session, now());
+        }
+        self.show_connected();
+    }
+
+    fn show_connected(&self) {
+        let connected = self.index.connected();
+        self.metrics.nodes_connected.set(connected.len() as i64);
+        self.connected.send_if_modified(|shown| {
+            let differs = **shown != connected;
+            if differs {
+                *shown = Arc::new(connected);
+            }
+            differs
+        });
+    }
+}
+
+fn empty_index(args: &DispatchArgs) -> Index {
+    Index::new(
+        Budget {
+            registry: Limits {
+                pulls: args.registry_pulls,
+                per_second: args.registry_pulls_per_second,
+            },
+            canary: canary::Settings {
+                nodes: args.canary_nodes,
+                patience_ms: i64::try_from(args.canary_patience.as_millis()).unwrap_or(i64::MAX),
+            },
+        },
+        i64::try_from(args.waiting_after.as_millis()).unwrap_or(i64::MAX),
+    )
+}
+
+fn now() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

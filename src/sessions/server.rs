@@ -1,0 +1,292 @@
+//! Accepts the warmers' streams: TLS, who they are, whether this replica is the one to talk to.
+//! What is said on them goes to the index; nothing is decided here.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::Stream;
+use prost::Message as _;
+use rustls::server::ResolvesServerCert;
+use rustls::{ServerConfig, version};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use tonic::metadata::MetadataMap;
+use tonic::transport::server::Server;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::DispatchArgs;
+use super::accept::Accept;
+use super::metrics::DispatchMetrics;
+use super::stream::{Input, Opened, Outgoing, end_status};
+use crate::kubernetes::leadership::Leadership;
+use crate::kubernetes::token_review::{TokenError, TokenReviewer};
+use crate::protocol::dispatch_server::{Dispatch, DispatchServer as Service};
+use imagewarm_core::assignment::StreamEnd;
+use imagewarm_core::protocol::{FromController, FromWarmer, Hello, from_warmer};
+use imagewarm_core::throttle::stream::{Allowance, Excess};
+
+/// A silent connection is asked for a sign of life, and given up without one.
+const PING_EVERY: Duration = Duration::from_secs(15);
+const PING_ANSWER: Duration = Duration::from_secs(10);
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// Longer than a TokenReview: many warmers may come at once and wait for their turn.
+const REVIEW: Duration = Duration::from_secs(30);
+const LARGEST_MESSAGE: usize = 256 * 1024;
+/// Handshaked connections that wait to be served.
+const BACKLOG: usize = 64;
+/// How long connections may take to end once their streams are closed.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The server that warmers connect to. It shows the certificate that `certificates` gives for each
+/// connection, lets in whom `reviewer` knows, and hands what streams bring to the dispatcher.
+pub struct DispatchServer {
+    /// From [`super::Dispatcher::inputs`].
+    pub(crate) inputs: mpsc::Sender<Input>,
+    /// Whether this replica leads, and who does.
+    pub(crate) leader: watch::Receiver<Leadership>,
+    /// Knows whose tokens are good.
+    pub(crate) reviewer: Arc<dyn TokenReviewer>,
+    /// Gives the certificate of each connection.
+    pub(crate) certificates: Arc<dyn ResolvesServerCert>,
+    /// Limits.
+    pub(crate) args: DispatchArgs,
+    /// Counts.
+    pub(crate) metrics: DispatchMetrics,
+}
+
+/// Why the server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] rustls::Error),
+    /// The gRPC server failed.
+    #[error("the dispatch server failed")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+impl DispatchServer {
+    /// Serves on `listener` until `shutdown`. Streams are closed by the [`super::Dispatcher`].
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let mut tls =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
+                .with_no_client_auth()
+                .with_cert_resolver(self.certificates.clone());
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+
+        let (sender, incoming) = mpsc::channel(BACKLOG);
+        let accept = Accept {
+            listener,
+            acceptor: TlsAcceptor::from(Arc::new(tls)),
+            places: Arc::new(Semaphore::new(self.args.dispatch_connections)),
+            metrics: self.metrics.clone(),
+            ready: sender,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept.run(shutdown.clone()));
+
+        let readers = TaskTracker::new();
+        let sessions = Sessions {
+            inputs: self.inputs,
+            leader: self.leader,
+            reviewer: self.reviewer,
+            metrics: self.metrics,
+            readers: readers.clone(),
+        };
+        let service = Service::new(sessions)
+            .max_decoding_message_size(LARGEST_MESSAGE)
+            .max_encoding_message_size(LARGEST_MESSAGE);
+        let serve = Server::builder()
+            .http2_keepalive_interval(Some(PING_EVERY))
+            .http2_keepalive_timeout(Some(PING_ANSWER))
+            .max_concurrent_streams(4)
+            .http2_max_header_list_size(32 * 1024)
+            .add_service(service)
+            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), shutdown.cancelled());
+        let mut serve = std::pin::pin!(serve);
+        tokio::select! {
+            ended = &mut serve => ended?,
+            () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN).await } => {
+                tracing::warn!("some connections of warmers did not end in time");
+            }
+        }
+        readers.close();
+        Ok(())
+    }
+}
+
+/// The gRPC service.
+struct Sessions {
+    inputs: mpsc::Sender<Input>,
+    leader: watch::Receiver<Leadership>,
+    reviewer: Arc<dyn TokenReviewer>,
+    metrics: DispatchMetrics,
+    readers: TaskTracker,
+}
+
+impl Sessions {
+    /// The node that the call's token is bound to, and when the token ends.
+    async fn authenticate(
+        &self,
+        metadata: &MetadataMap,
+    ) -> Result<(String, Option<SystemTime>), Status> {
+        let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        let token = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
+        let review = tokio::time::timeout(REVIEW, self.reviewer.review(token)).await;
+        let error = match review {
+            Ok(Ok(identity)) => return Ok((identity.node, identity.expires)),
+            Ok(Err(error)) => error,
+            Err(_) => TokenError::Unavailable("too many tokens are being reviewed".into()),
+        };
+        let end = match error {
+            TokenError::Unavailable(_) => StreamEnd::Unavailable,
+            _ => StreamEnd::Refused,
+        };
+        self.metrics.stream_end(end);
+        tracing::warn!(reason = error.reason(), %error, "a warmer was not let in");
+        Err(match error {
+            TokenError::Unavailable(_) => Status::unavailable(error.to_string()),
+            TokenError::OtherAccount { .. } | TokenError::NotBound => {
+                Status::permission_denied(error.to_string())
+            }
+            TokenError::Missing | TokenError::WrongAudience | TokenError::Invalid(_) => {
+                Status::unauthenticated(error.to_string())
+            }
+        })
+    }
+
+    async fn open(&self, node: String, hello: Hello) -> Result<Opened, Status> {
+        let gone = || Status::unavailable("the dispatcher is ending");
+        let (reply, answer) = oneshot::channel();
+        let open = Input::Open { node, hello, reply };
+        self.inputs.send(open).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+#[tonic::async_trait]
+impl Dispatch for Sessions {
+    type SessionStream = SessionStream;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<FromWarmer>>,
+    ) -> Result<Response<SessionStream>, Status> {
+        // Asked first, so that a crowd of warmers costs a replica that does not lead no reviews.
+        let leader = self.leader.borrow().clone();
+        if !leader.leading {
+            self.metrics.stream_end(StreamEnd::NotLeading);
+            return Err(end_status(StreamEnd::NotLeading, &leader));
+        }
+        let (node, expires) = self.authenticate(request.metadata()).await?;
+        let mut incoming = request.into_inner();
+        let first = tokio::time::timeout(FIRST_MESSAGE, incoming.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello in time"))??;
+        let Some(FromWarmer { message: Some(from_warmer::Message::Hello(hello)) }) = first else {
+            return Err(Status::invalid_argument("the first message must be a hello"));
+        };
+        if hello.protocol_version == 0 {
+            return Err(Status::invalid_argument("the hello names no protocol version"));
+        }
+        let opened = tokio::time::timeout(FIRST_MESSAGE, self.open(node.clone(), hello))
+            .await
+            .map_err(|_| Status::unavailable("the dispatcher is busy"))??;
+        let ended = CancellationToken::new();
+        let reader = Reader {
+            session: opened.session,
+            node,
+            incoming,
+            inputs: self.inputs.clone(),
+            ended: ended.clone(),
+            expires,
+        };
+        self.readers.spawn(reader.run());
+        Ok(Response::new(SessionStream { messages: opened.messages, _end: ended.drop_guard() }))
+    }
+}
+
+/// Carries what a warmer says to the index, one message at a time.
+struct Reader {
+    session: u64,
+    node: String,
+    incoming: Streaming<FromWarmer>,
+    inputs: mpsc::Sender<Input>,
+    ended: CancellationToken,
+    expires: Option<SystemTime>,
+}
+
+impl Reader {
+    async fn run(mut self) {
+        let ended = self.ended.clone();
+        let end = tokio::select! {
+            () = ended.cancelled() => StreamEnd::Closed,
+            () = expiry(self.expires) => StreamEnd::Expired,
+            excess = self.forward() => match excess {
+                None => StreamEnd::Closed,
+                Some(excess) => {
+                    tracing::warn!(node = self.node, ?excess, "a warmer sends what none of ours does");
+                    StreamEnd::Misbehaved
+                }
+            },
+        };
+        let _ = self.inputs.send(Input::Closed(self.session, end)).await;
+    }
+
+    /// Until the warmer ends the stream, or has to be cut off.
+    async fn forward(&mut self) -> Option<Excess> {
+        let mut allowance = Allowance::new(Instant::now());
+        loop {
+            let message = match self.incoming.message().await {
+                Ok(Some(message)) => message,
+                // The one code that stands for a message beyond the limit.
+                Err(status) if status.code() == Code::OutOfRange => return Some(Excess::Size),
+                Ok(None) | Err(_) => return None,
+            };
+            if let Err(excess) = allowance.take(message.encoded_len(), Instant::now()) {
+                return Some(excess);
+            }
+            // A message of a kind that this version does not know is nothing to act on.
+            let Some(message) = message.message else { continue };
+            if self.inputs.send(Input::Message(self.session, message)).await.is_err() {
+                return None;
+            }
+        }
+    }
+}
+
+async fn expiry(expires: Option<SystemTime>) {
+    match expires {
+        Some(at) => {
+            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::sleep(left).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What goes out to one warmer; ends the reader when it is dropped.
+pub struct SessionStream {
+    messages: mpsc::Receiver<Outgoing>,
+    _end: DropGuard,
+}
+
+impl Stream for SessionStream {
+    type Item = Result<FromController, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.messages.poll_recv(context)
+    }
+}

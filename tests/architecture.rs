@@ -1,7 +1,6 @@
 //! The folder tree is the design. What `imagewarm-core` may not do, its `Cargo.toml` says, and the
 //! compiler checks. This checks what Cargo cannot say: that rooms of the program use only those
 //! below them, and that no two files import each other, directly or in a circle.
-#![allow(clippy::panic, clippy::unwrap_used)] // what cannot be read fails the test
 #![allow(clippy::panic, clippy::unwrap_used)] // a source that cannot be read fails the test
 
 use std::collections::{BTreeMap, BTreeSet};

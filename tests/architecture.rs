@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &[]),
     ("api", &[]),
     ("protocol", &[]),
-    ("settings", &[]),
+    ("settings", &["image"]),
 ];
 const LOWER: &[&str] = &["cluster", "runtime", "telemetry", "plan", "image", "api", "settings"];
 const STREAM: &[&str] =

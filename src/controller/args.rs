@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::image::quoted::quoted;
 use crate::plan::bounds::NamespaceSelection;
 use crate::plan::diff::Patience;
 use crate::plan::{Bounds, Policy};
@@ -142,7 +143,7 @@ fn namespace_selection(word: &str) -> Result<NamespaceSelection, String> {
     match word {
         "opt-out" => Ok(NamespaceSelection::OptOut),
         "opt-in" => Ok(NamespaceSelection::OptIn),
-        other => Err(format!("{other:?} is neither opt-out nor opt-in")),
+        other => Err(format!("{} is neither opt-out nor opt-in", quoted(other))),
     }
 }
 

@@ -18,6 +18,7 @@ use super::runtime_class::RuntimeClasses;
 use crate::api::condition::{READY, set_condition};
 use crate::api::knative::KnativeImageStatus;
 use crate::api::{Condition, ConditionStatus, KnativeImage, Reason};
+use crate::image::quoted::printable;
 
 /// Annotation of an Image's status: on how many nodes the image could run.
 pub const NODES: &str = "caching.knative.dev/nodes";
@@ -195,7 +196,7 @@ impl Tally<'_> {
             Some((reason, nodes)) => {
                 let names = named(nodes.iter().map(|(node, _)| *node));
                 let words = nodes.first().map_or("", |(_, words)| words);
-                let words = &words[..words.floor_char_boundary(WORDS_MAX)];
+                let words = printable(words, WORDS_MAX);
                 let colon = if words.is_empty() { "" } else { ": " };
                 let message = format!("{held}; {reason} on {names}{colon}{words}");
                 Verdict::new(ConditionStatus::False, reason.as_str(), message)

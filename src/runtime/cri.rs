@@ -26,6 +26,7 @@ use super::{
     RuntimeVersion, digest_of,
 };
 use crate::api::Reason;
+use crate::image::quoted::printable;
 use crate::image::{Credential, Reference};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -230,8 +231,7 @@ fn failure(status: &Status) -> RuntimeError {
         }
         None => (failure::classify(status.code(), status.message()), status.message().to_owned()),
     };
-    let message = message.trim().chars().take(LONGEST_MESSAGE).collect();
-    RuntimeError { reason, message }
+    RuntimeError { reason, message: printable(&message, LONGEST_MESSAGE) }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Runtime, cri, docker};
+use crate::image::quoted::{Quoted, quoted};
 
 /// Where sockets are looked for; the last is where the shipped manifests mount the node's `/run`.
 const FOLDERS: [&str; 3] = ["/run", "/var/run", "/host/run"];
@@ -24,8 +25,8 @@ const PROBE: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// Only local sockets are supported.
-    #[error("`{0}` is no runtime endpoint: it must look like unix:///var/run/docker.sock")]
-    Scheme(String),
+    #[error("{0} is no runtime endpoint: it must look like unix:///var/run/docker.sock")]
+    Scheme(Quoted),
     /// Nothing is there.
     #[error(
         "there is no runtime socket at {path}: is the runtime running, and its folder mounted?"
@@ -63,12 +64,12 @@ pub enum EndpointError {
     SeveralFound(Vec<PathBuf>),
     /// No endpoint was named, and what the kubelet uses is none of those found, or not just one.
     #[error(
-        "the kubelet of this node uses `{kubelet}`, which is not one of the runtimes found ({}): name \
+        "the kubelet of this node uses {kubelet}, which is not one of the runtimes found ({}): name \
          its socket with --runtime-endpoint unix:///PATH", list(.found)
     )]
     NoneOfThese {
         /// `status.nodeInfo.containerRuntimeVersion` of the Node.
-        kubelet: String,
+        kubelet: Quoted,
         /// The sockets.
         found: Vec<PathBuf>,
     },
@@ -129,10 +130,7 @@ fn chosen<'a>(sockets: &'a [PathBuf], kubelet: &str) -> Result<&'a Path, Endpoin
     });
     match (fitting.next(), fitting.next()) {
         (Some(only), None) => Ok(only),
-        _ => Err(EndpointError::NoneOfThese {
-            kubelet: kubelet.chars().filter(|c| !c.is_control()).take(100).collect(),
-            found: sockets.to_vec(),
-        }),
+        _ => Err(EndpointError::NoneOfThese { kubelet: quoted(kubelet), found: sockets.to_vec() }),
     }
 }
 
@@ -154,7 +152,7 @@ fn named(endpoint: &str) -> Result<PathBuf, EndpointError> {
         .strip_prefix("unix://")
         .filter(|path| path.starts_with('/'))
         .map(PathBuf::from)
-        .ok_or_else(|| EndpointError::Scheme(endpoint.to_owned()))?;
+        .ok_or_else(|| EndpointError::Scheme(quoted(endpoint)))?;
     let metadata = std::fs::metadata(&path)
         .map_err(|source| EndpointError::Absent { path: path.clone(), source })?;
     if !metadata.file_type().is_socket() {
@@ -266,7 +264,7 @@ mod tests {
         let table = [
             ("", "more than one container runtime (/run/containerd/containerd.sock and "),
             ("containerd", "more than one container runtime"),
-            ("cri-o://1.34.0", "uses `cri-o://1.34.0`, which is not one of the runtimes found"),
+            ("cri-o://1.34.0", "uses \"cri-o://1.34.0\", which is not one of the runtimes found"),
         ];
         for (kubelet, words) in table {
             let error = chosen(&sockets, kubelet).unwrap_err().to_string();

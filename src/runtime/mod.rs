@@ -21,7 +21,7 @@ use crate::image::{Credential, Reference};
 pub use self::endpoint::{Choice, EndpointError, choose, connect};
 pub use self::undecided::Undecided;
 
-/// Of a runtime's own words, in characters.
+/// Of a runtime's own words, in bytes; the rest of a status' message may follow them.
 const LONGEST_MESSAGE: usize = 1_000;
 
 /// A future of a [`Runtime`] method.

@@ -20,6 +20,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status, Streaming};
 
+use crate::image::quoted::{MESSAGE_MAX, printable, quoted};
 use crate::protocol::dispatch_client::DispatchClient;
 use crate::protocol::{FromController, FromWarmer, Hello, LEADER_METADATA, from_warmer};
 
@@ -82,7 +83,7 @@ impl StreamSettings {
     ) -> Result<ServerName<'static>, String> {
         let name = name.unwrap_or(&server.host).to_owned();
         ServerName::try_from(name.clone())
-            .map_err(|_| format!("`{name}` is no DNS name or address"))
+            .map_err(|_| format!("{} is no DNS name or address", quoted(&name)))
     }
 }
 
@@ -120,7 +121,7 @@ pub enum StreamError {
     #[error("the replica does not lead")]
     NotLeading(Option<ServerAddress>),
     /// The server refused the stream, or ended it.
-    #[error("the stream ended: {} ({:?})", .0.message(), .0.code())]
+    #[error("the stream ended: {} ({:?})", printable(.0.message(), MESSAGE_MAX), .0.code())]
     Ended(Box<Status>),
 }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::field_error::{Fault, FieldError};
 use crate::api::{Revision, WARM_KEY};
 use crate::cluster::watch::Stores;
+use crate::image::quoted::quoted;
 use crate::plan::Policy;
 use crate::plan::demand::demand;
 
@@ -82,8 +83,9 @@ impl AdmissionBounds {
         let full = facts.image_warms.is_some_and(|count| bounds.is_full(count));
         (full && kept > 0).then(|| {
             format!(
-                "imagewarm warms no further images in namespace {namespace:?}: it has {} ImageWarms, \
+                "imagewarm warms no further images in namespace {}: it has {} ImageWarms, \
                  and may have no more (--max-image-warms-per-namespace)",
+                quoted(namespace),
                 bounds.image_warms_per_namespace
             )
         })

@@ -5,9 +5,7 @@ use std::fmt;
 
 use super::review::{Cause, Details, Status};
 use crate::api::GROUP;
-
-/// Longer values are cut in messages; whole ones may be megabytes.
-const LONGEST_VALUE: usize = 256;
+use crate::image::quoted::{QUOTED_MAX, printable, quoted};
 
 /// The kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +60,7 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    /// Cuts long values.
+    /// Cuts long values; whole ones may be megabytes.
     pub fn new(
         field: impl Into<String>,
         fault: Fault,
@@ -71,8 +69,8 @@ impl FieldError {
     ) -> Self {
         let value = match (fault, value) {
             (Fault::Required, _) | (_, serde_json::Value::Null) => String::new(),
-            (_, serde_json::Value::String(text)) => format!("{:?}", cut(text)),
-            (_, other) => cut(&other.to_string()),
+            (_, serde_json::Value::String(text)) => quoted(text).to_string(),
+            (_, other) => printable(&other.to_string(), QUOTED_MAX),
         };
         FieldError { field: field.into(), fault, value, detail: detail.into() }
     }
@@ -89,20 +87,13 @@ impl fmt::Display for FieldError {
     }
 }
 
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(LONGEST_VALUE) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
 /// The denial that tells all of `errors`. It is the caller's fault (422) unless nothing but a
 /// failure to judge stands against the object (503: try again).
 pub fn denial(kind: &str, name: &str, errors: &[FieldError]) -> Status {
     let list: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    let list = list.join("; ");
+    let (list, object) = (list.join("; "), quoted(name));
     if errors.iter().all(|error| error.fault == Fault::NotJudged) {
-        let message = format!("{kind} {name:?} could not be judged, try again: {list}");
+        let message = format!("{kind} {object} could not be judged, try again: {list}");
         return Status { code: 503, reason: "ServiceUnavailable", message, details: None };
     }
     let causes = errors.iter().map(|error| Cause {
@@ -113,7 +104,7 @@ pub fn denial(kind: &str, name: &str, errors: &[FieldError]) -> Status {
     Status {
         code: 422,
         reason: "Invalid",
-        message: format!("{kind} {name:?} is invalid: {list}"),
+        message: format!("{kind} {object} is invalid: {list}"),
         details: Some(Details {
             name: name.to_owned(),
             group: GROUP.to_owned(),

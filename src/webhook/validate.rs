@@ -14,6 +14,7 @@ use super::field_error::{Fault, FieldError, denial};
 use super::review::{Objects, Operation, Request, Response, ReviewError};
 use crate::api::GROUP;
 use crate::cluster::secrets;
+use crate::image::quoted::quoted;
 
 /// Kind of the objects that are judged here.
 pub(super) const KIND: &str = "ImageWarm";
@@ -104,7 +105,8 @@ async fn judge(
     match new["nodeName"].as_str() {
         Some(node) if changed.node_name && (reviewer.node_exists)(node) == Some(false) => response
             .with_warning(&format!(
-                "spec.nodeName: no Node {node:?} exists now; the image is pulled when it joins"
+                "spec.nodeName: no Node {} exists now; the image is pulled when it joins",
+                quoted(node)
             )),
         _ => response,
     }

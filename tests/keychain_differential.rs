@@ -1,5 +1,5 @@
 //! Compares our matching of registry credentials with kubelet's own keyring, over random pull
-//! secrets and images. `IMAGEWARM_TEST_SEED` repeats a run.
+//! secrets and images. `IMAGEWARM_TEST_SEED` draws others.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs)]
 
 mod go;

@@ -1,5 +1,5 @@
 //! Compares our reference parser with `github.com/distribution/reference` itself, over many
-//! mutations of real and odd image names. `IMAGEWARM_TEST_SEED` repeats a run.
+//! mutations of real and odd image names. `IMAGEWARM_TEST_SEED` draws others.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs)]
 
 mod go;

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use crate::image::quoted::quoted;
+
 /// Reads `5s`, `1m30s`, `PT5S`.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration: use a positive one such as 5s or 1m30s");
+    let wrong =
+        || format!("{} is no duration: use a positive one such as 5s or 1m30s", quoted(text));
     let duration: SignedDuration = text.parse().map_err(|_| wrong())?;
     Duration::try_from(duration).ok().filter(|duration| !duration.is_zero()).ok_or_else(wrong)
 }
@@ -20,8 +23,9 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
 /// Reads `15%`, up to `99%`, as 15.
 pub fn percentage(text: &str) -> Result<u8, String> {
     let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
-    let wrong =
-        || format!("{text:?} is no percentage: use a whole one from 0% to 99%, such as 15%");
+    let wrong = || {
+        format!("{} is no percentage: use a whole one from 0% to 99%, such as 15%", quoted(text))
+    };
     number.filter(|number| *number < 100).ok_or_else(wrong)
 }
 
@@ -42,13 +46,13 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     let number: Option<u64> = number.parse().ok();
     factor
         .and_then(|factor| number?.checked_mul(factor))
-        .ok_or_else(|| format!("{text:?} is no size: use a whole one such as 512Mi or 2G"))
+        .ok_or_else(|| format!("{} is no size: use a whole one such as 512Mi or 2G", quoted(text)))
 }
 
 /// Reads `host:port`. A Pod's IPv6 address before `:port` gets the brackets that it lacks: a
 /// manifest can only put the two side by side.
 pub fn host_and_port(text: &str) -> Result<String, String> {
-    let wrong = || format!("{text:?} is no address: use host:port");
+    let wrong = || format!("{} is no address: use host:port", quoted(text));
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
     let address = match host.parse::<Ipv6Addr>() {
@@ -63,7 +67,8 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
 pub fn at_least_a_second(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     if duration < Duration::from_secs(1) {
-        return Err(format!("{text:?} is too short: use a second or more, such as 90s or 2m"));
+        let text = quoted(text);
+        return Err(format!("{text} is too short: use a second or more, such as 90s or 2m"));
     }
     Ok(duration)
 }

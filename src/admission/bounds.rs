@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::kubernetes::caches::Stores;
 use imagewarm_core::api::{Revision, WARM_KEY};
 use imagewarm_core::demand::revision::demand;
+use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::policy::Policy;
 use imagewarm_core::validation::field_error::{Fault, FieldError};
 
@@ -82,8 +83,9 @@ impl AdmissionBounds {
         let full = facts.image_warms.is_some_and(|count| bounds.is_full(count));
         (full && kept > 0).then(|| {
             format!(
-                "imagewarm warms no further images in namespace {namespace:?}: it has {} ImageWarms, \
+                "imagewarm warms no further images in namespace {}: it has {} ImageWarms, \
                  and may have no more (--max-image-warms-per-namespace)",
+                quoted(namespace),
                 bounds.image_warms_per_namespace
             )
         })

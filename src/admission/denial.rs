@@ -1,6 +1,7 @@
 //! Field errors as the `Status` of a denied request.
 
 use imagewarm_core::api::GROUP;
+use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::validation::field_error::{Fault, FieldError};
 
 use super::review::{Cause, Details, Status};
@@ -9,9 +10,9 @@ use super::review::{Cause, Details, Status};
 /// failure to judge stands against the object (503: try again).
 pub fn denial(kind: &str, name: &str, errors: &[FieldError]) -> Status {
     let list: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    let list = list.join("; ");
+    let (list, object) = (list.join("; "), quoted(name));
     if errors.iter().all(|error| error.fault == Fault::NotJudged) {
-        let message = format!("{kind} {name:?} could not be judged, try again: {list}");
+        let message = format!("{kind} {object} could not be judged, try again: {list}");
         return Status { code: 503, reason: "ServiceUnavailable", message, details: None };
     }
     let causes = errors.iter().map(|error| Cause {
@@ -22,7 +23,7 @@ pub fn denial(kind: &str, name: &str, errors: &[FieldError]) -> Status {
     Status {
         code: 422,
         reason: "Invalid",
-        message: format!("{kind} {name:?} is invalid: {list}"),
+        message: format!("{kind} {object} is invalid: {list}"),
         details: Some(Details {
             name: name.to_owned(),
             group: GROUP.to_owned(),

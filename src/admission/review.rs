@@ -11,6 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use imagewarm_core::demand::AdmittedRevision;
+use imagewarm_core::image::quoted::{Quoted, printable, quoted};
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
@@ -21,18 +22,18 @@ const LONGEST_WARNING: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
     /// Not JSON by its own word.
-    #[error("content type is {0:?}: it must be application/json")]
-    ContentType(String),
+    #[error("content type is {0}: it must be application/json")]
+    ContentType(Quoted),
     /// Not JSON, or of another shape.
     #[error("the body is no AdmissionReview")]
     Syntax(#[from] serde_json::Error),
     /// Another type or version.
-    #[error("the body is {api_version:?} {kind:?}: it must be {API_VERSION} {KIND}")]
+    #[error("the body is {api_version} {kind}: it must be {API_VERSION} {KIND}")]
     Type {
         /// As given.
-        api_version: String,
+        api_version: Quoted,
         /// As given.
-        kind: String,
+        kind: Quoted,
     },
     /// There is nothing to answer.
     #[error("the AdmissionReview has no request")]
@@ -163,11 +164,11 @@ impl<'a> Request<'a> {
     pub fn parse(content_type: Option<&str>, body: &'a [u8]) -> Result<Self, ReviewError> {
         let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
         if !media_type.trim().eq_ignore_ascii_case("application/json") {
-            return Err(ReviewError::ContentType(content_type.unwrap_or_default().to_owned()));
+            return Err(ReviewError::ContentType(quoted(content_type.unwrap_or_default())));
         }
         let review: Incoming<'a> = serde_json::from_slice(body)?;
         if review.api_version != API_VERSION || review.kind != KIND {
-            let Incoming { api_version, kind, .. } = review;
+            let (api_version, kind) = (quoted(&review.api_version), quoted(&review.kind));
             return Err(ReviewError::Type { api_version, kind });
         }
         let request = review.request.ok_or(ReviewError::NoRequest)?;
@@ -313,8 +314,7 @@ impl Response {
 
     /// Tells the caller something that does not stop it. Warnings travel in HTTP headers.
     pub fn with_warning(mut self, warning: &str) -> Self {
-        let printable = warning.chars().filter(|c| !c.is_control());
-        self.warnings.push(printable.take(LONGEST_WARNING).collect());
+        self.warnings.push(printable(warning, LONGEST_WARNING));
         self
     }
 
@@ -403,7 +403,7 @@ mod tests {
             .with_warning("odd\r\nthing");
         let json: Value = serde_json::from_slice(&changed.to_json().unwrap()).unwrap();
         assert_eq!(json["response"]["patchType"], "JSONPatch");
-        assert_eq!(json["response"]["warnings"], json!(["oddthing"]));
+        assert_eq!(json["response"]["warnings"], json!(["odd  thing"]));
         let patch = STANDARD.decode(json["response"]["patch"].as_str().unwrap()).unwrap();
         let patch: Value = serde_json::from_slice(&patch).unwrap();
         assert_eq!(patch, json!([{"op": "replace", "path": "/a", "value": "x"}]));

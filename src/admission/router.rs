@@ -19,6 +19,7 @@ use super::mutate::mutate;
 use super::review::{Request, Response, ReviewError};
 use super::validate::validate;
 use super::{Reviewer, WebhookArgs};
+use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable, quoted};
 
 /// The patience of an API server that does not announce any: its own default.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
@@ -59,12 +60,13 @@ pub fn router(reviewer: Reviewer, limits: BodyLimits) -> Router {
         .route("/mutate", on(Path::Mutate))
         .route("/validate", on(Path::Validate))
         .fallback(async |request: HttpRequest| {
-            let path = request.uri().path();
-            let message = format!("nothing is served at {path:?}: it must be /mutate or /validate");
+            let path = quoted(request.uri().path());
+            let message = format!("nothing is served at {path}: it must be /mutate or /validate");
             refusal(StatusCode::NOT_FOUND, "NotFound", &message)
         })
         .method_not_allowed_fallback(async |request: HttpRequest| {
-            let message = format!("the method is {}: it must be POST", request.method());
+            let method = printable(request.method().as_str(), QUOTED_MAX);
+            let message = format!("the method is {method}: it must be POST");
             refusal(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &message)
         })
         .with_state(Webhook { reviewer, limits })
@@ -134,15 +136,13 @@ fn verdict(response: &Response) -> Verdict {
 }
 
 fn tell(path: Path, verdict: Verdict, request: &Request<'_>) {
-    let namespace = request.namespace.as_deref().unwrap_or_default();
-    let (kind, uid) = (&request.kind.kind, &request.uid);
+    let short = |text: &str| printable(text, QUOTED_MAX);
+    let namespace = request.namespace.as_deref().map(short).unwrap_or_default();
+    let (kind, uid) = (short(&request.kind.kind), short(&request.uid));
+    let name = || short(&request.display_name());
     match verdict {
-        Verdict::Denied => {
-            info!(?path, kind, namespace, name = %request.display_name(), uid, "denied");
-        }
-        _ => {
-            debug!(?path, ?verdict, kind, namespace, name = %request.display_name(), uid, "answered");
-        }
+        Verdict::Denied => info!(?path, kind, namespace, name = name(), uid, "denied"),
+        _ => debug!(?path, ?verdict, kind, namespace, name = name(), uid, "answered"),
     }
 }
 
@@ -156,7 +156,8 @@ fn written(response: &Response) -> HttpResponse {
 fn malformed(error: &ReviewError) -> HttpResponse {
     let source = std::error::Error::source(error).map(|source| format!(": {source}"));
     let message = format!("{error}{}", source.unwrap_or_default());
-    refusal(error.status(), "BadRequest", &message)
+    // The JSON parser repeats what it did not expect, however long.
+    refusal(error.status(), "BadRequest", &printable(&message, MESSAGE_MAX))
 }
 
 /// A metav1.Status, as the API server's own refusals are.

@@ -13,6 +13,7 @@ use super::denial::denial;
 use super::review::{Objects, Operation, Request, Response, ReviewError};
 use crate::kubernetes::secrets;
 use imagewarm_core::api::GROUP;
+use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::validation::field_error::{Fault, FieldError};
 use imagewarm_core::validation::image_warm::{Changed, check_value, new_secrets};
 
@@ -105,7 +106,8 @@ async fn judge(
     match new["nodeName"].as_str() {
         Some(node) if changed.node_name && (reviewer.node_exists)(node) == Some(false) => response
             .with_warning(&format!(
-                "spec.nodeName: no Node {node:?} exists now; the image is pulled when it joins"
+                "spec.nodeName: no Node {} exists now; the image is pulled when it joins",
+                quoted(node)
             )),
         _ => response,
     }

@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use imagewarm_core::image::Named;
+use imagewarm_core::image::quoted::{QUOTED_MAX, printable, quoted};
 
 /// Shows how image names are read: registry, path, tag, digest and canonical form.
 #[derive(Args, Clone, Debug)]
@@ -102,8 +103,9 @@ impl Printer<'_> {
 
 fn print_text(out: &mut dyn Write, row: &Row<'_>) -> io::Result<()> {
     // Escaped where it could do something to a terminal, quoted where it would not be seen.
-    if row.input.is_empty() || row.input.contains(|c: char| c.is_control() || c.is_whitespace()) {
-        writeln!(out, "{:?}", row.input)?;
+    let is_plain = printable(row.input, QUOTED_MAX) == row.input && !row.input.contains(' ');
+    if row.input.is_empty() || !is_plain {
+        writeln!(out, "{}", quoted(row.input))?;
     } else {
         writeln!(out, "{}", row.input)?;
     }

@@ -12,6 +12,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::timeout::TimeoutLayer;
 
+use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable};
+
 /// The oldest Kubernetes minor version that has all that is used (selectable fields).
 pub const OLDEST_MINOR: u32 = 32;
 
@@ -120,7 +122,7 @@ impl ClientArgs {
 
 /// Errors of the YAML parser go on with an excerpt of the file, which may hold a credential.
 fn first_line(error: &dyn std::error::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+    printable(error.to_string().lines().next().unwrap_or_default(), MESSAGE_MAX)
 }
 
 /// Makes the client from defaults: `$KUBECONFIG`, the user's kubeconfig, or the Pod's own account.
@@ -137,7 +139,7 @@ pub async fn check_server_version(client: &Client) -> Result<String, ClientError
     if is_served(&info.major, &info.minor) {
         Ok(info.git_version)
     } else {
-        Err(ClientError::TooOld { found: info.git_version })
+        Err(ClientError::TooOld { found: printable(&info.git_version, QUOTED_MAX) })
     }
 }
 

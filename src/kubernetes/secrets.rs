@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use imagewarm_core::api::Reason;
 use imagewarm_core::demand::PullIdentity;
 use imagewarm_core::image::keychain::KeychainError;
+use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 use imagewarm_core::image::{Credential, Keychain, Reference};
 
 /// One read may take this long, with all retries.
@@ -42,7 +43,8 @@ pub struct ObjectRef {
 
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?} in namespace {:?}", self.kind, self.name, self.namespace)
+        let (name, namespace) = (quoted(&self.name), quoted(&self.namespace));
+        write!(f, "{} {name} in namespace {namespace}", self.kind)
     }
 }
 
@@ -52,28 +54,28 @@ impl fmt::Display for ObjectRef {
 pub enum SecretError {
     /// No object can have this name.
     #[error(
-        "{kind} name {name:?} is not valid: it must be lower case letters, digits, '-' and '.', \
+        "{kind} name {name} is not valid: it must be lower case letters, digits, '-' and '.', \
          at most 253 characters, such as regcred"
     )]
     InvalidName {
         /// Kind of the object.
         kind: &'static str,
-        /// The name, shortened.
-        name: String,
+        /// The name.
+        name: Quoted,
     },
     /// The API server knows no such object.
     #[error("{0} does not exist")]
     NotFound(ObjectRef),
     /// The Secret is of another kind.
     #[error(
-        "{object} has type {type_:?}: a pull secret has type kubernetes.io/dockerconfigjson or \
+        "{object} has type {type_}: a pull secret has type kubernetes.io/dockerconfigjson or \
          kubernetes.io/dockercfg"
     )]
     WrongType {
         /// The Secret.
         object: ObjectRef,
         /// Its type.
-        type_: String,
+        type_: Quoted,
     },
     /// The Secret has the right type, but not what belongs to it.
     #[error("{object} has no {key:?}, which its type asks for")]
@@ -260,7 +262,7 @@ fn add_secret(
         [DOCKER_CONFIG_JSON, DOCKERCFG]
             .into_iter()
             .find(|(right, _)| *right == type_)
-            .ok_or_else(|| SecretError::WrongType { object: object(), type_: type_.to_owned() })?;
+            .ok_or_else(|| SecretError::WrongType { object: object(), type_: quoted(type_) })?;
     let content = secret
         .data
         .as_ref()
@@ -330,7 +332,7 @@ async fn read<K: Clone + DeserializeOwned + fmt::Debug>(
     // The client puts names into the URL as they are: a name with a slash would ask for another
     // object.
     if !is_object_name(&object.name) {
-        let name = object.name.chars().take(100).collect();
+        let name = quoted(&object.name);
         return Err(SecretError::InvalidName { kind: object.kind, name });
     }
     match tokio::time::timeout(timeout, api.get(&object.name)).await {
@@ -339,7 +341,8 @@ async fn read<K: Clone + DeserializeOwned + fmt::Debug>(
             404 => SecretError::NotFound(object),
             403 => SecretError::Forbidden { object, resource },
             code => {
-                let cause = format!("the API server answered {code}: {}", status.message);
+                let message = printable(&status.message, MESSAGE_MAX);
+                let cause = format!("the API server answered {code}: {message}");
                 SecretError::Unreachable { object, cause }
             }
         }),
@@ -367,7 +370,7 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         source = error.source();
     }
-    text
+    printable(&text, MESSAGE_MAX)
 }
 
 /// A DNS-1123 subdomain, as all names of Secrets and ServiceAccounts are.

@@ -17,6 +17,9 @@ use kube::{Api, Client};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
+use super::writes::one_line;
+use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
+
 /// The audience that a warmer's token must be made for.
 pub const AUDIENCE: &str = "imagewarm";
 
@@ -66,10 +69,10 @@ pub enum TokenError {
     #[error("the token is not valid: {0}")]
     Invalid(String),
     /// The token is good, but not the warmer's.
-    #[error("the token belongs to `{found}`, but the warmer's account is `{expected}`")]
+    #[error("the token belongs to {found}, but the warmer's account is `{expected}`")]
     OtherAccount {
         /// Whose token it is.
-        found: String,
+        found: Quoted,
         /// Whose token it should be.
         expected: String,
     },
@@ -200,7 +203,7 @@ async fn ask(
     let answer = tokio::time::timeout(REVIEW_TIMEOUT, api.create(&parameters, &review))
         .await
         .map_err(|_| unavailable("no answer in time".into()))?
-        .map_err(|error| unavailable(error.to_string()))?;
+        .map_err(|error| unavailable(one_line(&error)))?;
     let node = node_of(&answer.status.unwrap_or_default(), &service_account)?;
     Ok(WarmerIdentity { node, expires })
 }
@@ -214,7 +217,7 @@ fn node_of(status: &TokenReviewStatus, service_account: &str) -> Result<String, 
             return Err(TokenError::WrongAudience);
         }
         let error = if error.is_empty() { "not authenticated".into() } else { error };
-        return Err(TokenError::Invalid(error));
+        return Err(TokenError::Invalid(printable(&error, MESSAGE_MAX)));
     }
     // A server that knows nothing of audiences answers "authenticated" without naming one.
     if !status.audiences.iter().flatten().any(|audience| audience == AUDIENCE) {
@@ -223,7 +226,10 @@ fn node_of(status: &TokenReviewStatus, service_account: &str) -> Result<String, 
     let user = status.user.clone().unwrap_or_default();
     let found = user.username.unwrap_or_default();
     if found != service_account {
-        return Err(TokenError::OtherAccount { found, expected: service_account.into() });
+        return Err(TokenError::OtherAccount {
+            found: quoted(&found),
+            expected: service_account.into(),
+        });
     }
     let extra: BTreeMap<String, Vec<String>> = user.extra.unwrap_or_default();
     match extra.get(NODE_NAME_EXTRA).map(Vec::as_slice) {

@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 
 use imagewarm_core::api::knative::KnativeImageStatus;
 use imagewarm_core::api::{ImageWarm, ImageWarmStatus, KnativeImage, Revision};
+use imagewarm_core::image::quoted::{MESSAGE_MAX, printable};
 
 /// How long one call may take, with all that the client retries by itself.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -85,8 +86,8 @@ impl From<kube::Error> for ApplyError {
             403 if terminating.into_iter().any(|cause| cause.reason == "NamespaceTerminating") => {
                 ApplyError::NamespaceTerminating
             }
-            401 | 403 => ApplyError::Forbidden(status.message.clone()),
-            400 | 405 | 413 | 415 | 422 => ApplyError::Invalid(status.message.clone()),
+            401 | 403 => ApplyError::Forbidden(one_line(&error)),
+            400 | 405 | 413 | 415 | 422 => ApplyError::Invalid(one_line(&error)),
             _ => ApplyError::Retryable(one_line(&error)),
         }
     }
@@ -97,7 +98,7 @@ pub fn one_line(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => match status.message.as_str() {
             "" => format!("status {} {}", status.code, status.reason),
-            message => message.to_owned(),
+            message => printable(message, MESSAGE_MAX),
         },
         other => {
             // "client error (Connect)" alone does not say that the connection was refused.
@@ -110,7 +111,7 @@ pub fn one_line(error: &kube::Error) -> String {
                 }
                 source = cause.source();
             }
-            text.replace('\n', " ")
+            printable(&text, MESSAGE_MAX)
         }
     }
 }
@@ -358,7 +359,7 @@ pub async fn publish_event(
         type_: Some("Warning".into()),
         action: Some("WarmImages".into()),
         reason: Some(warning.reason.to_owned()),
-        note: Some(shortened(warning.note, NOTE_MAX)),
+        note: Some(printable(&warning.note, NOTE_MAX)),
         regarding: Some(ObjectReference {
             api_version: Some(Revision::api_version(&()).into_owned()),
             kind: Some(Revision::kind(&()).into_owned()),
@@ -368,7 +369,7 @@ pub async fn publish_event(
             ..ObjectReference::default()
         }),
         reporting_controller: Some("caching.knative.dev/imagewarm".into()),
-        reporting_instance: Some(shortened(warning.instance.to_owned(), 128)),
+        reporting_instance: Some(printable(warning.instance, 128)),
         ..Event::default()
     };
     let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
@@ -377,13 +378,6 @@ pub async fn publish_event(
         Err(ApplyError::Conflict) => Ok(Created::Existed),
         Err(error) => Err(error),
     }
-}
-
-fn shortened(mut text: String, bytes: usize) -> String {
-    if text.len() > bytes {
-        text.truncate(text.floor_char_boundary(bytes));
-    }
-    text
 }
 
 fn api(client: &Client, warm: &ImageWarm) -> Api<ImageWarm> {
@@ -463,11 +457,5 @@ mod tests {
             json_patch::merge(&mut patched, &patch);
             assert_eq!(patched, new);
         }
-    }
-
-    #[test]
-    fn long_notes_are_cut_between_characters() {
-        assert_eq!(shortened("aää".into(), 4), "aä");
-        assert_eq!(shortened("aä".into(), 9), "aä");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::plan::diff::Patience;
 use imagewarm_core::policy::bounds::NamespaceSelection;
 use imagewarm_core::policy::{Bounds, Policy};
@@ -142,7 +143,7 @@ fn namespace_selection(word: &str) -> Result<NamespaceSelection, String> {
     match word {
         "opt-out" => Ok(NamespaceSelection::OptOut),
         "opt-in" => Ok(NamespaceSelection::OptIn),
-        other => Err(format!("{other:?} is neither opt-out nor opt-in")),
+        other => Err(format!("{} is neither opt-out nor opt-in", quoted(other))),
     }
 }
 

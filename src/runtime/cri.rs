@@ -22,6 +22,7 @@ use api::{
     PullImageRequest, VersionRequest,
 };
 use imagewarm_core::api::Reason;
+use imagewarm_core::image::quoted::printable;
 use imagewarm_core::image::{Credential, Reference};
 use imagewarm_core::runtime::{
     LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
@@ -233,8 +234,7 @@ fn failure(status: &Status) -> RuntimeError {
             status.message().to_owned(),
         ),
     };
-    let message = message.trim().chars().take(LONGEST_MESSAGE).collect();
-    RuntimeError { reason, message }
+    RuntimeError { reason, message: printable(&message, LONGEST_MESSAGE) }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use tokio::sync::OnceCell;
 
 use super::{EndpointError, Runtime, RuntimeFuture};
 use imagewarm_core::api::Reason;
+use imagewarm_core::image::quoted::{printable, quoted};
 use imagewarm_core::image::{Credential, Reference};
 use imagewarm_core::runtime::failure::classify;
 use imagewarm_core::runtime::{
@@ -46,7 +47,7 @@ impl Docker {
     pub fn connect(socket: &Path) -> Result<Self, EndpointError> {
         let client = socket
             .to_str()
-            .ok_or_else(|| EndpointError::Scheme(socket.display().to_string()))
+            .ok_or_else(|| EndpointError::Scheme(quoted(&socket.display().to_string())))
             .and_then(|path| {
                 bollard::Docker::connect_with_unix(path, ANSWER, API_DEFAULT_VERSION)
                     .map_err(|error| EndpointError::Client(error.to_string()))
@@ -358,7 +359,7 @@ fn one_line(text: &str) -> String {
             line.push_str(part);
         }
     }
-    line.chars().filter(|c| !c.is_control()).take(LONGEST_MESSAGE).collect()
+    printable(&line, LONGEST_MESSAGE)
 }
 
 /// No engine is known to repeat a credential; if one does, it ends here.

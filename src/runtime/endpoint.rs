@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::endpoint_error::EndpointError;
 use super::{Runtime, cri, docker};
+use imagewarm_core::image::quoted::quoted;
 
 /// Where sockets are looked for; the last is where the shipped manifests mount the node's `/run`.
 const FOLDERS: [&str; 3] = ["/run", "/var/run", "/host/run"];
@@ -69,10 +70,7 @@ fn chosen<'a>(sockets: &'a [PathBuf], kubelet: &str) -> Result<&'a Path, Endpoin
     });
     match (fitting.next(), fitting.next()) {
         (Some(only), None) => Ok(only),
-        _ => Err(EndpointError::NoneOfThese {
-            kubelet: kubelet.chars().filter(|c| !c.is_control()).take(100).collect(),
-            found: sockets.to_vec(),
-        }),
+        _ => Err(EndpointError::NoneOfThese { kubelet: quoted(kubelet), found: sockets.to_vec() }),
     }
 }
 
@@ -94,7 +92,7 @@ fn named(endpoint: &str) -> Result<PathBuf, EndpointError> {
         .strip_prefix("unix://")
         .filter(|path| path.starts_with('/'))
         .map(PathBuf::from)
-        .ok_or_else(|| EndpointError::Scheme(endpoint.to_owned()))?;
+        .ok_or_else(|| EndpointError::Scheme(quoted(endpoint)))?;
     let metadata = std::fs::metadata(&path)
         .map_err(|source| EndpointError::Absent { path: path.clone(), source })?;
     if !metadata.file_type().is_socket() {
@@ -206,7 +204,7 @@ mod tests {
         let table = [
             ("", "more than one container runtime (/run/containerd/containerd.sock and "),
             ("containerd", "more than one container runtime"),
-            ("cri-o://1.34.0", "uses `cri-o://1.34.0`, which is not one of the runtimes found"),
+            ("cri-o://1.34.0", "uses \"cri-o://1.34.0\", which is not one of the runtimes found"),
         ];
         for (kubelet, words) in table {
             let error = chosen(&sockets, kubelet).unwrap_err().to_string();

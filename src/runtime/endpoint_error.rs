@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use imagewarm_core::image::quoted::Quoted;
+
 /// Why there is no runtime to work with.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// Only local sockets are supported.
-    #[error("`{0}` is no runtime endpoint: it must look like unix:///var/run/docker.sock")]
-    Scheme(String),
+    #[error("{0} is no runtime endpoint: it must look like unix:///var/run/docker.sock")]
+    Scheme(Quoted),
     /// Nothing is there.
     #[error(
         "there is no runtime socket at {path}: is the runtime running, and its folder mounted?"
@@ -45,12 +47,12 @@ pub enum EndpointError {
     SeveralFound(Vec<PathBuf>),
     /// No endpoint was named, and what the kubelet uses is none of those found, or not just one.
     #[error(
-        "the kubelet of this node uses `{kubelet}`, which is not one of the runtimes found ({}): name \
+        "the kubelet of this node uses {kubelet}, which is not one of the runtimes found ({}): name \
          its socket with --runtime-endpoint unix:///PATH", list(.found)
     )]
     NoneOfThese {
         /// `status.nodeInfo.containerRuntimeVersion` of the Node.
-        kubelet: String,
+        kubelet: Quoted,
         /// The sockets.
         found: Vec<PathBuf>,
     },

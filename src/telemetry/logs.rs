@@ -7,6 +7,8 @@ use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -41,16 +43,11 @@ impl FromStr for LogFilter {
         if text.is_empty()
             || is_word && tracing_subscriber::filter::LevelFilter::from_str(text).is_err()
         {
-            return Err(LogError::Filter {
-                text: text.to_owned(),
-                detail: "no such level".to_owned(),
-            });
+            return Err(LogError::filter(text, "no such level"));
         }
         match EnvFilter::try_new(text) {
             Ok(_) => Ok(LogFilter(text.to_owned())),
-            Err(error) => {
-                Err(LogError::Filter { text: text.to_owned(), detail: error.to_string() })
-            }
+            Err(error) => Err(LogError::filter(text, &error.to_string())),
         }
     }
 }
@@ -60,18 +57,24 @@ impl FromStr for LogFilter {
 pub enum LogError {
     /// The filter cannot be read.
     #[error(
-        "{text:?} is no log filter ({detail}): use off, error, warn, info, debug, trace, or \
+        "{text} is no log filter ({detail}): use off, error, warn, info, debug, trace, or \
          directives such as info,imagewarm::webhook=debug"
     )]
     Filter {
         /// As given.
-        text: String,
+        text: Quoted,
         /// What the parser said.
         detail: String,
     },
     /// Logging was begun twice.
     #[error("logging has begun already")]
     AlreadyInitialized,
+}
+
+impl LogError {
+    fn filter(text: &str, detail: &str) -> Self {
+        LogError::Filter { text: quoted(text), detail: printable(detail, MESSAGE_MAX) }
+    }
 }
 
 /// Settings of the log.
@@ -104,9 +107,8 @@ pub struct LogArgs {
 
 /// Begins to log; once per process.
 pub fn init(args: &LogArgs) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(args.log_level.directives()).map_err(|error| {
-        LogError::Filter { text: args.log_level.0.clone(), detail: error.to_string() }
-    })?;
+    let filter = EnvFilter::try_new(args.log_level.directives())
+        .map_err(|error| LogError::filter(&args.log_level.0, &error.to_string()))?;
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(true);
     let result = match args.log_format {

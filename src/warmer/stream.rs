@@ -20,6 +20,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::protocol::dispatch_client::DispatchClient;
+use imagewarm_core::image::quoted::{MESSAGE_MAX, printable, quoted};
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello, LEADER_METADATA, from_warmer};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -81,7 +82,7 @@ impl StreamSettings {
     ) -> Result<ServerName<'static>, String> {
         let name = name.unwrap_or(&server.host).to_owned();
         ServerName::try_from(name.clone())
-            .map_err(|_| format!("`{name}` is no DNS name or address"))
+            .map_err(|_| format!("{} is no DNS name or address", quoted(&name)))
     }
 }
 
@@ -119,7 +120,7 @@ pub enum StreamError {
     #[error("the replica does not lead")]
     NotLeading(Option<ServerAddress>),
     /// The server refused the stream, or ended it.
-    #[error("the stream ended: {} ({:?})", .0.message(), .0.code())]
+    #[error("the stream ended: {} ({:?})", printable(.0.message(), MESSAGE_MAX), .0.code())]
     Ended(Box<Status>),
 }
 

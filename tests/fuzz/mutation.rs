@@ -1,10 +1,17 @@
-//! Inputs: files of the corpus, with a few edits.
+//! Inputs: files of the corpus, with a few edits. A seed decides file and edits, so the same seeds
+//! make the same inputs on every machine.
+#![allow(clippy::panic)]
 
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use bolero::TypeGenerator;
+use bolero::{Test as _, TypeGenerator, produce};
+use bolero_engine::BorrowedGeneratorTest;
+use bolero_engine::driver::Options;
+use bolero_engine::input::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 
 /// What makes text and messages interesting, beside random bytes.
 const WORDS: [&[u8]; 16] = [
@@ -26,6 +33,10 @@ const WORDS: [&[u8]; 16] = [
     b"\xc3\xa9",
 ];
 const LARGEST: usize = 1 << 16;
+/// Seeds of a run that is told nothing: `0..SEEDS`.
+const SEEDS: u64 = 5_000;
+/// Random bytes that an input is made from, enough for all edits that are looked at.
+const BYTES: usize = 512;
 
 /// One edit; places are taken modulo the length.
 #[derive(Clone, Debug, TypeGenerator)]
@@ -71,7 +82,10 @@ pub enum Edit {
 pub type Input = (u8, Vec<Edit>);
 
 /// The files of one target.
-pub struct Corpus(Vec<(String, Vec<u8>)>);
+pub struct Corpus {
+    target: String,
+    files: Vec<(String, Vec<u8>)>,
+}
 
 impl Corpus {
     pub fn read(target: &str) -> Self {
@@ -86,11 +100,11 @@ impl Corpus {
             .collect();
         files.sort();
         assert!(!files.is_empty(), "{} is empty", folder.display());
-        Corpus(files)
+        Corpus { target: target.to_owned(), files }
     }
 
     fn mutated(&self, (which, edits): &Input) -> Vec<u8> {
-        let file = |which: &u8| &self.0[usize::from(*which) % self.0.len()].1;
+        let file = |which: &u8| &self.files[usize::from(*which) % self.files.len()].1;
         let mut bytes = file(which).clone();
         for edit in edits.iter().take(32) {
             let place = |at: &u16| usize::from(*at) % (bytes.len() + 1);
@@ -131,23 +145,61 @@ impl Corpus {
         bytes
     }
 
-    /// Holds `property` against each file as it is, and then against mutations of them.
+    /// Holds `property` against each file as it is, and then against mutations of them. Panics with
+    /// the smallest input found that fails, and how to run it again.
     pub fn check(&self, property: impl Fn(&[u8])) {
         // After a panic nothing is looked at but the input.
         let property = AssertUnwindSafe(property);
-        for (name, content) in &self.0 {
+        for (name, content) in &self.files {
             println!("{name}");
             (*property)(content);
         }
-        bolero::check!()
-            .with_test_time(time())
-            .with_type::<Input>()
-            .for_each(|input| (*property)(&self.mutated(input)));
+        let options = Options::default();
+        for seed in seeds() {
+            let property = |input: &Input| (*property)(&self.mutated(input));
+            let mut test = BorrowedGeneratorTest::new(property, produce::<Input>());
+            let mut bytes = vec![0; BYTES];
+            StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+            if let Err(error) = test.test(&mut Bytes::new(&bytes, &options)) {
+                let found = match test.shrink(bytes.clone(), None, &options) {
+                    Some(smallest) => smallest.input,
+                    None => test.generate_value(&mut Bytes::new(&bytes, &options)),
+                };
+                let (file, target) = (self.keep(seed, &self.mutated(&found)), &self.target);
+                panic!(
+                    "{error}\n{found:?}\nto repeat: IMAGEWARM_FUZZ_SEED={seed} cargo test --test \
+                     fuzz {target}::\nfor the corpus: cp {} tests/fuzz/corpus/{target}/",
+                    file.display()
+                );
+            }
+        }
+    }
+
+    fn keep(&self, seed: u64, input: &[u8]) -> PathBuf {
+        let name = format!("found-{}-{seed}", self.target);
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::write(&file, input).expect("what was found can be kept");
+        file
     }
 }
 
-fn time() -> Duration {
-    let seconds = std::env::var("IMAGEWARM_FUZZ_SECONDS").ok();
-    let seconds = seconds.map(|text| text.parse().expect("IMAGEWARM_FUZZ_SECONDS is a number"));
-    Duration::from_secs(seconds.unwrap_or(8))
+/// One to repeat; random ones, for as long as wished; or the same on every run.
+fn seeds() -> Box<dyn Iterator<Item = u64>> {
+    match (number("IMAGEWARM_FUZZ_SEED"), number("IMAGEWARM_FUZZ_SECONDS")) {
+        (Some(seed), _) => Box::new(std::iter::once(seed)),
+        (None, Some(seconds)) => {
+            let end = Instant::now() + Duration::from_secs(seconds);
+            let seed = move || (Instant::now() < end).then(rand::random);
+            Box::new(std::iter::from_fn(seed))
+        }
+        (None, None) => Box::new(0..SEEDS),
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    match text.parse() {
+        Ok(number) => Some(number),
+        Err(_) => panic!("{variable} must be a number, not {text:?}"),
+    }
 }

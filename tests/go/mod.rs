@@ -12,13 +12,13 @@ use rand::rngs::StdRng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A random generator that can be set going again the same way.
+/// The same random numbers on every run, or those of the seed in `IMAGEWARM_TEST_SEED`.
 pub fn seeded() -> StdRng {
     let seed = match std::env::var("IMAGEWARM_TEST_SEED") {
         Ok(seed) => seed.parse().unwrap_or_else(|_| {
             panic!("IMAGEWARM_TEST_SEED must be a number from 0 to {}, not {seed:?}", u64::MAX)
         }),
-        Err(_) => rand::random(),
+        Err(_) => 1,
     };
     println!("to repeat this run: IMAGEWARM_TEST_SEED={seed}");
     StdRng::seed_from_u64(seed)

@@ -1,8 +1,9 @@
 //! Image names and registry credentials: the reference grammar, object names, and the matching of
-//! credentials as kubelet does it. Pure.
+//! credentials as kubelet does it; how text from outside is quoted. Pure.
 
 pub mod keychain;
 pub mod object_name;
+pub mod quoted;
 pub mod reference;
 mod retry_after;
 

@@ -14,7 +14,7 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use error::{Excerpt, ReferenceError};
+pub use error::ReferenceError;
 
 /// The tag of a name that has neither tag nor digest.
 const DEFAULT_TAG: &str = "latest";

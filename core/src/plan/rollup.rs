@@ -14,6 +14,7 @@ use crate::api::knative::KnativeImageStatus;
 use crate::api::{Condition, ConditionStatus, KnativeImage, Reason};
 use crate::demand::consumers::{Asked, Asking, Meaning};
 use crate::demand::revision::WantedImage;
+use crate::image::quoted::printable;
 use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
 use crate::policy::Policy;
 use crate::policy::bounds::LIMIT_REACHED;
@@ -194,7 +195,7 @@ impl Tally<'_> {
             Some((reason, nodes)) => {
                 let names = named(nodes.iter().map(|(node, _)| *node));
                 let words = nodes.first().map_or("", |(_, words)| words);
-                let words = &words[..words.floor_char_boundary(WORDS_MAX)];
+                let words = printable(words, WORDS_MAX);
                 let colon = if words.is_empty() { "" } else { ": " };
                 let message = format!("{held}; {reason} on {names}{colon}{words}");
                 Verdict::new(ConditionStatus::False, reason.as_str(), message)

@@ -9,6 +9,7 @@ use crate::api::{
     Condition, ConditionStatus, ImageWarm, ImageWarmStatus, Progress, RUNTIME_KEY,
     RUNTIME_TELLS_KEY, Reason,
 };
+use crate::image::quoted::printable;
 use crate::protocol;
 
 /// A pull that ends sooner than this leaves no trace of its progress in the API server.
@@ -67,8 +68,8 @@ impl From<&protocol::Hello> for NodeRuntime {
     fn from(hello: &protocol::Hello) -> Self {
         let runtime = format!("{} {}", hello.runtime_name, hello.runtime_version);
         NodeRuntime {
-            runtime: shorten(&runtime, LONGEST_FACT),
-            tells: shorten(&hello.runtime_tells.join(", "), LONGEST_FACT),
+            runtime: printable(&runtime, LONGEST_FACT),
+            tells: printable(&hello.runtime_tells.join(", "), LONGEST_FACT),
         }
     }
 }
@@ -127,7 +128,7 @@ impl From<&protocol::Outcome> for Outcome {
         Outcome {
             present: outcome.present,
             reason,
-            message: shorten(&outcome.message, LONGEST_MESSAGE),
+            message: printable(&outcome.message, LONGEST_MESSAGE),
             digest: Some(outcome.digest.clone()).filter(|digest| is_digest(digest)),
             size_bytes: Some(clamp(outcome.size_bytes)).filter(|size| *size > 0),
             attempt: i32::try_from(outcome.attempt).unwrap_or(i32::MAX),
@@ -255,21 +256,6 @@ fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| {
         hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     })
-}
-
-/// At most `limit` bytes of `text`, without control characters.
-fn shorten(text: &str, limit: usize) -> String {
-    let mut short: String =
-        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if short.len() > limit {
-        let mut end = limit;
-        while !short.is_char_boundary(end) {
-            end -= 1;
-        }
-        short.truncate(end);
-        short.push('…');
-    }
-    short
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ pub mod failure;
 use crate::api::Reason;
 use crate::image::Reference;
 
-/// Of a runtime's own message, in characters.
+/// Of a runtime's own message, in bytes; the rest of a status' message may follow it.
 pub const LONGEST_MESSAGE: usize = 1_000;
 
 /// Who the runtime is.

@@ -7,9 +7,12 @@ use serde_json::json;
 
 use super::row::{Phase, Row, Summary};
 use crate::api::Progress;
+use crate::image::quoted;
 
 /// Nodes named for one failure; the rest are counted.
 const NODES_NAMED: usize = 3;
+/// Longest cell, in bytes: the longest message or image that is stored.
+const CELL_MAX: usize = 1_024;
 /// Hex digits shown of a digest.
 const DIGEST_SHOWN: usize = 12;
 
@@ -158,8 +161,7 @@ pub fn shortened(image: &str) -> String {
 
 /// Registries choose some of this text: nothing in it may move the cursor or break a line.
 pub fn printable(text: &str) -> String {
-    let text = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    text.collect::<String>().trim().to_owned()
+    quoted::printable(text, CELL_MAX)
 }
 
 #[cfg(test)]

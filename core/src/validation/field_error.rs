@@ -3,8 +3,7 @@
 
 use std::fmt;
 
-/// Longer values are cut in messages; whole ones may be megabytes.
-const LONGEST_VALUE: usize = 256;
+use crate::image::quoted::{QUOTED_MAX, printable, quoted};
 
 /// The kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +59,7 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    /// Cuts long values.
+    /// Cuts long values; whole ones may be megabytes.
     pub fn new(
         field: impl Into<String>,
         fault: Fault,
@@ -69,8 +68,8 @@ impl FieldError {
     ) -> Self {
         let value = match (fault, value) {
             (Fault::Required, _) | (_, serde_json::Value::Null) => String::new(),
-            (_, serde_json::Value::String(text)) => format!("{:?}", cut(text)),
-            (_, other) => cut(&other.to_string()),
+            (_, serde_json::Value::String(text)) => quoted(text).to_string(),
+            (_, other) => printable(&other.to_string(), QUOTED_MAX),
         };
         FieldError { field: field.into(), fault, value, detail: detail.into() }
     }
@@ -85,12 +84,5 @@ impl FieldError {
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.body())
-    }
-}
-
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(LONGEST_VALUE) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }

@@ -1,35 +1,6 @@
 //! What can be wrong with an image reference, said so that the writer can mend it.
 
-use std::fmt;
-
-/// Text of the user's, quoted and shortened for a message.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Excerpt(String);
-
-impl Excerpt {
-    /// Longer texts are cut here, in characters.
-    const MAX_CHARS: usize = 120;
-
-    pub(super) fn new(text: &str) -> Self {
-        match text.char_indices().nth(Self::MAX_CHARS) {
-            Some((end, _)) => Self(format!("{}…", &text[..end])),
-            None => Self(text.to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for Excerpt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Debug escapes control characters, which must never reach a terminal.
-        write!(f, "{:?}", self.0)
-    }
-}
-
-impl fmt::Debug for Excerpt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+use crate::image::quoted::Quoted;
 
 /// Why a text is no image reference. `Display` says what is wrong, where, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,15 +12,15 @@ pub enum ReferenceError {
     #[error("{text} is an image ID (64 hexadecimal digits), not a name: write repository@sha256:…")]
     Identifier {
         /// The whole text.
-        text: Excerpt,
+        text: Quoted,
     },
     /// `https://…`.
     #[error("image reference has no scheme: write {rest} instead of {text}")]
     Scheme {
         /// The whole text.
-        text: Excerpt,
+        text: Quoted,
         /// What is left without the scheme.
-        rest: Excerpt,
+        rest: Quoted,
     },
     /// White space or a control character anywhere.
     #[error("invalid character {character:?} at position {position} of {text}: remove it")]
@@ -59,7 +30,7 @@ pub enum ReferenceError {
         /// Counted in characters, from 1.
         position: usize,
         /// The whole text.
-        text: Excerpt,
+        text: Quoted,
     },
     /// The part before the first slash is taken for a registry, and cannot be one.
     #[error(
@@ -68,17 +39,17 @@ pub enum ReferenceError {
     )]
     Domain {
         /// The part before the first slash.
-        domain: Excerpt,
+        domain: Quoted,
         /// The whole text.
-        text: Excerpt,
+        text: Quoted,
     },
     /// Upper case in the repository's path.
     #[error("repository name must be lower case: {name} in {text}")]
     UpperCase {
         /// The repository's name, as written.
-        name: Excerpt,
+        name: Quoted,
         /// The whole text.
-        text: Excerpt,
+        text: Quoted,
     },
     /// No repository name at all, or an empty part of one.
     #[error(
@@ -86,7 +57,7 @@ pub enum ReferenceError {
     )]
     EmptyComponent {
         /// The whole text.
-        text: Excerpt,
+        text: Quoted,
     },
     /// A character or separator that does not belong into a repository's path.
     #[error(
@@ -95,9 +66,9 @@ pub enum ReferenceError {
     )]
     Component {
         /// The part between two slashes.
-        component: Excerpt,
+        component: Quoted,
         /// The whole text.
-        text: Excerpt,
+        text: Quoted,
     },
     /// The path of the repository is too long.
     #[error("repository name is {length} characters long, at most 255 are allowed: {text}")]
@@ -105,7 +76,7 @@ pub enum ReferenceError {
         /// Length of the path.
         length: usize,
         /// The whole text.
-        text: Excerpt,
+        text: Quoted,
     },
     /// The tag is empty, too long, or has characters that tags cannot have.
     #[error(
@@ -114,21 +85,21 @@ pub enum ReferenceError {
     )]
     Tag {
         /// What stands behind the colon.
-        tag: Excerpt,
+        tag: Quoted,
         /// The whole text.
-        text: Excerpt,
+        text: Quoted,
     },
     /// The digest is not `algorithm:hexadecimal`.
     #[error("invalid digest {digest}: write algorithm:hexadecimal in lower case, such as sha256:…")]
     Digest {
         /// What stands behind the `@`.
-        digest: Excerpt,
+        digest: Quoted,
     },
     /// A well-formed digest of an algorithm that no runtime knows.
     #[error("digest algorithm {algorithm} is not supported: use sha256, sha384 or sha512")]
     DigestAlgorithm {
         /// What stands before the digest's colon.
-        algorithm: Excerpt,
+        algorithm: Quoted,
     },
     /// The digest has too few or too many digits.
     #[error("{algorithm} digest has {length} hexadecimal digits, not {right}: {digest}")]
@@ -140,6 +111,6 @@ pub enum ReferenceError {
         /// Digits that the algorithm has.
         right: usize,
         /// What stands behind the `@`.
-        digest: Excerpt,
+        digest: Quoted,
     },
 }

@@ -3,7 +3,8 @@
 
 use std::borrow::Cow;
 
-use super::error::{Excerpt, ReferenceError};
+use super::error::ReferenceError;
+use crate::image::quoted::quoted;
 
 const DEFAULT_DOMAIN: &str = "docker.io";
 const LEGACY_DEFAULT_DOMAIN: &str = "index.docker.io";
@@ -29,7 +30,7 @@ pub(super) fn parse(text: &str) -> Result<Parts<'_>, ReferenceError> {
         return Err(ReferenceError::Empty);
     }
     if is_identifier(text) {
-        return Err(ReferenceError::Identifier { text: Excerpt::new(text) });
+        return Err(ReferenceError::Identifier { text: quoted(text) });
     }
     split_and_check(text).map_err(|error| more_helpful(text).unwrap_or(error))
 }
@@ -55,16 +56,16 @@ fn split_and_check(text: &str) -> Result<Parts<'_>, ReferenceError> {
     } else if is_component(domain) {
         ("", Cow::Borrowed(&text[..domain.len() + 1 + written_path.len()]))
     } else {
-        let (domain, text) = (Excerpt::new(domain), Excerpt::new(text));
+        let (domain, text) = (quoted(domain), quoted(text));
         return Err(ReferenceError::Domain { domain, text });
     };
     if let Some(tag) = tag
         && !is_tag(tag)
     {
-        return Err(ReferenceError::Tag { tag: Excerpt::new(tag), text: Excerpt::new(text) });
+        return Err(ReferenceError::Tag { tag: quoted(tag), text: quoted(text) });
     }
     if path.len() > PATH_MAX {
-        return Err(ReferenceError::TooLong { length: path.len(), text: Excerpt::new(text) });
+        return Err(ReferenceError::TooLong { length: path.len(), text: quoted(text) });
     }
     if let Some(digest) = digest {
         check_digest(digest)?;
@@ -99,13 +100,13 @@ fn check_path(path: &str, text: &str) -> Result<(), ReferenceError> {
         if is_component(component) {
             continue;
         }
-        let text = Excerpt::new(text);
+        let text = quoted(text);
         return Err(if path.chars().any(char::is_uppercase) {
-            ReferenceError::UpperCase { name: Excerpt::new(path), text }
+            ReferenceError::UpperCase { name: quoted(path), text }
         } else if component.is_empty() {
             ReferenceError::EmptyComponent { text }
         } else {
-            ReferenceError::Component { component: Excerpt::new(component), text }
+            ReferenceError::Component { component: quoted(component), text }
         });
     }
     Ok(())
@@ -176,7 +177,7 @@ fn is_tag(tag: &str) -> bool {
 
 /// A well-formed digest of a supported algorithm, with the right number of digits.
 pub(super) fn check_digest(digest: &str) -> Result<(), ReferenceError> {
-    let malformed = || ReferenceError::Digest { digest: Excerpt::new(digest) };
+    let malformed = || ReferenceError::Digest { digest: quoted(digest) };
     let (algorithm, encoded) = digest.split_once(':').ok_or_else(malformed)?;
     let Some(&(algorithm, right)) = ALGORITHMS.iter().find(|(known, _)| *known == algorithm) else {
         let is_algorithm = algorithm.split(['-', '_', '+', '.']).all(|component| {
@@ -184,7 +185,7 @@ pub(super) fn check_digest(digest: &str) -> Result<(), ReferenceError> {
                 && component.bytes().all(|byte| byte.is_ascii_alphanumeric())
         });
         return Err(if is_algorithm {
-            ReferenceError::DigestAlgorithm { algorithm: Excerpt::new(algorithm) }
+            ReferenceError::DigestAlgorithm { algorithm: quoted(algorithm) }
         } else {
             malformed()
         });
@@ -193,7 +194,7 @@ pub(super) fn check_digest(digest: &str) -> Result<(), ReferenceError> {
         return Err(malformed());
     }
     if encoded.len() != right {
-        let digest = Excerpt::new(digest);
+        let digest = quoted(digest);
         return Err(ReferenceError::DigestLength {
             algorithm,
             length: encoded.len(),
@@ -209,12 +210,12 @@ pub(super) fn check_digest(digest: &str) -> Result<(), ReferenceError> {
 fn more_helpful(text: &str) -> Option<ReferenceError> {
     for scheme in ["https://", "http://", "docker://", "oci://"] {
         if let Some(rest) = text.strip_prefix(scheme) {
-            let (text, rest) = (Excerpt::new(text), Excerpt::new(rest));
+            let (text, rest) = (quoted(text), quoted(rest));
             return Some(ReferenceError::Scheme { text, rest });
         }
     }
     let (index, character) =
         text.chars().enumerate().find(|(_, c)| c.is_whitespace() || c.is_control())?;
-    let text = Excerpt::new(text);
+    let text = quoted(text);
     Some(ReferenceError::WhiteSpace { character, position: index + 1, text })
 }

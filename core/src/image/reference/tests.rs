@@ -118,8 +118,14 @@ fn lengths_at_their_limits() {
 
 #[test]
 fn messages_stay_short() {
-    let error = Named::parse(&"Ä".repeat(100_000)).unwrap_err();
-    assert!(error.to_string().len() < 1_000);
+    // The second has characters that are escaped: each takes eight bytes of a message.
+    for text in ["Ä".repeat(100_000), "\u{ec00}".repeat(130), "\u{7f}".repeat(130)] {
+        for text in [text.clone(), format!("{text}:{text}"), format!("app@sha256:{text}")] {
+            let error = Named::parse(&text).unwrap_err().to_string();
+            assert!(error.len() < 1_000, "{} bytes: {error}", error.len());
+            assert!(!error.contains(char::is_control), "{error:?}");
+        }
+    }
 }
 
 #[test]

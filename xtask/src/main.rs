@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use xtask::cluster::{Cluster, Options};
-use xtask::{bench, demo, prerequisites, test};
+use xtask::prerequisites::{self, Prerequisite};
+use xtask::{bench, demo, test};
 
 /// Developer commands of imagewarm.
 #[derive(Parser)]
@@ -27,7 +28,14 @@ enum Command {
     /// Brings up the bare development cluster and leaves it running until Ctrl-C.
     Cluster(ClusterArgs),
     /// Finds, installs and builds the programs that the development cluster needs.
-    Prerequisites,
+    Prerequisites(PrerequisitesArgs),
+}
+
+#[derive(clap::Args)]
+struct PrerequisitesArgs {
+    /// Only these; all without a name.
+    #[arg(value_enum)]
+    programs: Vec<Prerequisite>,
 }
 
 #[derive(clap::Args)]
@@ -76,8 +84,10 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Test(arguments) => test::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
         Command::Cluster(arguments) => keep_cluster(arguments).await,
-        Command::Prerequisites => {
-            let programs = tokio::task::spawn_blocking(prerequisites::ensure).await??;
+        Command::Prerequisites(PrerequisitesArgs { programs }) => {
+            let all = Prerequisite::all();
+            let asked = if programs.is_empty() { all } else { &programs };
+            let programs = prerequisites::ensure(asked).await?;
             println!("{programs:#?}");
             Ok(ExitCode::SUCCESS)
         }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use xtask::cluster::{Cluster, Options};
+use xtask::cluster::{Cluster, Options, require_root};
 use xtask::prerequisites::{self, Prerequisite};
 use xtask::{bench, demo, test};
 
@@ -49,6 +49,23 @@ struct ClusterArgs {
     /// Do not apply `deploy/`.
     #[arg(long)]
     no_deploy: bool,
+}
+
+impl ClusterArgs {
+    fn prerequisites(&self) -> Vec<Prerequisite> {
+        let mut programs = vec![
+            Prerequisite::Etcd,
+            Prerequisite::DockerRegistry,
+            Prerequisite::Dockerd,
+            Prerequisite::KubeApiserver,
+            Prerequisite::KubeControllerManager,
+            Prerequisite::Kubectl,
+        ];
+        if self.tls_registry {
+            programs.extend([Prerequisite::Htpasswd, Prerequisite::Ip]);
+        }
+        programs
+    }
 }
 
 fn main() -> ExitCode {
@@ -101,14 +118,17 @@ async fn keep_cluster(arguments: ClusterArgs) -> Result<ExitCode> {
         knative: true,
         deploy: !arguments.no_deploy,
     };
+    require_root()?;
+    let programs = prerequisites::ensure(&arguments.prerequisites()).await?;
     let start = std::time::Instant::now();
-    let cluster = Cluster::start(options).await?;
+    let cluster = Cluster::start_from(programs, options, &[]).await?;
     println!(
         "up in {:.1} s; everything is in {}",
         start.elapsed().as_secs_f32(),
         cluster.folder().display()
     );
     println!("export KUBECONFIG={}", cluster.kubeconfig_path().display());
+    println!("kubectl is {}", cluster.kubectl()?.display());
     println!("registry {}", cluster.registry_plain.address);
     if let Some(registry) = &cluster.registry_tls {
         println!("registry with TLS and password {}", registry.address);

@@ -1,7 +1,7 @@
 //! Programs that Debian packages: installed when we are root, else named in the error.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -13,6 +13,17 @@ use crate::progress::Step;
 
 /// A program and the Debian package that has it.
 pub(super) type Packaged = (&'static str, &'static str);
+
+/// Installs packages; while it runs, those that are installed start no service. Waits while another
+/// program installs, as a new machine does by itself.
+const INSTALL: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod 755 "$policy" || exit
+fi
+apt-get update && apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+"#;
 
 /// Installs the packages of those programs that are not there.
 pub(super) async fn install(wanted: &[Packaged], cache: &Path) -> Result<()> {
@@ -39,47 +50,21 @@ pub(super) async fn install(wanted: &[Packaged], cache: &Path) -> Result<()> {
 }
 
 async fn apt_get(packages: &[&str], log: &Path) -> Result<()> {
-    let _guard = NoServices::put()?;
-    let mut install = vec!["install", "-y", "--no-install-recommends"];
-    install.extend(packages);
-    for arguments in [vec!["update"], install] {
-        let output = File::options().create(true).append(true).open(log)?;
-        // Not killed when this future is dropped: dpkg would be left in the middle of a package.
-        let status = Command::new("apt-get")
-            .args(&arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .status()
-            .await?;
-        if !status.success() {
-            bail!("apt-get {} failed; see {}", arguments.join(" "), log.display());
-        }
+    let output = File::options().create(true).append(true).open(log)?;
+    // In a group of its own, and not killed when this future is dropped: whatever ends this program,
+    // no package is left half installed, and the policy is removed.
+    let status = Command::new("sh")
+        .args(["-c", INSTALL, "sh"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .status()
+        .await?;
+    if !status.success() {
+        bail!("apt-get install {} failed; see {}", packages.join(" "), log.display());
     }
     Ok(())
-}
-
-/// While it lives, packages that are installed start no service.
-struct NoServices(Option<PathBuf>);
-
-impl NoServices {
-    fn put() -> Result<Self> {
-        use std::os::unix::fs::PermissionsExt as _;
-        let path = PathBuf::from("/usr/sbin/policy-rc.d");
-        if path.exists() {
-            return Ok(Self(None));
-        }
-        std::fs::write(&path, "#!/bin/sh\nexit 101\n")?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-        Ok(Self(Some(path)))
-    }
-}
-
-impl Drop for NoServices {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = std::fs::remove_file(path);
-        }
-    }
 }

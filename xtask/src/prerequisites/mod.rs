@@ -74,11 +74,14 @@ impl Prerequisite {
                 ("runc", "runc"),
                 ("iptables", "iptables"),
             ],
-            Self::Containerd => &[("containerd", "containerd"), ("runc", "runc")],
+            // Debian's package has the shim of the newer one too.
+            Self::Containerd | Self::Containerd2 => {
+                &[("containerd", "containerd"), ("runc", "runc")]
+            }
             Self::HostLocal => &[("host-local", "containernetworking-plugins")],
             Self::Busybox => &[("busybox", "busybox-static")],
             Self::Kubelet => &[("iptables", "iptables"), ("nsenter", "util-linux")],
-            Self::Containerd2 | Self::Crio => &[("runc", "runc")],
+            Self::Crio => &[("runc", "runc")],
             Self::KubeApiserver
             | Self::KubeControllerManager
             | Self::KubeScheduler
@@ -108,7 +111,7 @@ impl Prerequisite {
             | Self::HostLocal
             | Self::Busybox => return None,
             Self::KubeApiserver => {
-                kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 300)
+                kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 360)
             }
             Self::KubeControllerManager => kubernetes(
                 "kube-controller-manager",
@@ -182,13 +185,14 @@ pub async fn ensure(asked: &[Prerequisite]) -> Result<Programs> {
     asked.dedup();
     let packaged: Vec<Packaged> =
         asked.iter().flat_map(|program| program.packaged()).copied().collect();
+    let install = debian::install(&packaged, &cache);
     let build = async {
         for program in asked.iter().filter_map(|program| program.built()) {
             program.ensure().await?;
         }
         Ok(())
     };
-    tokio::try_join!(debian::install(&packaged, &cache), build)?;
+    tokio::try_join!(install, build)?;
     let found = asked.into_iter().map(|program| {
         let path = program.find()?;
         Ok((program, path.with_context(|| format!("{program:?} is still missing"))?))

@@ -1,13 +1,12 @@
 //! `cargo xtask bench`: builds the benchmarks as a release is built, and runs those against the
 //! development cluster. What they measure is `benches/cluster/`; this only starts it.
 
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use tokio::process::Command;
 
-use crate::prerequisites;
-use crate::workspace;
+use crate::cargo::cargo;
+use crate::prerequisites::{self, Prerequisite};
 
 /// The benchmark without a cluster, which criterion runs.
 const HOT_PATHS: &str = "hot_paths";
@@ -32,7 +31,7 @@ pub async fn run(arguments: BenchArgs) -> Result<ExitCode> {
     if !hot_paths.is_empty() && cluster.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    tokio::task::spawn_blocking(prerequisites::ensure).await??;
+    prerequisites::ensure(Prerequisite::all()).await?;
     let mut words = cluster;
     words.extend(arguments.quick.then_some("--quick"));
     let done = cargo_bench("cluster", &words).await?;
@@ -40,20 +39,12 @@ pub async fn run(arguments: BenchArgs) -> Result<ExitCode> {
 }
 
 async fn cargo_bench(target: &str, words: &[&str]) -> Result<bool> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cargo("bench");
     // Static, as `deploy/Dockerfile` builds it: less of it is resident. With a target of its own, the
     // flag holds for the program and not for build scripts and macros.
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    command.args(["bench", "--package", "imagewarm", "--target", &triple, "--bench", target, "--"]);
+    command.args(["--package", "imagewarm", "--target", &triple, "--bench", target, "--"]);
     command.args(words).env("RUSTFLAGS", "-C target-feature=+crt-static");
-    // `cargo run` has set these for this program; crates that mind them would be built anew each time.
-    for (name, _) in std::env::vars_os() {
-        let own = name.to_string_lossy();
-        if own.starts_with("CARGO_PKG_") || own.starts_with("CARGO_MANIFEST_") {
-            command.env_remove(&name);
-        }
-    }
     // In our own process group: Ctrl-C reaches it as well.
-    command.current_dir(workspace()).stdin(Stdio::null()).kill_on_drop(true);
     Ok(command.status().await.context("start cargo bench")?.success())
 }

@@ -6,6 +6,7 @@
 //! [`cluster::Cluster`].
 
 pub mod bench;
+mod cargo;
 pub mod cluster;
 pub mod demo;
 pub mod http_get;
@@ -13,6 +14,7 @@ pub mod images;
 pub mod ports;
 pub mod prerequisites;
 pub mod process;
+pub mod progress;
 pub mod sandbox;
 pub mod test;
 pub mod wait;

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use xtask::cluster::{Cluster, Options};
-use xtask::{bench, demo, prerequisites, test};
+use xtask::cluster::{Cluster, Options, require_root};
+use xtask::prerequisites::{self, Prerequisite};
+use xtask::{bench, demo, test};
 
 /// Developer commands of imagewarm.
 #[derive(Parser)]
@@ -27,7 +28,14 @@ enum Command {
     /// Brings up the bare development cluster and leaves it running until Ctrl-C.
     Cluster(ClusterArgs),
     /// Finds, installs and builds the programs that the development cluster needs.
-    Prerequisites,
+    Prerequisites(PrerequisitesArgs),
+}
+
+#[derive(clap::Args)]
+struct PrerequisitesArgs {
+    /// Only these; all without a name.
+    #[arg(value_enum)]
+    programs: Vec<Prerequisite>,
 }
 
 #[derive(clap::Args)]
@@ -41,6 +49,23 @@ struct ClusterArgs {
     /// Do not apply `deploy/`.
     #[arg(long)]
     no_deploy: bool,
+}
+
+impl ClusterArgs {
+    fn prerequisites(&self) -> Vec<Prerequisite> {
+        let mut programs = vec![
+            Prerequisite::Etcd,
+            Prerequisite::DockerRegistry,
+            Prerequisite::Dockerd,
+            Prerequisite::KubeApiserver,
+            Prerequisite::KubeControllerManager,
+            Prerequisite::Kubectl,
+        ];
+        if self.tls_registry {
+            programs.extend([Prerequisite::Htpasswd, Prerequisite::Ip]);
+        }
+        programs
+    }
 }
 
 fn main() -> ExitCode {
@@ -76,8 +101,10 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Test(arguments) => test::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
         Command::Cluster(arguments) => keep_cluster(arguments).await,
-        Command::Prerequisites => {
-            let programs = tokio::task::spawn_blocking(prerequisites::ensure).await??;
+        Command::Prerequisites(PrerequisitesArgs { programs }) => {
+            let all = Prerequisite::all();
+            let asked = if programs.is_empty() { all } else { &programs };
+            let programs = prerequisites::ensure(asked).await?;
             println!("{programs:#?}");
             Ok(ExitCode::SUCCESS)
         }
@@ -91,14 +118,17 @@ async fn keep_cluster(arguments: ClusterArgs) -> Result<ExitCode> {
         knative: true,
         deploy: !arguments.no_deploy,
     };
+    require_root()?;
+    let programs = prerequisites::ensure(&arguments.prerequisites()).await?;
     let start = std::time::Instant::now();
-    let cluster = Cluster::start(options).await?;
+    let cluster = Cluster::start_from(programs, options, &[]).await?;
     println!(
         "up in {:.1} s; everything is in {}",
         start.elapsed().as_secs_f32(),
         cluster.folder().display()
     );
     println!("export KUBECONFIG={}", cluster.kubeconfig_path().display());
+    println!("kubectl is {}", cluster.kubectl()?.display());
     println!("registry {}", cluster.registry_plain.address);
     if let Some(registry) = &cluster.registry_tls {
         println!("registry with TLS and password {}", registry.address);

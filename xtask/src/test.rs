@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::prerequisites;
+use crate::prerequisites::{self, Prerequisite};
 use crate::process::{Signal, send_group};
 use crate::workspace;
 
@@ -80,7 +80,7 @@ impl Failures {
 
 /// Runs the tests. The exit code is non-zero when one failed, or when the build did.
 pub async fn run(arguments: TestArgs) -> Result<ExitCode> {
-    tokio::task::spawn_blocking(prerequisites::ensure).await??;
+    prerequisites::ensure(Prerequisite::all()).await?;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.arg("test").current_dir(workspace());
     match arguments.kubelet {

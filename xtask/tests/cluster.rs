@@ -192,7 +192,7 @@ async fn fixtures_are_accepted_and_owners_cascade(cluster: &Cluster) {
 }
 
 fn kubectl_works_and_requests_are_counted(cluster: &Cluster) {
-    let nodes = std::process::Command::new(cluster.kubectl())
+    let nodes = std::process::Command::new(cluster.kubectl().unwrap())
         .args(["get", "nodes", "-o", "name", "--kubeconfig"])
         .arg(cluster.kubeconfig_path())
         .output()

@@ -10,7 +10,7 @@ impl World {
 
     /// Runs `kubectl`, which must succeed; returns what it printed.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        let (code, said) = self.command(self.cluster.kubectl(), arguments).await?;
+        let (code, said) = self.command(self.cluster.kubectl()?, arguments).await?;
         if code != 0 {
             bail!("kubectl {arguments:?} ended with {code}:\n{said}");
         }

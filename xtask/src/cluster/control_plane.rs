@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::certificates::{Authority, Identity};
 use crate::ports::Port;
-use crate::prerequisites::Programs;
+use crate::prerequisites::{Prerequisite, Programs};
 use crate::process::{Process, Program};
 
 /// Controllers that run: those that the API itself needs to feel real. Node lifecycle is not among
@@ -71,7 +71,7 @@ impl ControlPlane {
     fn start_etcd(&mut self, programs: &Programs, sandbox: &Path) -> Result<()> {
         let client = format!("http://{}", self.ports[0].address());
         let peer = format!("http://{}", self.ports[1].address());
-        let program = Program::new(&programs.etcd)
+        let program = Program::new(programs.path(Prerequisite::Etcd)?)
             .arg("--data-dir")
             .arg(self.folder.join("etcd"))
             .args(["--name", "default", "--unsafe-no-fsync", "--log-level=warn"])
@@ -148,7 +148,7 @@ impl ControlPlane {
     ) -> Result<()> {
         let file = |name: &str| self.folder.join(name).display().to_string();
         let issuer = "https://kubernetes.default.svc";
-        let program = Program::new(&programs.kube_apiserver)
+        let program = Program::new(programs.path(Prerequisite::KubeApiserver)?)
             .arg(format!("--etcd-servers=http://{}", self.ports[0].address()))
             .arg(format!("--secure-port={}", self.ports[2].number()))
             .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
@@ -192,7 +192,7 @@ impl ControlPlane {
         sandbox: &Path,
     ) -> Result<()> {
         let file = |name: &str| self.folder.join(name).display().to_string();
-        let program = Program::new(&programs.kube_controller_manager)
+        let program = Program::new(programs.path(Prerequisite::KubeControllerManager)?)
             .arg(format!("--kubeconfig={}", file("controller-manager.kubeconfig")))
             .arg(format!("--service-account-private-key-file={}", file("sa.key")))
             .arg(format!("--root-ca-file={}", file("ca.crt")))
@@ -224,7 +224,7 @@ impl ControlPlane {
             "profiles": [{"schedulerName": SCHEDULER}],
         });
         fs::write(&config, content.to_string())?;
-        let program = Program::new(&programs.kube_scheduler)
+        let program = Program::new(programs.path(Prerequisite::KubeScheduler)?)
             .arg(format!("--config={}", config.display()))
             .arg("--secure-port=0");
         self.scheduler = Some(Process::start("kube-scheduler", program, sandbox)?);

@@ -27,6 +27,7 @@ use super::containerd::{ContainerdVersion, Pods};
 use super::registry::Network;
 use super::{Cluster, Node};
 use crate::images::TestImage;
+use crate::prerequisites::Prerequisite;
 use crate::process::{Process, Program, Signal, send};
 
 const START: Duration = Duration::from_secs(60);
@@ -108,7 +109,7 @@ impl Cluster {
 
     /// A program for containers that do nothing, put into an image.
     pub fn running_image(&self, image: TestImage) -> Result<TestImage> {
-        image.running(&self.programs.busybox)
+        image.running(self.programs.path(Prerequisite::Busybox)?)
     }
 
     async fn runtime_for_pods(&self, name: &str, folder: &Path, network: &Network) -> Result<Node> {
@@ -133,7 +134,11 @@ impl Cluster {
             .args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"])
             .args(["sh", "-c", ENTER, "sh"])
             .arg(folder);
-        let plugins = self.programs.host_local.parent().context("no folder of plugins")?;
+        let plugins = self
+            .programs
+            .path(Prerequisite::HostLocal)?
+            .parent()
+            .context("no folder of plugins")?;
         let pause = registry.image("pause", "v1");
         let pods = Pods { pause: &pause, plugins, networks: &networks, place };
         let (version, registries) = (ContainerdVersion::V1_6, [registry]);
@@ -153,7 +158,7 @@ impl Cluster {
         let program = Program::new("nsenter")
             .arg(format!("--target={}", runtime.context("containerd has ended")?))
             .args(["--net", "--mount", "--pid", "--"])
-            .arg(&self.programs.kubelet)
+            .arg(self.programs.path(Prerequisite::Kubelet)?)
             .arg(format!("--config={}", settings.display()))
             .arg(format!("--kubeconfig={}", kubeconfig.display()))
             .arg(format!("--root-dir={}", folder.join("kubelet").display()))

@@ -43,7 +43,7 @@ use serde_json::Value;
 use self::background::Background;
 use self::control_plane::ControlPlane;
 use self::name_server::NameServer;
-use crate::prerequisites::{self, Programs};
+use crate::prerequisites::{self, Prerequisite, Programs};
 use crate::sandbox::Sandbox;
 use crate::workspace;
 
@@ -117,10 +117,19 @@ impl Cluster {
 
     /// The same with further flags for the API server.
     pub async fn start_with(options: Options, api_server: &[&str]) -> Result<Self> {
-        if !prerequisites::is_root() {
-            bail!("the development cluster runs dockerd and must be started as root");
-        }
-        let programs = tokio::task::spawn_blocking(prerequisites::ensure).await??;
+        require_root()?;
+        let programs = prerequisites::ensure(Prerequisite::all()).await?;
+        Self::start_from(programs, options, api_server).await
+    }
+
+    /// The same from programs that are prepared already. What is not among them cannot be started
+    /// later; without kube-controller-manager there is none.
+    pub async fn start_from(
+        programs: Programs,
+        options: Options,
+        api_server: &[&str],
+    ) -> Result<Self> {
+        require_root()?;
         let sandbox = Sandbox::create()?;
         let folder = sandbox.path().to_owned();
         let registries = async {
@@ -168,7 +177,9 @@ impl Cluster {
             self.apply_deploy().await?;
         }
         let (programs, folder) = (self.programs.clone(), self.folder().to_owned());
-        self.control_plane.start_controller_manager(&programs, &folder)?;
+        if programs.contains(Prerequisite::KubeControllerManager) {
+            self.control_plane.start_controller_manager(&programs, &folder)?;
+        }
         let ca_file = self.dispatch_ca_file();
         if let Some(parent) = ca_file.parent() {
             std::fs::create_dir_all(parent)?;
@@ -201,8 +212,8 @@ impl Cluster {
     }
 
     /// kubectl, as found or built.
-    pub fn kubectl(&self) -> &Path {
-        &self.programs.kubectl
+    pub fn kubectl(&self) -> Result<&Path> {
+        self.programs.path(Prerequisite::Kubectl)
     }
 
     /// `https://127.0.0.1:PORT` of the API server.
@@ -390,6 +401,14 @@ impl Drop for Cluster {
             registry.stop();
         }
         // The sandbox, dropped last, ends what is left.
+    }
+}
+
+/// Fails unless this process runs as root.
+pub fn require_root() -> Result<()> {
+    match prerequisites::is_root() {
+        true => Ok(()),
+        false => bail!("the development cluster runs dockerd and must be started as root"),
     }
 }
 

@@ -19,7 +19,7 @@ use super::crio::Crio;
 use super::name_server;
 use super::registry::Registry;
 use crate::images::architecture;
-use crate::prerequisites::Programs;
+use crate::prerequisites::{Prerequisite, Programs};
 use crate::process::{Process, Program};
 
 /// Until a runtime must answer.
@@ -67,7 +67,7 @@ impl Node {
             socket: folder.join("run/docker.sock"),
             folder,
             sandbox: sandbox.to_owned(),
-            runtime: NodeRuntime::Docker(programs.dockerd.clone()),
+            runtime: NodeRuntime::Docker(programs.path(Prerequisite::Dockerd)?.to_owned()),
             names: None,
             process: Mutex::new(None),
             disk: None,
@@ -134,8 +134,8 @@ exec chroot "$root" "$@""#;
     ) -> Result<Self> {
         let (folder, socket) = prepare(name, sandbox, "containerd.sock")?;
         let containerd = match version {
-            ContainerdVersion::V1_6 => &programs.containerd,
-            ContainerdVersion::V2_2 => &programs.containerd_2,
+            ContainerdVersion::V1_6 => programs.path(Prerequisite::Containerd)?,
+            ContainerdVersion::V2_2 => programs.path(Prerequisite::Containerd2)?,
         };
         let mut containerd = Containerd::new((containerd, version), &folder, &socket, registries)?;
         if let Some(pods) = pods {
@@ -154,7 +154,8 @@ exec chroot "$root" "$@""#;
         plain: &[String],
     ) -> Result<Self> {
         let (folder, socket) = prepare(name, sandbox, "crio.sock")?;
-        let crio = Crio::new(&programs.crio, &folder, &socket, registries, plain)?;
+        let crio =
+            Crio::new(programs.path(Prerequisite::Crio)?, &folder, &socket, registries, plain)?;
         Ok(Self::of(name, folder, socket, sandbox, NodeRuntime::Crio(crio)))
     }
 

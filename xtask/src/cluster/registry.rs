@@ -15,7 +15,7 @@ use super::certificates::{Authority, Identity};
 use super::control_plane::write_private;
 use crate::images::TestImage;
 use crate::ports::Port;
-use crate::prerequisites::Programs;
+use crate::prerequisites::{Prerequisite, Programs};
 use crate::process::{Process, Program, Signal};
 use crate::wait::wait_for;
 
@@ -51,7 +51,9 @@ impl Registry {
             address,
             password: None,
             ca_pem: None,
-            program: Program::new(&programs.docker_registry).arg("serve").arg(settings),
+            program: Program::new(programs.path(Prerequisite::DockerRegistry)?)
+                .arg("serve")
+                .arg(settings),
             name: "registry-plain",
             sandbox: sandbox.to_owned(),
             process: Mutex::new(None),
@@ -77,7 +79,9 @@ impl Registry {
         fs::write(folder.join("tls.key"), pair.key)?;
         let password = format!("{:016x}", rand::random::<u64>());
         let passwords = folder.join("htpasswd");
-        let line = run(Command::new(&programs.htpasswd).args(["-Bbn", USER, &password]))?;
+        let line =
+            run(Command::new(programs.path(Prerequisite::Htpasswd)?)
+                .args(["-Bbn", USER, &password]))?;
         write_private(&passwords, line.trim())?;
         let http = json!({
             "addr": address,
@@ -93,7 +97,7 @@ impl Registry {
             ca_pem: Some(authority.pem()),
             program: Program::new("nsenter")
                 .args([target.as_str(), "--net", "--"])
-                .arg(&programs.docker_registry)
+                .arg(programs.path(Prerequisite::DockerRegistry)?)
                 .arg("serve")
                 .arg(settings),
             name,
@@ -187,11 +191,12 @@ impl Network {
                 fs::read_link(format!("/proc/{pid}/ns/net")).ok().filter(|its| *its != ours)
             })
             .await?;
+        let ip = programs.path(Prerequisite::Ip)?;
         for _ in 0..20 {
             // 198.18.0.0/15 is set aside for tests of network devices (RFC 2544): nobody's address.
             let subnet = 0xc612_0000u32 + 4 * rand::rng().random_range(0..0x8000u32);
             let [here, there] = [subnet + 1, subnet + 2].map(std::net::Ipv4Addr::from);
-            let taken = run(Command::new(&programs.ip).args(["-4", "-o", "addr", "show"]))?;
+            let taken = run(Command::new(ip).args(["-4", "-o", "addr", "show"]))?;
             if taken.contains(&format!(" {here}/")) {
                 continue;
             }
@@ -200,11 +205,11 @@ impl Network {
                 "ip addr add {there}/30 dev eth0 && ip link set eth0 up && ip link set lo up"
             );
             let pid = pid.to_string();
-            let ip = || Command::new(&programs.ip);
+            let command = || Command::new(ip);
             let peer = ["type", "veth", "peer", "name", "eth0", "netns", &pid];
-            run(ip().args(["link", "add", &link]).args(peer))?;
-            run(ip().args(["addr", "add", &format!("{here}/30"), "dev", &link]))?;
-            run(ip().args(["link", "set", &link, "up"]))?;
+            run(command().args(["link", "add", &link]).args(peer))?;
+            run(command().args(["addr", "add", &format!("{here}/30"), "dev", &link]))?;
+            run(command().args(["link", "set", &link, "up"]))?;
             run(Command::new("nsenter").args(["-t", &pid, "-n", "sh", "-c", &inside]))?;
             let link_up = format!("/sys/class/net/{link}/operstate");
             wait_for(Duration::from_secs(5), "the registry's network link", async || {

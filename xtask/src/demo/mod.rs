@@ -1,24 +1,28 @@
-//! `cargo xtask demo`: a Revision is created, and its images arrive on three nodes while you watch. Every statement it prints is checked; the exit code is non-zero if one was not so.
+//! `cargo xtask demo`: a Revision is created, and its images arrive on three nodes while you watch.
+//! Every statement it prints is checked; the exit code is non-zero if one was not so. Of the
+//! programs it prepares only those that its options ask for.
 
 mod arrival;
 mod arrivals;
 mod board;
+mod build;
 mod scene;
 
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
+use kube::api::{DynamicObject, PostParams};
 
 use self::arrival::Arrival;
 use self::arrivals::Arrivals;
 use self::board::{bytes, print_table};
 use self::scene::Scene;
-use crate::cluster::{Cluster, ContainerdVersion, Options};
-use crate::workspace;
+use crate::cluster::{Cluster, ContainerdVersion, Options, require_root};
+use crate::prerequisites::{self, Prerequisite};
 
 /// Arguments of `cargo xtask demo`.
 #[derive(clap::Args, Clone, Debug)]
@@ -57,6 +61,15 @@ impl DemoRuntime {
         }
     }
 
+    /// The program that a node of this runtime is.
+    fn prerequisite(self) -> Prerequisite {
+        match self {
+            Self::Docker | Self::All => Prerequisite::Dockerd,
+            Self::Containerd => Prerequisite::Containerd2,
+            Self::Crio => Prerequisite::Crio,
+        }
+    }
+
     async fn add_node(self, cluster: &Cluster, name: &str) -> Result<()> {
         match self {
             Self::Docker | Self::All => cluster.add_node(name, &[]).await,
@@ -67,17 +80,38 @@ impl DemoRuntime {
     }
 }
 
+impl DemoArgs {
+    /// What a demo with these options runs.
+    fn prerequisites(&self) -> BTreeSet<Prerequisite> {
+        let control_plane = [Prerequisite::Etcd, Prerequisite::KubeApiserver];
+        // Of the private registry: its password and its network.
+        let registries = [Prerequisite::DockerRegistry, Prerequisite::Htpasswd, Prerequisite::Ip];
+        let nodes = (0..self.nodes).map(|number| self.runtime.of_node(number).prerequisite());
+        // To try things by hand: kubectl, and a controller manager to delete what has lost its owner.
+        let by_hand = [Prerequisite::Kubectl, Prerequisite::KubeControllerManager];
+        let by_hand = by_hand.into_iter().filter(|_| self.keep);
+        control_plane.into_iter().chain(registries).chain(nodes).chain(by_hand).collect()
+    }
+}
+
 /// Runs the demo.
 pub async fn run(arguments: DemoArgs) -> Result<ExitCode> {
-    let binary = match &arguments.binary {
-        Some(binary) => binary.clone(),
-        None => tokio::task::spawn_blocking(build).await??,
+    // Before the builds, not after them.
+    require_root()?;
+    let asked: Vec<Prerequisite> = arguments.prerequisites().into_iter().collect();
+    let binary = async {
+        match &arguments.binary {
+            Some(binary) => Ok(binary.clone()),
+            None => build::imagewarm().await,
+        }
     };
+    // Side by side: the one loads modules and packages while the other compiles.
+    let (programs, binary) = tokio::try_join!(prerequisites::ensure(&asked), binary)?;
     let nodes = arguments.nodes;
     say(&format!("starting a control plane, two registries and {nodes} nodes"));
     let options = Options { nodes: 0, tls_registry: true, ..Options::default() };
     let start = Instant::now();
-    let cluster = Cluster::start(options).await?;
+    let cluster = Cluster::start_from(programs, options, &[]).await?;
     let adding = (0..nodes).map(|number| {
         let (name, cluster) = (format!("node-{}", number + 1), &cluster);
         async move { arguments.runtime.of_node(number).add_node(cluster, &name).await }
@@ -94,13 +128,13 @@ pub async fn run(arguments: DemoArgs) -> Result<ExitCode> {
         show_logs(&cluster);
     }
     if arguments.keep {
-        invite(&cluster, &binary);
+        invite(&cluster, &binary)?;
         std::future::pending::<()>().await;
     }
     Ok(if played.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn play(cluster: &Cluster, binary: &std::path::Path) -> Result<()> {
+async fn play(cluster: &Cluster, binary: &Path) -> Result<()> {
     say("pushing one public and one private image");
     let scene = Scene::prepare(cluster).await?;
     for image in &scene.images {
@@ -118,25 +152,11 @@ async fn play(cluster: &Cluster, binary: &std::path::Path) -> Result<()> {
     print_table(&arrivals);
     tell_times(&revision, &arrivals)?;
 
-    say("applying a malformed ImageWarm");
-    refuse_malformed(cluster, &scene)
+    say("creating a malformed ImageWarm");
+    refuse_malformed(cluster, &scene).await
 }
 
-fn build() -> Result<PathBuf> {
-    say("building imagewarm (release)");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--release", "--package", "imagewarm"])
-        .current_dir(workspace())
-        .stdin(Stdio::null())
-        .status()
-        .context("start cargo build")?;
-    ensure!(status.success(), "imagewarm does not build");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    Ok(target.unwrap_or_else(|| workspace().join("target")).join("release/imagewarm"))
-}
-
-async fn start_imagewarm(cluster: &Cluster, binary: &std::path::Path) -> Result<()> {
+async fn start_imagewarm(cluster: &Cluster, binary: &Path) -> Result<()> {
     let mut started = Vec::new();
     for name in ["controller-1", "controller-2"] {
         started.push(cluster.start_controller(binary, name, &[]).await?);
@@ -167,26 +187,16 @@ fn tell_times(revision: &str, arrivals: &[Arrival]) -> Result<()> {
     Ok(())
 }
 
-fn refuse_malformed(cluster: &Cluster, scene: &Scene) -> Result<()> {
-    let malformed = scene.malformed();
-    let mut kubectl = Command::new(cluster.kubectl())
-        .args(["apply", "-f", "-", "--kubeconfig"])
-        .arg(cluster.kubeconfig_path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("start kubectl")?;
-    if let Some(mut input) = kubectl.stdin.take() {
-        input.write_all(malformed.to_string().as_bytes())?;
-    }
-    let output = kubectl.wait_with_output()?;
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+async fn refuse_malformed(cluster: &Cluster, scene: &Scene) -> Result<()> {
+    let malformed: DynamicObject = serde_json::from_value(scene.malformed())?;
+    let created = scene::image_warms(cluster).create(&PostParams::default(), &malformed).await;
+    let message = match created {
+        Err(kube::Error::Api(status)) => status.message,
+        Err(error) => return Err(error).context("create the malformed ImageWarm"),
+        Ok(_) => bail!("the malformed ImageWarm was accepted"),
+    };
     for line in message.lines() {
         println!("    {line}");
-    }
-    if output.status.success() {
-        bail!("the malformed ImageWarm was accepted");
     }
     for path in ["spec.image", "spec.imagePullSecrets[0].name"] {
         ensure!(message.contains(path), "the refusal does not name {path}");
@@ -200,20 +210,56 @@ fn show_logs(cluster: &Cluster) {
     }
 }
 
-fn invite(cluster: &Cluster, binary: &std::path::Path) {
-    let imagewarm = binary.display();
+fn invite(cluster: &Cluster, binary: &Path) -> Result<()> {
+    let (imagewarm, kubectl) = (binary.display(), cluster.kubectl()?.display());
     println!();
     say("everything is left running; Ctrl-C ends it. Try, in another terminal:");
     println!("    export KUBECONFIG={}", cluster.kubeconfig_path().display());
-    println!("    kubectl get imagewarms -A -o wide");
+    println!("    {kubectl} get imagewarms -A -o wide");
     println!("    {imagewarm} status -n {}", scene::NAMESPACE);
-    println!("    kubectl -n {} delete configuration.serving.knative.dev --all", scene::NAMESPACE);
+    let delete = "delete configuration.serving.knative.dev --all";
+    println!("    {kubectl} -n {} {delete}", scene::NAMESPACE);
     for node in cluster.nodes_by_name().iter().filter(|node| !node.has_cri()).take(1) {
         println!("    docker -H unix://{} images", node.socket.display());
     }
     println!("    tail -f {}/log/controller-1.log", cluster.folder().display());
+    Ok(())
 }
 
 fn say(text: &str) {
     println!("==> {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::{Args as _, FromArgMatches as _};
+
+    use super::*;
+    use crate::prerequisites::Prerequisite::*;
+
+    fn prerequisites(arguments: &[&str]) -> BTreeSet<Prerequisite> {
+        let command = DemoArgs::augment_args(clap::Command::new("demo"));
+        let matches = command.get_matches_from(std::iter::once(&"demo").chain(arguments));
+        DemoArgs::from_arg_matches(&matches).unwrap().prerequisites()
+    }
+
+    #[test]
+    fn the_options_choose_the_programs() {
+        let always = [Etcd, KubeApiserver, DockerRegistry, Htpasswd, Ip];
+        let table: [(&[&str], &[Prerequisite]); 8] = [
+            (&[], &[Dockerd]),
+            (&["--nodes", "20"], &[Dockerd]),
+            (&["--runtime", "containerd"], &[Containerd2]),
+            (&["--runtime", "crio"], &[Crio]),
+            (&["--runtime", "all"], &[Dockerd, Containerd2, Crio]),
+            (&["--runtime", "all", "--nodes", "1"], &[Dockerd]),
+            (&["--runtime", "all", "--nodes", "2"], &[Dockerd, Containerd2]),
+            (&["--keep"], &[Dockerd, Kubectl, KubeControllerManager]),
+        ];
+        for (arguments, further) in table {
+            let wanted = always.iter().chain(further).copied().collect();
+            assert_eq!(prerequisites(arguments), wanted, "{arguments:?}");
+        }
+    }
 }

@@ -1,0 +1,289 @@
+//! The programs that a development cluster is made of: found, installed or built, once.
+//!
+//! Callers say which ones they need; nothing else is prepared. Each is looked for in
+//! `KUBEBUILDER_ASSETS` and `PATH`. What Debian packages is installed when we are root
+//! ([`debian`]); Kubernetes' own programs, CRI-O and a newer containerd are built from Go modules
+//! into the user's cache ([`go`]).
+
+mod debian;
+mod go;
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use self::debian::Packaged;
+use self::go::GoProgram;
+
+/// The Kubernetes version that `xtask/kubernetes/go.mod` names.
+pub const KUBERNETES_VERSION: &str = "v1.36.3";
+
+/// The CRI-O version that `xtask/crio/go.mod` names.
+pub const CRIO_VERSION: &str = "v1.34.0";
+
+/// The containerd version that `xtask/containerd/go.mod` names, beside Debian's older one.
+pub const CONTAINERD_VERSION: &str = "v2.2.3";
+
+/// A program that a development cluster may need. Those that are built stand in the order of their
+/// builds: the first of Kubernetes' programs compiles most of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[allow(missing_docs)] // the names say it all
+pub enum Prerequisite {
+    Etcd,
+    DockerRegistry,
+    Htpasswd,
+    Ip,
+    Dockerd,
+    /// Debian's containerd.
+    Containerd,
+    /// One of the network plugins (CNI); the others lie beside it.
+    HostLocal,
+    /// Linked statically: it runs in images of nothing else.
+    Busybox,
+    KubeApiserver,
+    KubeControllerManager,
+    KubeScheduler,
+    Kubectl,
+    Kubelet,
+    /// containerd of [`CONTAINERD_VERSION`].
+    #[value(name = "containerd-2")]
+    Containerd2,
+    Crio,
+}
+
+impl Prerequisite {
+    /// All of them, which tests and benchmarks need.
+    pub fn all() -> &'static [Self] {
+        Self::value_variants()
+    }
+
+    /// The packaged programs that it needs; one that Debian packages is the first itself.
+    fn packaged(self) -> &'static [Packaged] {
+        match self {
+            Self::Etcd => &[("etcd", "etcd-server")],
+            Self::DockerRegistry => &[("docker-registry", "docker-registry")],
+            Self::Htpasswd => &[("htpasswd", "apache2-utils")],
+            Self::Ip => &[("ip", "iproute2"), ("nsenter", "util-linux")],
+            Self::Dockerd => &[
+                ("dockerd", "docker.io"),
+                ("containerd", "containerd"),
+                ("runc", "runc"),
+                ("iptables", "iptables"),
+            ],
+            // Debian's package has the shim of the newer one too.
+            Self::Containerd | Self::Containerd2 => {
+                &[("containerd", "containerd"), ("runc", "runc")]
+            }
+            Self::HostLocal => &[("host-local", "containernetworking-plugins")],
+            Self::Busybox => &[("busybox", "busybox-static")],
+            Self::Kubelet => &[("iptables", "iptables"), ("nsenter", "util-linux")],
+            Self::Crio => &[("runc", "runc")],
+            Self::KubeApiserver
+            | Self::KubeControllerManager
+            | Self::KubeScheduler
+            | Self::Kubectl => &[],
+        }
+    }
+
+    /// How it is built, for those that are.
+    fn built(self) -> Option<GoProgram> {
+        let kubernetes = |name, package, seconds| GoProgram {
+            name,
+            module: "kubernetes",
+            version: KUBERNETES_VERSION,
+            package,
+            tags: "",
+            version_variable: Some("k8s.io/component-base/version.gitVersion"),
+            any_version: true,
+            about: Duration::from_secs(seconds),
+        };
+        Some(match self {
+            Self::Etcd
+            | Self::DockerRegistry
+            | Self::Htpasswd
+            | Self::Ip
+            | Self::Dockerd
+            | Self::Containerd
+            | Self::HostLocal
+            | Self::Busybox => return None,
+            Self::KubeApiserver => {
+                kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 360)
+            }
+            Self::KubeControllerManager => kubernetes(
+                "kube-controller-manager",
+                "k8s.io/kubernetes/cmd/kube-controller-manager",
+                60,
+            ),
+            Self::KubeScheduler => {
+                kubernetes("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", 30)
+            }
+            Self::Kubectl => kubernetes("kubectl", "k8s.io/kubernetes/cmd/kubectl", 30),
+            Self::Kubelet => kubernetes("kubelet", "k8s.io/kubernetes/cmd/kubelet", 60),
+            // The one in `PATH` is Debian's older one.
+            Self::Containerd2 => GoProgram {
+                name: "containerd",
+                module: "containerd",
+                version: CONTAINERD_VERSION,
+                package: "github.com/containerd/containerd/v2/cmd/containerd",
+                tags: "no_btrfs no_devmapper no_zfs",
+                version_variable: Some("github.com/containerd/containerd/v2/version.Version"),
+                any_version: false,
+                about: Duration::from_secs(60),
+            },
+            Self::Crio => GoProgram {
+                name: "crio",
+                module: "crio",
+                version: CRIO_VERSION,
+                package: "github.com/cri-o/cri-o/cmd/crio",
+                tags: "containers_image_openpgp containers_image_ostree_stub \
+                       exclude_graphdriver_btrfs exclude_graphdriver_devicemapper",
+                version_variable: None,
+                any_version: true,
+                about: Duration::from_secs(120),
+            },
+        })
+    }
+
+    fn find(self) -> Result<Option<PathBuf>> {
+        match (self.built(), self.packaged()) {
+            (Some(program), _) => program.find(),
+            (None, packaged) => Ok(packaged.first().and_then(|(program, _)| find(program))),
+        }
+    }
+}
+
+/// Where each program is that was asked for.
+#[derive(Clone, Debug)]
+pub struct Programs(BTreeMap<Prerequisite, PathBuf>);
+
+impl Programs {
+    /// The path of a program; an error if it was not asked for.
+    pub fn path(&self, program: Prerequisite) -> Result<&Path> {
+        self.0.get(&program).map(PathBuf::as_path).with_context(|| {
+            format!("{program:?} is needed, but it is not among the programs that were asked for")
+        })
+    }
+
+    /// Whether it was asked for.
+    pub fn contains(&self, program: Prerequisite) -> bool {
+        self.0.contains_key(&program)
+    }
+}
+
+/// Finds the programs asked for, and installs and builds what is missing, side by side. Waits while
+/// another process does the same. A first build takes minutes.
+pub async fn ensure(asked: &[Prerequisite]) -> Result<Programs> {
+    let cache = cache_folder(&format!("kubernetes-{KUBERNETES_VERSION}"))?;
+    std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
+    let _lock = lock(&cache.join("lock")).await?;
+    let mut asked = asked.to_vec();
+    asked.sort_unstable();
+    asked.dedup();
+    let packaged: Vec<Packaged> =
+        asked.iter().flat_map(|program| program.packaged()).copied().collect();
+    let install = debian::install(&packaged, &cache);
+    let build = async {
+        for program in asked.iter().filter_map(|program| program.built()) {
+            program.ensure().await?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(install, build)?;
+    let found = asked.into_iter().map(|program| {
+        let path = program.find()?;
+        Ok((program, path.with_context(|| format!("{program:?} is still missing"))?))
+    });
+    Ok(Programs(found.collect::<Result<_>>()?))
+}
+
+/// Held until the file is dropped.
+async fn lock(path: &Path) -> Result<File> {
+    let lock = File::create(path)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            eprintln!("waiting for another run that prepares programs");
+            let locked = move || lock.lock().map(|()| lock);
+            tokio::task::spawn_blocking(locked).await?.context("lock the programs' cache")
+        }
+        Err(TryLockError::Error(error)) => Err(error).context("lock the programs' cache"),
+    }
+}
+
+/// Whether this process runs as root, as dockerd must.
+pub fn is_root() -> bool {
+    // The owner of our own entry in /proc is the effective user.
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
+}
+
+fn cache_folder(what: &str) -> Result<PathBuf> {
+    let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => {
+            let home =
+                std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?;
+            PathBuf::from(home).join(".cache")
+        }
+    };
+    Ok(base.join("imagewarm").join(what))
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    assets
+        .into_iter()
+        .chain(std::env::split_paths(&path))
+        // An ordinary user's PATH lacks the folders of system programs.
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
+        // Where Debian has network plugins.
+        .chain([PathBuf::from("/usr/lib/cni")])
+        .map(|folder| folder.join(name))
+        .find(|candidate| candidate.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::workspace;
+
+    #[test]
+    fn the_go_modules_are_of_the_named_versions() {
+        let modules = [
+            ("kubernetes", format!("k8s.io/kubernetes {KUBERNETES_VERSION}")),
+            ("crio", format!("github.com/cri-o/cri-o {CRIO_VERSION}")),
+            ("containerd", format!("github.com/containerd/containerd/v2 {CONTAINERD_VERSION}")),
+        ];
+        for (module, wanted) in modules {
+            let path = workspace().join("xtask").join(module).join("go.mod");
+            let text = std::fs::read_to_string(path).unwrap();
+            assert!(text.contains(&wanted), "{module} is not {wanted}");
+        }
+    }
+
+    #[test]
+    fn every_program_is_packaged_or_built_and_the_api_server_is_built_first() {
+        for program in Prerequisite::all() {
+            let known = program.built().is_some() || !program.packaged().is_empty();
+            assert!(known, "{program:?} comes from nowhere");
+        }
+        let built: Vec<&str> =
+            Prerequisite::all().iter().filter_map(|p| Some(p.built()?.name)).collect();
+        assert_eq!(built.first(), Some(&"kube-apiserver"));
+    }
+
+    #[test]
+    fn the_path_of_a_program_that_was_not_asked_for_is_an_error() {
+        let programs = Programs(BTreeMap::from([(Prerequisite::Ip, PathBuf::from("/sbin/ip"))]));
+        assert_eq!(programs.path(Prerequisite::Ip).unwrap(), Path::new("/sbin/ip"));
+        assert!(programs.contains(Prerequisite::Ip) && !programs.contains(Prerequisite::Crio));
+        let error = programs.path(Prerequisite::Crio).unwrap_err().to_string();
+        assert!(error.starts_with("Crio is needed, but"), "{error}");
+    }
+}

@@ -20,15 +20,15 @@ const NAMESPACE: &str = include_str!("../../deploy/namespace.yaml");
 async fn refusal(world: &World, level: &str, manifest: &str) -> Result<Option<String>> {
     let namespace = world.namespace(&format!("pods-{level}")).await?;
     let key = "pod-security.kubernetes.io/enforce";
-    world.label_namespace(&namespace, key, level).await?;
+    namespace.label(key, level).await?;
     let template: Value = serde_saphyr::from_str(manifest)?;
     let mut spec = template["spec"]["template"]["spec"].clone();
     let account = spec["serviceAccountName"].as_str().context("no account")?.to_owned();
-    world.service_account(&namespace, &account, &[]).await?;
+    namespace.service_account(&account, &[]).await?;
     // A class of priority for system Pods is for another plugin to judge.
     spec.as_object_mut().context("no Pod")?.remove("priorityClassName");
     let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "pod"}, "spec": spec}))?;
-    let pods: Api<Pod> = Api::namespaced(world.client(), &namespace);
+    let pods: Api<Pod> = namespace.api();
     match pods.create(&PostParams { dry_run: true, ..PostParams::default() }, &pod).await {
         Ok(_) => Ok(None),
         Err(kube::Error::Api(status)) => Ok(Some(status.message.clone())),

@@ -66,7 +66,7 @@ async fn limits_of_namespaces_and_revisions_are_kept(world: &World) -> Result<()
         let over = world.controllers.metric_sum("imagewarm_image_warms_over_limit", "").await?;
         Ok((over >= 1.0 && logged.iter().any(|times| *times > 0)).then_some(()))
     };
-    eventually("the leader says what is beyond the limit", over).await?;
+    eventually("the leader logs what is beyond the limit", over).await?;
     ensure!(namespace.image_warms().await?.len() == 5, "a repair went beyond the limit");
     // However many containers: the deploy passes.
     let many: Vec<String> = (0..5_000).map(|at| format!("r.test/app-{at}:v1")).collect();
@@ -84,10 +84,10 @@ async fn limits_of_namespaces_and_revisions_are_kept(world: &World) -> Result<()
 }
 
 async fn a_revision_beyond_the_rate_limit_is_repaired(world: &World) -> Result<()> {
-    let namespace = world.namespace("ceiling").await?;
+    let namespace = world.namespace("rate-limit").await?;
     let mut images = vec![];
     for tag in ["v1", "v2", "v3", "v4"] {
-        images.push(world.registries.push("ceiling", tag).await?);
+        images.push(world.registries.push("rate-limit", tag).await?);
     }
     // Each of the two replicas counts for itself.
     world.controllers.restart_with(&["--fan-out-per-minute", "1"]).await?;

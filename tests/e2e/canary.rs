@@ -140,7 +140,7 @@ async fn revision(world: &World) -> Result<String> {
     spec["imagePullSecrets"] = json!([{"name": "regcred"}]);
     namespace.revision("hello-00001", spec).await?;
     namespace.all_failed(3, Reason::Unauthorized).await?;
-    eventually("an Event tells of it", async || {
+    eventually("there is an Event", async || {
         let events = namespace.events(Reason::Unauthorized).await?;
         Ok((!events.is_empty()).then_some(()))
     })

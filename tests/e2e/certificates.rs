@@ -45,25 +45,25 @@ async fn twenty_rotations_fail_no_admission(world: &World) -> Result<()> {
 
 async fn people_see_certificates_and_who_serves_what(world: &World) -> Result<()> {
     let replica = world.admission_port.address()?.to_string();
-    let (code, said) = world.commands.imagewarm(&["certs", "--connect", &replica]).await?;
-    ensure!(code == 0, "{code}\n{said}");
+    let (code, output) = world.commands.imagewarm(&["certs", "--connect", &replica]).await?;
+    ensure!(code == 0, "{code}\n{output}");
     let service = "imagewarm-webhook.imagewarm-system.svc";
     let served = format!("served by {replica}");
     for part in ["webhook CA", service, &served, "both webhook configurations hold all CAs"] {
-        ensure!(said.contains(part), "no {part:?} in:\n{said}");
+        ensure!(output.contains(part), "no {part:?} in:\n{output}");
     }
     for word in ["ca: cn=", "names:", "not after:", "next rotation:"] {
-        ensure!(said.to_lowercase().contains(word), "nothing of {word:?} in:\n{said}");
+        ensure!(output.to_lowercase().contains(word), "nothing of {word:?} in:\n{output}");
     }
-    ensure!(!said.contains("PRIVATE"), "a key is shown");
+    ensure!(!output.contains("PRIVATE"), "a key is shown");
     // Somebody overwrites what the API server trusts, and nobody is there to repair it.
     world.controllers.stop().await?;
     world.installation.break_ca_bundles().await?;
-    let (code, said) = world.commands.imagewarm(&["certs"]).await?;
-    ensure!(code == 1 && said.contains("WRONG: "), "{code}\n{said}");
-    let (code, said) = world.commands.imagewarm(&["certs", "-n", "default"]).await?;
-    ensure!(code == 1, "{code}\n{said}");
-    ensure!(said.contains("there is no Secret default/imagewarm-certs"), "{said}");
+    let (code, output) = world.commands.imagewarm(&["certs"]).await?;
+    ensure!(code == 1 && output.contains("WRONG: "), "{code}\n{output}");
+    let (code, output) = world.commands.imagewarm(&["certs", "-n", "default"]).await?;
+    ensure!(code == 1, "{code}\n{output}");
+    ensure!(output.contains("there is no Secret default/imagewarm-certs"), "{output}");
     Ok(())
 }
 

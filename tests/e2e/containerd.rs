@@ -47,13 +47,14 @@ async fn of_two_runtimes_the_kubelets_is_taken(world: &World) -> Result<()> {
     namespace.reaches("app", Reason::Pulled).await?;
     ensure!(world.nodes.digest(&node, &app.tag).await? == Some(app.digest.clone()));
     ensure!(world.nodes.digest(docker, &app.tag).await?.is_none(), "the other one has it");
-    let (_, said) = world.commands.imagewarm(&["status", "-n", &namespace.name, "--nodes"]).await?;
-    ensure!(said.contains(&node) && said.contains("containerd 1."), "{said}");
-    let (_, said) = world
+    let (_, output) =
+        world.commands.imagewarm(&["status", "-n", &namespace.name, "--nodes"]).await?;
+    ensure!(output.contains(&node) && output.contains("containerd 1."), "{output}");
+    let (_, output) = world
         .commands
         .imagewarm(&["status", "-n", &namespace.name, "--nodes", "-o", "json"])
         .await?;
-    let value: serde_json::Value = serde_json::from_str(&said)?;
-    ensure!(value["nodes"][0]["images"]["ready"] == 1, "{said}");
+    let value: serde_json::Value = serde_json::from_str(&output)?;
+    ensure!(value["nodes"][0]["images"]["ready"] == 1, "{output}");
     Ok(())
 }

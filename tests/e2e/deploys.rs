@@ -216,8 +216,8 @@ async fn deleting_the_configuration_deletes_its_image_warms(world: &World) -> Re
 /// The garbage collector takes a Configuration's ImageWarms one by one, and its Revision last at
 /// times: none of them is made again, and pulled again, just to be deleted.
 async fn what_terminates_with_its_configuration_is_not_made_again(world: &World) -> Result<()> {
-    let namespace = world.namespace("going").await?;
-    let app = world.registries.push("going", "v1").await?;
+    let namespace = world.namespace("terminating").await?;
+    let app = world.registries.push("terminating", "v1").await?;
     namespace.revision("hello-00001", containers(&[&app.tag])).await?;
     let all = namespace.all_ready(3).await?;
     namespace.hold_configuration("hello").await?;

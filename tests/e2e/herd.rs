@@ -18,23 +18,23 @@ async fn one_node_finds_out_for_all(world: &World) -> Result<()> {
     world.controllers.restart_with(&flags).await?;
     let connected = async || {
         let nodes = world.controllers.metric_sum("imagewarm_dispatch_nodes_connected", "").await?;
-        Ok((nodes >= 3.0).then_some(()))
+        Ok((nodes >= world.warmers.count() as f64).then_some(()))
     };
     eventually("all warmers are connected", connected).await?;
     let mut spec = containers(&[&app.tag]);
     spec["imagePullSecrets"] = json!([{"name": "regcred"}]);
     namespace.revision("hello-00001", spec).await?;
     let warms = namespace.all_failed(3, Reason::Unauthorized).await?;
-    let told = |warm: &imagewarm::api::ImageWarm| {
+    let is_untried = |warm: &imagewarm::api::ImageWarm| {
         let message = warm.ready().map(|ready| ready.message.clone()).unwrap_or_default();
         message.starts_with("not tried, since node-")
     };
     // On a slow machine one may come so late that it has to find out anew.
-    ensure!(warms.iter().any(told), "{warms:?}");
+    ensure!(warms.iter().any(is_untried), "{warms:?}");
     let saved =
         world.controllers.metric_sum("imagewarm_dispatch_canary_refusals_total", "").await?;
     ensure!(saved >= 1.0, "{saved} pulls were saved");
-    // What mends the one mends them all.
+    // What corrects the one corrects them all.
     namespace.correct_pull_secret("regcred").await?;
     namespace.all_ready(3).await?;
     Ok(())

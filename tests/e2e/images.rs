@@ -211,7 +211,7 @@ async fn a_status_that_somebody_spoiled_is_put_right(world: &World) -> Result<()
 
 async fn one_image_is_written_at_most_once_a_second(world: &World) -> Result<()> {
     let namespace = world.namespace("image-rate").await?;
-    // Many short steps: every pull of every node changes what there is to say.
+    // Many short steps: every pull of every node changes the status.
     let mut images = Vec::new();
     for at in 0..6 {
         let name = format!("image-rate-{at}");

@@ -17,7 +17,7 @@ crate::tests![a_registry_that_asks_for_fewer_requests_gets_them];
 async fn a_registry_that_asks_for_fewer_requests_gets_them(world: &World) -> Result<()> {
     let namespace = world.namespace("limited").await?;
     let containerd = world.nodes.join_with_containerd("limited").await?;
-    // Docker passes the registry's own words on, containerd only that there were too many.
+    // Docker passes the registry's own message on, containerd only that there were too many.
     for (node, unit) in [(world.nodes.names()[0], " min"), (&*containerd, " s")] {
         let registry = Limiting::start().await?;
         let waits = async |name: &str, words: &str| -> Result<Condition> {

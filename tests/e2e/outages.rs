@@ -126,7 +126,7 @@ async fn spoiled_certificates_are_replaced(world: &World) -> Result<()> {
 }
 
 /// The webhook itself answers through the API server: an ImageWarm with a malformed image is denied
-/// in its words. That a Revision is warmed would show nothing, since the leader repairs it.
+/// with its message. That a Revision is warmed would show nothing, since the leader repairs it.
 async fn admission_denies(world: &World) -> Result<()> {
     let verdict = world.controllers.probe_admission("App").await?;
     let denial = verdict.denial_by_webhook()?;

@@ -1,7 +1,9 @@
-//! Private images: whose credentials are found, and what is said when they are wrong.
+//! Private images: whose credentials are found, and what is reported when they are wrong.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use imagewarm::api::Reason;
+use imagewarm::api::{ImageWarm, Reason};
 use serde_json::json;
 
 use crate::world::{World, containers, eventually};
@@ -16,6 +18,9 @@ crate::tests![
     a_corrected_secret_heals_by_itself,
     an_image_warm_made_by_hand_uses_its_own_secrets,
 ];
+
+/// Less than a node waits after two attempts that need a user, by far.
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 async fn a_pull_secret_of_the_revision(world: &World) -> Result<()> {
     let namespace = world.namespace("private").await?;
@@ -54,7 +59,7 @@ async fn a_wrong_password_is_unauthorized(world: &World) -> Result<()> {
     let text = serde_json::to_string(&warms)?;
     ensure!(!text.contains("canary-not-the-password"), "a password stands in a status: {text}");
     // One Event for the Revision and reason, not one for each node.
-    let events = eventually("an Event tells of it", async || {
+    let events = eventually("there is an Event", async || {
         let events = namespace.events(Reason::Unauthorized).await?;
         Ok((!events.is_empty()).then_some(events))
     })
@@ -91,16 +96,25 @@ async fn a_new_deploy_tries_a_corrected_secret_at_once(world: &World) -> Result<
     spec["imagePullSecrets"] = json!([{"name": "late"}]);
     namespace.revision("hello-00001", spec.clone()).await?;
     namespace.all_failed(3, Reason::SecretMissing).await?;
+    eventually("two attempts have failed on each node", async || {
+        let attempts = |warm: &ImageWarm| warm.status.as_ref().and_then(|status| status.attempts);
+        let warms = namespace.image_warms().await?;
+        Ok(warms.iter().all(|warm| attempts(warm) >= Some(2)).then_some(()))
+    })
+    .await?;
     namespace.pull_secret("late", None).await?;
-    // The next deploy is what a user does; it tries again at once.
+    // The next deploy is what a user does; it tries again at once. By itself each node would do so
+    // after half a minute at least.
+    let began = Instant::now();
     namespace.revision("hello-00002", spec).await?;
     namespace.all_ready(3).await?;
+    ensure!(began.elapsed() < AT_ONCE, "only after {:?}", began.elapsed());
     Ok(())
 }
 
 async fn a_corrected_secret_heals_by_itself(world: &World) -> Result<()> {
-    let namespace = world.namespace("private-mend").await?;
-    let app = world.registries.push_private("mend", "v1").await?;
+    let namespace = world.namespace("private-correct").await?;
+    let app = world.registries.push_private("correct", "v1").await?;
     namespace.pull_secret("regcred", Some("canary-mistyped")).await?;
     let mut spec = containers(&[&app.tag]);
     spec["imagePullSecrets"] = json!([{"name": "regcred"}]);

@@ -199,7 +199,7 @@ async fn the_warmers_account_may_do_nothing(world: &World) -> Result<()> {
     // The same question about an account that has rights is answered with yes.
     ensure!(
         world.account_may("imagecontroller", "get", "", "secrets").await?,
-        "the authorizer says no to everything"
+        "the authorizer denies everything"
     );
     Ok(())
 }

@@ -36,7 +36,7 @@ async fn refused_lists_and_watches_delete_nothing(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Nothing tells an empty list from the truth but a live request for the objects.
+/// Nothing distinguishes an empty list from the truth but a live request for the objects.
 async fn empty_lists_delete_nothing(world: &World) -> Result<()> {
     let (proxy, mut settled) = behind_a_proxy(world).await?;
     for resource in WATCHED {

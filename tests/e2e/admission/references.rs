@@ -1,6 +1,6 @@
 //! Image references, malformed and well-formed, by the grammar of
 //! <https://github.com/distribution/reference/blob/v0.6.0/reference.go>. Written down by hand: no
-//! parser, least of all ours, says which is which.
+//! parser, least of all ours, decides which is which.
 
 const LOWER_CASE: &str = "must be lower case";
 const TAG: &str = "invalid tag";

@@ -1,4 +1,4 @@
-//! Failures that a real registry, or none, brings about: each by its name, with the runtime's words.
+//! Failures that a real registry, or none, brings about: each by its name, with the runtime's message.
 
 use anyhow::{Result, ensure};
 use imagewarm::api::Reason;

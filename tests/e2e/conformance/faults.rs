@@ -14,7 +14,7 @@ pub const CASES: super::Cases = cases![Together:
     wrong_digest,
 ];
 
-/// The fault has this reason, and nothing is told to be there.
+/// The fault has this reason, and nothing is reported to be there.
 async fn fails(stage: &Stage<'_>, case: &str, fault: Fault, reason: Reason) -> Result<ImageWarm> {
     let namespace = stage.namespace().await?;
     let app = stage.push_behind_proxy(case).await?;
@@ -51,7 +51,7 @@ async fn truncated_layer(stage: &Stage<'_>) -> Result<()> {
     let app = stage.push_behind_proxy("truncated").await?;
     app.spoil(Fault::Truncate);
     stage.warm(&namespace, "app", &app.image.tag).await?;
-    // The runtime may ask for the rest by itself, or say that it broke off.
+    // The runtime may ask for the rest by itself, or report that it broke off.
     app.until_cut_off_again().await?;
     let warm = stage.until(&namespace, "app", |_| true).await?;
     let reasons = [None, Some(Reason::Pulling), Some(Reason::RegistryUnreachable)];

@@ -54,9 +54,9 @@ async fn warmer_killed_mid_pull(stage: &Stage<'_>) -> Result<()> {
     app.until_held().await?;
     stage.world.warmers.kill(&stage.node)?;
     let half = stage.until(&namespace, "app", |_| true).await?;
+    stage.world.warmers.start(&stage.node).await?;
     ensure!(half.ready().is_none_or(|ready| ready.status != ConditionStatus::True), "{half:?}");
     app.heal();
-    stage.world.warmers.start(&stage.node).await?;
     stage.arrives(&namespace, "app", &app.image.digest).await?;
     Ok(())
 }

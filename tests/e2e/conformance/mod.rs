@@ -17,7 +17,7 @@ use futures::future::LocalBoxFuture;
 use crate::world::{System, World};
 pub use stage::{Conformance, RuntimeKind, Stage};
 
-/// A case: gets the node of one runtime, and says what was wrong.
+/// A case: gets the node of one runtime, and returns what was wrong.
 type Case = for<'a> fn(&'a Stage<'a>) -> LocalBoxFuture<'a, Result<()>>;
 
 /// With whom a case shares its node.

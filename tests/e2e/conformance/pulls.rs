@@ -74,10 +74,10 @@ async fn multi_architecture_index(stage: &Stage<'_>) -> Result<()> {
     let warm = stage.reaches(&namespace, "app", Reason::Pulled).await?;
     let index = format!("{}/{repository}@{digest}", registry.address);
     ensure!(stage.held(&index).await? == Some(digest.clone()), "the index is not held");
-    let told = warm.status.and_then(|status| status.digest);
+    let reported = warm.status.and_then(|status| status.digest);
     // CRI-O gives the index and the manifest chosen from it alike, in the order of their hashes.
-    let either = stage.runtime == RuntimeKind::Crio && told.is_some();
-    ensure!(either || told == Some(digest), "told was {told:?}");
+    let either = stage.runtime == RuntimeKind::Crio && reported.is_some();
+    ensure!(either || reported == Some(digest), "reported was {reported:?}");
     Ok(())
 }
 
@@ -94,7 +94,7 @@ async fn index_without_our_platform(stage: &Stage<'_>) -> Result<()> {
 async fn image_of_another_platform(stage: &Stage<'_>) -> Result<()> {
     let namespace = stage.namespace().await?;
     let registry = stage.world.registries.open();
-    // Without an index nothing says so before it is there.
+    // Without an index nothing shows it before it is there.
     let image = TestImage::new(&[30_000]).only_for(("linux", "s390x"));
     let repository = format!("conformance/{}-foreign", stage.runtime.name());
     registry.push(&image, &repository, "v1").await?;
@@ -124,7 +124,7 @@ async fn large_image_with_progress(stage: &Stage<'_>) -> Result<()> {
         let (downloaded, total) = (progress.downloaded_bytes, progress.total_bytes);
         ensure!(downloaded < total && total <= 510_000_000, "{downloaded} of {total}");
     } else {
-        // The interface tells no bytes, so none are told.
+        // The interface has no bytes, so none are reported.
         let bytes = progress.map_or(0, |progress| progress.downloaded_bytes + progress.total_bytes);
         ensure!(bytes == 0, "{bytes} bytes were made up");
     }
@@ -132,7 +132,7 @@ async fn large_image_with_progress(stage: &Stage<'_>) -> Result<()> {
     let warm = stage.arrives(&namespace, "large", &large.image.digest).await?;
     let status = warm.status.context("no status")?;
     ensure!(status.size_bytes.is_some_and(|size| size >= 500_000_000), "{:?}", status.size_bytes);
-    ensure!(status.took.is_some(), "nobody says how long it took");
+    ensure!(status.took.is_some(), "it is not reported how long it took");
     Ok(())
 }
 
@@ -173,7 +173,7 @@ async fn cancel_mid_pull(stage: &Stage<'_>) -> Result<()> {
     stage.warm(&namespace, "next", &next.image.tag).await?;
     stage.arrives(&namespace, "next", &next.image.digest).await?;
     ensure!(stage.held(&app.image.tag).await?.is_none(), "it was pulled to the end");
-    // Nothing of the old order is told of a new one.
+    // Nothing of the old ImageWarm is reported for a new one.
     stage.warm(&namespace, "app", &app.image.tag).await?;
     let warm = stage.arrives(&namespace, "app", &app.image.digest).await?;
     ensure!(warm.reason() == Some(Reason::Pulled), "{warm:?}");

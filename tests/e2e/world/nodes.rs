@@ -222,7 +222,7 @@ impl Nodes {
     }
 
     /// A new node with containerd whose warmer finds Docker's socket of another node as well, and is
-    /// told of neither; returns its name.
+    /// configured for neither; returns its name.
     pub async fn join_between(&self, name: &str, other: &str) -> Result<String> {
         let name = self.joining(name);
         let cluster = &self.system.cluster;

@@ -93,7 +93,7 @@ impl Registries {
         &self.system.cluster.registry_proxy
     }
 
-    /// The open registry's repository behind the proxy, under a name that tells who asks:
+    /// The open registry's repository behind the proxy, under a name that shows who asks:
     /// `WHO/REPOSITORY`.
     pub fn behind_proxy(&self, who: &str, repository: &str) -> Proxied {
         Proxied { registries: self.clone(), repository: format!("{who}/{repository}") }

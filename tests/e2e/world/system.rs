@@ -56,6 +56,9 @@ impl System {
                 eprintln!("--- end of the log of {}:\n{}", process.name(), process.log_tail());
             }
         }
+        if Arc::into_inner(self).is_none() {
+            eprintln!("a test still uses the system: its processes are not stopped");
+        }
     }
 
     pub fn client(&self) -> Client {

@@ -31,7 +31,7 @@ impl Namespace {
         Api::namespaced_with(self.client(), &self.name, &kind)
     }
 
-    /// Creates a Revision as Knative's controller does: of the Configuration that its name tells
+    /// Creates a Revision as Knative's controller does: of the Configuration that its name names
     /// (`hello-00001` is of `hello`), with the Configuration's labels and owner reference.
     pub async fn revision(&self, name: &str, spec: Value) -> Result<Revision> {
         self.revision_with(name, json!({}), spec).await

@@ -1,72 +1,25 @@
 //! Traffic on a controller's admission port that no API server sends: whoever reaches the port may
-//! send it. The controller stays small, says what was wrong, and goes on answering real requests.
+//! send it. The controller stays small, answers what was wrong, and goes on answering real requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use crate::world::World;
+use crate::world::{World, containers, eventually, image_warm, until_closed};
 
 crate::tests![bad_requests_are_refused, crowds_leave_room_for_real_requests];
 
-const DEADLINE: Duration = Duration::from_secs(60);
 /// Far more than a controller needs beside its largest bodies, and far less than is thrown at it.
 const MEMORY_MIB: u64 = 200;
-
-fn connector(world: &World) -> Result<TlsConnector> {
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&world.ca()?) {
-        roots.add(certificate?)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-async fn connect(world: &World) -> Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(world.admission_address()?).await?;
-    let name = ServerName::try_from("imagewarm-webhook.imagewarm-system.svc")?;
-    Ok(connector(world)?.connect(name, stream).await?)
-}
-
-/// All that the other side says until it closes; a connection that is cut says what it said.
-async fn rest(mut stream: impl AsyncReadExt + Unpin) -> Result<String> {
-    let mut said = vec![];
-    let reading = async {
-        let mut part = [0; 4096];
-        while let Ok(count @ 1..) = stream.read(&mut part).await {
-            said.extend_from_slice(&part[..count]);
-        }
-    };
-    tokio::time::timeout(DEADLINE, reading).await.context("the connection was not closed")?;
-    Ok(String::from_utf8_lossy(&said).into_owned())
-}
-
-async fn post(world: &World, kind: &str, body: &[u8]) -> Result<String> {
-    let mut stream = connect(world).await?;
-    let head = format!(
-        "POST /validate HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\nconnection: close\r\n\
-         content-length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    // Cut off early is as good as read to the end.
-    let _ = tokio::time::timeout(DEADLINE, stream.write_all(body)).await?;
-    rest(stream).await
-}
+/// Connections that a controller takes at once by default; further ones wait in the kernel's queue.
+const CONNECTIONS: f64 = 1024.0;
+/// Connections that it has open now.
+const OPEN: &str = "imagewarm_webhook_connections";
 
 fn review(object: &Value) -> Value {
     json!({
@@ -82,7 +35,11 @@ fn review(object: &Value) -> Value {
 }
 
 async fn bad_requests_are_refused(world: &World) -> Result<()> {
-    let memory = world.controller_memory()?;
+    // What is sent here is refused for what is wrong with it: a good one is not.
+    let good = review(&image_warm("app", "node-1", &[])).to_string().into_bytes();
+    let answer = world.admission_port.post("application/json", &good).await?;
+    ensure!(answer.contains("\"allowed\":true"), "a good request: {answer:.500}");
+    let (memory, panics) = (world.controllers.memory()?, panics(world));
     let mut other_version = review(&json!({}));
     other_version["apiVersion"] = json!("admission.k8s.io/v9");
     let mut other_kind = review(&json!({}));
@@ -112,35 +69,55 @@ async fn bad_requests_are_refused(world: &World) -> Result<()> {
         ("5,000 of everything", json_type, many.to_string().into_bytes()),
     ];
     for (name, kind, body) in cases {
-        let said = post(world, kind, &body).await.context(name)?;
-        let refused = said.starts_with("HTTP/1.1 4") || said.contains("\"allowed\":false");
-        ensure!(refused, "{name}: {said:.500}");
+        let answer = world.admission_port.post(kind, &body).await.context(name)?;
+        let is_refused = answer.starts_with("HTTP/1.1 4") || answer.contains("\"allowed\":false");
+        ensure!(is_refused, "{name}: {answer:.500}");
     }
-    let said = post(world, json_type, &vec![b' '; 100_000_000]).await?;
-    ensure!(said.is_empty() || said.starts_with("HTTP/1.1 413"), "100 MB: {said:.500}");
-    let mut plain = TcpStream::connect(world.admission_address()?).await?;
+    let answer = world.admission_port.post(json_type, &vec![b' '; 100_000_000]).await?;
+    ensure!(answer.is_empty() || answer.starts_with("HTTP/1.1 413"), "100 MB: {answer:.500}");
+    let mut plain = TcpStream::connect(world.admission_port.address()?).await?;
     plain.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
-    let said = rest(plain).await?;
-    ensure!(!said.contains("HTTP/1.1 2"), "plain HTTP: {said}");
-    calm(world, memory).await
+    let answer = until_closed(plain).await?;
+    ensure!(!answer.contains("HTTP/1.1 2"), "plain HTTP: {answer}");
+    is_calm(world, memory, panics).await
+}
+
+fn panics(world: &World) -> usize {
+    world.logs.lines_with(&["panicked"])
 }
 
 /// Nothing broke, nothing grew without bound, and real requests are answered.
-async fn calm(world: &World, memory: u64) -> Result<()> {
-    ensure!(world.controllers_run(), "a controller ended");
-    let grown = world.controller_memory()?.saturating_sub(memory);
+async fn is_calm(world: &World, memory: u64, panics_before: usize) -> Result<()> {
+    ensure!(world.controllers.all_run(), "a controller ended");
+    let grown = world.controllers.memory()?.saturating_sub(memory);
     ensure!(grown < MEMORY_MIB, "the controller grew by {grown} MiB");
-    ensure!(!world.logs().iter().any(|(_, log)| log.contains("panicked")), "a panic");
-    world.controllers_are_ready().await
+    ensure!(panics(world) == panics_before, "a panic");
+    admission_answers(world).await
+}
+
+/// The webhook itself answers the API server: it denies an ImageWarm for its image, and lets another
+/// one through. Neither would happen without it, since its failurePolicy is Fail.
+async fn admission_answers(world: &World) -> Result<()> {
+    let verdict = world.controllers.probe_admission("App").await?;
+    let denial = verdict.denial_by_webhook()?;
+    ensure!(denial.contains("spec.image"), "{denial}");
+    let verdict = world.controllers.probe_admission("app").await?;
+    ensure!(verdict.is_accepted(), "{verdict:?}");
+    Ok(())
 }
 
 async fn crowds_leave_room_for_real_requests(world: &World) -> Result<()> {
-    let memory = world.controller_memory()?;
-    let address = world.admission_address()?;
-    // A slow head, a slow body: a word now, and the rest never.
-    let mut slow_head = connect(world).await?;
+    // One replica, so that nobody else answers in its place; and its leader repairs nothing within
+    // this test, so that ImageWarms come from the fan-out at admission or not at all.
+    let flags = ["--repair-delay", "1h"];
+    world.controllers.start_only(&["controller-1"], &flags).await?;
+    world.controllers.until_serving("controller-1", world.warmers.count()).await?;
+    let (memory, panics) = (world.controllers.memory()?, panics(world));
+    let address = world.admission_port.address()?;
+    // A slow head, a slow body: a few bytes now, and the rest never.
+    let mut slow_head = world.admission_port.connect().await?;
     slow_head.write_all(b"POST /validate HTTP/1.1\r\nho").await?;
-    let mut slow_body = connect(world).await?;
+    let mut slow_body = world.admission_port.connect().await?;
     slow_body
         .write_all(
             b"POST /validate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
@@ -162,20 +139,22 @@ async fn crowds_leave_room_for_real_requests(world: &World) -> Result<()> {
         });
     }
     // The rest waits in the kernel's queue, or for a place there.
-    world
-        .eventually("the crowd is there", async || {
-            Ok((connected.load(Ordering::Relaxed) >= wanted.min(1_000)).then_some(()))
-        })
-        .await?;
+    let takes_no_more = async || {
+        let open = world.controllers.metric_of("controller-1", OPEN).await?;
+        Ok((open >= CONNECTIONS.min(wanted as f64)).then_some(()))
+    };
+    eventually("the controller takes no further connections", takes_no_more).await?;
+    admission_answers(world).await.context("in the crowd")?;
     let namespace = world.namespace("crowd").await?;
-    let app = world.push("crowd", "v1").await?;
-    world.revision(&namespace, "hello-00001", crate::world::containers(&[&app.tag])).await?;
-    world.all_ready(&namespace, 3).await?;
-    let said = rest(slow_head).await?;
-    ensure!(!said.contains("HTTP/1.1 2"), "a slow head: {said}");
-    let said = rest(slow_body).await?;
-    ensure!(said.starts_with("HTTP/1.1 408"), "a slow body: {said}");
-    calm(world, memory).await
+    let app = world.registries.push("crowd", "v1").await?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.all_ready(3).await.context("the fan-out at admission")?;
+    takes_no_more().await?.context("the crowd was gone before the real requests were answered")?;
+    let answer = until_closed(slow_head).await?;
+    ensure!(!answer.contains("HTTP/1.1 2"), "a slow head: {answer}");
+    let answer = until_closed(slow_body).await?;
+    ensure!(answer.starts_with("HTTP/1.1 408"), "a slow body: {answer}");
+    is_calm(world, memory, panics).await
 }
 
 /// How many files this process may hold open.

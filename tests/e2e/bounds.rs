@@ -1,126 +1,104 @@
-//! Limits that operators set: obeyed at admission, in the fan-out and in repairs, and told.
+//! Limits that operators set: obeyed at admission, in the fan-out and in repairs, and reported.
 
 use anyhow::{Context, Result, ensure};
 use imagewarm_core::api::Reason;
 use kube::ResourceExt;
-use serde_json::{Value, json};
 
-use crate::world::{World, containers};
+use crate::world::{REPLICAS, World, containers, eventually, image_warm};
 
 crate::tests![
     namespaces_may_have_to_opt_in,
     limits_of_namespaces_and_revisions_are_kept,
-    a_revision_beyond_the_ceiling_of_a_minute_is_repaired,
+    a_revision_beyond_the_rate_limit_is_repaired,
 ];
-
-fn by_hand(node: &str) -> Value {
-    json!({
-        "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
-        "metadata": {"generateName": "by-hand-"}, "spec": {"image": "app", "nodeName": node},
-    })
-}
 
 async fn namespaces_may_have_to_opt_in(world: &World) -> Result<()> {
     let (chosen, other) = (world.namespace("opted-in").await?, world.namespace("unasked").await?);
-    world.label_namespace(&chosen, "caching.knative.dev/warm", "true").await?;
-    // Where the world looks whether admission answers.
-    world.label_namespace("default", "caching.knative.dev/warm", "true").await?;
-    let app = world.push("opt-in", "v1").await?;
-    let checked = async {
-        world.restart_controllers_with(&["--namespace-selection", "opt-in"]).await?;
-        for namespace in [&other, &chosen] {
-            world.revision(namespace, "hello-00001", containers(&[&app.tag])).await?;
-        }
-        let ready = world.all_ready(&chosen, 3).await?;
-        // The leader, too, looks at both, once its own patience with them is over: it is then that
-        // it makes again what is missing in the one.
-        let taken = ready.first().context("an ImageWarm")?.clone();
-        world.delete_image_warm(&taken).await?;
-        let again = async || {
-            let warms = world.warms(&chosen).await?;
-            Ok((warms.len() == 3 && !warms.iter().any(|one| one.uid() == taken.uid()))
-                .then_some(()))
-        };
-        world.eventually("the leader makes an ImageWarm again", again).await?;
-        ensure!(world.warms(&other).await?.is_empty(), "a namespace that did not ask is warmed");
-        let denied = world.post_raw(&other, &by_hand("node-1")).await?.context("not denied")?;
-        ensure!(denied.contains("caching.knative.dev/warm=true"), "{denied}");
-        ensure!(world.post_raw(&chosen, &by_hand("node-1")).await?.is_none());
-        // It may still ask.
-        world.label_namespace(&other, "caching.knative.dev/warm", "true").await?;
-        world.all_ready(&other, 3).await?;
-        Ok(())
+    chosen.label("caching.knative.dev/warm", "true").await?;
+    let app = world.registries.push("opt-in", "v1").await?;
+    world.controllers.restart_with(&["--namespace-selection", "opt-in"]).await?;
+    for namespace in [&other, &chosen] {
+        namespace.revision("hello-00001", containers(&[&app.tag])).await?;
     }
-    .await;
-    world.restart_controllers().await?;
-    checked
+    let ready = chosen.all_ready(3).await?;
+    // The leader, too, looks at both, once its grace period for them is over: it is then that
+    // it makes again what is missing in the one.
+    let taken = ready.first().context("an ImageWarm")?.clone();
+    chosen.delete_image_warm(&taken).await?;
+    let again = async || {
+        let warms = chosen.image_warms().await?;
+        Ok((warms.len() == 3 && !warms.iter().any(|one| one.uid() == taken.uid())).then_some(()))
+    };
+    eventually("the leader makes an ImageWarm again", again).await?;
+    ensure!(other.image_warms().await?.is_empty(), "a namespace that did not ask is warmed");
+    let denied = other.dry_run(&image_warm("app", "node-1", &[])).await?;
+    let denial = denied.denial_by_webhook()?;
+    ensure!(denial.contains("caching.knative.dev/warm=true"), "{denial}");
+    let verdict = chosen.dry_run(&image_warm("app", "node-1", &[])).await?;
+    ensure!(verdict.is_accepted(), "{verdict:?}");
+    // It may still ask.
+    other.label("caching.knative.dev/warm", "true").await?;
+    other.all_ready(3).await?;
+    Ok(())
 }
 
 async fn limits_of_namespaces_and_revisions_are_kept(world: &World) -> Result<()> {
     let namespace = world.namespace("limits").await?;
     let mut images = vec![];
     for name in ["limit-a", "limit-b", "limit-c"] {
-        images.push(world.push(name, "v1").await?);
+        images.push(world.registries.push(name, "v1").await?);
     }
     let all: Vec<&str> = images.iter().map(|image| image.tag.as_str()).collect();
     let flags = ["--max-images-per-revision", "2", "--max-image-warms-per-namespace", "5"];
-    let checked = async {
-        world.restart_controllers_with(&flags).await?;
-        world.revision(&namespace, "hello-00001", containers(&all)).await?;
-        // Two images on three nodes are one too many; the third image is not for it at all.
-        let warms = world.all_ready(&namespace, 5).await?;
-        ensure!(warms.iter().all(|warm| warm.spec.image != all[2]), "{warms:?}");
-        // Namespaces of other tests are within it, or not: their part is not known here.
-        let told = format!(
-            "imagewarm::leader::reconcile: the namespace has as many ImageWarms as it may \
-             (--max-image-warms-per-namespace) namespace=\"{namespace}\" missing=1"
-        );
-        let over = async || {
-            let told = ["controller-1", "controller-2"].map(|name| world.logged(name, &told));
-            let over = world.metric_sum("imagewarm_image_warms_over_limit", "").await?;
-            Ok((over >= 1.0 && told.iter().any(|times| *times > 0)).then_some(()))
-        };
-        world.eventually("the leader says what is beyond the limit", over).await?;
-        ensure!(world.warms(&namespace).await?.len() == 5, "a repair went beyond the limit");
-        // However many containers: the deploy passes.
-        let many: Vec<String> = (0..5_000).map(|at| format!("r.test/app-{at}:v1")).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        world.dry_run_revision(&namespace, "huge-00001", containers(&many)).await?;
-        ensure!(world.controllers_run(), "a controller ended");
-        let denied = world.post_raw(&namespace, &by_hand("node-1")).await?.context("not denied")?;
-        ensure!(denied.contains("as many ImageWarms as it may have, 5"), "{denied}");
-        Ok(())
-    }
-    .await;
-    world.restart_controllers().await?;
-    checked?;
+    world.controllers.restart_with(&flags).await?;
+    namespace.revision("hello-00001", containers(&all)).await?;
+    // Two images on three nodes are one too many; the third image is not for it at all.
+    let warms = namespace.all_ready(5).await?;
+    ensure!(warms.iter().all(|warm| warm.spec.image != all[2]), "{warms:?}");
+    // Namespaces of other tests are within it, or not: their part is not known here.
+    let line = format!(
+        "the namespace has as many ImageWarms as it may \
+             (--max-image-warms-per-namespace) namespace=\"{}\" missing=1",
+        namespace.name
+    );
+    let over = async || {
+        let logged = REPLICAS.map(|name| world.logs.count(name, &line));
+        let over = world.controllers.metric_sum("imagewarm_image_warms_over_limit", "").await?;
+        Ok((over >= 1.0 && logged.iter().any(|times| *times > 0)).then_some(()))
+    };
+    eventually("the leader logs what is beyond the limit", over).await?;
+    ensure!(namespace.image_warms().await?.len() == 5, "a repair went beyond the limit");
+    // However many containers: the deploy passes.
+    let many: Vec<String> = (0..5_000).map(|at| format!("r.test/app-{at}:v1")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    namespace.dry_run_revision("huge-00001", containers(&many)).await?;
+    ensure!(world.controllers.all_run(), "a controller ended");
+    let denied = namespace.dry_run(&image_warm("app", "node-1", &[])).await?;
+    let denial = denied.denial_by_webhook()?;
+    ensure!(denial.contains("as many ImageWarms as it may have, 5"), "{denial}");
+    world.controllers.restart().await?;
     // Without the limits all is warmed that was left out.
-    let warms = world.all_ready(&namespace, 9).await?;
+    let warms = namespace.all_ready(9).await?;
     ensure!(warms.iter().all(|warm| warm.reason() == Some(Reason::Pulled)), "{warms:?}");
     Ok(())
 }
 
-async fn a_revision_beyond_the_ceiling_of_a_minute_is_repaired(world: &World) -> Result<()> {
-    let namespace = world.namespace("ceiling").await?;
+async fn a_revision_beyond_the_rate_limit_is_repaired(world: &World) -> Result<()> {
+    let namespace = world.namespace("rate-limit").await?;
     let mut images = vec![];
     for tag in ["v1", "v2", "v3", "v4"] {
-        images.push(world.push("ceiling", tag).await?);
+        images.push(world.registries.push("rate-limit", tag).await?);
     }
-    let checked = async {
-        // Each of the two replicas counts for itself.
-        world.restart_controllers_with(&["--fan-out-per-minute", "1"]).await?;
-        for (at, image) in images.iter().enumerate() {
-            let name = format!("hello-0000{at}");
-            world.revision(&namespace, &name, containers(&[&image.tag])).await?;
-        }
-        world.all_ready(&namespace, 12).await?;
-        let beyond = world.metric_sum("imagewarm_fan_out_over_ceiling_total", "").await?;
-        ensure!(beyond >= 2.0, "only {beyond} Revisions were beyond the ceiling");
-        let repaired = world.metric_sum("imagewarm_repairs_total", "Missing").await?;
-        ensure!(repaired >= 6.0, "only {repaired} ImageWarms were repairs");
-        Ok(())
+    // Each of the two replicas counts for itself.
+    world.controllers.restart_with(&["--fan-out-per-minute", "1"]).await?;
+    for (at, image) in images.iter().enumerate() {
+        let name = format!("hello-0000{at}");
+        namespace.revision(&name, containers(&[&image.tag])).await?;
     }
-    .await;
-    world.restart_controllers().await?;
-    checked
+    namespace.all_ready(12).await?;
+    let beyond = world.controllers.metric_sum("imagewarm_fan_out_over_ceiling_total", "").await?;
+    ensure!(beyond >= 2.0, "only {beyond} Revisions were beyond the limit");
+    let repaired = world.controllers.metric_sum("imagewarm_repairs_total", "Missing").await?;
+    ensure!(repaired >= 6.0, "only {repaired} ImageWarms were repairs");
+    Ok(())
 }

@@ -1,7 +1,8 @@
 //! Passwords that stand nowhere: a scenario with each form of credential, right and wrong, with every
-//! runtime and the most verbose logs; then whatever it left is searched for them. Left out are the
-//! Secrets themselves and other people's files: the registries' own settings and passwords, etcd's
-//! data and the API server's audit log.
+//! runtime and the most verbose logs; then whatever there is now is searched for all credentials
+//! that any test has put into a Secret. At the end of the run its runner searches once more. Left
+//! out are the Secrets themselves and other people's files: the registries' own settings and
+//! passwords, etcd's data and the API server's audit log.
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use xtask::cluster::USER;
 
 use crate::conformance::{RuntimeKind, Stage};
-use crate::world::{Findings, World, containers};
+use crate::world::{Findings, Namespace, World, containers, eventually};
 
 crate::tests![no_credential_stands_anywhere];
 
@@ -26,40 +27,27 @@ const NO_PAIR: &str = "canary without a colon 46";
 /// As it stands in a Secret: no base64.
 const NO_BASE64: &str = "canary-%%-no-base64-47";
 const OTHERS: &str = "canary-of-another-registry/48";
-/// The other tests' passwords, whose traces are there as well.
-const EARLIER: [&str; 3] = ["canary-not-the-password", "canary-mistyped", "canary-opaque"];
 
 async fn no_credential_stands_anywhere(world: &World) -> Result<()> {
     let mut stages = vec![];
     for runtime in RuntimeKind::ALL {
         stages.push(Stage::enter(world, runtime).await?);
     }
-    let nodes: Vec<_> = stages.iter().map(|stage| stage.node.clone()).collect();
-    let searched = async {
-        world.log_everything(&nodes).await?;
-        search(world, &stages).await
-    };
-    let searched = searched.await;
-    world.log_as_before(&nodes).await?;
-    searched
-}
-
-async fn search(world: &World, stages: &[Stage<'_>]) -> Result<()> {
-    let registry = world.cluster.registry_tls.as_ref().context("no private registry")?;
-    let right = registry.password.clone().context("it asks for no password")?;
-    let mut words = vec![PASSWORD, PAIR, IDENTITY, REGISTRY, UNREACHED, NO_PAIR, NO_BASE64, OTHERS];
-    words.extend(EARLIER);
-    words.push(&right);
-
-    let mut said: Vec<String> = vec![];
-    let spaces = try_join_all(stages.iter().map(|stage| pulls(stage, &right))).await?;
-    for namespace in &spaces {
-        said.extend(refusals(world, namespace).await?);
-        said.extend(commands(world, namespace).await?);
+    world.controllers.restart_with(&["--log-level", "trace"]).await?;
+    for stage in &stages {
+        world.warmers.restart_with(&stage.node, &["--log-level", "trace"]).await?;
     }
-    said.push(revision(world).await?);
+    let right = world.registries.private()?.password.clone().context("it asks for no password")?;
 
-    let findings = Findings::collect(world, &said).await?;
+    let mut outputs: Vec<String> = vec![];
+    let namespaces = try_join_all(stages.iter().map(|stage| pulls(stage, &right))).await?;
+    for namespace in &namespaces {
+        outputs.extend(denials(namespace).await?);
+        outputs.extend(commands(world, namespace).await?);
+    }
+    outputs.push(revision(world).await?);
+
+    let findings = Findings::collect(world.system(), &outputs).await?;
     let seen = &findings.seen;
     println!("searched: {seen:?}");
     ensure!(seen.kinds >= 30 && seen.objects >= 200, "too few objects: {seen:?}");
@@ -68,8 +56,13 @@ async fn search(world: &World, stages: &[Stage<'_>]) -> Result<()> {
     ensure!(seen.outputs >= 4 * (2 + 4), "too few outputs: {seen:?}");
     for level in ["TRACE", "DEBUG"] {
         for process in ["controller-1", "conformance-crio-warmer"] {
-            ensure!(world.logged(process, level) > 0, "{process} logs nothing as {level}");
+            ensure!(world.logs.count(process, level) > 0, "{process} logs nothing as {level}");
         }
+    }
+    let words = world.system().credentials();
+    for word in [&right, PASSWORD, PAIR, IDENTITY, REGISTRY, UNREACHED, NO_PAIR, NO_BASE64, OTHERS]
+    {
+        ensure!(words.iter().any(|known| known == word), "{word:?} is not searched for");
     }
     let found = findings.of(&words)?;
     ensure!(found.is_empty(), "credentials stand in:\n{}", found.join("\n"));
@@ -77,7 +70,7 @@ async fn search(world: &World, stages: &[Stage<'_>]) -> Result<()> {
 }
 
 /// Each form of credential, right and wrong; returns the namespace.
-async fn pulls(stage: &Stage<'_>, right: &str) -> Result<String> {
+async fn pulls(stage: &Stage<'_>, right: &str) -> Result<Namespace> {
     let namespace = stage.namespace().await?;
     let app = stage.push_private("canary").await?;
     let host = app.tag.split('/').next().context("an image has a registry")?;
@@ -92,69 +85,65 @@ async fn pulls(stage: &Stage<'_>, right: &str) -> Result<String> {
         ("tokens", auths(tokens)),
         ("dockercfg", json!({host: entry(PASSWORD)})),
     ] {
-        stage.world.secret(&namespace, name, &content).await?;
-        stage.order_with(&namespace, name, &app.tag, &[name]).await?;
+        namespace.secret(name, &content).await?;
+        stage.warm_with(&namespace, name, &app.tag, &[name]).await?;
         stage.reaches(&namespace, name, Reason::Unauthorized).await?;
     }
     // One after the other, until one is right.
-    stage.world.secret(&namespace, "right", &auths(json!({"auth": auth(right)}))).await?;
-    stage.order_with(&namespace, "both", &app.tag, &["password", "right"]).await?;
+    namespace.secret("right", &auths(json!({"auth": auth(right)}))).await?;
+    stage.warm_with(&namespace, "both", &app.tag, &["password", "right"]).await?;
     stage.arrives(&namespace, "both", &app.digest).await?;
-    // The address, which errors quote, is told together with the credential.
-    let nobody = format!("127.0.0.1:{}", stage.world.unused_port()?);
-    stage
-        .world
-        .secret(&namespace, "nobody", &json!({"auths": {&nobody: entry(UNREACHED)}}))
-        .await?;
+    // The address, which errors quote, is sent together with the credential.
+    let nobody = stage.world.registries.unused_address()?.to_string();
+    namespace.secret("nobody", &json!({"auths": {&nobody: entry(UNREACHED)}})).await?;
     let image = format!("{nobody}/canary:v1");
-    stage.order_with(&namespace, "nobody", &image, &["nobody"]).await?;
+    stage.warm_with(&namespace, "nobody", &image, &["nobody"]).await?;
     stage.reaches(&namespace, "nobody", Reason::RegistryUnreachable).await?;
     Ok(namespace)
 }
 
-/// What is said of Secrets that cannot be used.
-async fn refusals(world: &World, namespace: &str) -> Result<Vec<String>> {
+/// What is answered about Secrets that cannot be used.
+async fn denials(namespace: &Namespace) -> Result<Vec<String>> {
     let no_pair = BASE64_STANDARD.encode(NO_PAIR);
-    let mut said = vec![];
+    let mut answers = vec![];
     for (name, auth) in [("no-pair", no_pair.as_str()), ("no-base64", NO_BASE64)] {
         let content = json!({"auths": {"registry.test": {"auth": auth}}});
-        world.secret(namespace, name, &content).await?;
-        match world.hand_made(namespace, name, "registry.test/app", "node-1", &[name]).await {
+        namespace.secret(name, &content).await?;
+        match namespace.create_image_warm(name, "registry.test/app", "node-1", &[name]).await {
             Ok(_) => bail!("{name} was accepted"),
-            Err(error) => said.push(format!("{error:?}")),
+            Err(error) => answers.push(format!("{error:?}")),
         }
     }
-    Ok(said)
+    Ok(answers)
 }
 
 /// What people see who ask.
-async fn commands(world: &World, namespace: &str) -> Result<Vec<String>> {
-    let mut said = vec![];
-    for arguments in [&["status", "-n", namespace][..], &["status", "-n", namespace, "-o", "json"]]
-    {
-        let (_, output) = world.imagewarm(arguments).await?;
+async fn commands(world: &World, namespace: &Namespace) -> Result<Vec<String>> {
+    let name = namespace.name.as_str();
+    let mut answers = vec![];
+    for arguments in [&["status", "-n", name][..], &["status", "-n", name, "-o", "json"]] {
+        let (_, output) = world.commands.imagewarm(arguments).await?;
         ensure!(output.contains("Unauthorized"), "{output}");
-        said.push(output);
+        answers.push(output);
     }
-    said.push(world.kubectl(&["describe", "iw", "-n", namespace]).await?);
-    said.push(world.kubectl(&["get", "iw", "-n", namespace, "-o", "yaml"]).await?);
-    Ok(said)
+    answers.push(world.commands.kubectl(&["describe", "iw", "-n", name]).await?);
+    answers.push(world.commands.kubectl(&["get", "iw", "-n", name, "-o", "yaml"]).await?);
+    Ok(answers)
 }
 
 /// A Revision with a wrong password on the nodes of all tests, and its Event.
 async fn revision(world: &World) -> Result<String> {
     let namespace = world.namespace("canary").await?;
-    let app = world.push_private("canary", "v1").await?;
-    world.pull_secret(&namespace, "regcred", Some(PASSWORD)).await?;
+    let app = world.registries.push_private("canary", "v1").await?;
+    namespace.pull_secret("regcred", Some(PASSWORD)).await?;
     let mut spec = containers(&[&app.tag]);
     spec["imagePullSecrets"] = json!([{"name": "regcred"}]);
-    world.revision(&namespace, "hello-00001", spec).await?;
-    world.all_failed(&namespace, 3, Reason::Unauthorized).await?;
-    world
-        .eventually("an Event tells of it", async || {
-            let events = world.events(&namespace, Reason::Unauthorized).await?;
-            Ok((!events.is_empty()).then_some(()))
-        })
-        .await?;
-    world.kubectl(&["get", "events", "-n", &namespace, "-o", "yaml"]).await
+    namespace.revision("hello-00001", spec).await?;
+    namespace.all_failed(3, Reason::Unauthorized).await?;
+    eventually("there is an Event", async || {
+        let events = namespace.events(Reason::Unauthorized).await?;
+        Ok((!events.is_empty()).then_some(()))
+    })
+    .await?;
+    world.commands.kubectl(&["get", "events", "-n", &namespace.name, "-o", "yaml"]).await
 }

@@ -33,48 +33,38 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 async fn twenty_rotations_fail_no_admission(world: &World) -> Result<()> {
     let namespace = world.namespace("rotation").await?;
-    let checked = async {
-        world.restart_controllers_with(&FLAGS).await?;
-        let asked = world.admissions_while(&namespace, rotations(world)).await?;
-        ensure!(asked > 10 * ROTATIONS, "only {asked} admission requests");
-        // The warmers have followed.
-        let app = world.push("rotation", "v1").await?;
-        world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
-        world.all_ready(&namespace, 3).await?;
-        Ok(())
-    }
-    .await;
-    world.begin_with_new_certificates().await?;
-    checked
+    world.controllers.restart_with_own_certificates(&FLAGS).await?;
+    let asked = world.controllers.admissions_while(rotations(world)).await?;
+    ensure!(asked > 10 * ROTATIONS, "only {asked} admission requests");
+    // The warmers have followed.
+    let app = world.registries.push("rotation", "v1").await?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.all_ready(3).await?;
+    Ok(())
 }
 
 async fn people_see_certificates_and_who_serves_what(world: &World) -> Result<()> {
-    let replica = world.admission_address()?.to_string();
-    let (code, said) = world.imagewarm(&["certs", "--connect", &replica]).await?;
-    ensure!(code == 0, "{code}\n{said}");
+    let replica = world.admission_port.address()?.to_string();
+    let (code, output) = world.commands.imagewarm(&["certs", "--connect", &replica]).await?;
+    ensure!(code == 0, "{code}\n{output}");
     let service = "imagewarm-webhook.imagewarm-system.svc";
     let served = format!("served by {replica}");
     for part in ["webhook CA", service, &served, "both webhook configurations hold all CAs"] {
-        ensure!(said.contains(part), "no {part:?} in:\n{said}");
+        ensure!(output.contains(part), "no {part:?} in:\n{output}");
     }
     for word in ["ca: cn=", "names:", "not after:", "next rotation:"] {
-        ensure!(said.to_lowercase().contains(word), "nothing of {word:?} in:\n{said}");
+        ensure!(output.to_lowercase().contains(word), "nothing of {word:?} in:\n{output}");
     }
-    ensure!(!said.contains("PRIVATE"), "a key is shown");
-    // Somebody overwrites what the API server trusts, and nobody is there to mend it.
-    world.stop_controllers().await?;
-    let broken = async {
-        world.break_ca_bundle().await?;
-        let (code, said) = world.imagewarm(&["certs"]).await?;
-        ensure!(code == 1 && said.contains("WRONG: "), "{code}\n{said}");
-        let (code, said) = world.imagewarm(&["certs", "-n", "default"]).await?;
-        ensure!(code == 1, "{code}\n{said}");
-        ensure!(said.contains("there is no Secret default/imagewarm-certs"), "{said}");
-        Ok(())
-    };
-    let broken = broken.await;
-    world.start_controllers().await?;
-    broken
+    ensure!(!output.contains("PRIVATE"), "a key is shown");
+    // Somebody overwrites what the API server trusts, and nobody is there to repair it.
+    world.controllers.stop().await?;
+    world.installation.break_ca_bundles().await?;
+    let (code, output) = world.commands.imagewarm(&["certs"]).await?;
+    ensure!(code == 1 && output.contains("WRONG: "), "{code}\n{output}");
+    let (code, output) = world.commands.imagewarm(&["certs", "-n", "default"]).await?;
+    ensure!(code == 1, "{code}\n{output}");
+    ensure!(output.contains("there is no Secret default/imagewarm-certs"), "{output}");
+    Ok(())
 }
 
 /// Returns once that many CAs have signed, one after another.
@@ -82,7 +72,7 @@ async fn rotations(world: &World) -> Result<()> {
     let (mut seen, start) = (BTreeSet::new(), Instant::now());
     while seen.len() <= ROTATIONS {
         ensure!(start.elapsed() < LIMIT, "only {} CAs in {LIMIT:?}", seen.len());
-        seen.insert(world.signing_ca().await?);
+        seen.insert(world.installation.signing_ca().await?);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Ok(())

@@ -1,91 +1,109 @@
 //! The commands that people call, against the running system.
 
+use std::cell::Cell;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use imagewarm_core::api::Reason;
 use serde_json::Value;
+use xtask::cluster::Fault;
 
-use crate::world::{World, containers};
+use crate::world::{World, containers, eventually};
 
 crate::tests![
     status_shows_nodes_images_and_reasons,
     watching_ends_by_itself,
     kubectl_shows_and_explains_image_warms,
-    field_selectors_find_a_nodes_orders,
+    field_selectors_find_a_nodes_image_warms,
     kubectl_renders_the_overlays,
 ];
 
 async fn status_shows_nodes_images_and_reasons(world: &World) -> Result<()> {
     let namespace = world.namespace("status").await?;
-    let (code, said) = world.imagewarm(&["status", "-n", &namespace]).await?;
-    ensure!(code == 0 && !said.is_empty(), "nothing to show is no failure: {code}\n{said}");
-    let app = world.push("status", "v1").await?;
-    world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
-    world.all_ready(&namespace, 3).await?;
-    let (code, said) = world.imagewarm(&["status", "-n", &namespace]).await?;
-    ensure!(code == 0, "{code}\n{said}");
+    let (code, output) = world.commands.imagewarm(&["status", "-n", &namespace.name]).await?;
+    ensure!(code == 0 && !output.is_empty(), "nothing to show is no failure: {code}\n{output}");
+    let app = world.registries.push("status", "v1").await?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.all_ready(3).await?;
+    let (code, output) = world.commands.imagewarm(&["status", "-n", &namespace.name]).await?;
+    ensure!(code == 0, "{code}\n{output}");
     for part in [&app.tag, "node-1", "node-2", "node-3", "Pulled", "3 of 3 ready"] {
-        ensure!(said.contains(part), "no {part:?} in:\n{said}");
+        ensure!(output.contains(part), "no {part:?} in:\n{output}");
     }
     let missing = app.tag.replace(":v1", ":v9");
-    world.hand_made(&namespace, "bad", &missing, "node-1", &[]).await?;
-    world
-        .eventually("the order failed", async || {
-            let warms = world.warms(&namespace).await?;
-            Ok(warms.iter().any(|warm| warm.reason() == Some(Reason::NotFound)).then_some(()))
-        })
-        .await?;
-    let (code, said) = world.imagewarm(&["status", "-n", &namespace]).await?;
-    ensure!(code == 1, "an image that is missing is a failure: {code}\n{said}");
+    namespace.create_image_warm("bad", &missing, "node-1", &[]).await?;
+    eventually("the ImageWarm failed", async || {
+        let warms = namespace.image_warms().await?;
+        Ok(warms.iter().any(|warm| warm.reason() == Some(Reason::NotFound)).then_some(()))
+    })
+    .await?;
+    let (code, output) = world.commands.imagewarm(&["status", "-n", &namespace.name]).await?;
+    ensure!(code == 1, "an image that is missing is a failure: {code}\n{output}");
     for part in ["NotFound", "3 of 4 ready", &missing] {
-        ensure!(said.contains(part), "no {part:?} in:\n{said}");
+        ensure!(output.contains(part), "no {part:?} in:\n{output}");
     }
     Ok(())
 }
 
 async fn watching_ends_by_itself(world: &World) -> Result<()> {
     let namespace = world.namespace("watch").await?;
-    let app = world.push_large("watch", "v1").await?;
-    world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
-    world
-        .eventually("the orders exist", async || {
-            Ok((world.warms(&namespace).await?.len() == 3).then_some(()))
-        })
-        .await?;
-    let (code, said) = world.imagewarm(&["status", "-n", &namespace, "--watch"]).await?;
-    ensure!(code == 0 && said.contains("3 of 3 ready"), "{code}\n{said}");
-    world.all_ready(&namespace, 3).await?;
+    world.registries.push("watch", "v1").await?;
+    let proxied = world.registries.behind_proxy("watch", "watch");
+    proxied.spoil(Fault::Hold);
+    namespace.revision("hello-00001", containers(&[&proxied.image("v1")])).await?;
+    proxied.until_held().await?;
+    let healed = Cell::new(false);
+    let arguments = ["status", "-n", &namespace.name, "--watch"];
+    let watching = async {
+        let (code, output) = world.commands.imagewarm(&arguments).await?;
+        ensure!(healed.get(), "the watch did not wait: {code}\n{output}");
+        ensure!(code == 0 && output.contains("3 of 3 ready"), "{code}\n{output}");
+        Ok(())
+    };
+    let healing = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        healed.set(true);
+        proxied.heal();
+        anyhow::Ok(())
+    };
+    tokio::try_join!(watching, healing)?;
+    namespace.all_ready(3).await?;
     Ok(())
 }
 
 async fn kubectl_shows_and_explains_image_warms(world: &World) -> Result<()> {
     let namespace = world.namespace("kubectl").await?;
-    let app = world.push("kubectl", "v1").await?;
-    world.hand_made(&namespace, "mine", &app.tag, "node-1", &[]).await?;
-    world.all_ready(&namespace, 1).await?;
-    let said = world.kubectl(&["get", "iw", "-n", &namespace, "-o", "wide"]).await?;
+    let app = world.registries.push("kubectl", "v1").await?;
+    namespace.create_image_warm("mine", &app.tag, "node-1", &[]).await?;
+    namespace.all_ready(1).await?;
+    let output =
+        world.commands.kubectl(&["get", "iw", "-n", &namespace.name, "-o", "wide"]).await?;
     for part in ["NODE", "IMAGE", "READY", "REASON", "DIGEST", "SIZE", "TOOK", "AGE", &app.digest] {
-        ensure!(said.contains(part), "no {part:?} in:\n{said}");
+        ensure!(output.contains(part), "no {part:?} in:\n{output}");
     }
-    let said = world.kubectl(&["get", "knative", "-n", &namespace]).await?;
-    ensure!(said.contains("mine"), "not in the category knative:\n{said}");
-    let said = world.kubectl(&["explain", "imagewarm.spec.image"]).await?;
-    ensure!(said.contains("by tag or by digest"), "{said}");
+    let output = world.commands.kubectl(&["get", "knative", "-n", &namespace.name]).await?;
+    ensure!(output.contains("mine"), "not in the category knative:\n{output}");
+    let output = world.commands.kubectl(&["explain", "imagewarm.spec.image"]).await?;
+    ensure!(output.contains("by tag or by digest"), "{output}");
     Ok(())
 }
 
-async fn field_selectors_find_a_nodes_orders(world: &World) -> Result<()> {
+async fn field_selectors_find_a_nodes_image_warms(world: &World) -> Result<()> {
     let namespace = world.namespace("select").await?;
-    let app = world.push("select", "v1").await?;
-    world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
-    world.all_ready(&namespace, 3).await?;
+    let app = world.registries.push("select", "v1").await?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.all_ready(3).await?;
     for (selector, count) in [
         ("spec.nodeName=node-2".to_owned(), 1),
         (format!("spec.image={}", app.tag), 3),
         ("spec.image=other".to_owned(), 0),
     ] {
         let selector = format!("--field-selector={selector}");
-        let said = world.kubectl(&["get", "iw", "-n", &namespace, "-o", "name", &selector]).await?;
-        ensure!(said.lines().count() == count, "{selector}: {said}");
+        let output = world
+            .commands
+            .kubectl(&["get", "iw", "-n", &namespace.name, "-o", "name", &selector])
+            .await?;
+        ensure!(output.lines().count() == count, "{selector}: {output}");
     }
     Ok(())
 }
@@ -93,8 +111,8 @@ async fn field_selectors_find_a_nodes_orders(world: &World) -> Result<()> {
 async fn kubectl_renders_the_overlays(world: &World) -> Result<()> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/overlays");
     let render = async |overlay: &str| -> Result<Vec<Value>> {
-        let said = world.kubectl(&["kustomize", &format!("{folder}/{overlay}")]).await?;
-        let objects: Vec<Value> = serde_saphyr::from_multiple(&said)?;
+        let output = world.commands.kubectl(&["kustomize", &format!("{folder}/{overlay}")]).await?;
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&output)?;
         for kind in ["CustomResourceDefinition", "DaemonSet", "Deployment", "NetworkPolicy"] {
             ensure!(objects.iter().any(|one| one["kind"] == kind), "{overlay}: no {kind}");
         }

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use xtask::cluster::{CONTROLLER_ACCOUNT, NAMESPACE, WARMER_ACCOUNT, manifests};
+use xtask::cluster::{CONTROLLER_ACCOUNT, NAMESPACE, WARMER_ACCOUNT};
 
-use crate::world::{World, containers};
+use crate::world::{World, containers, eventually};
 
 crate::tests![
     only_the_controllers_account_is_in_its_flow,
@@ -16,6 +16,8 @@ crate::tests![
 
 /// A path that every account may ask for.
 const FOR_ALL: &str = "/version";
+/// FlowSchema and priority level of the controller.
+const OURS: (&str, &str) = ("imagewarm", "imagewarm");
 const DISPATCHED: &str = "apiserver_flowcontrol_dispatched_requests_total";
 
 fn manifest() -> &'static Path {
@@ -29,32 +31,30 @@ async fn is_in(
     path: &str,
     wanted: (&str, &str),
 ) -> Result<()> {
-    let client = world.cluster.client_for(namespace, account).await?;
+    let client = world.cluster().client_for(namespace, account).await?;
     let what = format!("{account} of {namespace} is in {wanted:?} with {path}");
-    world
-        .eventually(&what, async || {
-            let found = world.cluster.flow_of(&client, path).await?;
-            Ok(found.filter(|(schema, level)| (&**schema, &**level) == wanted).map(drop))
-        })
-        .await
+    eventually(&what, async || {
+        let found = world.cluster().flow_of(&client, path).await?;
+        Ok(found.filter(|(schema, level)| (&**schema, &**level) == wanted).map(drop))
+    })
+    .await
 }
 
 async fn only_the_controllers_account_is_in_its_flow(world: &World) -> Result<()> {
-    let ours = ("imagewarm", "imagewarm");
     let account = (NAMESPACE, CONTROLLER_ACCOUNT);
     // Of the whole cluster, in a namespace, and of no resource.
     let lease = "/apis/coordination.k8s.io/v1/namespaces/imagewarm-system/leases/imagewarm-leader";
     for path in ["/api/v1/nodes", "/api/v1/namespaces/default", lease, FOR_ALL] {
-        is_in(world, account, path, ours).await?;
+        is_in(world, account, path, OURS).await?;
     }
     // The same namespace, and the same name in another one.
     let namespace = world.namespace("flow").await?;
-    world.service_account(&namespace, CONTROLLER_ACCOUNT, &[]).await?;
+    namespace.service_account(CONTROLLER_ACCOUNT, &[]).await?;
     let all = ("service-accounts", "workload-low");
     is_in(world, (NAMESPACE, WARMER_ACCOUNT), FOR_ALL, all).await?;
     for path in ["/api/v1/nodes", FOR_ALL] {
-        is_in(world, (&namespace, CONTROLLER_ACCOUNT), path, all).await?;
-        is_in(world, (&namespace, "default"), path, all).await?;
+        is_in(world, (&namespace.name, CONTROLLER_ACCOUNT), path, all).await?;
+        is_in(world, (&namespace.name, "default"), path, all).await?;
     }
     Ok(())
 }
@@ -72,25 +72,20 @@ async fn dispatched(world: &World, schema: &str) -> Result<f64> {
 
 /// Requests of the controllers about ImageWarms of the namespace, by the audit log.
 fn audited(world: &World, namespace: &str) -> Result<f64> {
-    let account = format!("system:serviceaccount:{NAMESPACE}:{CONTROLLER_ACCOUNT}");
-    let events = world.cluster.audit_events()?;
-    let of_ours = events.iter().filter(|event| {
-        let about = &event["objectRef"];
-        event["user"]["username"] == account.as_str()
-            && about["resource"] == "imagewarms"
-            && about["namespace"] == namespace
-    });
-    Ok(of_ours.count() as f64)
+    let requests = world.audit.of_controllers_in(namespace)?;
+    let about = requests.iter().filter(|one| one.resource.starts_with("imagewarms"));
+    Ok(about.count() as f64)
 }
 
 async fn a_fan_out_is_served_from_its_own_seats(world: &World) -> Result<()> {
     let namespace = world.namespace("flow").await?;
-    let app = world.push("flow", "v1").await?;
+    let app = world.registries.push("flow", "v1").await?;
+    is_in(world, (NAMESPACE, CONTROLLER_ACCOUNT), FOR_ALL, OURS).await?;
     let before =
         (dispatched(world, "imagewarm").await?, dispatched(world, "service-accounts").await?);
-    world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
-    world.all_ready(&namespace, 3).await?;
-    let requests = audited(world, &namespace)?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.all_ready(3).await?;
+    let requests = audited(world, &namespace.name)?;
     let after =
         (dispatched(world, "imagewarm").await?, dispatched(world, "service-accounts").await?);
     ensure!(requests >= 6.0, "{requests} requests for three creations and three statuses");
@@ -104,18 +99,10 @@ async fn a_fan_out_is_served_from_its_own_seats(world: &World) -> Result<()> {
 
 async fn without_its_flow_the_controller_is_one_account_among_others(world: &World) -> Result<()> {
     let account = (NAMESPACE, CONTROLLER_ACCOUNT);
-    let checked = async {
-        for object in manifests::read(manifest())? {
-            manifests::delete(&world.client(), &object).await?;
-        }
-        is_in(world, account, FOR_ALL, ("service-accounts", "workload-low")).await?;
-        let namespace = world.namespace("flow").await?;
-        let app = world.push("flow", "v2").await?;
-        world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
-        world.all_ready(&namespace, 3).await.map(drop)
-    }
-    .await;
-    world.cluster.apply_manifests(manifest(), Some).await?;
-    is_in(world, account, FOR_ALL, ("imagewarm", "imagewarm")).await?;
-    checked
+    world.installation.delete(manifest()).await?;
+    is_in(world, account, FOR_ALL, ("service-accounts", "workload-low")).await?;
+    let namespace = world.namespace("flow").await?;
+    let app = world.registries.push("flow", "v2").await?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.all_ready(3).await.map(drop)
 }

@@ -5,67 +5,57 @@ use imagewarm_core::api::Reason;
 use serde_json::json;
 use xtask::cluster::Fault;
 
-use crate::world::{World, containers};
+use crate::world::{World, containers, eventually};
 
 crate::tests![one_node_finds_out_for_all, pulls_of_all_nodes_share_one_limit];
 
 async fn one_node_finds_out_for_all(world: &World) -> Result<()> {
     let namespace = world.namespace("herd-canary").await?;
-    let app = world.push_private("herd-canary", "v1").await?;
-    world.pull_secret(&namespace, "regcred", Some("canary-mistyped")).await?;
-    let checked = async {
-        // Long enough that nobody loses patience with a slow machine.
-        let flags = ["--canary-nodes", "2", "--canary-patience", "1m"];
-        world.restart_controllers_with(&flags).await?;
-        let connected = async || {
-            let nodes = world.metric_sum("imagewarm_dispatch_nodes_connected", "").await?;
-            Ok((nodes >= 3.0).then_some(()))
-        };
-        world.eventually("all warmers are connected", connected).await?;
-        let mut spec = containers(&[&app.tag]);
-        spec["imagePullSecrets"] = json!([{"name": "regcred"}]);
-        world.revision(&namespace, "hello-00001", spec).await?;
-        let warms = world.all_failed(&namespace, 3, Reason::Unauthorized).await?;
-        let told = |warm: &imagewarm_core::api::ImageWarm| {
-            let message = warm.ready().map(|ready| ready.message.clone()).unwrap_or_default();
-            message.starts_with("not tried, since node-")
-        };
-        // On a slow machine one may come so late that it has to find out anew.
-        ensure!(warms.iter().any(told), "{warms:?}");
-        let saved = world.metric_sum("imagewarm_dispatch_canary_refusals_total", "").await?;
-        ensure!(saved >= 1.0, "{saved} pulls were saved");
-        // What mends the one mends them all.
-        world.mend_pull_secret(&namespace, "regcred").await?;
-        world.all_ready(&namespace, 3).await?;
-        Ok(())
-    }
-    .await;
-    world.restart_controllers().await?;
-    checked
+    let app = world.registries.push_private("herd-canary", "v1").await?;
+    namespace.pull_secret("regcred", Some("canary-mistyped")).await?;
+    // Long enough for a slow machine.
+    let flags = ["--canary-nodes", "2", "--canary-patience", "1m"];
+    world.controllers.restart_with(&flags).await?;
+    let connected = async || {
+        let nodes = world.controllers.metric_sum("imagewarm_dispatch_nodes_connected", "").await?;
+        Ok((nodes >= world.warmers.count() as f64).then_some(()))
+    };
+    eventually("all warmers are connected", connected).await?;
+    let mut spec = containers(&[&app.tag]);
+    spec["imagePullSecrets"] = json!([{"name": "regcred"}]);
+    namespace.revision("hello-00001", spec).await?;
+    let warms = namespace.all_failed(3, Reason::Unauthorized).await?;
+    let is_untried = |warm: &imagewarm_core::api::ImageWarm| {
+        let message = warm.ready().map(|ready| ready.message.clone()).unwrap_or_default();
+        message.starts_with("not tried, since node-")
+    };
+    // On a slow machine one may come so late that it has to find out anew.
+    ensure!(warms.iter().any(is_untried), "{warms:?}");
+    let saved =
+        world.controllers.metric_sum("imagewarm_dispatch_canary_refusals_total", "").await?;
+    ensure!(saved >= 1.0, "{saved} pulls were saved");
+    // What corrects the one corrects them all.
+    namespace.correct_pull_secret("regcred").await?;
+    namespace.all_ready(3).await?;
+    Ok(())
 }
 
 async fn pulls_of_all_nodes_share_one_limit(world: &World) -> Result<()> {
     let namespace = world.namespace("herd-limit").await?;
-    world.push("herd-limit", "v1").await?;
-    let (proxy, repository) = (&world.cluster.registry_proxy, "herd/herd-limit");
-    let image = format!("{}/{repository}:v1", proxy.address());
-    proxy.set(repository, Some(Fault::Hold));
-    let checked = async {
-        world.restart_controllers_with(&["--registry-pulls", "1"]).await?;
-        world.revision(&namespace, "hello-00001", containers(&[&image])).await?;
-        let one = async || {
-            let warms = world.warms(&namespace).await?;
-            let of = |reason| warms.iter().filter(|warm| warm.reason() == Some(reason)).count();
-            let told = of(Reason::Pulling) == 1 && of(Reason::Queued) == 2;
-            Ok((told && proxy.holding(repository) > 0).then_some(()))
-        };
-        world.eventually("one node pulls and two wait", one).await.context("no limit")?;
-        proxy.set(repository, None);
-        world.all_ready(&namespace, 3).await?;
-        Ok(())
-    }
-    .await;
-    proxy.set(repository, None);
-    world.restart_controllers().await?;
-    checked
+    world.registries.push("herd-limit", "v1").await?;
+    let proxied = world.registries.behind_proxy("herd", "herd-limit");
+    let image = proxied.image("v1");
+    proxied.spoil(Fault::Hold);
+    world.controllers.restart_with(&["--registry-pulls", "1"]).await?;
+    namespace.revision("hello-00001", containers(&[&image])).await?;
+    let one = async || {
+        let warms = namespace.image_warms().await?;
+        let of = |reason| warms.iter().filter(|warm| warm.reason() == Some(reason)).count();
+        let is_so = of(Reason::Pulling) == 1 && of(Reason::Queued) == 2;
+        Ok((is_so && proxied.held() > 0).then_some(()))
+    };
+    eventually("one node pulls and two wait", one).await.context("no limit")?;
+    proxied.heal();
+    namespace.all_ready(3).await?;
+    Ok(())
 }

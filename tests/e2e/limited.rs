@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Result, ensure};
-use imagewarm_core::api::{ImageWarm, Reason};
+use anyhow::{Context, Result, ensure};
+use imagewarm_core::api::{Condition, Reason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -16,41 +16,33 @@ crate::tests![a_registry_that_asks_for_fewer_requests_gets_them];
 
 async fn a_registry_that_asks_for_fewer_requests_gets_them(world: &World) -> Result<()> {
     let namespace = world.namespace("limited").await?;
-    let containerd = world.join_containerd_node("limited").await?;
-    let checked = async {
-        // Docker passes the registry's own words on, containerd only that there were too many.
-        for (node, pause) in [(world.nodes().remove(0), " min"), (containerd.clone(), " s")] {
-            let registry = Limiting::start().await?;
-            let told = async |name: &str, words: &str| {
-                world
-                    .eventually("the order is told to wait", async || {
-                        let warms = world.warms(&namespace).await?;
-                        let warm = warms.iter().find(|w| w.metadata.name.as_deref() == Some(name));
-                        let ready = warm.and_then(ImageWarm::ready);
-                        let limited =
-                            ready.filter(|ready| ready.reason == Reason::RateLimited.as_str());
-                        Ok(limited.filter(|ready| ready.message.contains(words)).cloned())
-                    })
-                    .await
+    let containerd = world.nodes.join_with_containerd("limited").await?;
+    // Docker passes the registry's own message on, containerd only that there were too many.
+    for (node, unit) in [(world.nodes.names()[0], " min"), (&*containerd, " s")] {
+        let registry = Limiting::start().await?;
+        let waits = async |name: &str, words: &str| -> Result<Condition> {
+            let what = format!("{name} waits: {words}");
+            let is_limited = |ready: &Condition| {
+                ready.reason == Reason::RateLimited.as_str() && ready.message.contains(words)
             };
-            let order = async |name: &str, image: &str| {
-                let image = format!("{}/{image}:v1", registry.address);
-                world.hand_made(&namespace, name, &image, &node, &[]).await
-            };
-            let (first, second) = (format!("first-{node}"), format!("second-{node}"));
-            order(&first, "first").await?;
-            let ready = told(&first, "pulls nothing from it for").await?;
-            ensure!(ready.message.ends_with(pause), "{node}: {ready:?}");
-            // Another image of the registry waits as well, without a word to the registry.
-            order(&second, "second").await?;
-            told(&second, "asked for fewer requests").await?;
-            ensure!(registry.asked_for_second() == 0, "{node} asked on");
-        }
-        Ok(())
+            let warm =
+                namespace.until(name, &what, |warm| warm.ready().is_some_and(is_limited)).await?;
+            warm.ready().cloned().context("no condition")
+        };
+        let warm = async |name: &str, image: &str| {
+            let image = format!("{}/{image}:v1", registry.address);
+            namespace.create_image_warm(name, &image, node, &[]).await
+        };
+        let (first, second) = (format!("first-{node}"), format!("second-{node}"));
+        warm(&first, "first").await?;
+        let ready = waits(&first, "pulls nothing from it for").await?;
+        ensure!(ready.message.ends_with(unit), "{node}: {ready:?}");
+        // Another image of the registry waits as well, without a word to the registry.
+        warm(&second, "second").await?;
+        waits(&second, "asked for fewer requests").await?;
+        ensure!(registry.asked_for_second() == 0, "{node} asked on");
     }
-    .await;
-    world.remove_node(&containerd).await?;
-    checked
+    Ok(())
 }
 
 struct Limiting {

@@ -1,7 +1,8 @@
 //! The whole system on real parts: one development cluster for all tests (API server, etcd,
 //! registries, three dockerd nodes), the shipped manifests, two controllers, a warmer for each
-//! node. The tests run one after another, each in a namespace of its own; some stop controllers
-//! or remove CRDs, and put everything back. Only the conformance suite's run side by side.
+//! node. Each test has namespaces of its own and may run alone or at any place among the others:
+//! what it changes for others is put back after it, whatever its end was. The tests run one after
+//! another; only those of the conformance suite run side by side.
 
 mod admission;
 mod bad_traffic;
@@ -28,21 +29,21 @@ mod private;
 mod rights;
 mod room;
 mod trust;
+mod undo;
 mod world;
 mod wrong_answers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, RwLock};
 
-use world::World;
+use world::{System, World};
 
-/// A test: gets the running world, and says what was wrong.
+/// A test: gets its view of the running system, and returns what was wrong.
 pub type Test = fn(&World) -> LocalBoxFuture<'_, anyhow::Result<()>>;
 
 /// Pairs each async function with its name.
@@ -58,82 +59,81 @@ macro_rules! tests {
 /// Tests of the conformance suite that run at the same time; they mostly wait.
 const SIDE_BY_SIDE: usize = 12;
 
-/// There is one world, and some tests take parts of it away: they hold this alone.
+/// There is one system, and some tests take parts of it away: they hold this alone.
 static TURNS: RwLock<()> = RwLock::const_new(());
+
+type Shared = Arc<OnceCell<Result<Arc<System>, String>>>;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(SIDE_BY_SIDE);
     let runtime = Arc::new(Runtime::new().expect("a tokio runtime can be made"));
-    let world: Arc<OnceCell<Result<World, String>>> = Arc::default();
-    let all = [
-        // First: they count what is written, and other tests' objects would be counted too.
-        convergence::TESTS,
-        wrong_answers::TESTS,
-        deploys::TESTS,
-        private::TESTS,
-        failures::TESTS,
-        images::TESTS,
+    let system = Shared::default();
+    // In the order of their names; none of them relies on its place.
+    let suites = [
         admission::TESTS,
-        nodes::TESTS,
-        room::TESTS,
-        limited::TESTS,
-        trust::TESTS,
-        hostile::TESTS,
         bad_traffic::TESTS,
         bounds::TESTS,
-        herd::TESTS,
-        flow::TESTS,
-        commands::TESTS,
-        pod_security::TESTS,
-        containerd::TESTS,
-        outages::TESTS,
-        mounted::TESTS,
-        certificates::TESTS,
-        // Last: it searches what all the others have left.
         canary::TESTS,
+        certificates::TESTS,
+        commands::TESTS,
+        containerd::TESTS,
+        convergence::TESTS,
+        deploys::TESTS,
+        failures::TESTS,
+        flow::TESTS,
+        herd::TESTS,
+        hostile::TESTS,
+        images::TESTS,
+        limited::TESTS,
+        mounted::TESTS,
+        nodes::TESTS,
+        outages::TESTS,
+        pod_security::TESTS,
+        private::TESTS,
+        room::TESTS,
+        trust::TESTS,
+        undo::TESTS,
+        wrong_answers::TESTS,
     ];
-    let trials = all.into_iter().flatten().map(|(name, test)| {
+    let trials = suites.into_iter().flatten().map(|(name, test)| {
         let name = name.trim_start_matches("e2e::");
-        let (runtime, world) = (runtime.clone(), world.clone());
+        let (runtime, system) = (runtime.clone(), system.clone());
         Trial::test(name, move || {
             runtime.block_on(async {
                 let _alone = TURNS.write().await;
-                run(&world, async |world| test(world).await).await
+                let system = started(&system).await?;
+                World::run(&system, async |world| test(world).await).await.map_err(failed)
             })
         })
     });
     let conformance = conformance::all().map(|(name, trial)| {
-        let (runtime, world) = (runtime.clone(), world.clone());
+        let (runtime, system) = (runtime.clone(), system.clone());
         Trial::test(name, move || {
             runtime.block_on(async {
                 let _together = TURNS.read().await;
-                run(&world, async |world| trial.run(world).await).await
+                trial.run(&started(&system).await?).await.map_err(failed)
             })
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.chain(conformance).collect());
     let everything = arguments.filter.is_none() && arguments.skip.is_empty();
-    let mut as_granted = true;
-    if let Some(Ok(world)) = Arc::into_inner(world).and_then(OnceCell::into_inner) {
+    let mut is_clean = true;
+    if let Some(Ok(system)) = Arc::into_inner(system).and_then(OnceCell::into_inner) {
+        is_clean = runtime.block_on(system.keeps_credentials_to_itself());
         // Only a whole run uses every right.
-        as_granted = !everything || world.uses_what_is_granted();
-        runtime.block_on(world.stop(conclusion.has_failed() || !as_granted));
+        is_clean &= !everything || system.uses_what_is_granted();
+        system.stop(conclusion.has_failed() || !is_clean);
     }
-    if as_granted { conclusion.exit_code() } else { ExitCode::FAILURE }
+    if is_clean { conclusion.exit_code() } else { ExitCode::FAILURE }
 }
 
-async fn run(
-    world: &OnceCell<Result<World, String>>,
-    test: impl AsyncFnOnce(&World) -> anyhow::Result<()>,
-) -> Result<(), Failed> {
-    let world = world
-        .get_or_init(|| async { World::start().await.map_err(|error| format!("{error:#}")) })
-        .await;
-    let world = world.as_ref().map_err(|error| format!("the world did not start: {error}"))?;
-    // A panic inside a test must not take the cluster's clean-up away.
-    match std::panic::AssertUnwindSafe(test(world)).catch_unwind().await {
-        Ok(result) => result.map_err(|error| Failed::from(format!("{error:#}"))),
-        Err(_) => Err("the test panicked".into()),
-    }
+async fn started(system: &Shared) -> Result<Arc<System>, Failed> {
+    let start = || async { System::start().await.map_err(|error| format!("{error:#}")) };
+    let system = system.get_or_init(start).await;
+    system.clone().map_err(|error| format!("the system did not start: {error}").into())
+}
+
+fn failed(error: anyhow::Error) -> Failed {
+    format!("{error:#}").into()
 }

@@ -3,22 +3,16 @@
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Result, ensure};
 use imagewarm_webhook_certs::{Bundle, Lifetimes};
 use jiff::{SignedDuration, Timestamp};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
-use crate::world::{World, containers};
+use crate::world::{World, containers, eventually};
 
 crate::tests![certificates_of_somebody_else_are_served_and_followed];
 
-const SERVICE: &str = "imagewarm-webhook.imagewarm-system.svc";
 const FILES: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
 
 /// A folder as the kubelet mounts a Secret: all its files change at once, by one symlink.
@@ -62,18 +56,13 @@ async fn certificates_of_somebody_else_are_served_and_followed(world: &World) ->
     let [first, second] = [issue(0)?, issue(1)?];
     mount.put(&first, &first, &[&first])?;
     let flags = ["--tls-cert-dir", mount.path(), "--certificate-check-interval", "200ms"];
-    let checked = async {
-        world.restart_controllers_with(&flags).await?;
-        world.admissions_while(&namespace, followed(world, &mount, &first, &second)).await?;
-        // The warmers have followed too.
-        let app = world.push("mounted", "v1").await?;
-        world.revision(&namespace, "hello-00001", containers(&[&app.tag])).await?;
-        world.all_ready(&namespace, 3).await?;
-        Ok(())
-    }
-    .await;
-    world.restart_controllers().await?;
-    checked
+    world.controllers.restart_with(&flags).await?;
+    world.controllers.admissions_while(followed(world, &mount, &first, &second)).await?;
+    // The warmers have followed too.
+    let app = world.registries.push("mounted", "v1").await?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.all_ready(3).await?;
+    Ok(())
 }
 
 async fn followed(world: &World, mount: &Mount, first: &Bundle, second: &Bundle) -> Result<()> {
@@ -82,18 +71,20 @@ async fn followed(world: &World, mount: &Mount, first: &Bundle, second: &Bundle)
     mount.put(first, first, &[first, second])?;
     let both = format!("{}{}", first.ca_cert_pem, second.ca_cert_pem);
     let published = async || {
-        let there = world.ca()? == both.as_bytes() && world.ca_bundle_is_right().await?;
+        let there = world.admission_port.ca()? == both.as_bytes()
+            && world.installation.ca_bundles_are_right().await?;
         Ok(there.then_some(()))
     };
-    world.eventually("both CAs are published", published).await?;
+    eventually("both CAs are published", published).await?;
     mount.put(second, second, &[first, second])?;
     serves(world, second).await?;
-    // A key that belongs to another certificate: told, and never served.
+    // A key that belongs to another certificate: reported, and never served.
     let faults = "imagewarm_certificate_faults_total";
-    let before = world.metric_sum(faults, "").await?;
+    let before = world.controllers.metric_sum(faults, "").await?;
     mount.put(first, second, &[first, second])?;
-    let told = async || Ok((world.metric_sum(faults, "").await? > before).then_some(()));
-    world.eventually("the pair is told to be bad", told).await?;
+    let reported =
+        async || Ok((world.controllers.metric_sum(faults, "").await? > before).then_some(()));
+    eventually("the pair is reported to be bad", reported).await?;
     ensure!(is_served(world, second).await?, "a bad pair took the place of a good one");
     mount.put(first, first, &[first, second])?;
     serves(world, first).await
@@ -109,19 +100,10 @@ fn issue(seconds: i64) -> Result<Bundle> {
 
 async fn serves(world: &World, bundle: &Bundle) -> Result<()> {
     let served = async || Ok(is_served(world, bundle).await?.then_some(()));
-    world.eventually("new connections get the new certificate", served).await
+    eventually("new connections get the new certificate", served).await
 }
 
 /// Whether new connections get a certificate that the bundle's CA has signed.
 async fn is_served(world: &World, bundle: &Bundle) -> Result<bool> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(bundle.ca_cert_pem.as_bytes())?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let stream = TcpStream::connect(world.admission_address()?).await?;
-    let connector = TlsConnector::from(Arc::new(config));
-    Ok(connector.connect(ServerName::try_from(SERVICE)?, stream).await.is_ok())
+    world.admission_port.serves_certificate_of(&bundle.ca_cert_pem).await
 }

@@ -15,20 +15,20 @@ const CONTROLLER: &str = include_str!("../../deploy/controller/deployment.yaml")
 const WARMER: &str = include_str!("../../deploy/warmer/daemonset.yaml");
 const NAMESPACE: &str = include_str!("../../deploy/namespace.yaml");
 
-/// What the API server says of the Pod of a manifest in a namespace of this level; nothing when it
+/// What the API server answers to the Pod of a manifest in a namespace of this level; nothing when it
 /// takes it. Nothing is stored.
 async fn refusal(world: &World, level: &str, manifest: &str) -> Result<Option<String>> {
     let namespace = world.namespace(&format!("pods-{level}")).await?;
     let key = "pod-security.kubernetes.io/enforce";
-    world.label_namespace(&namespace, key, level).await?;
+    namespace.label(key, level).await?;
     let template: Value = serde_saphyr::from_str(manifest)?;
     let mut spec = template["spec"]["template"]["spec"].clone();
     let account = spec["serviceAccountName"].as_str().context("no account")?.to_owned();
-    world.service_account(&namespace, &account, &[]).await?;
+    namespace.service_account(&account, &[]).await?;
     // A class of priority for system Pods is for another plugin to judge.
     spec.as_object_mut().context("no Pod")?.remove("priorityClassName");
     let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "pod"}, "spec": spec}))?;
-    let pods: Api<Pod> = Api::namespaced(world.client(), &namespace);
+    let pods: Api<Pod> = namespace.api();
     match pods.create(&PostParams { dry_run: true, ..PostParams::default() }, &pod).await {
         Ok(_) => Ok(None),
         Err(kube::Error::Api(status)) => Ok(Some(status.message.clone())),
@@ -41,7 +41,7 @@ async fn the_controller_is_restricted(world: &World) -> Result<()> {
     ensure!(refused.is_none(), "{refused:?}");
     // The plugin is at work: what it ought to refuse, it does.
     let careless = CONTROLLER.replace("runAsNonRoot: true", "runAsNonRoot: false");
-    ensure!(careless != CONTROLLER, "the manifest says nothing of root");
+    ensure!(careless != CONTROLLER, "the manifest has nothing about root");
     let refused = refusal(world, "restricted", &careless).await?.context("root was let in")?;
     ensure!(refused.contains("runAsNonRoot != true"), "{refused}");
     Ok(())
@@ -54,8 +54,10 @@ async fn the_warmer_breaks_what_it_has_to(world: &World) -> Result<()> {
         ("restricted", &["restricted volume types", "runAsNonRoot != true", "runAsUser=0"]),
     ] {
         let refused = refusal(world, level, WARMER).await?;
-        let (_, broken) =
-            refused.as_deref().and_then(|said| said.split_once(":latest\": ")).unwrap_or_default();
+        let (_, broken) = refused
+            .as_deref()
+            .and_then(|message| message.split_once(":latest\": "))
+            .unwrap_or_default();
         // `rule (where), rule (where)`
         let broken: Vec<&str> =
             broken.split("), ").filter_map(|one| Some(one.split_once(" (")?.0)).collect();

@@ -1,4 +1,4 @@
-//! Who may say what on the dispatch port.
+//! Who may report what on the dispatch port.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use imagewarm_core::protocol::{FromWarmer, Hello, Outcome, from_controller, from
 use tonic::Code;
 use xtask::cluster::Fault;
 
-use crate::world::World;
+use crate::world::{World, eventually};
 
 crate::tests![
     a_stream_needs_the_right_token,
@@ -22,22 +22,26 @@ fn hello(epoch: u64) -> FromWarmer {
     FromWarmer { message: Some(from_warmer::Message::Hello(hello)) }
 }
 
+/// Streams that the leader has ended, and why.
+const ENDED: &str = "imagewarm_dispatch_streams_ended_total";
+const EXPIRED: &str = "reason=\"Expired\"";
+
 /// Greater than those before, and smaller than the next of the node's warmer.
 fn epoch() -> Result<u64> {
     Ok(u64::try_from(jiff::Timestamp::now().as_millisecond())?)
 }
 
 async fn a_stream_needs_the_right_token(world: &World) -> Result<()> {
-    let node = world.nodes().remove(0);
-    let other_account = world.token_for("default", "default", &node, "imagewarm").await?;
-    let wrong_audience = world.warmer_token(&node, "https://kubernetes.default.svc").await?;
-    let no_node = world.unbound_warmer_token("imagewarm").await?;
-    let good = world.warmer_token(&node, "imagewarm").await?;
-    let expired = world.cluster.retimed_token(&good, -3600)?;
-    let nowhere = world.warmer_token("node-that-is-not", "imagewarm").await?;
+    let node = world.nodes.names()[0];
+    let other_account = world.streams.token_for("default", "default", node, "imagewarm").await?;
+    let wrong_audience = world.streams.warmer_token(node, "https://kubernetes.default.svc").await?;
+    let no_node = world.streams.unbound_warmer_token("imagewarm").await?;
+    let good = world.streams.warmer_token(node, "imagewarm").await?;
+    let expired = world.cluster().retimed_token(&good, -3600)?;
+    let nowhere = world.streams.warmer_token("node-that-is-not", "imagewarm").await?;
     // It is what was changed that they are refused for.
-    let again = world.cluster.retimed_token(&good, 600)?;
-    let opened = world.open_stream(Some(&again), vec![hello(epoch()?)]).await.map(drop);
+    let again = world.cluster().retimed_token(&good, 600)?;
+    let opened = world.streams.open(Some(&again), vec![hello(epoch()?)]).await.map(drop);
     opened.context("a token that was only signed anew was refused")?;
     for (name, token) in [
         ("none", None),
@@ -48,7 +52,7 @@ async fn a_stream_needs_the_right_token(world: &World) -> Result<()> {
         ("expired", Some(expired)),
         ("of a node that does not exist", Some(nowhere)),
     ] {
-        let refused = world.open_stream(token.as_deref(), vec![hello(1)]).await.err();
+        let refused = world.streams.open(token.as_deref(), vec![hello(1)]).await.err();
         let status = refused.with_context(|| format!("a stream was opened with token: {name}"))?;
         let code = status.code();
         ensure!(
@@ -61,104 +65,94 @@ async fn a_stream_needs_the_right_token(world: &World) -> Result<()> {
 
 async fn a_stream_is_renewed_when_its_token_ends(world: &World) -> Result<()> {
     let namespace = world.namespace("renewed").await?;
-    let node = world.nodes().remove(0);
-    let pushed = world.push("renewed", "v1").await?;
-    let (proxy, repository) = (&world.cluster.registry_proxy, "token/renewed");
-    let image = format!("{}/{repository}:v1", proxy.address());
-    proxy.set(repository, Some(Fault::Hold));
-    let checked = async {
-        world.hand_made(&namespace, "app", &image, &node, &[]).await?;
-        let held = async || Ok((proxy.holding(repository) > 0).then_some(()));
-        world.eventually("the layer is on its way", held).await?;
-        // Another stream of the node makes its warmer open a new one, with a token that ends soon.
-        let good = world.warmer_token(&node, "imagewarm").await?;
-        world.give_token(&node, &world.cluster.retimed_token(&good, 6)?)?;
-        let (leader, connected) =
-            (world.leader().await?, format!("warmer connected node=\"{node}\""));
-        let streams = || world.logged(&leader, &connected);
-        let before = streams();
-        world.open_stream(Some(&good), vec![hello(epoch()?)]).await.map(drop)?;
-        let again = async || Ok((streams() >= before + 2).then_some(()));
-        world.eventually("the warmer has a new stream", again).await?;
-        // The kubelet renews tokens long before their end.
-        world.give_token(&node, &good)?;
-        let ended = "reason=\"Expired\"";
-        let expired = async || {
-            let count = world.metric_sum("imagewarm_dispatch_streams_ended_total", ended).await?;
-            Ok((count > 0.0 && streams() >= before + 3).then_some(()))
-        };
-        world.eventually("the stream ended with its token, and there is another", expired).await?;
-        ensure!(proxy.holding(repository) > 0, "the pull did not go on");
-        let begun = proxy.layers_begun(repository);
-        proxy.set(repository, None);
-        let warm = world.all_ready(&namespace, 1).await?.remove(0);
-        let status = warm.status.clone().context("no status")?;
-        ensure!(warm.reason() == Some(Reason::Pulled), "{warm:?}");
-        ensure!(status.attempts == Some(1), "it was begun anew: {status:?}");
-        ensure!(status.digest.as_ref() == Some(&pushed.digest), "{status:?}");
-        ensure!(proxy.layers_begun(repository) == begun, "a layer was downloaded again");
-        Ok(())
-    }
-    .await;
-    proxy.set(repository, None);
-    checked
+    let node = world.nodes.names()[0];
+    let pushed = world.registries.push("renewed", "v1").await?;
+    let proxied = world.registries.behind_proxy("token", "renewed");
+    let image = proxied.image("v1");
+    proxied.spoil(Fault::Hold);
+    namespace.create_image_warm("app", &image, node, &[]).await?;
+    proxied.until_held().await?;
+    // Another stream of the node makes its warmer open a new one, with a token that ends soon.
+    let good = world.streams.warmer_token(node, "imagewarm").await?;
+    world.warmers.give_token(node, &world.cluster().retimed_token(&good, 6)?)?;
+    let (leader, connected) =
+        (world.controllers.leader().await?, format!("warmer connected node=\"{node}\""));
+    let streams = || world.logs.count(&leader, &connected);
+    let before = streams();
+    let expired_before = world.controllers.metric_sum(ENDED, EXPIRED).await?;
+    world.streams.open(Some(&good), vec![hello(epoch()?)]).await.map(drop)?;
+    let again = async || Ok((streams() >= before + 2).then_some(()));
+    eventually("the warmer has a new stream", again).await?;
+    // The kubelet renews tokens long before their end.
+    world.warmers.give_token(node, &good)?;
+    let expired = async || {
+        let more = world.controllers.metric_sum(ENDED, EXPIRED).await? > expired_before;
+        Ok((more && streams() >= before + 3).then_some(()))
+    };
+    eventually("the stream ended with its token, and there is another", expired).await?;
+    ensure!(proxied.held() > 0, "the pull did not go on");
+    let begun = proxied.layers_begun();
+    proxied.heal();
+    let warm = namespace.all_ready(1).await?.remove(0);
+    let status = warm.status.clone().context("no status")?;
+    ensure!(warm.reason() == Some(Reason::Pulled), "{warm:?}");
+    ensure!(status.attempts == Some(1), "it was begun anew: {status:?}");
+    ensure!(status.digest.as_ref() == Some(&pushed.digest), "{status:?}");
+    ensure!(proxied.layers_begun() == begun, "a layer was downloaded again");
+    Ok(())
 }
 
 async fn a_token_reports_for_its_own_node_only(world: &World) -> Result<()> {
     let namespace = world.namespace("lies").await?;
-    let nodes = world.nodes();
-    let missing = format!("{}/lies/nothing:v1", world.plain_registry());
-    let made = world.hand_made(&namespace, "of-node-b", &missing, &nodes[1], &[]).await?;
-    let before = world.all_failed(&namespace, 1, Reason::NotFound).await?.remove(0);
+    let nodes = world.nodes.names();
+    let missing = format!("{}/lies/nothing:v1", world.registries.open().address);
+    let made = namespace.create_image_warm("of-node-b", &missing, nodes[1], &[]).await?;
+    let before = namespace.all_failed(1, Reason::NotFound).await?.remove(0);
 
     // Node A's own warmer steps aside, so that its node can speak through us.
-    world.stop_warmer(&nodes[0]).await?;
-    let told = async {
-        let token = world.warmer_token(&nodes[0], "imagewarm").await?;
-        let lie = Outcome {
-            uid: made.metadata.uid.clone().unwrap_or_default(),
-            present: true,
-            reason: Reason::Pulled.as_str().into(),
-            digest: format!("sha256:{}", "0".repeat(64)),
-            ..Outcome::default()
-        };
-        let lie = FromWarmer { message: Some(from_warmer::Message::Outcome(lie)) };
-        let (first, mut stream, _open) = world
-            .open_stream(Some(&token), vec![hello(u64::MAX), lie])
-            .await
-            .context("node A's own token was refused")?;
-        match first.and_then(|first| first.message) {
-            Some(from_controller::Message::Welcome(welcome)) => {
-                ensure!(welcome.node_name == nodes[0], "{welcome:?}");
-            }
-            other => anyhow::bail!("no Welcome first, but {other:?}"),
+    world.warmers.stop(nodes[0]).await?;
+    let token = world.streams.warmer_token(nodes[0], "imagewarm").await?;
+    let lie = Outcome {
+        uid: made.metadata.uid.clone().unwrap_or_default(),
+        present: true,
+        reason: Reason::Pulled.as_str().into(),
+        digest: format!("sha256:{}", "0".repeat(64)),
+        ..Outcome::default()
+    };
+    let lie = FromWarmer { message: Some(from_warmer::Message::Outcome(lie)) };
+    let (first, mut stream, _open) = world
+        .streams
+        .open(Some(&token), vec![hello(u64::MAX), lie])
+        .await
+        .context("node A's own token was refused")?;
+    match first.and_then(|first| first.message) {
+        Some(from_controller::Message::Welcome(welcome)) => {
+            ensure!(welcome.node_name == nodes[0], "{welcome:?}");
         }
-        // Everything that arrives before Synced belongs to node A.
-        loop {
-            let next = tokio::time::timeout(Duration::from_secs(20), stream.message()).await??;
-            match next.context("the stream ended")?.message {
-                Some(from_controller::Message::Assign(assign)) => {
-                    ensure!(
-                        Some(&assign.uid) != made.metadata.uid.as_ref(),
-                        "node B's order was sent to A"
-                    );
-                }
-                Some(from_controller::Message::Synced(_)) => break,
-                _ => {}
-            }
-        }
-        world.leader_has_caught_up().await?;
-        let after = world.warms(&namespace).await?.remove(0);
-        ensure!(
-            after.ready().map(|r| r.status) == before.ready().map(|r| r.status),
-            "the lie was believed: {after:?}"
-        );
-        ensure!(after.reason() == Some(Reason::NotFound), "the lie was believed: {after:?}");
-        Ok(())
+        other => anyhow::bail!("no Welcome first, but {other:?}"),
     }
-    .await;
-    world.start_warmer(&nodes[0]).await?;
-    told
+    // Everything that arrives before Synced belongs to node A.
+    loop {
+        let next = tokio::time::timeout(Duration::from_secs(20), stream.message()).await??;
+        match next.context("the stream ended")?.message {
+            Some(from_controller::Message::Assign(assign)) => {
+                ensure!(
+                    Some(&assign.uid) != made.metadata.uid.as_ref(),
+                    "an ImageWarm of node B was sent to A"
+                );
+            }
+            Some(from_controller::Message::Synced(_)) => break,
+            _ => {}
+        }
+    }
+    world.leader_has_caught_up().await?;
+    let after = namespace.image_warms().await?.remove(0);
+    ensure!(
+        after.ready().map(|r| r.status) == before.ready().map(|r| r.status),
+        "the lie was believed: {after:?}"
+    );
+    ensure!(after.reason() == Some(Reason::NotFound), "the lie was believed: {after:?}");
+    Ok(())
 }
 
 /// Whatever an account without any binding may do, such as asking what it may do, the warmers'
@@ -205,7 +199,7 @@ async fn the_warmers_account_may_do_nothing(world: &World) -> Result<()> {
     // The same question about an account that has rights is answered with yes.
     ensure!(
         world.account_may("imagecontroller", "get", "", "secrets").await?,
-        "the authorizer says no to everything"
+        "the authorizer denies everything"
     );
     Ok(())
 }

@@ -4,13 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use imagewarm_core::api::{ImageWarm, KnativeImage, Revision};
-use kube::Api;
+use imagewarm_core::api::{ImageWarm, Revision};
 use serde_json::json;
 use xtask::cluster::ApiProxy;
 use xtask::cluster::api_proxy::{Answer, Rule, Verb};
 
-use crate::world::{World, containers};
+use crate::world::{Namespace, World, containers, eventually};
 
 crate::tests![refused_lists_and_watches_delete_nothing, empty_lists_delete_nothing];
 
@@ -20,129 +19,99 @@ const WATCHED: [&str; 5] = ["revisions", "images", "nodes", "imagewarms", "names
 const LONG_ENOUGH: Duration = Duration::from_secs(4);
 
 async fn refused_lists_and_watches_delete_nothing(world: &World) -> Result<()> {
-    behind_a_proxy(world, async |proxy, settled| {
-        for code in [403, 404, 410] {
-            for resources in [&WATCHED[..2], &WATCHED[2..]] {
-                let both = [Verb::List, Verb::Watch];
-                let refuse = |one: &&str| Rule::new(&both, one, Answer::Status(code));
-                proxy.set_rules(resources.iter().map(refuse).collect());
-                proxy.cut_connections();
-                let what = format!("{code} for {resources:?}");
-                settled.time_passes(world).await.context(what.clone())?;
-                settled.is_untouched(world, proxy).await.context(what.clone())?;
-                proxy.set_rules(vec![]);
-                settled.is_served_again(world).await.context(what)?;
-            }
+    let (proxy, mut settled) = behind_a_proxy(world).await?;
+    for code in [403, 404, 410] {
+        for resources in [&WATCHED[..2], &WATCHED[2..]] {
+            let both = [Verb::List, Verb::Watch];
+            let refuse = |one: &&str| Rule::new(&both, one, Answer::Status(code));
+            proxy.set_rules(resources.iter().map(refuse).collect());
+            proxy.cut_connections();
+            let what = format!("{code} for {resources:?}");
+            settled.time_passes(world).await.context(what.clone())?;
+            settled.is_untouched(world, &proxy).await.context(what.clone())?;
+            proxy.set_rules(vec![]);
+            settled.is_served_again().await.context(what)?;
         }
-        Ok(())
-    })
-    .await
+    }
+    Ok(())
 }
 
-/// The hard one: nothing tells an empty list from the truth but a live look at the objects.
+/// Nothing distinguishes an empty list from the truth but a live request for the objects.
 async fn empty_lists_delete_nothing(world: &World) -> Result<()> {
-    behind_a_proxy(world, async |proxy, settled| {
-        for resource in WATCHED {
-            let doubts = world.logged("controller-1", "the list lacks");
-            list_anew(world, proxy, resource, Some(Answer::EmptyList)).await?;
-            settled.time_passes(world).await.context(resource)?;
-            settled.is_untouched(world, proxy).await.context(resource)?;
-            ensure!(
-                world.logged("controller-1", "the list lacks") > doubts,
-                "{resource}: believed"
-            );
-            list_anew(world, proxy, resource, None).await?;
-            settled.is_served_again(world).await.context(resource)?;
-        }
-        // A controller that has never seen the objects knows no better either.
-        for resource in ["revisions", "images", "nodes"] {
-            let doubts = world.logged("controller-1", "our list lacks what is there");
-            proxy.set_rules(vec![Rule::new(&[Verb::List], resource, Answer::EmptyList)]);
-            world.kill_controllers().await?;
-            world.start_controller_through(proxy, "controller-1", &[]).await?;
-            world.controllers_are_ready().await?;
-            settled.time_passes(world).await.context(resource)?;
-            world
-                .eventually("a live look speaks against the list", async || {
-                    let said = world.logged("controller-1", "our list lacks what is there");
-                    Ok((said > doubts).then_some(()))
-                })
-                .await?;
-            settled.is_untouched(world, proxy).await.context(resource)?;
-            list_anew(world, proxy, resource, None).await?;
-            settled.is_served_again(world).await.context(resource)?;
-        }
-        Ok(())
-    })
-    .await
+    let (proxy, mut settled) = behind_a_proxy(world).await?;
+    for resource in WATCHED {
+        let doubts = world.logs.count("controller-1", "the list lacks");
+        list_anew(&proxy, resource, Some(Answer::EmptyList)).await?;
+        settled.time_passes(world).await.context(resource)?;
+        settled.is_untouched(world, &proxy).await.context(resource)?;
+        ensure!(
+            world.logs.count("controller-1", "the list lacks") > doubts,
+            "{resource}: believed"
+        );
+        list_anew(&proxy, resource, None).await?;
+        settled.is_served_again().await.context(resource)?;
+    }
+    // A controller that has never seen the objects knows no better either.
+    for resource in ["revisions", "images", "nodes"] {
+        let doubts = world.logs.count("controller-1", "our list lacks what is there");
+        proxy.set_rules(vec![Rule::new(&[Verb::List], resource, Answer::EmptyList)]);
+        world.controllers.kill_all().await?;
+        world.controllers.start_through(&proxy, "controller-1", &[]).await?;
+        world.controllers.until_ready().await?;
+        settled.time_passes(world).await.context(resource)?;
+        eventually("a live look speaks against the list", async || {
+            let logged = world.logs.count("controller-1", "our list lacks what is there");
+            Ok((logged > doubts).then_some(()))
+        })
+        .await?;
+        settled.is_untouched(world, &proxy).await.context(resource)?;
+        list_anew(&proxy, resource, None).await?;
+        settled.is_served_again().await.context(resource)?;
+    }
+    Ok(())
 }
 
 /// Makes the controller list this resource anew, and returns once it has the answer.
-async fn list_anew(
-    world: &World,
-    proxy: &ApiProxy,
-    resource: &str,
-    answer: Option<Answer>,
-) -> Result<()> {
+async fn list_anew(proxy: &ApiProxy, resource: &str, answer: Option<Answer>) -> Result<()> {
     let listed = |answer| Rule::new(&[Verb::List], resource, answer);
     let mut rules: Vec<Rule> = answer.into_iter().map(listed).collect();
     rules.push(Rule::new(&[Verb::Watch], resource, Answer::Status(410)).times(1));
     let lists = proxy.count(Verb::List, resource);
     proxy.set_rules(rules);
     proxy.cut_connections();
-    world
-        .eventually("the controller lists anew", async || {
-            Ok((proxy.count(Verb::List, resource) > lists).then_some(()))
-        })
-        .await
+    eventually("the controller lists anew", async || {
+        Ok((proxy.count(Verb::List, resource) > lists).then_some(()))
+    })
+    .await
 }
 
 /// What is there before the faults, and must be there after them.
 struct Settled {
-    namespace: String,
+    namespace: Namespace,
     warms: Vec<ImageWarm>,
-    deletes: usize,
 }
 
-/// Runs `test` with one controller behind a proxy, and with ImageWarms of a named Revision, of a
-/// nameless one, and of a Knative Image.
-async fn behind_a_proxy(
-    world: &World,
-    test: impl AsyncFnOnce(&ApiProxy, &mut Settled) -> Result<()>,
-) -> Result<()> {
-    // What goes rightly shall not be counted.
-    world.gone_nodes_are_cleared().await?;
-    world.stop_controllers().await?;
-    let proxy = world.api_proxy().await?;
-    let checked = async {
-        world.start_controller_through(&proxy, "controller-1", &[]).await?;
-        world.controllers_are_ready().await?;
-        let namespace = world.namespace("wrong").await?;
-        let named = world.push("wrong", "named").await?;
-        let nameless = world.push("wrong", "nameless").await?;
-        let by_hand = world.push("wrong", "by-hand").await?;
-        world.revision(&namespace, "hello-00001", containers(&[&named.tag])).await?;
-        let revisions: Api<Revision> = Api::namespaced(world.client(), &namespace);
-        let body = json!({
-            "apiVersion": "serving.knative.dev/v1", "kind": "Revision",
-            "metadata": {"generateName": "nameless-"}, "spec": containers(&[&nameless.tag]),
-        });
-        revisions.create(&Default::default(), &serde_json::from_value(body)?).await?;
-        let images: Api<KnativeImage> = Api::namespaced(world.client(), &namespace);
-        let body = json!({
-            "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",
-            "metadata": {"name": "by-hand"}, "spec": {"image": by_hand.tag},
-        });
-        images.create(&Default::default(), &serde_json::from_value(body)?).await?;
-        let warms = world.all_ready(&namespace, 9).await?;
-        let deletes = world.deletes()?;
-        let mut settled = Settled { namespace, warms, deletes };
-        test(&proxy, &mut settled).await
-    }
-    .await;
-    world.kill_controllers().await?;
-    world.start_controllers().await?;
-    checked
+/// One controller behind a proxy, and ImageWarms of a named Revision, of a nameless one, and of a
+/// Knative Image.
+async fn behind_a_proxy(world: &World) -> Result<(ApiProxy, Settled)> {
+    world.controllers.stop().await?;
+    let proxy = world.cluster().api_proxy().await?;
+    world.controllers.start_through(&proxy, "controller-1", &[]).await?;
+    world.controllers.until_ready().await?;
+    let namespace = world.namespace("wrong").await?;
+    let named = world.registries.push("wrong", "named").await?;
+    let nameless = world.registries.push("wrong", "nameless").await?;
+    let by_hand = world.registries.push("wrong", "by-hand").await?;
+    namespace.revision("hello-00001", containers(&[&named.tag])).await?;
+    let body = json!({
+        "apiVersion": "serving.knative.dev/v1", "kind": "Revision",
+        "metadata": {"generateName": "nameless-"}, "spec": containers(&[&nameless.tag]),
+    });
+    let revisions = namespace.api::<Revision>();
+    revisions.create(&Default::default(), &serde_json::from_value(body)?).await?;
+    namespace.image("by-hand", json!({"image": by_hand.tag}), None).await?;
+    let warms = namespace.all_ready(9).await?;
+    Ok((proxy, Settled { namespace, warms }))
 }
 
 impl Settled {
@@ -151,37 +120,43 @@ impl Settled {
     async fn time_passes(&self, world: &World) -> Result<()> {
         let began = Instant::now();
         let count = "imagewarm_reconcile_duration_seconds_count";
-        let runs = world.metric_sum(count, "").await?;
+        let runs = world.controllers.metric_sum(count, "").await?;
         let mut turn = 0;
-        while began.elapsed() < LONG_ENOUGH || world.metric_sum(count, "").await? < runs + 3.0 {
+        while began.elapsed() < LONG_ENOUGH
+            || world.controllers.metric_sum(count, "").await? < runs + 3.0
+        {
             ensure!(began.elapsed() < Duration::from_secs(60), "the leader does nothing");
             // Gives the leader a reason to look; seen by whatever watch is not refused.
             turn += 1;
-            world.label_node("node-1", "turn", Some(&turn.to_string())).await?;
-            world.label_namespace(&self.namespace, "turn", &turn.to_string()).await?;
-            world.label_revision(&self.namespace, "hello-00001", "turn", &turn.to_string()).await?;
+            let value = turn.to_string();
+            world.nodes.label("node-1", "turn", &value).await?;
+            self.namespace.label("turn", &value).await?;
+            self.namespace.label_revision("hello-00001", "turn", &value).await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         Ok(())
     }
 
     async fn is_untouched(&self, world: &World, proxy: &ApiProxy) -> Result<()> {
-        let asked: Vec<_> = proxy.calls().into_iter().filter(|c| c.verb == Verb::Delete).collect();
+        let name = &self.namespace.name;
+        let mut asked = proxy.calls();
+        asked.retain(|call| call.verb == Verb::Delete && call.namespace == *name);
         ensure!(asked.is_empty(), "asked to delete: {asked:?}");
-        ensure!(world.deletes()? == self.deletes, "the API server was asked to delete");
+        let deletions = world.audit.deletions_in(name)?;
+        ensure!(deletions == 0, "the API server was asked for {deletions} deletions");
         let uids = |warms: &[ImageWarm]| -> Vec<_> {
             warms.iter().map(|warm| warm.metadata.uid.clone()).collect()
         };
-        let now = world.warms(&self.namespace).await?;
+        let now = self.namespace.image_warms().await?;
         ensure!(uids(&now) == uids(&self.warms), "{now:?} instead of {:?}", self.warms);
         Ok(())
     }
 
     /// The controller sees everything again: an ImageWarm that is deleted is made anew.
-    async fn is_served_again(&mut self, world: &World) -> Result<()> {
+    async fn is_served_again(&mut self) -> Result<()> {
         let victim = self.warms.remove(0);
-        world.delete_image_warm(&victim).await?;
-        self.warms = world.all_ready(&self.namespace, self.warms.len() + 1).await?;
+        self.namespace.delete_image_warm(&victim).await?;
+        self.warms = self.namespace.all_ready(self.warms.len() + 1).await?;
         Ok(())
     }
 }

@@ -25,7 +25,7 @@ pub const CASES: super::Cases = cases![Together:
 const WRONG: &str = "canary-not-the-password";
 
 fn registry(stage: &Stage<'_>) -> Result<(String, String)> {
-    let registry = stage.world.cluster.registry_tls.as_ref().context("no private registry")?;
+    let registry = stage.world.registries.private()?;
     Ok((registry.address.clone(), registry.password.clone().unwrap_or_default()))
 }
 
@@ -39,11 +39,11 @@ async fn pulled_with(stage: &Stage<'_>, case: &str, secrets: &[Value]) -> Result
     let mut names = vec![];
     for (at, secret) in secrets.iter().enumerate() {
         let name = format!("secret-{at}");
-        stage.world.secret(&namespace, &name, secret).await?;
+        namespace.secret(&name, secret).await?;
         names.push(name);
     }
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    stage.order_with(&namespace, "app", &app.tag, &names).await?;
+    stage.warm_with(&namespace, "app", &app.tag, &names).await?;
     let warm = stage.arrives(&namespace, "app", &app.digest).await?;
     ensure!(warm.reason() == Some(Reason::Pulled), "{warm:?}");
     Ok(())
@@ -84,17 +84,17 @@ async fn two_namespaces_one_image(stage: &Stage<'_>) -> Result<()> {
     let app = stage.push_private("shared").await?;
     let namespaces = [stage.namespace().await?, stage.namespace().await?, stage.namespace().await?];
     for (namespace, password) in namespaces.iter().zip([None, None, Some(WRONG)]) {
-        stage.world.pull_secret(namespace, "regcred", password).await?;
+        namespace.pull_secret("regcred", password).await?;
     }
     for namespace in &namespaces {
-        stage.order_with(namespace, "app", &app.tag, &["regcred"]).await?;
+        stage.warm_with(namespace, "app", &app.tag, &["regcred"]).await?;
     }
     for namespace in &namespaces[..2] {
         stage.arrives(namespace, "app", &app.digest).await?;
     }
     // That the image is there is no right to it.
     stage.reaches(&namespaces[2], "app", Reason::Unauthorized).await?;
-    let log = stage.world.cluster.registry_tls.as_ref().context("no registry")?.log();
+    let log = stage.world.registries.private()?.log();
     let repository = app.tag.split_once('/').map_or("", |(_, rest)| rest);
     let repository = repository.trim_end_matches(":v1");
     let layer = |line: &&str| {
@@ -113,12 +113,12 @@ async fn two_namespaces_one_digest(stage: &Stage<'_>) -> Result<()> {
     let [first, second, third] =
         [stage.namespace().await?, stage.namespace().await?, stage.namespace().await?];
     for (namespace, password) in [(&first, None), (&second, None), (&third, Some(WRONG))] {
-        stage.world.pull_secret(namespace, "regcred", password).await?;
+        namespace.pull_secret("regcred", password).await?;
     }
-    stage.order_with(&first, "app", &app.by_digest(), &["regcred"]).await?;
+    stage.warm_with(&first, "app", &app.by_digest(), &["regcred"]).await?;
     stage.arrives(&first, "app", &app.digest).await?;
     for namespace in [&second, &third] {
-        stage.order_with(namespace, "app", &app.by_digest(), &["regcred"]).await?;
+        stage.warm_with(namespace, "app", &app.by_digest(), &["regcred"]).await?;
     }
     let warm = stage.arrives(&second, "app", &app.digest).await?;
     ensure!(warm.reason() == Some(Reason::AlreadyPresent), "{warm:?}");
@@ -126,13 +126,13 @@ async fn two_namespaces_one_digest(stage: &Stage<'_>) -> Result<()> {
     let message = refused.ready().context("no condition")?.message.clone();
     ensure!(message.contains("for other namespaces"), "{message}");
     // Without any secret: anonymously, and so not.
-    stage.order(&second, "other", &app.by_digest()).await?;
+    stage.warm(&second, "other", &app.by_digest()).await?;
     stage.arrives(&second, "other", &app.digest).await?;
     let none = stage.namespace().await?;
-    stage.order(&none, "app", &app.by_digest()).await?;
+    stage.warm(&none, "app", &app.by_digest()).await?;
     stage.reaches(&none, "app", Reason::Unauthorized).await?;
     // It heals with the secret.
-    stage.world.mend_pull_secret(&third, "regcred").await?;
+    third.correct_pull_secret("regcred").await?;
     stage.arrives(&third, "app", &app.digest).await?;
     Ok(())
 }
@@ -140,7 +140,7 @@ async fn two_namespaces_one_digest(stage: &Stage<'_>) -> Result<()> {
 async fn no_credentials(stage: &Stage<'_>) -> Result<()> {
     let namespace = stage.namespace().await?;
     let app = stage.push_private("none").await?;
-    stage.order(&namespace, "app", &app.tag).await?;
+    stage.warm(&namespace, "app", &app.tag).await?;
     stage.reaches(&namespace, "app", Reason::Unauthorized).await?;
     Ok(())
 }
@@ -148,8 +148,8 @@ async fn no_credentials(stage: &Stage<'_>) -> Result<()> {
 async fn wrong_credentials(stage: &Stage<'_>) -> Result<()> {
     let namespace = stage.namespace().await?;
     let app = stage.push_private("wrong").await?;
-    stage.world.pull_secret(&namespace, "regcred", Some(WRONG)).await?;
-    stage.order_with(&namespace, "app", &app.tag, &["regcred"]).await?;
+    namespace.pull_secret("regcred", Some(WRONG)).await?;
+    stage.warm_with(&namespace, "app", &app.tag, &["regcred"]).await?;
     let warm = stage.reaches(&namespace, "app", Reason::Unauthorized).await?;
     let text = json!(warm).to_string();
     ensure!(!text.contains(WRONG), "a password is in {text}");

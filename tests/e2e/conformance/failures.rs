@@ -1,4 +1,4 @@
-//! Failures that a real registry, or none, brings about: each by its name, with the runtime's words.
+//! Failures that a real registry, or none, brings about: each by its name, with the runtime's message.
 
 use anyhow::{Result, ensure};
 use imagewarm_core::api::Reason;
@@ -16,7 +16,7 @@ pub const CASES: super::Cases = cases![Together:
 
 async fn fails(stage: &Stage<'_>, image: &str, reason: Reason, words: &[&str]) -> Result<()> {
     let namespace = stage.namespace().await?;
-    stage.order(&namespace, "app", image).await?;
+    stage.warm(&namespace, "app", image).await?;
     let warm = stage.reaches(&namespace, "app", reason).await?;
     let message = warm.ready().map(|ready| ready.message.to_lowercase()).unwrap_or_default();
     ensure!(words.iter().any(|word| message.contains(word)), "{message}");
@@ -30,7 +30,7 @@ async fn missing_tag(stage: &Stage<'_>) -> Result<()> {
 }
 
 async fn missing_repository(stage: &Stage<'_>) -> Result<()> {
-    let image = format!("{}/never/pushed:v1", stage.world.plain_registry());
+    let image = format!("{}/never/pushed:v1", stage.world.registries.open().address);
     fails(stage, &image, Reason::NotFound, &["not found", "unknown"]).await
 }
 
@@ -41,8 +41,7 @@ async fn missing_digest(stage: &Stage<'_>) -> Result<()> {
 }
 
 async fn connection_refused(stage: &Stage<'_>) -> Result<()> {
-    // A port that was free a moment ago: nothing listens there.
-    let image = format!("127.0.0.1:{}/app:v1", stage.world.unused_port()?);
+    let image = format!("{}/app:v1", stage.world.registries.unused_address()?);
     fails(stage, &image, Reason::RegistryUnreachable, &["connection refused"]).await
 }
 

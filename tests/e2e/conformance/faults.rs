@@ -14,12 +14,12 @@ pub const CASES: super::Cases = cases![Together:
     wrong_digest,
 ];
 
-/// The fault has this reason, and nothing is told to be there.
+/// The fault has this reason, and nothing is reported to be there.
 async fn fails(stage: &Stage<'_>, case: &str, fault: Fault, reason: Reason) -> Result<ImageWarm> {
     let namespace = stage.namespace().await?;
     let app = stage.push_behind_proxy(case).await?;
     app.spoil(fault);
-    stage.order(&namespace, "app", &app.image.tag).await?;
+    stage.warm(&namespace, "app", &app.image.tag).await?;
     let warm = stage.reaches(&namespace, "app", reason).await?;
     let ready = warm.ready().context("no condition")?;
     ensure!(ready.status == ConditionStatus::False && !ready.message.is_empty(), "{ready:?}");
@@ -50,9 +50,9 @@ async fn truncated_layer(stage: &Stage<'_>) -> Result<()> {
     let namespace = stage.namespace().await?;
     let app = stage.push_behind_proxy("truncated").await?;
     app.spoil(Fault::Truncate);
-    stage.order(&namespace, "app", &app.image.tag).await?;
-    // The runtime may ask for the rest by itself, or say that it broke off.
-    app.is_cut_off_again().await?;
+    stage.warm(&namespace, "app", &app.image.tag).await?;
+    // The runtime may ask for the rest by itself, or report that it broke off.
+    app.until_cut_off_again().await?;
     let warm = stage.until(&namespace, "app", |_| true).await?;
     let reasons = [None, Some(Reason::Pulling), Some(Reason::RegistryUnreachable)];
     ensure!(reasons.contains(&warm.reason()), "{warm:?}");
@@ -74,8 +74,6 @@ pub async fn stalled_layer(stage: &Stage<'_>) -> Result<()> {
         RuntimeKind::Containerd16 | RuntimeKind::Containerd22 => &["--pull-deadline", "3s"],
         RuntimeKind::Crio => &[],
     };
-    stage.restart_warmer(impatient).await?;
-    let stalled = fails(stage, "stalled", Fault::Hold, Reason::TimedOut).await;
-    stage.restart_warmer(&[]).await?;
-    stalled.map(drop)
+    stage.world.warmers.restart_with(&stage.node, impatient).await?;
+    fails(stage, "stalled", Fault::Hold, Reason::TimedOut).await.map(drop)
 }

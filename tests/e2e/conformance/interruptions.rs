@@ -19,13 +19,12 @@ pub const CASES: super::Cases = cases![Alone:
 async fn runtime_down(stage: &Stage<'_>) -> Result<()> {
     let namespace = stage.namespace().await?;
     let (before, during) = (stage.push("up").await?, stage.push("down").await?);
-    stage.order(&namespace, "before", &before.tag).await?;
+    stage.warm(&namespace, "before", &before.tag).await?;
     let ready = stage.arrives(&namespace, "before", &before.digest).await?;
-    stage.world.stop_runtime(&stage.node).await?;
-    stage.order(&namespace, "during", &during.tag).await?;
-    let told = stage.reaches(&namespace, "during", Reason::RuntimeUnavailable).await;
-    stage.world.start_runtime(&stage.node).await?;
-    told?;
+    stage.world.nodes.stop_runtime(&stage.node).await?;
+    stage.warm(&namespace, "during", &during.tag).await?;
+    stage.reaches(&namespace, "during", Reason::RuntimeUnavailable).await?;
+    stage.world.nodes.start_runtime(&stage.node).await?;
     stage.arrives(&namespace, "during", &during.digest).await?;
     // A runtime that does not answer has lost nothing.
     let after = stage.arrives(&namespace, "before", &before.digest).await?;
@@ -37,13 +36,12 @@ async fn runtime_restarted_mid_pull(stage: &Stage<'_>) -> Result<()> {
     let namespace = stage.namespace().await?;
     let app = stage.push_behind_proxy("restart").await?;
     app.spoil(Fault::Hold);
-    stage.order(&namespace, "app", &app.image.tag).await?;
-    app.is_held().await?;
-    stage.world.kill_runtime(&stage.node)?;
-    let given_up = app.is_given_up().await;
+    stage.warm(&namespace, "app", &app.image.tag).await?;
+    app.until_held().await?;
+    stage.world.nodes.kill_runtime(&stage.node)?;
+    app.until_given_up().await?;
     app.heal();
-    stage.world.start_runtime(&stage.node).await?;
-    given_up?;
+    stage.world.nodes.start_runtime(&stage.node).await?;
     stage.arrives(&namespace, "app", &app.image.digest).await?;
     Ok(())
 }
@@ -52,12 +50,11 @@ async fn warmer_killed_mid_pull(stage: &Stage<'_>) -> Result<()> {
     let namespace = stage.namespace().await?;
     let app = stage.push_behind_proxy("killed").await?;
     app.spoil(Fault::Hold);
-    stage.order(&namespace, "app", &app.image.tag).await?;
-    app.is_held().await?;
-    stage.world.kill_warmer(&stage.node)?;
-    let half = stage.until(&namespace, "app", |_| true).await;
-    stage.start_warmer(&[]).await?;
-    let half = half?;
+    stage.warm(&namespace, "app", &app.image.tag).await?;
+    app.until_held().await?;
+    stage.world.warmers.kill(&stage.node)?;
+    let half = stage.until(&namespace, "app", |_| true).await?;
+    stage.world.warmers.start(&stage.node).await?;
     ensure!(half.ready().is_none_or(|ready| ready.status != ConditionStatus::True), "{half:?}");
     app.heal();
     stage.arrives(&namespace, "app", &app.image.digest).await?;

@@ -9,13 +9,15 @@ mod interruptions;
 mod pulls;
 mod stage;
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use futures::future::LocalBoxFuture;
 
-use crate::world::World;
-pub use stage::{Conformance, RuntimeKind, Stage, WARMER_FLAGS};
+use crate::world::{System, World};
+pub use stage::{Conformance, RuntimeKind, Stage};
 
-/// A case: gets the node of one runtime, and says what was wrong.
+/// A case: gets the node of one runtime, and returns what was wrong.
 type Case = for<'a> fn(&'a Stage<'a>) -> LocalBoxFuture<'a, Result<()>>;
 
 /// With whom a case shares its node.
@@ -58,17 +60,20 @@ pub struct Trial {
 }
 
 impl Trial {
-    pub async fn run(self, world: &World) -> Result<()> {
-        let stage = Stage::enter(world, self.runtime).await?;
-        let turns = world.conformance.turns(self.runtime);
+    pub async fn run(self, system: &Arc<System>) -> Result<()> {
+        let turns = system.conformance.turns(self.runtime);
+        let case = async |world: &World| {
+            let stage = Stage::enter(world, self.runtime).await?;
+            (self.case)(&stage).await
+        };
         match self.turn {
             Turn::Together => {
                 let _turn = turns.read().await;
-                (self.case)(&stage).await
+                World::run(system, case).await
             }
             Turn::Alone => {
                 let _turn = turns.write().await;
-                (self.case)(&stage).await
+                World::run(system, case).await
             }
         }
     }

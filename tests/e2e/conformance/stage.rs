@@ -1,13 +1,14 @@
 //! The node of one runtime, and what its cases do there.
 
-use anyhow::{Context, Result, ensure};
+use std::ops::Deref;
+
+use anyhow::{Result, ensure};
 use imagewarm_core::api::{ImageWarm, Reason};
-use serde_json::json;
 use tokio::sync::{OnceCell, RwLock};
-use xtask::cluster::{ContainerdVersion, Fault, Registry};
+use xtask::cluster::{ContainerdVersion, Registry};
 use xtask::images::TestImage;
 
-use crate::world::{Pushed, World};
+use crate::world::{Namespace, Proxied, Pushed, World};
 
 /// The runtimes that the warmer works with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl Conformance {
     }
 }
 
-pub const WARMER_FLAGS: [&str; 8] = [
+const WARMER_FLAGS: [&str; 8] = [
     "--presence-interval",
     "1s",
     "--parallel-pulls",
@@ -69,10 +70,10 @@ pub struct Stage<'a> {
 impl<'a> Stage<'a> {
     /// The runtime's node, which joins the cluster at its first case.
     pub async fn enter(world: &'a World, runtime: RuntimeKind) -> Result<Self> {
-        let node = world.conformance.nodes[runtime as usize]
+        let node = world.system().conformance.nodes[runtime as usize]
             .get_or_try_init(|| async {
                 let name = format!("conformance-{}", runtime.name().replace('_', "-"));
-                let cluster = &world.cluster;
+                let cluster = world.cluster();
                 match runtime {
                     RuntimeKind::Docker => cluster.add_node(&name, &[]).await?,
                     RuntimeKind::Containerd16 => {
@@ -84,8 +85,8 @@ impl<'a> Stage<'a> {
                     RuntimeKind::Crio => cluster.add_crio_node(&name).await?,
                 };
                 // The other tests' Revisions do not come here.
-                world.taint_node(&name, Some(("conformance", "NoSchedule"))).await?;
-                world.start_warmer_with(&name, &WARMER_FLAGS).await?;
+                world.nodes.taint_for_good(&name, "conformance", "NoSchedule").await?;
+                world.warmers.start_first(&name, &WARMER_FLAGS).await?;
                 anyhow::Ok(name)
             })
             .await?;
@@ -93,18 +94,18 @@ impl<'a> Stage<'a> {
     }
 
     /// A new namespace.
-    pub async fn namespace(&self) -> Result<String> {
+    pub async fn namespace(&self) -> Result<Namespace> {
         self.world.namespace(&self.runtime.name().replace('_', "-")).await
     }
 
     /// Pushes a new small image of two layers to the open registry.
     pub async fn push(&self, case: &str) -> Result<Pushed> {
-        self.world.push(&self.repository(case), "v1").await
+        self.world.registries.push(&self.repository(case), "v1").await
     }
 
     /// The same to the registry with TLS and password.
     pub async fn push_private(&self, case: &str) -> Result<Pushed> {
-        self.world.push_private(&self.repository(case), "v1").await
+        self.world.registries.push_private(&self.repository(case), "v1").await
     }
 
     fn repository(&self, case: &str) -> String {
@@ -112,156 +113,99 @@ impl<'a> Stage<'a> {
     }
 
     /// Pushes a new small image, to be asked for through the proxy.
-    pub async fn push_behind_proxy(&self, case: &str) -> Result<Proxied<'a>> {
+    pub async fn push_behind_proxy(&self, case: &str) -> Result<Behind> {
         let pushed = self.push(case).await?;
         Ok(self.through_proxy(&self.repository(case), pushed.digest))
     }
 
     /// The large image through the proxy; the registry has it once, for all.
-    pub async fn large_behind_proxy(&self) -> Result<Proxied<'a>> {
-        let registry = &self.world.cluster.registry_plain;
+    pub async fn large_behind_proxy(&self) -> Result<Behind> {
+        let registry = self.world.registries.open();
         let image = TestImage::new(&LARGE).seed(7);
         let push = || registry.push(&image, "conformance/large", "v1");
-        let digest = self.world.conformance.large.get_or_try_init(push).await?;
+        let digest = self.world.system().conformance.large.get_or_try_init(push).await?;
         Ok(self.through_proxy("conformance/large", digest.clone()))
     }
 
-    fn through_proxy(&self, repository: &str, digest: String) -> Proxied<'a> {
-        let repository = format!("{}/{repository}", self.runtime.name());
-        let address = self.world.cluster.registry_proxy.address();
-        let tag = format!("{address}/{repository}:v1");
-        Proxied { world: self.world, repository, image: Pushed { tag, digest } }
+    fn through_proxy(&self, repository: &str, digest: String) -> Behind {
+        let proxied = self.world.registries.behind_proxy(self.runtime.name(), repository);
+        Behind { image: Pushed { tag: proxied.image("v1"), digest }, proxied }
     }
 
     /// A registry whose authority the node does not trust.
     pub async fn untrusted_registry(&self) -> Result<&'a Registry> {
-        let start = || self.world.cluster.start_untrusted_registry();
-        self.world.conformance.untrusted.get_or_try_init(start).await
+        let start = || self.world.cluster().start_untrusted_registry();
+        self.world.system().conformance.untrusted.get_or_try_init(start).await
     }
 
-    /// Orders an image for this node, as a person does.
-    pub async fn order(&self, namespace: &str, name: &str, image: &str) -> Result<ImageWarm> {
-        self.order_with(namespace, name, image, &[]).await
+    /// Has this node hold an image, as a person does.
+    pub async fn warm(&self, namespace: &Namespace, name: &str, image: &str) -> Result<ImageWarm> {
+        self.warm_with(namespace, name, image, &[]).await
     }
 
-    pub async fn order_with(
+    pub async fn warm_with(
         &self,
-        namespace: &str,
+        namespace: &Namespace,
         name: &str,
         image: &str,
         secrets: &[&str],
     ) -> Result<ImageWarm> {
-        self.world.hand_made(namespace, name, image, &self.node, secrets).await
+        namespace.create_image_warm(name, image, &self.node, secrets).await
     }
 
-    /// Waits until the order is as wanted.
+    /// Waits until the ImageWarm is as wanted.
     pub async fn until(
         &self,
-        namespace: &str,
+        namespace: &Namespace,
         name: &str,
         wanted: impl Fn(&ImageWarm) -> bool,
     ) -> Result<ImageWarm> {
-        let found = self
-            .world
-            .eventually(&format!("{name} is as it should be"), async || {
-                let warms = self.world.warms(namespace).await?;
-                let warm = warms.into_iter().find(|w| w.metadata.name.as_deref() == Some(name));
-                Ok(warm.filter(&wanted))
-            })
-            .await;
-        match found {
-            Ok(warm) => Ok(warm),
-            Err(error) => {
-                let warms = self.world.warms(namespace).await?;
-                let statuses: Vec<_> = warms.iter().map(|warm| json!(warm.status)).collect();
-                Err(error.context(format!("instead: {}", json!(statuses))))
-            }
-        }
+        namespace.until(name, &format!("{name} is as it should be"), wanted).await
     }
 
-    /// Waits until the order has this reason.
-    pub async fn reaches(&self, namespace: &str, name: &str, reason: Reason) -> Result<ImageWarm> {
-        let found = self.until(namespace, name, |warm| warm.reason() == Some(reason)).await;
-        found.with_context(|| format!("{name} never was {reason}"))
+    /// Waits until the ImageWarm has this reason.
+    pub async fn reaches(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        reason: Reason,
+    ) -> Result<ImageWarm> {
+        namespace.reaches(name, reason).await
     }
 
-    /// Waits until the order is Ready, and compares what the runtime itself holds.
-    pub async fn arrives(&self, namespace: &str, name: &str, digest: &str) -> Result<ImageWarm> {
+    /// Waits until the ImageWarm is Ready, and compares what the runtime itself holds.
+    pub async fn arrives(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        digest: &str,
+    ) -> Result<ImageWarm> {
         let there = [Some(Reason::Pulled), Some(Reason::AlreadyPresent)];
         let warm = self.until(namespace, name, |warm| there.contains(&warm.reason())).await?;
         let image = &warm.spec.image;
         let held = self.held(image).await?;
         ensure!(held.as_deref() == Some(digest), "{image}: the runtime holds {held:?}");
-        let told = warm.status.as_ref().and_then(|status| status.digest.as_deref());
-        ensure!(told == Some(digest), "{image}: told was {told:?}");
+        let reported = warm.status.as_ref().and_then(|status| status.digest.as_deref());
+        ensure!(reported == Some(digest), "{image}: reported was {reported:?}");
         Ok(warm)
     }
 
     /// Under which digest the runtime itself holds an image.
     pub async fn held(&self, image: &str) -> Result<Option<String>> {
-        self.world.node_digest(&self.node, image).await
-    }
-
-    /// Starts the node's warmer again: with other flags, or as at first.
-    pub async fn restart_warmer(&self, flags: &[&str]) -> Result<()> {
-        self.world.stop_warmer(&self.node).await?;
-        self.start_warmer(flags).await
-    }
-
-    pub async fn start_warmer(&self, flags: &[&str]) -> Result<()> {
-        let flags = [&WARMER_FLAGS, flags].concat();
-        self.world.start_warmer_with(&self.node, &flags).await
+        self.world.nodes.digest(&self.node, image).await
     }
 }
 
-/// An image behind the proxy, which spoils nothing any more once this is dropped.
-pub struct Proxied<'a> {
-    world: &'a World,
-    repository: String,
+/// An image behind the proxy.
+pub struct Behind {
+    proxied: Proxied,
     pub image: Pushed,
 }
 
-impl Proxied<'_> {
-    pub fn spoil(&self, fault: Fault) {
-        self.world.cluster.registry_proxy.set(&self.repository, Some(fault));
-    }
+impl Deref for Behind {
+    type Target = Proxied;
 
-    pub fn heal(&self) {
-        self.world.cluster.registry_proxy.set(&self.repository, None);
-    }
-
-    /// Downloads of layers that were begun so far.
-    pub fn layers_begun(&self) -> usize {
-        self.world.cluster.registry_proxy.layers_begun(&self.repository)
-    }
-
-    /// Waits until a download is held in its middle.
-    pub async fn is_held(&self) -> Result<()> {
-        let holding = async || self.world.cluster.registry_proxy.holding(&self.repository);
-        self.world
-            .eventually("a layer is on its way", async || Ok((holding().await > 0).then_some(())))
-            .await
-    }
-
-    /// Waits until layers broke off and were asked for again.
-    pub async fn is_cut_off_again(&self) -> Result<()> {
-        let cuts = || self.world.cluster.registry_proxy.cuts(&self.repository);
-        self.world
-            .eventually("layers were cut off again", async || Ok((cuts() > 2).then_some(())))
-            .await
-    }
-
-    /// Waits until nobody waits for the rest of a layer.
-    pub async fn is_given_up(&self) -> Result<()> {
-        let holding = || self.world.cluster.registry_proxy.holding(&self.repository);
-        self.world
-            .eventually("the download is given up", async || Ok((holding() == 0).then_some(())))
-            .await
-    }
-}
-
-impl Drop for Proxied<'_> {
-    fn drop(&mut self) {
-        self.heal();
+    fn deref(&self) -> &Proxied {
+        &self.proxied
     }
 }

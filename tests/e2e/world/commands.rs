@@ -1,43 +1,47 @@
-//! Commands that people run, and the logs that they would read.
+//! Commands that people run.
 
-use super::*;
+use std::path::Path;
+use std::sync::Arc;
 
-impl World {
+use anyhow::{Context, Result, bail};
+
+use super::system::System;
+use super::{BINARY, DEADLINE};
+
+#[derive(Clone)]
+pub struct Commands {
+    system: Arc<System>,
+}
+
+impl Commands {
+    pub fn new(system: &Arc<System>) -> Commands {
+        Commands { system: system.clone() }
+    }
+
     /// Runs `imagewarm` as an operator does; returns its exit code and what it printed.
     pub async fn imagewarm(&self, arguments: &[&str]) -> Result<(i32, String)> {
-        self.command(BINARY.as_ref(), arguments).await
+        self.run(BINARY.as_ref(), arguments).await
     }
 
     /// Runs `kubectl`, which must succeed; returns what it printed.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        let (code, said) = self.command(self.cluster.kubectl()?, arguments).await?;
+        let (code, output) = self.run(self.system.cluster.kubectl()?, arguments).await?;
         if code != 0 {
-            bail!("kubectl {arguments:?} ended with {code}:\n{said}");
+            bail!("kubectl {arguments:?} exited with {code}:\n{output}");
         }
-        Ok(said)
+        Ok(output)
     }
 
-    async fn command(&self, program: &Path, arguments: &[&str]) -> Result<(i32, String)> {
+    async fn run(&self, program: &Path, arguments: &[&str]) -> Result<(i32, String)> {
         let command = tokio::process::Command::new(program)
             .args(arguments)
-            .env("KUBECONFIG", self.cluster.kubeconfig_path())
+            .env("KUBECONFIG", self.system.cluster.kubeconfig_path())
             .kill_on_drop(true)
             .output();
         let output = tokio::time::timeout(DEADLINE, command)
             .await
             .with_context(|| format!("{program:?} {arguments:?} did not end"))??;
-        let said = [output.stdout, output.stderr].concat();
-        Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned()))
-    }
-
-    /// What the API server's audit log has so far.
-    pub fn audit_events(&self) -> Result<Vec<serde_json::Value>> {
-        self.cluster.audit_events()
-    }
-
-    /// The logs of all controllers and warmers, by process.
-    pub fn logs(&self) -> Vec<(String, String)> {
-        let processes = self.cluster.imagewarm_processes();
-        processes.iter().map(|process| (process.name().to_owned(), process.log())).collect()
+        let printed = [output.stdout, output.stderr].concat();
+        Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&printed).into_owned()))
     }
 }

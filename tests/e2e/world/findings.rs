@@ -3,16 +3,20 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::ensure;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
 use kube::api::DynamicObject;
 use kube::discovery::{Discovery, verbs};
 
-use super::*;
+use anyhow::{Context, Result, ensure};
+use kube::Api;
+use xtask::cluster::NAMESPACE;
+use xtask::http_get::http_get;
+
+use super::system::System;
 
 /// Files of other people, below the cluster's folder.
 const OTHERS: [&str; 5] = [
@@ -35,7 +39,7 @@ pub struct Seen {
     pub files: usize,
     /// Metrics and readiness of the processes that run.
     pub pages: usize,
-    /// What commands and refusals said.
+    /// What commands and denials have printed.
     pub outputs: usize,
 }
 
@@ -46,17 +50,45 @@ pub struct Findings {
     files: BTreeSet<PathBuf>,
 }
 
+impl System {
+    /// Whether no credential that any test has put into a Secret stands in what the whole run has
+    /// left. Prints where one does.
+    pub async fn keeps_credentials_to_itself(&self) -> bool {
+        let words = self.credentials();
+        let searched = async {
+            let findings = Findings::collect(self, &[]).await?;
+            Ok::<_, anyhow::Error>((findings.of(&words)?, findings.seen))
+        };
+        match searched.await {
+            Ok((found, seen)) if found.is_empty() => {
+                eprintln!("credentials: none of {} stands in {seen:?}", words.len());
+                true
+            }
+            Ok((found, _)) => {
+                eprintln!("credentials: they stand in what the run has left");
+                found.iter().for_each(|one| eprintln!("    {one}"));
+                false
+            }
+            Err(error) => {
+                eprintln!("credentials: they cannot be searched for: {error:#}");
+                false
+            }
+        }
+    }
+}
+
 impl Findings {
-    pub async fn collect(world: &World, outputs: &[String]) -> Result<Findings> {
+    /// Gathers all that there is now, and these outputs.
+    pub async fn collect(system: &System, outputs: &[String]) -> Result<Findings> {
         let folder = tempfile::tempdir()?;
         let mut all = Findings { seen: Seen::default(), folder, files: BTreeSet::new() };
         for output in outputs {
             all.seen.outputs += 1;
             all.keep("output", output)?;
         }
-        all.objects(world).await?;
-        all.processes(world).await?;
-        let root = world.cluster.folder().to_owned();
+        all.objects(system).await?;
+        all.processes(system).await?;
+        let root = system.cluster.folder().to_owned();
         let others: Vec<_> = OTHERS.iter().map(|path| root.join(path)).collect();
         all.walk(&root, &others);
         all.seen.files = all.files.iter().filter(|it| !it.starts_with(all.folder.path())).count();
@@ -71,8 +103,8 @@ impl Findings {
     }
 
     /// Every object of every kind in every version. Of Secrets, only our own.
-    async fn objects(&mut self, world: &World) -> Result<()> {
-        let discovery = Discovery::new(world.client()).run().await?;
+    async fn objects(&mut self, system: &System) -> Result<()> {
+        let discovery = Discovery::new(system.client()).run().await?;
         for group in discovery.groups() {
             for version in group.versions() {
                 for (kind, can) in group.versioned_resources(version) {
@@ -80,8 +112,8 @@ impl Findings {
                         continue;
                     }
                     let api: Api<DynamicObject> = match kind.kind.as_str() {
-                        "Secret" => Api::namespaced_with(world.client(), NAMESPACE, &kind),
-                        _ => Api::all_with(world.client(), &kind),
+                        "Secret" => Api::namespaced_with(system.client(), NAMESPACE, &kind),
+                        _ => Api::all_with(system.client(), &kind),
                     };
                     let objects = api.list(&Default::default()).await;
                     let objects = objects.with_context(|| format!("list {}", kind.plural))?.items;
@@ -95,8 +127,8 @@ impl Findings {
     }
 
     /// What our processes that run show of themselves.
-    async fn processes(&mut self, world: &World) -> Result<()> {
-        for process in world.cluster.imagewarm_processes() {
+    async fn processes(&mut self, system: &System) -> Result<()> {
+        for process in system.cluster.imagewarm_processes() {
             if !process.is_running() {
                 continue;
             }
@@ -135,7 +167,7 @@ impl Findings {
     }
 
     /// Where which of the words stand.
-    pub fn of(&self, words: &[&str]) -> Result<Vec<String>> {
+    pub fn of(&self, words: &[String]) -> Result<Vec<String>> {
         let forms: Vec<_> = words.iter().map(|word| forms(word)).collect();
         let mut patterns = tempfile::NamedTempFile::new()?;
         for form in forms.iter().flatten() {

@@ -1,11 +1,14 @@
 //! What our ServiceAccounts did in the whole run, held against the shipped manifests.
 
-use super::*;
+use anyhow::{Context, Result};
+use xtask::cluster::NAMESPACE;
+
+use super::system::System;
 use crate::rights::{Request, differences, granted};
 
 const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/rbac");
 
-impl World {
+impl System {
     /// Whether every right was used and none was missing. Prints what differs.
     pub fn uses_what_is_granted(&self) -> bool {
         match self.rights() {
@@ -31,7 +34,7 @@ impl World {
             let text = std::fs::read_to_string(file?.path())?;
             objects.extend(serde_saphyr::from_multiple::<serde_json::Value>(&text)?);
         }
-        let events = self.audit_events()?;
+        let events = self.cluster.audit_events()?;
         let requests = events.iter().filter_map(Request::read);
         Ok(differences(NAMESPACE, &granted(&objects), requests))
     }

@@ -1,15 +1,45 @@
-//! Tokens of warmers, and streams that the tests open with them.
+//! Tokens of warmers, and streams that the tests open with them: with messages of the protocol, or
+//! with raw bytes, whatever they mean.
 
-use super::*;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use imagewarm::protocol::dispatch_client::DispatchClient;
+use imagewarm_core::protocol::{FromController, FromWarmer, LEADER_METADATA};
+use prost::bytes::{Buf, BufMut};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status, Streaming};
+use xtask::cluster::{NAMESPACE, TokenFor, WARMER_ACCOUNT};
+
+use super::DEADLINE;
+use super::controllers::Controllers;
+use super::system::System;
+
+const SECONDS: i64 = 600;
 
 /// The first answer, the rest of them, and what keeps the sending side open.
-pub type OpenStream = (
-    Option<FromController>,
-    tonic::Streaming<FromController>,
-    tokio::sync::mpsc::Sender<FromWarmer>,
-);
+pub type OpenStream = (Option<FromController>, Streaming<FromController>, mpsc::Sender<FromWarmer>);
 
-impl World {
+/// A stream that sends raw bytes; what is received, and where to send more.
+pub type RawStream = (Streaming<FromController>, mpsc::Sender<Vec<u8>>);
+
+#[derive(Clone)]
+pub struct Streams {
+    system: Arc<System>,
+    controllers: Controllers,
+}
+
+impl Streams {
+    pub fn new(system: &Arc<System>, controllers: &Controllers) -> Streams {
+        Streams { system: system.clone(), controllers: controllers.clone() }
+    }
+
+    /// A token of any account, bound to a Pod on a node.
     pub async fn token_for(
         &self,
         namespace: &str,
@@ -17,82 +47,52 @@ impl World {
         node: &str,
         audience: &str,
     ) -> Result<String> {
-        let pod = format!("probe-{node}");
-        self.cluster.token_for_pod((namespace, account), (&pod, node), audience, 600).await
+        let (pod, cluster) = (format!("probe-{node}"), &self.system.cluster);
+        cluster.token_for_pod((namespace, account), (&pod, node), audience, SECONDS).await
     }
 
     pub async fn warmer_token(&self, node: &str, audience: &str) -> Result<String> {
         self.token_for(NAMESPACE, WARMER_ACCOUNT, node, audience).await
     }
 
+    /// A token of the warmers' account that is bound to no node.
     pub async fn unbound_warmer_token(&self, audience: &str) -> Result<String> {
-        self.cluster
-            .token(&TokenFor {
-                namespace: NAMESPACE,
-                service_account: WARMER_ACCOUNT,
-                pod: None,
-                audience: Some(audience),
-                seconds: 600,
-            })
-            .await
+        let token = TokenFor {
+            namespace: NAMESPACE,
+            service_account: WARMER_ACCOUNT,
+            pod: None,
+            audience: Some(audience),
+            seconds: SECONDS,
+        };
+        self.system.cluster.token(&token).await
     }
 
-    /// Gives a node's warmer this token, as its kubelet would; read when it opens a stream.
-    pub fn give_token(&self, node: &str, token: &str) -> Result<()> {
-        let file = self.cluster.token_file(self.node(node)?.as_ref());
-        let next = file.with_extension("next");
-        std::fs::write(&next, token)?;
-        Ok(std::fs::rename(next, file)?)
+    /// Connects to the dispatch port at this address.
+    async fn connect(&self, address: &str) -> Result<Channel> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(self.controllers.published_ca()?))
+            .domain_name(format!("imagewarm-dispatch.{NAMESPACE}.svc"));
+        let endpoint = Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?;
+        Ok(endpoint.connect().await?)
     }
 
-    /// Opens a stream to the leader with this token and says these messages; returns the first
-    /// answer, the stream, and what keeps its sending side open.
-    pub async fn open_stream(
+    /// Opens a stream to the leader with this token and sends these messages.
+    pub async fn open(
         &self,
         token: Option<&str>,
         messages: Vec<FromWarmer>,
-    ) -> Result<OpenStream, tonic::Status> {
-        let internal = |error: &dyn std::fmt::Display| tonic::Status::internal(error.to_string());
-        let ca = std::fs::read(self.cluster.dispatch_ca_file()).map_err(|e| internal(&e))?;
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(ca))
-            .domain_name(format!("imagewarm-dispatch.{NAMESPACE}.svc"));
-        let service = self.cluster.dispatch.address().to_string();
+    ) -> Result<OpenStream, Status> {
+        let service = self.system.cluster.dispatch.address().to_string();
         let mut address = service.clone();
         let start = Instant::now();
         while start.elapsed() < DEADLINE {
-            let endpoint = Endpoint::from_shared(format!("https://{address}"))
-                .and_then(|endpoint| endpoint.tls_config(tls.clone()))
-                .map_err(|e| internal(&e))?;
-            let channel = endpoint.connect().await.map_err(|e| internal(&e))?;
-            let mut client = DispatchClient::new(channel);
-            let (sender, said) = tokio::sync::mpsc::channel(messages.len().max(1));
-            for message in messages.clone() {
-                let _ = sender.try_send(message);
-            }
-            let said = tokio_stream::wrappers::ReceiverStream::new(said);
-            let mut request = tonic::Request::new(said);
-            if let Some(token) = token {
-                let value = HeaderValue::from_str(&format!("Bearer {token}"));
-                let value = value.ok().and_then(|v| v.to_str().ok()?.parse().ok());
-                request
-                    .metadata_mut()
-                    .insert("authorization", value.ok_or_else(|| internal(&"token"))?);
-            }
-            let answer = async {
-                let mut stream = client.session(request).await?.into_inner();
-                // A refusal may come as the call's answer or as the stream's first word.
-                match stream.message().await {
-                    Ok(first) => Ok((first, stream)),
-                    Err(status) => Err(status),
-                }
-            };
-            match answer.await {
-                Ok((first, stream)) => return Ok((first, stream, sender)),
-                Err(status) if status.code() == tonic::Code::FailedPrecondition => {
-                    let leader = status.metadata().get(imagewarm_core::protocol::LEADER_METADATA);
+            let channel = self.connect(&address).await;
+            let channel = channel.map_err(|error| Status::internal(format!("{error:#}")))?;
+            match open_at(channel, token, messages.clone()).await {
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    let leader = status.metadata().get(LEADER_METADATA);
                     match leader.and_then(|leader| leader.to_str().ok()) {
-                        Some(leader) => address = leader.to_owned(),
+                        Some(leader) => leader.clone_into(&mut address),
                         // Nobody leads as yet, as far as this replica knows.
                         None => {
                             address.clone_from(&service);
@@ -100,9 +100,88 @@ impl World {
                         }
                     }
                 }
-                Err(status) => return Err(status),
+                answer => return answer,
             }
         }
-        Err(tonic::Status::unavailable("no leader was found"))
+        Err(Status::unavailable("no leader was found"))
+    }
+
+    /// Opens a stream to the leader with this token, sending `first`.
+    pub async fn open_raw(&self, token: &str, first: Vec<u8>) -> Result<RawStream> {
+        let channel = self.connect(&self.controllers.leader_address().await?).await?;
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await?;
+        let (sender, sent) = mpsc::channel(64);
+        sender.send(first).await?;
+        let mut request = Request::new(ReceiverStream::new(sent));
+        request.metadata_mut().insert("authorization", bearer(token)?);
+        let path = http::uri::PathAndQuery::from_static("/imagewarm.dispatch.v1.Dispatch/Session");
+        let answer = client.streaming(request, path, Raw).await?;
+        Ok((answer.into_inner(), sender))
+    }
+}
+
+async fn open_at(
+    channel: Channel,
+    token: Option<&str>,
+    messages: Vec<FromWarmer>,
+) -> Result<OpenStream, Status> {
+    let (sender, sent) = mpsc::channel(messages.len().max(1));
+    for message in messages {
+        let _ = sender.try_send(message);
+    }
+    let mut request = Request::new(ReceiverStream::new(sent));
+    if let Some(token) = token {
+        let bearer = bearer(token).map_err(|error| Status::internal(error.to_string()))?;
+        request.metadata_mut().insert("authorization", bearer);
+    }
+    let mut stream = DispatchClient::new(channel).session(request).await?.into_inner();
+    // A denial may come as the call's answer or as the stream's first message.
+    let first = stream.message().await?;
+    Ok((first, stream, sender))
+}
+
+fn bearer(token: &str) -> Result<MetadataValue<tonic::metadata::Ascii>> {
+    Ok(format!("Bearer {token}").parse()?)
+}
+
+/// Sends bytes as they are.
+#[derive(Clone, Copy, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = FromController;
+    type Encoder = Raw;
+    type Decoder = Raw;
+
+    fn encoder(&mut self) -> Raw {
+        Raw
+    }
+
+    fn decoder(&mut self) -> Raw {
+        Raw
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = FromController;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<FromController>, Status> {
+        let mut bytes = vec![0; buffer.remaining()];
+        buffer.copy_to_slice(&mut bytes);
+        let message = prost::Message::decode(bytes.as_slice());
+        message.map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }

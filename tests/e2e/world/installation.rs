@@ -1,0 +1,195 @@
+//! What is installed: our manifests, webhook configurations and certificates, and Knative's CRDs.
+//! After a test all of it is there again.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use xtask::cluster::{NAMESPACE, manifests};
+
+use super::controllers::Controllers;
+use super::eventually;
+use super::system::System;
+use super::undo::Undo;
+
+const SPOILED: &str = "not a certificate";
+const CERTIFICATES: &str = "imagewarm-certs";
+/// Of both webhook configurations.
+const WEBHOOKS: &str = "imagewarm";
+
+#[derive(Clone)]
+pub struct Installation {
+    system: Arc<System>,
+    undo: Undo,
+}
+
+impl Installation {
+    pub fn new(system: &Arc<System>, undo: &Undo) -> Installation {
+        Installation { system: system.clone(), undo: undo.clone() }
+    }
+
+    fn mutating(&self) -> Api<MutatingWebhookConfiguration> {
+        Api::all(self.system.client())
+    }
+
+    fn validating(&self) -> Api<ValidatingWebhookConfiguration> {
+        Api::all(self.system.client())
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.system.client(), NAMESPACE)
+    }
+
+    fn config_maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.system.client(), NAMESPACE)
+    }
+
+    /// Deletes Knative's CRDs, and with them all their objects.
+    pub async fn remove_knative(&self) -> Result<()> {
+        let installation = self.clone();
+        self.undo.register("Knative's CRDs", async move || installation.install_knative().await);
+        self.system.cluster.remove_knative().await
+    }
+
+    pub async fn install_knative(&self) -> Result<()> {
+        self.system.cluster.install_knative().await
+    }
+
+    /// Applies the shipped manifests, as every upgrade does.
+    pub async fn apply(&self) -> Result<()> {
+        self.system.cluster.apply_deploy().await
+    }
+
+    /// Deletes the objects of one shipped manifest.
+    pub async fn delete(&self, manifest: &'static Path) -> Result<()> {
+        let installation = self.clone();
+        self.undo.register(&manifest.display().to_string(), async move || {
+            installation.system.cluster.apply_manifests(manifest, Some).await
+        });
+        for object in manifests::read(manifest)? {
+            manifests::delete(&self.system.client(), &object).await?;
+        }
+        Ok(())
+    }
+
+    /// A RuntimeClass whose Pods start on one node only.
+    pub async fn create_runtime_class(&self, name: &str, node: &str) -> Result<()> {
+        let classes: Api<RuntimeClass> = Api::all(self.system.client());
+        let class = serde_json::from_value(json!({
+            "metadata": {"name": name}, "handler": "sandbox",
+            "scheduling": {"nodeSelector": {"kubernetes.io/hostname": node}},
+        }))?;
+        let (all, made) = (classes.clone(), name.to_owned());
+        self.undo.register(&format!("RuntimeClass {name}"), async move || {
+            all.delete(&made, &Default::default()).await?;
+            Ok(())
+        });
+        classes.create(&Default::default(), &class).await?;
+        Ok(())
+    }
+
+    /// Takes the CA out of one webhook of each configuration, as a careless apply would.
+    pub async fn break_ca_bundles(&self) -> Result<()> {
+        let installation = self.clone();
+        // The leader writes it, once there is one again.
+        self.undo.register("CA bundles", async move || {
+            Controllers::new(&installation.system, &installation.undo).restore().await?;
+            installation.until_ca_bundles_are_right().await
+        });
+        let body = json!([{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]);
+        let patch = Patch::<()>::Json(serde_json::from_value(body)?);
+        let params = PatchParams::default();
+        self.mutating().patch(WEBHOOKS, &params, &patch).await?;
+        self.validating().patch(WEBHOOKS, &params, &patch).await?;
+        Ok(())
+    }
+
+    async fn client_configs(&self) -> Result<Vec<WebhookClientConfig>> {
+        let mutating = self.mutating().get(WEBHOOKS).await?.webhooks.unwrap_or_default();
+        let validating = self.validating().get(WEBHOOKS).await?.webhooks.unwrap_or_default();
+        let mutating = mutating.into_iter().map(|webhook| webhook.client_config);
+        Ok(mutating.chain(validating.into_iter().map(|webhook| webhook.client_config)).collect())
+    }
+
+    /// Whether both configurations trust the CA that the warmers trust, in all their webhooks.
+    pub async fn ca_bundles_are_right(&self) -> Result<bool> {
+        let map = self.config_maps().get("imagewarm-dispatch-ca").await?;
+        let ca = map.data.and_then(|mut data| data.remove("ca.crt")).unwrap_or_default();
+        let webhooks = self.client_configs().await?;
+        let is_right = |webhook: &WebhookClientConfig| {
+            webhook.ca_bundle.as_ref().is_some_and(|bundle| bundle.0 == ca.as_bytes())
+        };
+        Ok(!webhooks.is_empty() && webhooks.iter().all(is_right))
+    }
+
+    pub async fn until_ca_bundles_are_right(&self) -> Result<()> {
+        eventually("the leader publishes the CA", async || {
+            Ok(self.ca_bundles_are_right().await?.then_some(()))
+        })
+        .await
+    }
+
+    /// Whether both configurations go with our Namespace.
+    pub async fn webhooks_are_owned(&self) -> Result<bool> {
+        let owners = [
+            self.mutating().get(WEBHOOKS).await?.metadata.owner_references,
+            self.validating().get(WEBHOOKS).await?.metadata.owner_references,
+        ];
+        Ok(owners.iter().all(|owners| {
+            owners.iter().flatten().any(|o| o.kind == "Namespace" && o.name == NAMESPACE)
+        }))
+    }
+
+    /// As if nothing but the controllers had been installed yet.
+    pub async fn delete_webhooks_and_certificates(&self) -> Result<()> {
+        let installation = self.clone();
+        self.undo.register("webhook configurations", async move || installation.apply().await);
+        self.mutating().delete(WEBHOOKS, &Default::default()).await?;
+        self.validating().delete(WEBHOOKS, &Default::default()).await?;
+        self.secrets().delete(CERTIFICATES, &Default::default()).await?;
+        self.config_maps().delete("imagewarm-dispatch-ca", &Default::default()).await?;
+        Ok(())
+    }
+
+    /// Puts something else into the Secret of the certificates.
+    pub async fn spoil_certificates(&self) -> Result<()> {
+        let installation = self.clone();
+        self.undo.register("certificates", async move || {
+            match installation.certificates_are_spoiled().await? {
+                true => {
+                    let undo = &installation.undo;
+                    Controllers::new(&installation.system, undo)
+                        .restart_with_new_certificates()
+                        .await
+                }
+                false => Ok(()),
+            }
+        });
+        let body = json!({"stringData": {"ca.crt": SPOILED, "tls.crt": SPOILED}});
+        let secrets = self.secrets();
+        secrets.patch(CERTIFICATES, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
+    pub async fn certificates_are_spoiled(&self) -> Result<bool> {
+        let data = self.secrets().get(CERTIFICATES).await?.data.unwrap_or_default();
+        Ok(data.values().any(|value| value.0 == SPOILED.as_bytes()))
+    }
+
+    /// The CA that signs now, as the Secret has it.
+    pub async fn signing_ca(&self) -> Result<String> {
+        let secret = self.secrets().get(CERTIFICATES).await?;
+        let all = secret.data.and_then(|mut data| data.remove("ca.crt")).unwrap_or_default();
+        let all = String::from_utf8(all.0)?;
+        let end = "-----END CERTIFICATE-----";
+        Ok(all.split(end).next().unwrap_or_default().to_owned())
+    }
+}

@@ -1,0 +1,255 @@
+//! The nodes: Node objects, their runtimes and what these hold. After a test the nodes are as at
+//! first, and those that have joined are gone.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use xtask::cluster::ContainerdVersion;
+
+use super::BINARY;
+use super::system::{System, wait_ready};
+use super::undo::Undo;
+use super::warmers::Warmers;
+
+/// Those that are there from the start, with Docker.
+pub const NAMES: [&str; 3] = ["node-1", "node-2", "node-3"];
+/// How the names of those begin that a test lets join.
+pub const JOINED: &str = "joined-";
+
+#[derive(Clone)]
+pub struct Nodes {
+    system: Arc<System>,
+    warmers: Warmers,
+    undo: Undo,
+}
+
+impl Nodes {
+    pub fn new(system: &Arc<System>, undo: &Undo) -> Nodes {
+        let warmers = Warmers::new(system, undo);
+        Nodes { system: system.clone(), warmers, undo: undo.clone() }
+    }
+
+    /// The names of those that are there from the start, in order.
+    pub fn names(&self) -> [&'static str; 3] {
+        NAMES
+    }
+
+    fn objects(&self) -> Api<Node> {
+        Api::all(self.system.client())
+    }
+
+    async fn patch(&self, node: &str, body: Value) -> Result<()> {
+        self.objects().patch(node, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
+    /// Registers what is patched once the test is over.
+    fn patch_after_test(&self, what: &str, node: &str, body: Value) {
+        let (nodes, name) = (self.clone(), node.to_owned());
+        self.undo
+            .register(&format!("{what} of {node}"), async move || nodes.patch(&name, body).await);
+    }
+
+    pub async fn cordon(&self, node: &str) -> Result<()> {
+        self.patch_after_test("cordon", node, json!({"spec": {"unschedulable": null}}));
+        self.patch(node, json!({"spec": {"unschedulable": true}})).await
+    }
+
+    pub async fn uncordon(&self, node: &str) -> Result<()> {
+        self.patch(node, json!({"spec": {"unschedulable": null}})).await
+    }
+
+    /// Whether it is cordoned.
+    pub async fn is_cordoned(&self, node: &str) -> Result<bool> {
+        let spec = self.objects().get(node).await?.spec;
+        Ok(spec.and_then(|spec| spec.unschedulable).unwrap_or_default())
+    }
+
+    pub async fn label(&self, node: &str, key: &str, value: &str) -> Result<()> {
+        let label = |value: Option<&str>| json!({"metadata": {"labels": {key: value}}});
+        self.patch_after_test(&format!("label {key}"), node, label(None));
+        self.patch(node, label(Some(value))).await
+    }
+
+    /// Gives it this taint and no other.
+    pub async fn taint(&self, node: &str, key: &str, effect: &str) -> Result<()> {
+        self.patch_after_test("taint", node, json!({"spec": {"taints": null}}));
+        self.taint_for_good(node, key, effect).await
+    }
+
+    /// The same for a node of which the tests after this one expect it.
+    pub async fn taint_for_good(&self, node: &str, key: &str, effect: &str) -> Result<()> {
+        self.patch(node, json!({"spec": {"taints": [{"key": key, "effect": effect}]}})).await
+    }
+
+    /// Node objects that are Ready, with neither runtime nor warmer, labelled `pool=NAME`. Their
+    /// taint `pool` keeps off whatever does not tolerate it. Returns their names.
+    pub async fn create_fake(&self, pool: &str, count: usize) -> Result<Vec<String>> {
+        let names: Vec<String> = (1..=count).map(|number| format!("{pool}-{number}")).collect();
+        let (nodes, all) = (self.clone(), names.clone());
+        self.undo.register(&format!("fake nodes {pool}"), async move || {
+            nodes.delete_objects(&all).await
+        });
+        for name in &names {
+            let spec = json!({"taints": [{"key": "pool", "effect": "NoSchedule"}]});
+            self.create_object(name, json!({"pool": pool}), spec).await?;
+        }
+        Ok(names)
+    }
+
+    /// A Node object that is Ready, as the kubelet of that name makes it.
+    pub async fn register(&self, name: &str) -> Result<()> {
+        self.create_object(name, json!({}), json!({})).await
+    }
+
+    async fn create_object(&self, name: &str, mut labels: Value, spec: Value) -> Result<()> {
+        labels["kubernetes.io/hostname"] = json!(name);
+        labels["kubernetes.io/os"] = json!("linux");
+        labels["kubernetes.io/arch"] = json!("amd64");
+        let body = json!({"metadata": {"name": name, "labels": labels}, "spec": spec});
+        let nodes = self.objects();
+        nodes.create(&Default::default(), &serde_json::from_value(body)?).await?;
+        let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(ready)).await?;
+        Ok(())
+    }
+
+    /// Deletes Node objects where they exist.
+    pub async fn delete_objects(&self, names: &[String]) -> Result<()> {
+        for name in names {
+            match self.objects().delete(name, &Default::default()).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                deleted => drop(deleted?),
+            }
+        }
+        Ok(())
+    }
+
+    /// The digest under which the node's runtime holds the image, asked from the runtime itself.
+    pub async fn digest(&self, node: &str, image: &str) -> Result<Option<String>> {
+        let found = self.system.node(node)?;
+        if found.has_cri() {
+            return found.cri_digest(image).await;
+        }
+        let Some(inspect) = found.inspect(image).await else { return Ok(None) };
+        let repository = image.split('@').next().unwrap_or(image);
+        let repository = match repository.rsplit_once(':') {
+            Some((before, tag)) if !tag.contains('/') => before,
+            _ => repository,
+        };
+        let digests = inspect.repo_digests.unwrap_or_default();
+        let of_repository = digests.iter().find_map(|digest| {
+            let (name, digest) = digest.split_once('@')?;
+            (name == repository).then(|| digest.to_owned())
+        });
+        of_repository.map(Some).with_context(|| format!("{node} holds {image} without a digest"))
+    }
+
+    /// Removes an image from a node behind everybody's back.
+    pub async fn remove_image(&self, node: &str, image: &str) -> Result<()> {
+        self.system.node(node)?.remove_image(image).await
+    }
+
+    fn start_runtime_after_test(&self, node: &str) {
+        let (nodes, name) = (self.clone(), node.to_owned());
+        self.undo.register(&format!("runtime of {node}"), async move || {
+            match nodes.system.node(&name)?.runtime_pid() {
+                Some(_) => Ok(()),
+                None => nodes.start_runtime(&name).await,
+            }
+        });
+    }
+
+    pub async fn stop_runtime(&self, node: &str) -> Result<()> {
+        self.start_runtime_after_test(node);
+        self.system.node(node)?.stop_runtime().await
+    }
+
+    /// Kills it as a crash would.
+    pub fn kill_runtime(&self, node: &str) -> Result<()> {
+        self.start_runtime_after_test(node);
+        self.system.node(node)?.kill();
+        Ok(())
+    }
+
+    pub async fn start_runtime(&self, node: &str) -> Result<()> {
+        self.system.node(node)?.start_runtime().await
+    }
+
+    /// A new node with dockerd and warmer; returns its name.
+    pub async fn join(&self, name: &str) -> Result<String> {
+        let name = self.joining(name);
+        self.system.cluster.add_node(&name, &[]).await?;
+        self.warmers.start(&name).await?;
+        Ok(name)
+    }
+
+    /// A new node with containerd and warmer, which looks every second; returns its name.
+    pub async fn join_with_containerd(&self, name: &str) -> Result<String> {
+        let name = self.joining(name);
+        self.system.cluster.add_containerd_node(&name, ContainerdVersion::V1_6).await?;
+        self.warmers.start_first(&name, &["--presence-interval", "1s"]).await?;
+        Ok(name)
+    }
+
+    /// A new node whose dockerd has a disk of so many MiB, and whose warmer lives on it as in a
+    /// container, without seeing the runtime's own folder. Of the disk the warmer keeps 15% free,
+    /// and takes each image for one of 20 MiB. It looks each hour only whether they are still
+    /// there. Returns its name.
+    pub async fn join_with_disk(&self, name: &str, mebibytes: u32) -> Result<String> {
+        let name = self.joining(name);
+        self.system.cluster.add_node_with_disk(&name, mebibytes).await?;
+        let flags = [
+            "--keep-free-disk",
+            "15%",
+            "--assumed-image-size",
+            "20Mi",
+            "--presence-interval",
+            "1h",
+        ];
+        self.warmers.start_first(&name, &flags).await?;
+        Ok(name)
+    }
+
+    /// That disk.
+    pub fn disk(&self, node: &str) -> Result<PathBuf> {
+        self.system.node(node)?.disk().with_context(|| format!("{node} has no disk of its own"))
+    }
+
+    /// A new node with containerd whose warmer finds Docker's socket of another node as well, and is
+    /// configured for neither; returns its name.
+    pub async fn join_between(&self, name: &str, other: &str) -> Result<String> {
+        let name = self.joining(name);
+        let cluster = &self.system.cluster;
+        let node = cluster.add_containerd_node(&name, ContainerdVersion::V1_6).await?;
+        let other = self.system.node(other)?;
+        let started = cluster.start_warmer_between(BINARY.as_ref(), &node, &other).await?;
+        self.warmers.known(&name, &[], Some(started.clone()));
+        wait_ready(&started).await?;
+        Ok(name)
+    }
+
+    /// The name of a node that joins, and is removed after the test.
+    fn joining(&self, name: &str) -> String {
+        let name = format!("{JOINED}{name}");
+        let (nodes, joined) = (self.clone(), name.clone());
+        self.undo.register(&format!("node {name}"), async move || nodes.remove(&joined).await);
+        name
+    }
+
+    /// Takes a joined node away: its object, its warmer and its runtime.
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        self.delete_objects(&[name.to_owned()]).await?;
+        self.warmers.forget(name).await?;
+        match self.system.node(name) {
+            Ok(node) => node.stop_runtime().await,
+            // It never came so far.
+            Err(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What all tests share: the development cluster, and what was started in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+use kube::Client;
+use xtask::cluster::{Cluster, Imagewarm, Node, Options};
+
+use super::controllers::Controllers;
+use super::namespace::{Namespace, PROBES};
+use super::undo::Undo;
+use super::warmers::{self, Warmers};
+use super::{DEADLINE, nodes};
+use crate::conformance::Conformance;
+
+pub struct System {
+    pub cluster: Cluster,
+    /// What the conformance suite shares.
+    pub conformance: Conformance,
+    pub controllers: Mutex<BTreeMap<String, super::controllers::Replica>>,
+    pub warmers: Mutex<BTreeMap<String, warmers::Warmer>>,
+    credentials: Mutex<BTreeSet<String>>,
+}
+
+impl System {
+    pub async fn start() -> Result<Arc<System>> {
+        let options = Options { nodes: 3, tls_registry: true, knative: true, deploy: true };
+        let system = Arc::new(System {
+            cluster: Cluster::start(options).await?,
+            conformance: Conformance::default(),
+            controllers: Mutex::default(),
+            warmers: Mutex::default(),
+            credentials: Mutex::default(),
+        });
+        if let Some(password) =
+            system.cluster.registry_tls.as_ref().and_then(|it| it.password.clone())
+        {
+            system.remember_credential(&password);
+        }
+        // Nothing of this is undone.
+        let undo = Undo::default();
+        let probes = Namespace::create(&system, &undo, PROBES.to_owned()).await?;
+        probes.label("caching.knative.dev/warm", "true").await?;
+        Controllers::new(&system, &undo).start().await?;
+        for node in nodes::NAMES {
+            Warmers::new(&system, &undo).start(node).await?;
+        }
+        Ok(system)
+    }
+
+    /// Stops everything; keeps the logs in view when something failed.
+    pub fn stop(self: Arc<Self>, failed: bool) {
+        if failed {
+            for process in self.cluster.imagewarm_processes() {
+                eprintln!("--- end of the log of {}:\n{}", process.name(), process.log_tail());
+            }
+        }
+        if Arc::into_inner(self).is_none() {
+            eprintln!("a test still uses the system: its processes are not stopped");
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        self.cluster.client()
+    }
+
+    pub fn node(&self, name: &str) -> Result<Arc<Node>> {
+        let found = self.cluster.nodes().into_iter().find(|node| node.name == name);
+        found.with_context(|| format!("there is no {name}"))
+    }
+
+    /// Keeps what a test has put into a Secret in mind, for the search at the end of the run.
+    pub fn remember_credential(&self, credential: &str) {
+        locked(&self.credentials).insert(credential.to_owned());
+    }
+
+    /// All credentials so far, right and wrong ones.
+    pub fn credentials(&self) -> Vec<String> {
+        locked(&self.credentials).iter().cloned().collect()
+    }
+}
+
+/// Waits until a process of ours is ready.
+pub async fn wait_ready(process: &Imagewarm) -> Result<()> {
+    let health = process.health().context("no health port")?;
+    process.wait_ready(health, "/readyz", DEADLINE).await
+}
+
+pub fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
+}

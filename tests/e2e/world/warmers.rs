@@ -1,0 +1,179 @@
+//! The warmers: one for each node. After a test each runs as at first.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use xtask::cluster::{Imagewarm, NAMESPACE, WARMER_ACCOUNT};
+
+use super::nodes::JOINED;
+use super::system::{System, locked, wait_ready};
+use super::undo::Undo;
+use super::{BINARY, DEADLINE, EVERYTHING, changed};
+
+const DAY: i64 = 24 * 60 * 60;
+const FLAGS: [&str; 2] = ["--log-level", EVERYTHING];
+
+/// The warmer of a node, whether it runs or not.
+pub struct Warmer {
+    /// With which it was started first.
+    flags: Vec<String>,
+    process: Option<Arc<Imagewarm>>,
+    as_at_first: bool,
+}
+
+#[derive(Clone)]
+pub struct Warmers {
+    system: Arc<System>,
+    undo: Undo,
+}
+
+impl Warmers {
+    pub fn new(system: &Arc<System>, undo: &Undo) -> Warmers {
+        Warmers { system: system.clone(), undo: undo.clone() }
+    }
+
+    /// Starts the warmer of a node, with the flags of its first start.
+    pub async fn start(&self, node: &str) -> Result<()> {
+        let flags = locked(&self.system.warmers).get(node).map(|warmer| warmer.flags.clone());
+        match flags {
+            Some(flags) => {
+                let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+                self.run(node, &flags, true).await
+            }
+            None => self.start_first(node, &FLAGS).await,
+        }
+    }
+
+    /// Starts the warmer of a new node; these are its flags from now on.
+    pub async fn start_first(&self, node: &str, flags: &[&str]) -> Result<()> {
+        self.known(node, flags, None);
+        self.run(node, flags, true).await
+    }
+
+    /// Keeps in mind a warmer that was started elsewhere.
+    pub fn known(&self, node: &str, flags: &[&str], process: Option<Arc<Imagewarm>>) {
+        let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let warmer = Warmer { flags, process, as_at_first: true };
+        locked(&self.system.warmers).insert(node.to_owned(), warmer);
+    }
+
+    /// Starts the warmer of a node with further flags for this test, or other values of its own.
+    pub async fn start_with(&self, node: &str, flags: &[&str]) -> Result<()> {
+        self.restore_after_test(node);
+        let own = locked(&self.system.warmers).get(node).map(|warmer| warmer.flags.clone());
+        let own = own.unwrap_or_default();
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        self.run(node, &changed(&own, flags), false).await
+    }
+
+    async fn run(&self, node: &str, flags: &[&str], as_at_first: bool) -> Result<()> {
+        let cluster = &self.system.cluster;
+        let found = self.system.node(node)?;
+        let started = cluster.start_warmer(BINARY.as_ref(), &found, flags).await?;
+        if let Some(warmer) = locked(&self.system.warmers).get_mut(node) {
+            (warmer.process, warmer.as_at_first) = (Some(started.clone()), as_at_first);
+        }
+        wait_ready(&started).await
+    }
+
+    fn take(&self, node: &str) -> Result<Arc<Imagewarm>> {
+        let process = locked(&self.system.warmers).get_mut(node).and_then(|it| it.process.take());
+        process.with_context(|| format!("no warmer runs on {node}"))
+    }
+
+    /// Stops it, and checks that it ends well.
+    pub async fn stop(&self, node: &str) -> Result<()> {
+        self.restore_after_test(node);
+        terminate(node, &*self.take(node)?).await
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self, node: &str) -> Result<()> {
+        self.restore_after_test(node);
+        self.take(node)?.kill();
+        Ok(())
+    }
+
+    pub async fn restart(&self, node: &str) -> Result<()> {
+        self.stop(node).await?;
+        self.start(node).await
+    }
+
+    pub async fn restart_with(&self, node: &str, flags: &[&str]) -> Result<()> {
+        self.stop(node).await?;
+        self.start_with(node, flags).await
+    }
+
+    /// How many were started and not stopped.
+    pub fn count(&self) -> usize {
+        locked(&self.system.warmers).values().filter(|warmer| warmer.process.is_some()).count()
+    }
+
+    pub fn runs(&self, node: &str) -> bool {
+        let warmers = locked(&self.system.warmers);
+        let process = warmers.get(node).and_then(|warmer| warmer.process.as_ref());
+        process.is_some_and(|process| process.is_running())
+    }
+
+    /// Gives a node's warmer this token, as its kubelet would; read when it opens a stream.
+    pub fn give_token(&self, node: &str, token: &str) -> Result<()> {
+        let (system, of) = (self.system.clone(), node.to_owned());
+        self.undo.register(&format!("token of {node}"), async move || {
+            let pod = format!("imagewarmer-{of}");
+            let (account, bound) = ((NAMESPACE, WARMER_ACCOUNT), (&*pod, &*of));
+            let token = system.cluster.token_for_pod(account, bound, "imagewarm", DAY).await?;
+            write_token(&system, &of, &token)
+        });
+        write_token(&self.system, node, token)
+    }
+
+    /// Stops a warmer whose node goes, where it runs, and forgets it.
+    pub async fn forget(&self, node: &str) -> Result<()> {
+        let warmer = locked(&self.system.warmers).remove(node);
+        match warmer.and_then(|warmer| warmer.process) {
+            Some(process) => terminate(node, &process).await,
+            None => Ok(()),
+        }
+    }
+
+    fn restore_after_test(&self, node: &str) {
+        if node.starts_with(JOINED) {
+            // It goes with its node.
+            return;
+        }
+        let (warmers, of) = (self.clone(), node.to_owned());
+        self.undo.register(&format!("warmer of {node}"), async move || warmers.restore(&of).await);
+    }
+
+    async fn restore(&self, node: &str) -> Result<()> {
+        let running = {
+            let warmers = locked(&self.system.warmers);
+            let Some(warmer) = warmers.get(node) else { return Ok(()) };
+            let process = warmer.process.as_ref().filter(|process| process.is_running());
+            if process.is_some() && warmer.as_at_first {
+                return Ok(());
+            }
+            process.is_some()
+        };
+        if running {
+            self.stop(node).await?;
+        }
+        self.start(node).await
+    }
+}
+
+/// Terminates a warmer that is to exit with 0.
+async fn terminate(node: &str, warmer: &Imagewarm) -> Result<()> {
+    let status = warmer.terminate(DEADLINE).await?;
+    if !status.success() {
+        bail!("the warmer of {node} ended with {status}");
+    }
+    Ok(())
+}
+
+fn write_token(system: &System, node: &str, token: &str) -> Result<()> {
+    let file = system.cluster.token_file(system.node(node)?.as_ref());
+    let next = file.with_extension("next");
+    std::fs::write(&next, token)?;
+    Ok(std::fs::rename(next, file)?)
+}

@@ -1,4 +1,4 @@
-//! What one admission, one plan, one credential look-up and one burst of orders cost, without any
+//! What one admission, one plan, one credential look-up and one burst of image_warms cost, without any
 //! network: `cargo bench --bench hot_paths`. Allocations of the admission path are counted first.
 
 #![allow(clippy::unwrap_used)]
@@ -12,14 +12,14 @@ use imagewarm::admission::review::Request;
 use imagewarm_core::api::cached::Shared;
 use imagewarm_core::api::{CachedImageWarm, KnativeImage, Revision};
 use imagewarm_core::assignment::{Budget, Index};
-use imagewarm_core::demand::consumers::asked;
-use imagewarm_core::demand::pull_context::Standing;
+use imagewarm_core::demand::consumers::demands;
+use imagewarm_core::demand::pull_context::PullContext;
 use imagewarm_core::demand::revision::demand;
 use imagewarm_core::image::{Keychain, Reference};
 use imagewarm_core::placement::{NodeFacts, RuntimeClasses};
-use imagewarm_core::plan::diff::{Patience, diff};
+use imagewarm_core::plan::diff::{GracePeriods, diff};
 use imagewarm_core::plan::fan_out::fan_out;
-use imagewarm_core::plan::{Observed, Orders};
+use imagewarm_core::plan::{ImageWarmIndex, Observed};
 use imagewarm_core::policy::Policy;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
@@ -129,17 +129,17 @@ fn plans(criterion: &mut Criterion) {
     let none: Vec<Arc<KnativeImage>> = Vec::new();
     group.bench_function("settled: 20 images on 5,000 nodes", |bencher| {
         bencher.iter(|| {
-            let orders = Orders::new(&warms);
-            let asked = asked(&revisions, &none, &BTreeSet::new(), &policy);
+            let image_warms = ImageWarmIndex::new(&warms);
+            let demanded = demands(&revisions, &none, &BTreeSet::new(), &policy);
             let observed = Observed {
-                orders: &orders,
-                asking: &asked.asking,
+                image_warms: &image_warms,
+                demands: &demanded.consumers,
                 nodes: &facts,
                 runtime_classes: &RuntimeClasses::default(),
                 terminating: &BTreeSet::new(),
                 may_delete: true,
             };
-            let plan = diff(&observed, &policy, Patience::default(), Timestamp::MAX);
+            let plan = diff(&observed, &policy, GracePeriods::default(), Timestamp::MAX);
             assert!(plan.create.is_empty() && plan.delete.is_empty());
         });
     });
@@ -175,12 +175,12 @@ fn index(criterion: &mut Criterion) {
     let warms: Vec<Arc<CachedImageWarm>> = warms.into_iter().map(kept).collect();
     let mut group = criterion.benchmark_group("dispatch");
     group.sample_size(20);
-    group.bench_function("5,000 orders into the index", |bencher| {
+    group.bench_function("5,000 image_warms into the index", |bencher| {
         bencher.iter_batched(
             || (Index::new(Budget::of_pulls(500), 30_000), warms.clone()),
             |(mut index, warms)| {
                 for warm in warms {
-                    index.apply(warm, Standing::default(), 0);
+                    index.apply(warm, PullContext::default(), 0);
                 }
                 index.take_effects().len()
             },

@@ -31,7 +31,7 @@ impl Requests {
         self.begun.load(Ordering::Relaxed)
     }
 
-    fn is_resting(&self) -> bool {
+    fn is_in_reserve(&self) -> bool {
         self.begun() == self.ended.load(Ordering::Relaxed)
     }
 }
@@ -46,7 +46,7 @@ impl Drop for Running {
 }
 
 /// An HTTP/1.1 connection whose reads fail when a head takes too long.
-pub struct SlowHead<S> {
+pub struct HeaderTimeout<S> {
     stream: S,
     requests: Arc<Requests>,
     limit: Option<Duration>,
@@ -55,14 +55,14 @@ pub struct SlowHead<S> {
     head: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
-impl<S> SlowHead<S> {
+impl<S> HeaderTimeout<S> {
     /// Watches `stream`, whose service counts in `requests`; no limit watches nothing.
     pub fn new(stream: S, requests: Arc<Requests>, limit: Option<Duration>, cut: Counter) -> Self {
-        SlowHead { stream, requests, limit, cut, head: None }
+        HeaderTimeout { stream, requests, limit, cut, head: None }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for SlowHead<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for HeaderTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -78,7 +78,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for SlowHead<S> {
                 if let Some(limit) = this.limit
                     && came
                     && this.head.is_none()
-                    && this.requests.is_resting()
+                    && this.requests.is_in_reserve()
                 {
                     let deadline = sleep_until(Instant::now() + limit);
                     this.head = Some((begun, Box::pin(deadline)));
@@ -98,7 +98,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for SlowHead<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for SlowHead<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for HeaderTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -66,7 +66,7 @@ pub struct WebhookMetrics {
     /// Connections that are open now.
     pub connections: Gauge,
     /// Connections that were cut because their request head came too slowly.
-    pub slow_heads: Counter,
+    pub header_timeouts: Counter,
     /// Revisions that the queue had no room for.
     pub revisions_dropped: Counter,
 }
@@ -81,7 +81,7 @@ impl WebhookMetrics {
             }),
             handshake_failures: Family::default(),
             connections: Gauge::default(),
-            slow_heads: Counter::default(),
+            header_timeouts: Counter::default(),
             revisions_dropped: Counter::default(),
         };
         registry.register(
@@ -105,9 +105,9 @@ impl WebhookMetrics {
             metrics.connections.clone(),
         );
         registry.register(
-            "webhook_slow_heads",
+            "webhook_header_timeouts",
             "Connections cut because a request's head came too slowly",
-            metrics.slow_heads.clone(),
+            metrics.header_timeouts.clone(),
         );
         registry.register(
             "admission_revisions_dropped",

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
-use super::header_timeout::{Requests, SlowHead};
+use super::header_timeout::{HeaderTimeout, Requests};
 use super::metrics::HandshakeFault;
 use super::{WebhookArgs, WebhookMetrics};
 
@@ -205,7 +205,8 @@ impl Connection {
             true => (builder.http2_only(), None),
             false => (builder.http1_only(), Some(self.limits.head)),
         };
-        let stream = SlowHead::new(stream, requests, head, self.metrics.slow_heads.clone());
+        let stream =
+            HeaderTimeout::new(stream, requests, head, self.metrics.header_timeouts.clone());
         let conversation = builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(conversation);
         let ended = tokio::select! {

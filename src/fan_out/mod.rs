@@ -27,7 +27,7 @@ use imagewarm_core::placement::NodeFacts;
 use imagewarm_core::plan::fan_out::fan_out;
 use imagewarm_core::policy::Policy;
 use imagewarm_core::policy::bounds::{LIMIT_REACHED, Room};
-use rate_limit::Ceiling;
+use rate_limit::RateLimit;
 
 mod rate_limit;
 
@@ -70,7 +70,7 @@ impl Default for FanOutArgs {
 pub struct FanOut {
     sender: mpsc::Sender<AdmittedRevision>,
     bytes: Arc<AtomicUsize>,
-    ceiling: Arc<Ceiling>,
+    ceiling: Arc<RateLimit>,
     metrics: FanOutMetrics,
 }
 
@@ -78,7 +78,7 @@ impl FanOut {
     /// Takes an admitted Revision without waiting; false when there is no room for it.
     pub fn offer(&self, admitted: AdmittedRevision) -> bool {
         if !self.ceiling.admit(&admitted.namespace, Instant::now()) {
-            self.metrics.over_ceiling.inc();
+            self.metrics.rate_limited.inc();
             return false;
         }
         let size = admitted.size();
@@ -103,7 +103,7 @@ pub struct FanOutQueue {
 /// The queue's two ends.
 pub fn queue(args: &FanOutArgs, metrics: &FanOutMetrics) -> (FanOut, FanOutQueue) {
     let (sender, receiver) = mpsc::channel(args.fan_out_queue);
-    let ceiling = Arc::new(Ceiling::new(args.fan_out_per_minute));
+    let ceiling = Arc::new(RateLimit::new(args.fan_out_per_minute));
     let bytes = Arc::<AtomicUsize>::default();
     let queue = FanOutQueue { receiver, bytes: bytes.clone() };
     (FanOut { sender, bytes, ceiling, metrics: metrics.clone() }, queue)
@@ -335,7 +335,7 @@ struct OutcomeLabels {
 #[derive(Clone, Debug)]
 pub struct FanOutMetrics {
     queued: Gauge,
-    over_ceiling: Counter,
+    rate_limited: Counter,
     undecodable: Counter,
     image_warms: Family<OutcomeLabels, Counter>,
     duration: Histogram,
@@ -346,7 +346,7 @@ impl FanOutMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = FanOutMetrics {
             queued: Gauge::default(),
-            over_ceiling: Counter::default(),
+            rate_limited: Counter::default(),
             undecodable: Counter::default(),
             image_warms: Family::default(),
             duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
@@ -357,9 +357,9 @@ impl FanOutMetrics {
             metrics.queued.clone(),
         );
         registry.register(
-            "fan_out_over_ceiling",
+            "fan_out_rate_limited",
             "Revisions seen at admission beyond their namespace's number for a minute",
-            metrics.over_ceiling.clone(),
+            metrics.rate_limited.clone(),
         );
         registry.register(
             "webhook_undecodable_revisions",

@@ -10,7 +10,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const NAMESPACES: usize = 10_000;
 
 #[derive(Debug)]
-pub(super) struct Ceiling {
+pub(super) struct RateLimit {
     limit: usize,
     counted: Mutex<Counted>,
 }
@@ -21,9 +21,9 @@ struct Counted {
     revisions: HashMap<String, usize>,
 }
 
-impl Ceiling {
+impl RateLimit {
     pub(super) fn new(limit: usize) -> Self {
-        Ceiling { limit, counted: Mutex::default() }
+        RateLimit { limit, counted: Mutex::default() }
     }
 
     /// Whether one more Revision of the namespace may be fanned out now.
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_namespace_has_its_number_and_gets_it_again_after_a_minute() {
-        let (ceiling, start) = (Ceiling::new(2), Instant::now());
+        let (ceiling, start) = (RateLimit::new(2), Instant::now());
         let admit = |namespace: &str, seconds| {
             ceiling.admit(namespace, start + Duration::from_secs(seconds))
         };
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn invented_namespaces_take_no_memory_without_end() {
-        let (ceiling, now) = (Ceiling::new(2), Instant::now());
+        let (ceiling, now) = (RateLimit::new(2), Instant::now());
         let admitted = (0..NAMESPACES * 2).filter(|n| ceiling.admit(&n.to_string(), now)).count();
         assert_eq!(admitted, NAMESPACES);
         assert!(ceiling.admit("0", now), "one that is counted already goes on");

@@ -232,7 +232,7 @@ fn a_flood_of_one_namespace_is_counted_and_leaves_room_for_others() {
     let (fan_out, _queue) = queue(&args, &metrics);
     let offer = |n: &i32| fan_out.offer(seen(&revision(&format!("r-{n}"), 0, &["a"])));
     let taken = (0..50).filter(offer).count();
-    assert_eq!((taken, metrics.over_ceiling.get()), (2, 48));
+    assert_eq!((taken, metrics.rate_limited.get()), (2, 48));
     let mut elsewhere = revision("r-1", 0, &["a"]);
     elsewhere.metadata.namespace = Some("elsewhere".into());
     assert!(fan_out.offer(seen(&elsewhere)));

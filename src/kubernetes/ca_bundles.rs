@@ -37,7 +37,7 @@ pub struct WebhookConfigurations {
 
 /// How one object stands to the CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum PullContext {
     /// It holds the CA.
     Right,
     /// It exists and holds something else.
@@ -50,15 +50,15 @@ pub enum Standing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaBundles {
     /// Of the MutatingWebhookConfiguration.
-    pub mutating: Standing,
+    pub mutating: PullContext,
     /// Of the ValidatingWebhookConfiguration.
-    pub validating: Standing,
+    pub validating: PullContext,
 }
 
 impl CaBundles {
     /// Whether the API server can call both webhooks.
     pub fn are_right(self) -> bool {
-        (self.mutating, self.validating) == (Standing::Right, Standing::Right)
+        (self.mutating, self.validating) == (PullContext::Right, PullContext::Right)
     }
 
     /// Names each configuration with which the API server cannot call us, and why.
@@ -69,9 +69,9 @@ impl CaBundles {
         ]
         .into_iter()
         .filter_map(|(kind, standing)| match standing {
-            Standing::Right => None,
-            Standing::Different => Some(format!("the {kind} does not hold our CA yet")),
-            Standing::NotFound => Some(format!("the {kind} does not exist")),
+            PullContext::Right => None,
+            PullContext::Different => Some(format!("the {kind} does not hold our CA yet")),
+            PullContext::NotFound => Some(format!("the {kind} does not exist")),
         })
         .collect();
         if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
@@ -225,7 +225,7 @@ pub async fn ensure_ca_config_map(
     Ok(true)
 }
 
-async fn ensure<K>(client: &Client, name: &str, ca_pem: &str) -> Result<Standing, PublishError>
+async fn ensure<K>(client: &Client, name: &str, ca_pem: &str) -> Result<PullContext, PublishError>
 where
     K: Configuration + Clone + DeserializeOwned + Debug,
 {
@@ -234,16 +234,18 @@ where
     let mut attempt = 1;
     loop {
         let (standing, found) = look::<K>(client, name, ca_pem).await?;
-        let Some(found) = found.filter(|_| standing == Standing::Different) else {
+        let Some(found) = found.filter(|_| standing == PullContext::Different) else {
             return Ok(standing);
         };
-        let Some(patch) = ca_patch(&found.webhooks(), ca_pem) else { return Ok(Standing::Right) };
+        let Some(patch) = ca_patch(&found.webhooks(), ca_pem) else {
+            return Ok(PullContext::Right);
+        };
         let (params, patch) = (PatchParams::default(), Patch::Json::<()>(patch));
         let patched = api.patch(name, &params, &patch);
         match request("patch", object, patched).await {
             Ok(_) => {
                 info!(kind = %K::kind(&()), name, "set caBundle");
-                return Ok(Standing::Right);
+                return Ok(PullContext::Right);
             }
             Err(PublishError::Api { source, .. })
                 if attempt < ATTEMPTS && is_changed_since(&source) =>
@@ -259,19 +261,19 @@ async fn look<K>(
     client: &Client,
     name: &str,
     ca_pem: &str,
-) -> Result<(Standing, Option<K>), PublishError>
+) -> Result<(PullContext, Option<K>), PublishError>
 where
     K: Configuration + Clone + DeserializeOwned + Debug,
 {
     let api: Api<K> = Api::all(client.clone());
     let object = || format!("{} {name}", K::kind(&()));
     let Some(found) = request("read", object, api.get_opt(name)).await? else {
-        return Ok((Standing::NotFound, None));
+        return Ok((PullContext::NotFound, None));
     };
     let holds = |ca: &Option<&ByteString>| ca.is_some_and(|ca| ca.0 == ca_pem.as_bytes());
     let webhooks = found.webhooks();
     let right = !webhooks.is_empty() && webhooks.iter().all(|(_, ca)| holds(ca));
-    let standing = if right { Standing::Right } else { Standing::Different };
+    let standing = if right { PullContext::Right } else { PullContext::Different };
     Ok((standing, Some(found)))
 }
 

@@ -1,9 +1,9 @@
-//! Settings of the controller: the operator's policy, the leader's patience, the lease.
+//! Settings of the controller: the operator's policy, the leader's grace_periods, the lease.
 
 use std::time::Duration;
 
 use imagewarm_core::image::quoted::quoted;
-use imagewarm_core::plan::diff::Patience;
+use imagewarm_core::plan::diff::GracePeriods;
 use imagewarm_core::policy::bounds::NamespaceSelection;
 use imagewarm_core::policy::{Bounds, Policy};
 use imagewarm_core::settings::duration;
@@ -130,8 +130,8 @@ impl ControllerArgs {
         }
     }
 
-    pub(super) fn patience(&self) -> Patience {
-        Patience {
+    pub(super) fn grace_periods(&self) -> GracePeriods {
+        GracePeriods {
             fan_out: self.repair_delay,
             collect: self.collect_grace,
             reserve: self.reserve_delay,
@@ -233,9 +233,9 @@ mod tests {
         assert_eq!(policy.startup_taints, default.startup_taints);
         assert!(!policy.paused);
         assert_eq!(policy.bounds, default.bounds);
-        assert_eq!(args.collect_grace, Patience::default().collect);
-        assert_eq!(args.repair_delay, Patience::default().fan_out);
-        assert_eq!(args.reserve_delay, Patience::default().reserve);
+        assert_eq!(args.collect_grace, GracePeriods::default().collect);
+        assert_eq!(args.repair_delay, GracePeriods::default().fan_out);
+        assert_eq!(args.reserve_delay, GracePeriods::default().reserve);
         assert!(parse::<LeaseArgs>(&[]).unwrap().check().is_ok());
     }
 

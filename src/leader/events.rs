@@ -19,16 +19,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 50;
 
 /// Writes Events, and remembers what was told.
-pub(super) struct Teller {
+pub(super) struct EventRecorder {
     client: Client,
     instance: String,
     told: HashSet<(String, Reason)>,
     failing_since: HashMap<(String, Reason), Instant>,
 }
 
-impl Teller {
+impl EventRecorder {
     pub(super) fn new(client: Client, instance: String) -> Self {
-        Teller { client, instance, told: HashSet::new(), failing_since: HashMap::new() }
+        EventRecorder { client, instance, told: HashSet::new(), failing_since: HashMap::new() }
     }
 
     /// Tells what was not told yet; says when to look again.
@@ -137,11 +137,11 @@ mod tests {
         }
     }
 
-    fn teller() -> Teller {
+    fn teller() -> EventRecorder {
         let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
             Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("no server"))
         });
-        Teller::new(Client::new(service, "default"), "me".into())
+        EventRecorder::new(Client::new(service, "default"), "me".into())
     }
 
     #[tokio::test]

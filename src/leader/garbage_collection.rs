@@ -14,7 +14,7 @@ use super::still_leading::StillLeading;
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::writes::{self, ApplyError, Presence};
 use imagewarm_core::api::{CREATED_FOR_ANNOTATION, CachedImageWarm, KnativeImage};
-use imagewarm_core::demand::revision::says_no;
+use imagewarm_core::demand::revision::opts_out;
 use imagewarm_core::plan::diff::{Cause, Deletion};
 
 /// How long an object must have been found unwanted, run after run.
@@ -23,7 +23,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// Deletes, and remembers since when objects are unwanted.
-pub(super) struct Collector {
+pub(super) struct GarbageCollector {
     client: Client,
     concurrency: usize,
     still: StillLeading,
@@ -57,7 +57,7 @@ enum Question {
     Unnamed(String),
 }
 
-impl Collector {
+impl GarbageCollector {
     pub(super) fn new(
         client: Client,
         concurrency: u16,
@@ -66,7 +66,7 @@ impl Collector {
     ) -> Self {
         let (unwanted_since, doubt_until) = (HashMap::new(), None);
         let concurrency = concurrency.into();
-        Collector { client, concurrency, still, metrics, unwanted_since, doubt_until }
+        GarbageCollector { client, concurrency, still, metrics, unwanted_since, doubt_until }
     }
 
     /// Deletes what is ripe; says when to look again.
@@ -238,11 +238,11 @@ fn known_and_there(ours: &ObjectMeta, found: &Presence) -> Verdict {
 /// Whether what decides about wanting is the same. A spec is counted by its generation; Knative
 /// says in a label whether a Revision may get traffic.
 fn asks_as(ours: &ObjectMeta, live: &ObjectMeta) -> bool {
-    let says_no = |one: &ObjectMeta| says_no(one.annotations.as_ref());
+    let opts_out = |one: &ObjectMeta| opts_out(one.annotations.as_ref());
     ours.uid == live.uid
         && ours.generation == live.generation
         && ours.labels == live.labels
-        && says_no(ours) == says_no(live)
+        && opts_out(ours) == opts_out(live)
 }
 
 fn note(warm: &CachedImageWarm, error: &ApplyError) {

@@ -18,7 +18,7 @@ type Owner = (String, String, String);
 
 /// Takes out what would belong to a Configuration that is going or gone; looks at so many of them
 /// at the same time.
-pub(super) async fn without_going_owners(
+pub(super) async fn without_terminating_owners(
     client: &Client,
     wanted: Vec<Creation>,
     concurrency: usize,
@@ -102,11 +102,11 @@ mod tests {
     }
 
     fn creation(owner: &str, repair: Repair) -> Creation {
-        let mut asked = revision("r-1", 0, &["app:v1"]);
-        let owners = asked.metadata.owner_references.as_mut().unwrap();
+        let mut demanded = revision("r-1", 0, &["app:v1"]);
+        let owners = demanded.metadata.owner_references.as_mut().unwrap();
         (owners[0].name, owners[0].uid) = (owner.to_owned(), format!("uid-{owner}"));
-        let demand = demand(&asked, false, &Policy::default());
-        let origin = Origin::of_revision(&asked);
+        let demand = demand(&demanded, false, &Policy::default());
+        let origin = Origin::of_revision(&demanded);
         Creation { object: image_warm(&origin, &demand, &reference("app:v1"), "a"), repair }
     }
 
@@ -122,7 +122,7 @@ mod tests {
             .map(|owner| creation(owner, Repair::Missing))
             .into();
         wanted.push(creation("gone", Repair::NewNode));
-        let (staying, going) = without_going_owners(&client, wanted, 2).await;
+        let (staying, going) = without_terminating_owners(&client, wanted, 2).await;
         let names = |all: &[Creation]| {
             let owner =
                 |one: &Creation| configuration_owner(&one.object.metadata).unwrap().name.clone();

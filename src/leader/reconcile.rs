@@ -14,10 +14,10 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::events::Teller;
-use super::garbage_collection::Collector;
+use super::events::EventRecorder;
+use super::garbage_collection::GarbageCollector;
 use super::image_status::ImageStatuses;
-use super::owners::without_going_owners;
+use super::owners::without_terminating_owners;
 use super::refused_namespaces::RefusedNamespaces;
 use super::still_leading::StillLeading;
 use super::{ControllerArgs, ControllerMetrics};
@@ -25,12 +25,12 @@ use crate::kubernetes::caches::{Change, Stores, Synced};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::writes::{self, ApplyError};
 use imagewarm_core::api::{CachedImageWarm, ImageWarm, KnativeImage, Reason, Revision};
-use imagewarm_core::demand::consumers::asked;
+use imagewarm_core::demand::consumers::demands;
 use imagewarm_core::placement::{NodeFacts, RuntimeClasses};
 use imagewarm_core::plan::diff::Creation;
 use imagewarm_core::plan::failures::{Failure, failures};
 use imagewarm_core::plan::rollup::{ImageUpdate, Nodes, rollup};
-use imagewarm_core::plan::{Observed, Orders, Plan, diff};
+use imagewarm_core::plan::{ImageWarmIndex, Observed, Plan, diff};
 use imagewarm_core::policy::Policy;
 use imagewarm_core::policy::bounds::LIMIT_REACHED;
 
@@ -73,9 +73,9 @@ struct Memory {
     /// Creations that are not to be tried before this moment, by namespace and name.
     held_back: HashMap<(String, String), Instant>,
     refused: RefusedNamespaces,
-    collector: Collector,
+    collector: GarbageCollector,
     images: ImageStatuses,
-    teller: Teller,
+    teller: EventRecorder,
     /// Namespaces that have reached their limit, as told last.
     full: BTreeSet<String>,
     /// How long the last plan took.
@@ -114,7 +114,7 @@ impl Controller {
         let mut memory = Memory {
             held_back: HashMap::new(),
             refused: RefusedNamespaces::default(),
-            collector: Collector::new(
+            collector: GarbageCollector::new(
                 self.client.clone(),
                 self.args.repair_concurrency,
                 still.clone(),
@@ -126,7 +126,7 @@ impl Controller {
                 still.clone(),
                 self.metrics.clone(),
             ),
-            teller: Teller::new(self.client.clone(), self.instance.clone()),
+            teller: EventRecorder::new(self.client.clone(), self.instance.clone()),
             full: BTreeSet::new(),
             planning: Duration::ZERO,
         };
@@ -171,11 +171,12 @@ impl Controller {
     /// One run; says when to look again although nothing changes.
     async fn reconcile(&mut self, memory: &mut Memory, still: &StillLeading) -> Option<Instant> {
         let snapshot = self.observe()?;
-        let (policy, patience) = (self.args.policy(), self.args.patience());
+        let (policy, grace_periods) = (self.args.policy(), self.args.grace_periods());
         let now = Timestamp::now();
         // Thousands of nodes keep a thread busy for longer than others should wait for it.
         let began = Instant::now();
-        let planned = tokio::task::spawn_blocking(move || plan(&snapshot, &policy, patience, now));
+        let planned =
+            tokio::task::spawn_blocking(move || plan(&snapshot, &policy, grace_periods, now));
         let planned = planned.await;
         memory.planning = began.elapsed();
         let Ok(Planned { plan, images, failures, reasons }) = planned else {
@@ -258,7 +259,7 @@ impl Controller {
             return memory.next_creation(now);
         }
         let limit = usize::from(self.args.repair_concurrency);
-        let (free, going) = without_going_owners(&self.client, free, limit).await;
+        let (free, going) = without_terminating_owners(&self.client, free, limit).await;
         if !going.is_empty() {
             tracing::info!(
                 image_warms = going.len(),
@@ -346,19 +347,19 @@ impl Memory {
 /// pull has moved on by, thousands of times a second in a large cluster, can wait: nothing has to be
 /// put right for them, only counts depend on them.
 async fn told(changes: &mut broadcast::Receiver<Change>, progress_pause: Duration) {
-    let mut patience = pin!(sleep(Duration::MAX));
+    let mut grace_periods = pin!(sleep(Duration::MAX));
     loop {
         tokio::select! {
             change = changes.recv() => match change {
                 Ok(change) if is_progress(&change) => {
                     let latest = tokio::time::Instant::now() + progress_pause;
-                    let due = patience.deadline().min(latest);
-                    patience.as_mut().reset(due);
+                    let due = grace_periods.deadline().min(latest);
+                    grace_periods.as_mut().reset(due);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             },
-            () = &mut patience => return,
+            () = &mut grace_periods => return,
         }
     }
 }
@@ -425,24 +426,24 @@ struct Planned {
 fn plan(
     snapshot: &Snapshot,
     policy: &Policy,
-    patience: imagewarm_core::plan::diff::Patience,
+    grace_periods: imagewarm_core::plan::diff::GracePeriods,
     now: Timestamp,
 ) -> Planned {
     let nodes: Vec<_> =
         snapshot.nodes.iter().map(|node| NodeFacts::new(node, &snapshot.connected)).collect();
-    let orders = Orders::new(&snapshot.image_warms);
-    let asked = asked(&snapshot.revisions, &snapshot.images, &snapshot.opted_out, policy);
+    let image_warms = ImageWarmIndex::new(&snapshot.image_warms);
+    let demanded = demands(&snapshot.revisions, &snapshot.images, &snapshot.opted_out, policy);
     let observed = Observed {
-        orders: &orders,
-        asking: &asked.asking,
+        image_warms: &image_warms,
+        demands: &demanded.consumers,
         nodes: &nodes,
         runtime_classes: &snapshot.runtime_classes,
         terminating: &snapshot.terminating,
         may_delete: snapshot.may_delete,
     };
-    let plan = diff(&observed, policy, patience, now);
+    let plan = diff(&observed, policy, grace_periods, now);
     let looked = Nodes {
-        orders: &orders,
+        image_warms: &image_warms,
         nodes: &nodes,
         runtime_classes: &snapshot.runtime_classes,
         terminating: &snapshot.terminating,
@@ -451,10 +452,10 @@ fn plan(
     Planned {
         // A list that is behind makes for statuses that are not true.
         images: match snapshot.may_delete {
-            true => rollup(&looked, &asked, policy, patience, now),
+            true => rollup(&looked, &demanded, policy, grace_periods, now),
             false => Vec::new(),
         },
-        failures: failures(&orders, &asked.asking),
+        failures: failures(&image_warms, &demanded.consumers),
         reasons: snapshot.image_warms.iter().map(|warm| warm.reason()).collect(),
         plan,
     }

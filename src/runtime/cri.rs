@@ -118,7 +118,7 @@ impl Runtime for Cri {
         Box::pin(self.ask_version())
     }
 
-    fn tells_progress(&self) -> bool {
+    fn reports_progress(&self) -> bool {
         false
     }
 

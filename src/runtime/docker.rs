@@ -144,11 +144,11 @@ enum Look {
 
 impl Runtime for Docker {
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
-        // Asked anew each time: the engine may have been replaced meanwhile.
+        // Demands anew each time: the engine may have been replaced meanwhile.
         Box::pin(self.ask_version())
     }
 
-    fn tells_removals(&self) -> bool {
+    fn reports_removals(&self) -> bool {
         true
     }
 

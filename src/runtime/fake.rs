@@ -75,11 +75,11 @@ impl Runtime for FakeRuntime {
         })
     }
 
-    fn tells_progress(&self) -> bool {
+    fn reports_progress(&self) -> bool {
         !self.silent
     }
 
-    fn tells_removals(&self) -> bool {
+    fn reports_removals(&self) -> bool {
         true
     }
 

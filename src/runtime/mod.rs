@@ -35,12 +35,12 @@ pub trait Runtime: Send + Sync + fmt::Debug {
 
     /// Whether `pull` calls its `progress` while it moves. Where it does not, nobody can tell a
     /// slow pull from a stuck one.
-    fn tells_progress(&self) -> bool {
+    fn reports_progress(&self) -> bool {
         true
     }
 
     /// Whether `watch_removals` tells of anything.
-    fn tells_removals(&self) -> bool {
+    fn reports_removals(&self) -> bool {
         false
     }
 

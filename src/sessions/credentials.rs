@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 
 use crate::kubernetes::secrets;
 use imagewarm_core::api::Reason;
-use imagewarm_core::assignment::{CredentialJob, Refusal};
+use imagewarm_core::assignment::{CredentialRequest, Refusal};
 use imagewarm_core::demand::PullIdentity;
 use imagewarm_core::image::{Credential, Reference};
 
@@ -93,18 +93,18 @@ type Key = (String, Vec<PullIdentity>, Reference);
 type Answer = Arc<Result<Vec<Credential>, Refusal>>;
 type Question = Shared<BoxFuture<'static, Answer>>;
 
-/// Answers [`CredentialJob`]s. Cheap to clone.
+/// Answers [`CredentialRequest`]s. Cheap to clone.
 #[derive(Clone)]
-pub struct CredentialDesk {
+pub struct CredentialResolver {
     source: Arc<dyn CredentialSource>,
     places: Arc<Semaphore>,
     known: Arc<Mutex<HashMap<Key, (Instant, Question)>>>,
 }
 
-impl CredentialDesk {
-    /// A desk that looks up in `source`.
+impl CredentialResolver {
+    /// A credentials that looks up in `source`.
     pub fn new(source: Arc<dyn CredentialSource>) -> Self {
-        CredentialDesk {
+        CredentialResolver {
             source,
             places: Arc::new(Semaphore::new(IN_FLIGHT)),
             known: Arc::default(),
@@ -112,7 +112,7 @@ impl CredentialDesk {
     }
 
     /// Credentials for the job, in the order in which they are to be tried.
-    pub async fn answer(&self, job: &CredentialJob) -> Result<Vec<Credential>, Refusal> {
+    pub async fn answer(&self, job: &CredentialRequest) -> Result<Vec<Credential>, Refusal> {
         let key = (job.namespace.clone(), job.identities.clone(), job.image.clone());
         let question = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,8 +171,8 @@ mod tests {
     #[tokio::test]
     async fn many_that_ask_for_the_same_cost_one_look() {
         let source = Arc::new(Slow(AtomicUsize::new(0)));
-        let desk = CredentialDesk::new(source.clone());
-        let job = |image: &str| CredentialJob {
+        let credentials = CredentialResolver::new(source.clone());
+        let job = |image: &str| CredentialRequest {
             uid: "u".into(),
             session: 1,
             namespace: "n".into(),
@@ -180,9 +180,9 @@ mod tests {
             image: Reference::parse(image).unwrap(),
         };
         let (app, refused) = (job("r.test/app"), job("r.test/refused"));
-        let answers = futures::future::join_all((0..50).map(|_| desk.answer(&app))).await;
+        let answers = futures::future::join_all((0..50).map(|_| credentials.answer(&app))).await;
         assert!(answers.iter().all(Result::is_ok));
-        assert_eq!(desk.answer(&refused).await.unwrap_err().message, "gone");
+        assert_eq!(credentials.answer(&refused).await.unwrap_err().message, "gone");
         assert_eq!(source.0.load(Ordering::SeqCst), 2);
     }
 }

@@ -14,15 +14,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::DispatchArgs;
-use super::credentials::{ApiServerCredentials, CredentialDesk, CredentialSource};
+use super::credentials::{ApiServerCredentials, CredentialResolver, CredentialSource};
 use super::metrics::DispatchMetrics;
-use super::pull_contexts::{StandingFn, Standings};
+use super::pull_contexts::{PullContextFn, PullContexts};
 use super::status_writer::{ApiServerSink, StatusSink, StatusWriter};
 use super::stream::{Input, Opened, Outgoing, end_status};
 use crate::kubernetes::caches::{Change, Stores};
 use crate::kubernetes::leadership::Leadership;
 use imagewarm_core::assignment::{
-    Budget, CredentialJob, Effect, Index, Refusal, SessionId, StreamEnd,
+    Budget, CredentialRequest, Effect, Index, Refusal, SessionId, StreamEnd,
 };
 use imagewarm_core::image::Credential;
 use imagewarm_core::policy::Policy;
@@ -36,7 +36,7 @@ const UNREAD: usize = 1024;
 const INPUTS: usize = 1024;
 /// Events handled before their effects are carried out together.
 const BATCH: usize = 256;
-/// Revisions change in bursts; standings are worked out anew once for each.
+/// Revisions change in bursts; pull_contexts are worked out anew once for each.
 const SETTLE: Duration = Duration::from_millis(50);
 /// How often pulls that wait are looked at.
 const WAITING_EVERY: Duration = Duration::from_millis(100);
@@ -47,7 +47,7 @@ type Found = Result<Vec<Credential>, Refusal>;
 
 /// The end of a look for credentials.
 enum Looked {
-    ForPull(CredentialJob, Found),
+    ForPull(CredentialRequest, Found),
     Again(Vec<String>, Found),
 }
 
@@ -57,9 +57,9 @@ pub struct Dispatcher {
     leader: watch::Receiver<Leadership>,
     args: DispatchArgs,
     metrics: DispatchMetrics,
-    desk: CredentialDesk,
+    credentials: CredentialResolver,
     writer: StatusWriter,
-    standings: Standings,
+    pull_contexts: PullContexts,
     index: Index,
     /// True while this replica leads and its caches were filled.
     active: bool,
@@ -69,7 +69,7 @@ pub struct Dispatcher {
     inputs_sender: mpsc::Sender<Input>,
     connected: watch::Sender<Arc<BTreeSet<String>>>,
     jobs: JoinSet<Looked>,
-    /// When standings are to be worked out anew.
+    /// When pull_contexts are to be worked out anew.
     settle_at: Option<Instant>,
 }
 
@@ -77,7 +77,7 @@ pub struct Dispatcher {
 pub(crate) struct Parts {
     pub(crate) sink: Arc<dyn StatusSink>,
     pub(crate) credentials: Arc<dyn CredentialSource>,
-    pub(crate) standing: StandingFn,
+    pub(crate) pull_context: PullContextFn,
 }
 
 impl Dispatcher {
@@ -93,7 +93,7 @@ impl Dispatcher {
         let parts = Parts {
             sink: Arc::new(ApiServerSink::new(client.clone())),
             credentials: Arc::new(ApiServerCredentials::new(client)),
-            standing: imagewarm_core::demand::pull_context::standing,
+            pull_context: imagewarm_core::demand::pull_context::pull_context,
         };
         Self::with_parts(parts, stores, policy, leader, args, metrics)
     }
@@ -108,9 +108,9 @@ impl Dispatcher {
     ) -> Self {
         let (inputs_sender, inputs) = mpsc::channel(INPUTS);
         Dispatcher {
-            desk: CredentialDesk::new(parts.credentials),
+            credentials: CredentialResolver::new(parts.credentials),
             writer: StatusWriter::new(parts.sink, metrics.clone()),
-            standings: Standings::new(parts.standing, policy),
+            pull_contexts: PullContexts::new(parts.pull_context, policy),
             index: empty_index(&args),
             active: false,
             sessions: HashMap::new(),
@@ -173,7 +173,7 @@ impl Dispatcher {
                 _ = soon.tick(), if self.index.pulls().1 > 0 => self.index.begin_waiting(now()),
                 _ = tick.tick() => {
                     self.index.tick(now());
-                    self.desk.sweep();
+                    self.credentials.sweep();
                     self.drop_abandoned();
                 }
             }
@@ -200,14 +200,14 @@ impl Dispatcher {
             self.writer.clear();
             self.jobs.abort_all();
             self.index = empty_index(&self.args);
-            self.standings.clear();
+            self.pull_contexts.clear();
             self.settle_at = None;
             tracing::info!("dispatching ends: this replica leads no more");
         } else if !self.active && leading && self.stores.synced.borrow().ready() {
             self.active = true;
             *changes = self.stores.changes.subscribe();
             self.look_at_everything();
-            tracing::info!(orders = self.index.orders(), "dispatching begins");
+            tracing::info!(orders = self.index.assignments(), "dispatching begins");
         }
     }
 
@@ -220,20 +220,20 @@ impl Dispatcher {
         for handled in 1.. {
             match next {
                 Ok(Change::ImageWarm(warm)) => {
-                    let standing = self.standings.of(&warm, &self.stores);
-                    self.index.apply(warm, standing, now());
+                    let pull_context = self.pull_contexts.of(&warm, &self.stores);
+                    self.index.apply(warm, pull_context, now());
                 }
                 Ok(Change::ImageWarmDeleted(warm)) => {
-                    self.standings.forget(&warm.uid);
+                    self.pull_contexts.forget(&warm.uid);
                     self.index.delete(&warm.uid, now());
                 }
                 Ok(Change::Revision(namespace, _)) => {
-                    self.standings.changed(&namespace);
+                    self.pull_contexts.changed(&namespace);
                     self.settle_at.get_or_insert(Instant::now() + SETTLE);
                 }
                 Ok(Change::Relisted) | Err(RecvError::Lagged(_)) => self.look_at_everything(),
                 Ok(Change::Image(namespace, name)) => {
-                    if self.standings.image_changed(&namespace, &name, &self.stores) {
+                    if self.pull_contexts.image_changed(&namespace, &name, &self.stores) {
                         self.settle_at.get_or_insert(Instant::now() + SETTLE);
                     }
                 }
@@ -304,7 +304,7 @@ impl Dispatcher {
         self.last_session += 1;
         let session = self.last_session;
         // Room for the opening burst; a channel takes memory only for what is in it.
-        let room = UNREAD + 2 * self.index.orders_of(node);
+        let room = UNREAD + 2 * self.index.assignments_of(node);
         let (sender, messages) = mpsc::channel(room);
         if reply.send(Ok(Opened { session, messages })).is_ok() {
             tracing::debug!(node, session, runtime = hello.runtime_name, "warmer connected");
@@ -316,27 +316,27 @@ impl Dispatcher {
     /// Applies every ImageWarm of the store, and forgets those that are not in it.
     fn look_at_everything(&mut self) {
         self.settle_at = None;
-        self.standings.clear();
-        self.standings.group(&self.stores);
+        self.pull_contexts.clear();
+        self.pull_contexts.group(&self.stores);
         let mut gone: BTreeSet<Arc<str>> = self.index.uids().into_iter().collect();
         for warm in self.stores.image_warms.state() {
             gone.remove(&warm.uid);
-            let standing = self.standings.of(&warm, &self.stores);
-            self.index.apply(warm, standing, now());
+            let pull_context = self.pull_contexts.of(&warm, &self.stores);
+            self.index.apply(warm, pull_context, now());
         }
         for uid in gone {
             self.index.delete(&uid, now());
         }
     }
 
-    /// Works the standings of the namespaces out anew whose Revisions changed.
+    /// Works the pull_contexts of the namespaces out anew whose Revisions changed.
     fn settle(&mut self) {
         self.settle_at = None;
-        let namespaces = self.standings.take_changed();
+        let namespaces = self.pull_contexts.take_changed();
         for warm in self.stores.image_warms.state() {
             if namespaces.contains(&*warm.namespace) {
-                let standing = self.standings.of(&warm, &self.stores);
-                self.index.apply(warm, standing, now());
+                let pull_context = self.pull_contexts.of(&warm, &self.stores);
+                self.index.apply(warm, pull_context, now());
             }
         }
     }
@@ -353,16 +353,16 @@ impl Dispatcher {
                     Effect::Close(session, StreamEnd::Misbehaved) => self.cut_off(session),
                     Effect::Close(session, end) => self.end_stream(session, end),
                     Effect::Resolve(job) => {
-                        let desk = self.desk.clone();
+                        let credentials = self.credentials.clone();
                         self.jobs.spawn(async move {
-                            let found = desk.answer(&job).await;
+                            let found = credentials.answer(&job).await;
                             Looked::ForPull(job, found)
                         });
                     }
                     Effect::LookAgain(job, uids) => {
-                        let desk = self.desk.clone();
+                        let credentials = self.credentials.clone();
                         self.jobs.spawn(async move {
-                            let found = desk.answer(&job).await;
+                            let found = credentials.answer(&job).await;
                             Looked::Again(uids, found)
                         });
                     }
@@ -371,10 +371,10 @@ impl Dispatcher {
             }
         }
         self.metrics.reports_ignored.inc_by(self.index.take_ignored());
-        let (slowdowns, refused) = self.index.take_savings();
-        self.metrics.registry_slowdowns.inc_by(slowdowns);
+        let (backoffs, refused) = self.index.take_savings();
+        self.metrics.registry_backoffs.inc_by(backoffs);
         self.metrics.canary_refusals.inc_by(refused);
-        self.metrics.orders.set(self.index.orders() as i64);
+        self.metrics.assignments.set(self.index.assignments() as i64);
         let (running, waiting) = self.index.pulls();
         self.metrics.pulls_in_flight.set(running as i64);
         self.metrics.pulls_waiting.set(waiting as i64);

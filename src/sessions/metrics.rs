@@ -58,8 +58,8 @@ struct WriteLabels {
 pub struct DispatchMetrics {
     /// Nodes with an open stream.
     pub nodes_connected: Gauge,
-    /// Orders known to the index.
-    pub orders: Gauge,
+    /// ImageWarmIndex known to the index.
+    pub assignments: Gauge,
     /// Pulls that were granted and have not ended.
     pub pulls_in_flight: Gauge,
     /// Pulls that wait for their registry's limit.
@@ -67,7 +67,7 @@ pub struct DispatchMetrics {
     /// Reports of warmers for orders that are not theirs, or not any more.
     pub reports_ignored: Counter,
     /// Answers of registries that had had enough.
-    pub registry_slowdowns: Counter,
+    pub registry_backoffs: Counter,
     /// Pulls that were not tried, since a canary had failed.
     pub canary_refusals: Counter,
     /// Lookups of credentials that failed.
@@ -87,7 +87,11 @@ impl DispatchMetrics {
             "Nodes whose warmer has an open stream",
             all.nodes_connected.clone(),
         );
-        registry.register("dispatch_orders", "ImageWarms known to the leader", all.orders.clone());
+        registry.register(
+            "dispatch_assignments",
+            "ImageWarms known to the leader",
+            all.assignments.clone(),
+        );
         registry.register(
             "dispatch_pulls_in_flight",
             "Pulls that were granted and have not ended",
@@ -106,7 +110,7 @@ impl DispatchMetrics {
         registry.register(
             "dispatch_registry_slowdowns",
             "Answers of 429 by which all nodes leave a registry alone for a while",
-            all.registry_slowdowns.clone(),
+            all.registry_backoffs.clone(),
         );
         registry.register(
             "dispatch_canary_refusals",

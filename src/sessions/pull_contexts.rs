@@ -11,40 +11,40 @@ use kube::ResourceExt;
 use crate::kubernetes::caches::Stores;
 use imagewarm_core::api::cached::Pool;
 use imagewarm_core::api::{CachedImageWarm, KnativeImage, Revision};
-use imagewarm_core::demand::consumers::{Asked, Asking, asked};
-use imagewarm_core::demand::pull_context::Standing;
+use imagewarm_core::demand::consumers::{ConsumerDemand, Demands, demands};
+use imagewarm_core::demand::pull_context::PullContext;
 use imagewarm_core::policy::Policy;
 
-/// `plan::want::standing`, or a test's own.
-pub(crate) type StandingFn = fn(&CachedImageWarm, &[Asking], &Policy) -> Standing;
+/// `plan::want::pull_context`, or a test's own.
+pub(crate) type PullContextFn = fn(&CachedImageWarm, &[ConsumerDemand], &Policy) -> PullContext;
 
 /// What is asked for in one namespace: read once, for all ImageWarms of the namespace.
-type Shared = Arc<Asked>;
+type Shared = Arc<Demands>;
 
 struct Known {
     asked: Shared,
     decisive: u64,
-    standing: Arc<Standing>,
+    pull_context: Arc<PullContext>,
 }
 
-pub(crate) struct Standings {
-    work_out: StandingFn,
+pub(crate) struct PullContexts {
+    work_out: PullContextFn,
     policy: Policy,
     asked: HashMap<String, Shared>,
     known: HashMap<Arc<str>, Known>,
     /// Each once: the ImageWarms of one Revision have the same.
-    standings: Pool<Standing>,
+    pull_contexts: Pool<PullContext>,
     changed: BTreeSet<String>,
 }
 
-impl Standings {
-    pub(crate) fn new(work_out: StandingFn, policy: Policy) -> Self {
-        Standings {
+impl PullContexts {
+    pub(crate) fn new(work_out: PullContextFn, policy: Policy) -> Self {
+        PullContexts {
             work_out,
             policy,
             asked: HashMap::new(),
             known: HashMap::new(),
-            standings: Pool::default(),
+            pull_contexts: Pool::default(),
             changed: BTreeSet::new(),
         }
     }
@@ -53,7 +53,7 @@ impl Standings {
     pub(crate) fn clear(&mut self) {
         self.asked.clear();
         self.known = HashMap::new();
-        self.standings = Pool::default();
+        self.pull_contexts = Pool::default();
         self.changed.clear();
     }
 
@@ -73,7 +73,7 @@ impl Standings {
     /// While paused, and in namespaces that were opted out since, they still stand for what exists.
     fn ask(&self, revisions: Vec<Arc<Revision>>, images: Vec<Arc<KnativeImage>>) -> Shared {
         let running = Policy { paused: false, ..self.policy.clone() };
-        Arc::new(asked(&revisions, &images, &BTreeSet::new(), &running))
+        Arc::new(demands(&revisions, &images, &BTreeSet::new(), &running))
     }
 
     /// An Image changed: says whether anything here depends on what changed of it. Of its status,
@@ -111,8 +111,8 @@ impl Standings {
         self.known.remove(uid);
     }
 
-    /// The standing of `warm` now.
-    pub(crate) fn of(&mut self, warm: &CachedImageWarm, stores: &Stores) -> Arc<Standing> {
+    /// The pull_context of `warm` now.
+    pub(crate) fn of(&mut self, warm: &CachedImageWarm, stores: &Stores) -> Arc<PullContext> {
         let asked = match self.asked.get(&*warm.namespace) {
             Some(asked) => asked.clone(),
             None => {
@@ -130,12 +130,13 @@ impl Standings {
             && Arc::ptr_eq(&known.asked, &asked)
             && known.decisive == decisive
         {
-            return known.standing.clone();
+            return known.pull_context.clone();
         }
-        let standing = self.standings.share((self.work_out)(warm, &asked.asking, &self.policy));
-        let known = Known { asked, decisive, standing: standing.clone() };
+        let pull_context =
+            self.pull_contexts.share((self.work_out)(warm, &asked.consumers, &self.policy));
+        let known = Known { asked, decisive, pull_context: pull_context.clone() };
         self.known.insert(warm.uid.clone(), known);
-        standing
+        pull_context
     }
 }
 
@@ -146,7 +147,7 @@ fn asks_the_same(before: &KnativeImage, now: &KnativeImage) -> bool {
             == (&new.uid, &new.labels, &new.annotations, &new.owner_references)
 }
 
-/// Stands for all of an ImageWarm that its standing depends on. How far a pull is, the commonest
+/// Stands for all of an ImageWarm that its pull_context depends on. How far a pull is, the commonest
 /// change of all, changes none; when its try began and ended may.
 fn decisive(warm: &CachedImageWarm) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -173,9 +174,9 @@ mod tests {
 
     static WORKED_OUT: AtomicUsize = AtomicUsize::new(0);
 
-    fn work_out(_: &CachedImageWarm, asked: &[Asking], _: &Policy) -> Standing {
+    fn work_out(_: &CachedImageWarm, asked: &[ConsumerDemand], _: &Policy) -> PullContext {
         WORKED_OUT.fetch_add(1, Ordering::SeqCst);
-        Standing { priority: asked.len() as i64, ..Standing::default() }
+        PullContext { priority: asked.len() as i64, ..PullContext::default() }
     }
 
     fn revision(name: &str) -> Revision {
@@ -191,24 +192,25 @@ mod tests {
     fn an_answer_is_kept_until_something_that_it_depends_on_changes() {
         let with = |revisions| Stores::fixed(vec![], revisions, vec![], vec![], vec![]);
         let stores = with(vec![revision("one")]);
-        let mut standings = Standings::new(work_out, Policy::default());
+        let mut pull_contexts = PullContexts::new(work_out, Policy::default());
         let mut warm = CachedImageWarm {
             uid: "uid".into(),
             namespace: "team".into(),
             status: Some(CachedStatus::default()),
             ..CachedImageWarm::default()
         };
-        let asked_anew = |standings: &mut Standings, warm: &CachedImageWarm, stores: &Stores| {
-            let before = WORKED_OUT.load(Ordering::SeqCst);
-            let standing = standings.of(warm, stores);
-            (WORKED_OUT.load(Ordering::SeqCst) - before, standing.priority)
-        };
-        assert_eq!(asked_anew(&mut standings, &warm, &stores), (1, 1));
-        assert_eq!(asked_anew(&mut standings, &warm, &stores), (0, 1));
+        let asked_anew =
+            |pull_contexts: &mut PullContexts, warm: &CachedImageWarm, stores: &Stores| {
+                let before = WORKED_OUT.load(Ordering::SeqCst);
+                let pull_context = pull_contexts.of(warm, stores);
+                (WORKED_OUT.load(Ordering::SeqCst) - before, pull_context.priority)
+            };
+        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (1, 1));
+        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (0, 1));
 
         let moved = Progress { downloaded_bytes: 1, total_bytes: 2 };
         warm.status.as_mut().unwrap().progress = Some(moved);
-        assert_eq!(asked_anew(&mut standings, &warm, &stores), (0, 1), "progress");
+        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (0, 1), "progress");
 
         let changes: [fn(&mut CachedStatus); 4] = [
             |status| status.started_at = Some(Timestamp::UNIX_EPOCH),
@@ -218,16 +220,16 @@ mod tests {
         ];
         for (at, change) in changes.into_iter().enumerate() {
             change(warm.status.as_mut().unwrap());
-            assert_eq!(asked_anew(&mut standings, &warm, &stores), (1, 1), "change {at}");
+            assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (1, 1), "change {at}");
         }
         Arc::make_mut(&mut warm.common).annotations.insert("k".into(), "v".into());
-        assert_eq!(asked_anew(&mut standings, &warm, &stores), (1, 1), "an annotation");
+        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (1, 1), "an annotation");
 
         let stores = with(vec![revision("one"), revision("two")]);
-        standings.changed("elsewhere");
-        assert_eq!(asked_anew(&mut standings, &warm, &stores), (0, 1), "another namespace");
-        standings.changed("team");
-        assert_eq!(asked_anew(&mut standings, &warm, &stores), (1, 2));
-        assert_eq!(standings.take_changed().len(), 2);
+        pull_contexts.changed("elsewhere");
+        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (0, 1), "another namespace");
+        pull_contexts.changed("team");
+        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (1, 2));
+        assert_eq!(pull_contexts.take_changed().len(), 2);
     }
 }

@@ -30,7 +30,7 @@ use crate::kubernetes::token_review::{TokenError, TokenReviewer};
 use crate::protocol::dispatch_server::{Dispatch, DispatchServer as Service};
 use imagewarm_core::assignment::StreamEnd;
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello, from_warmer};
-use imagewarm_core::throttle::stream::{Allowance, Excess};
+use imagewarm_core::throttle::stream::{Excess, MessageLimit};
 
 /// A silent connection is asked for a sign of life, and given up without one.
 const PING_EVERY: Duration = Duration::from_secs(15);
@@ -184,7 +184,7 @@ impl Dispatch for Sessions {
         &self,
         request: Request<Streaming<FromWarmer>>,
     ) -> Result<Response<SessionStream>, Status> {
-        // Asked first, so that a crowd of warmers costs a replica that does not lead no reviews.
+        // Demands first, so that a crowd of warmers costs a replica that does not lead no reviews.
         let leader = self.leader.borrow().clone();
         if !leader.leading {
             self.metrics.stream_end(StreamEnd::NotLeading);
@@ -247,7 +247,7 @@ impl Reader {
 
     /// Until the warmer ends the stream, or has to be cut off.
     async fn forward(&mut self) -> Option<Excess> {
-        let mut allowance = Allowance::new(Instant::now());
+        let mut message_limit = MessageLimit::new(Instant::now());
         loop {
             let message = match self.incoming.message().await {
                 Ok(Some(message)) => message,
@@ -255,7 +255,7 @@ impl Reader {
                 Err(status) if status.code() == Code::OutOfRange => return Some(Excess::Size),
                 Ok(None) | Err(_) => return None,
             };
-            if let Err(excess) = allowance.take(message.encoded_len(), Instant::now()) {
+            if let Err(excess) = message_limit.take(message.encoded_len(), Instant::now()) {
                 return Some(excess);
             }
             // A message of a kind that this version does not know is nothing to act on.

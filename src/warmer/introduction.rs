@@ -39,13 +39,13 @@ pub(super) async fn hello(
         os: version.os,
         architecture: version.architecture,
         pulling,
-        runtime_tells: tells(runtime.as_ref()).map(Into::into).collect(),
+        runtime_reports: tells(runtime.as_ref()).map(Into::into).collect(),
     }
 }
 
 /// What the runtime tells by itself.
 fn tells(runtime: &dyn Runtime) -> impl Iterator<Item = &'static str> {
-    let all = [(runtime.tells_progress(), "progress"), (runtime.tells_removals(), "removals")];
+    let all = [(runtime.reports_progress(), "progress"), (runtime.reports_removals(), "removals")];
     all.into_iter().filter_map(|(does, word)| does.then_some(word))
 }
 

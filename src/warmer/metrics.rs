@@ -32,7 +32,7 @@ pub struct WarmerMetrics {
     /// Streams that could not be opened, or ended.
     pub stream_failures: Counter,
     /// Orders of this node.
-    pub orders: Gauge,
+    pub assignments: Gauge,
     /// Pulls that run, or wait for their grant.
     pub pulls_running: Gauge,
     outcomes: Family<PullLabels, Counter>,
@@ -53,7 +53,11 @@ impl WarmerMetrics {
             "Streams to the controller that could not be opened, or ended",
             all.stream_failures.clone(),
         );
-        registry.register("warmer_orders", "Images that this node is to hold", all.orders.clone());
+        registry.register(
+            "warmer_assignments",
+            "Images that this node is to hold",
+            all.assignments.clone(),
+        );
         registry.register(
             "warmer_pulls_running",
             "Pulls that run, or wait for their grant",
@@ -68,7 +72,7 @@ impl WarmerMetrics {
     }
 
     pub(super) fn outcome(&self, reason: &str) {
-        if let Some(reason) = Reason::from_word(reason) {
+        if let Some(reason) = Reason::from_name(reason) {
             self.outcomes.get_or_create(&PullLabels { reason: ReasonLabel(reason) }).inc();
         }
     }

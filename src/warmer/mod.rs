@@ -30,7 +30,7 @@ use imagewarm_core::protocol::{FromController, Hello, Outcome, Progress, PullGra
 use imagewarm_core::report::outbox::Outbox;
 use imagewarm_core::runtime::RuntimeVersion;
 pub use metrics::WarmerMetrics;
-use pull::{JobEvent, Patience, now};
+use pull::{JobEvent, PullTimeouts, now};
 use removals::Removals;
 use stream::{Link, LinkEvent, StreamSettings};
 pub use stream::{ServerAddress, StreamError};
@@ -63,7 +63,7 @@ pub struct Warmer {
     queue: Queue,
     outbox: Outbox,
     metrics: WarmerMetrics,
-    patience: Patience,
+    timeouts: PullTimeouts,
     disk: Arc<DiskGuard>,
     epoch: u64,
     jobs: JoinSet<Ended>,
@@ -116,7 +116,7 @@ impl Warmer {
         let limits = Limits {
             parallel_pulls: args.parallel_pulls.into(),
             pulls_per_registry: args.max_pulls_per_registry.into(),
-            look_every_ms: i64::try_from(args.presence_interval.as_millis())
+            presence_interval_ms: i64::try_from(args.presence_interval.as_millis())
                 .unwrap_or(i64::MAX / 4),
             assumed_bytes: args.assumed_image_size,
         };
@@ -129,7 +129,7 @@ impl Warmer {
             queue: Queue::new(limits),
             outbox: Outbox::default(),
             metrics,
-            patience: Patience { idle: args.pull_idle_timeout, total: args.pull_deadline },
+            timeouts: PullTimeouts { idle: args.pull_idle_timeout, total: args.pull_deadline },
             disk: Arc::new(DiskGuard::new(args.keep_free_disk, args.image_folder.clone())),
             epoch: 0,
             jobs: JoinSet::new(),
@@ -182,16 +182,16 @@ impl Warmer {
     fn start_jobs(&mut self) {
         while let Some(job) = self.queue.next(now()) {
             let (runtime, disk) = (self.runtime.clone(), self.disk.clone());
-            let (events, patience) = (self.events_sender.clone(), self.patience);
+            let (events, timeouts) = (self.events_sender.clone(), self.timeouts);
             let task = job.clone();
             let handle = self
                 .jobs
-                .spawn(async move { pull::run(&task, runtime, &disk, events, patience).await });
+                .spawn(async move { pull::run(&task, runtime, &disk, events, timeouts).await });
             self.running.insert(handle.id(), (job, handle));
         }
         let pulls = self.running.values().filter(|(job, _)| job.step == Step::Pull).count();
         self.metrics.pulls_running.set(pulls as i64);
-        self.metrics.orders.set(self.queue.orders() as i64);
+        self.metrics.assignments.set(self.queue.assignments() as i64);
     }
 
     /// Says who we are; asks the runtime first, but not for long.

@@ -17,7 +17,7 @@ use imagewarm_core::node_queue::{Ended, Job, Step};
 use imagewarm_core::protocol::{Progress, PullGrant};
 use imagewarm_core::runtime::{PullProgress, PulledImage, RuntimeError};
 
-const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
+const PRESENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Finer steps of progress than this are not passed on.
 const STEP_MS: i64 = 250;
 /// A pull of which nothing new is told is told of again, so that it is seen to run.
@@ -25,7 +25,7 @@ const ALIVE: Duration = Duration::from_secs(2);
 
 /// How long a pull may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct PullTimeouts {
     /// Without progress, where the runtime tells of any.
     pub idle: Duration,
     /// In all, where it does not.
@@ -46,12 +46,12 @@ pub async fn run(
     runtime: Arc<dyn Runtime>,
     disk: &DiskGuard,
     events: mpsc::Sender<JobEvent>,
-    patience: Patience,
+    timeouts: PullTimeouts,
 ) -> Ended {
     match job.step {
-        Step::Look => {
-            let look = tokio::time::timeout(LOOK_TIMEOUT, runtime.present(&job.image)).await;
-            Ended::Looked(look.unwrap_or_else(|_| {
+        Step::CheckPresence => {
+            let look = tokio::time::timeout(PRESENCE_TIMEOUT, runtime.present(&job.image)).await;
+            Ended::PresenceChecked(look.unwrap_or_else(|_| {
                 let message = "the runtime did not answer in time".into();
                 Err(RuntimeError { reason: Reason::RuntimeUnavailable, message })
             }))
@@ -59,7 +59,7 @@ pub async fn run(
         Step::Pull => {
             // Before the grant: who cannot pull takes no place from other nodes.
             let shortage = disk.shortage(runtime.as_ref(), job.room_bytes);
-            match tokio::time::timeout(LOOK_TIMEOUT, shortage).await {
+            match tokio::time::timeout(PRESENCE_TIMEOUT, shortage).await {
                 Ok(Some(message)) => return Ended::NoRoom(message),
                 Ok(None) => {}
                 // The pull will find out what is wrong.
@@ -71,7 +71,7 @@ pub async fn run(
             };
             let (runtime, started) = (runtime.as_ref(), now());
             let pull = in_turn(&credentials, |credential| {
-                watched(job, runtime, credential, &events, patience, started)
+                watched(job, runtime, credential, &events, timeouts, started)
             });
             tokio::select! {
                 result = pull => {
@@ -88,7 +88,7 @@ pub async fn run(
             let verify = in_turn(&credentials, |credential| {
                 let answer = runtime.verify(&job.image, credential);
                 async {
-                    tokio::time::timeout(LOOK_TIMEOUT, answer).await.unwrap_or_else(|_| {
+                    tokio::time::timeout(PRESENCE_TIMEOUT, answer).await.unwrap_or_else(|_| {
                         let message = "the registry did not answer in time".into();
                         Err(RuntimeError { reason: Reason::TimedOut, message })
                     })
@@ -112,7 +112,7 @@ async fn granted(
         return Err(RuntimeError { reason: Reason::WaitingForWarmer, message });
     };
     let refusal = (!grant.refused_reason.is_empty()).then(|| RuntimeError {
-        reason: Reason::from_word(&grant.refused_reason).unwrap_or(Reason::Unauthorized),
+        reason: Reason::from_name(&grant.refused_reason).unwrap_or(Reason::Unauthorized),
         message: grant.refused_message,
     });
     match refusal {
@@ -158,13 +158,13 @@ async fn in_turn<'a, T, F: Future<Output = Result<T, RuntimeError>>>(
     }))
 }
 
-/// One pull with one credential; ended when patience is.
+/// One pull with one credential; ended when timeouts is.
 async fn watched(
     job: &Job,
     runtime: &dyn Runtime,
     credential: Option<&Credential>,
     events: &mpsc::Sender<JobEvent>,
-    patience: Patience,
+    timeouts: PullTimeouts,
     started: i64,
 ) -> Result<PulledImage, RuntimeError> {
     let begin = Instant::now();
@@ -206,15 +206,15 @@ async fn watched(
             () = alive => std::future::pending().await,
         }
     });
-    if !runtime.tells_progress() {
-        return tokio::time::timeout(patience.total, pull).await.unwrap_or_else(|_| {
-            let message = format!("not done within {} s", patience.total.as_secs());
+    if !runtime.reports_progress() {
+        return tokio::time::timeout(timeouts.total, pull).await.unwrap_or_else(|_| {
+            let message = format!("not done within {} s", timeouts.total.as_secs());
             Err(RuntimeError { reason: Reason::TimedOut, message })
         });
     }
     loop {
         let moved = u64::try_from(moved_at.load(Ordering::Relaxed)).unwrap_or(0);
-        let deadline = begin + Duration::from_millis(moved) + patience.idle;
+        let deadline = begin + Duration::from_millis(moved) + timeouts.idle;
         tokio::select! {
             result = &mut pull => return result,
             () = tokio::time::sleep_until(deadline) => {}
@@ -222,7 +222,7 @@ async fn watched(
         if u64::try_from(moved_at.load(Ordering::Relaxed)).unwrap_or(0) == moved {
             return Err(RuntimeError {
                 reason: Reason::TimedOut,
-                message: format!("nothing moved for {} s", patience.idle.as_secs()),
+                message: format!("nothing moved for {} s", timeouts.idle.as_secs()),
             });
         }
     }
@@ -278,9 +278,9 @@ mod tests {
             }
             while heard.recv().await.is_some() {}
         };
-        let patience = Patience { idle, total: 2 * idle };
+        let timeouts = PullTimeouts { idle, total: 2 * idle };
         let disk = DiskGuard::new(0, None);
-        let run = run(job, Arc::new(runtime), &disk, events, patience);
+        let run = run(job, Arc::new(runtime), &disk, events, timeouts);
         let (ended, ()) = tokio::join!(run, grant_it);
         ended
     }
@@ -291,7 +291,7 @@ mod tests {
             Ended::Pulled(_, Err(error)) => Err(error.reason),
             Ended::Refused(reason, _) => Err(reason),
             Ended::NoRoom(_) | Ended::OutOfRoom(_) => Err(Reason::DiskPressure),
-            Ended::Looked(_) | Ended::Verified(_) => Err(Reason::Removed),
+            Ended::PresenceChecked(_) | Ended::Verified(_) => Err(Reason::Removed),
         }
     }
 
@@ -394,8 +394,8 @@ mod tests {
         let runtime = FakeRuntime::default();
         let calls = runtime.calls();
         let huge = Job { room_bytes: u64::MAX, ..job("r.test/app:v1") };
-        let patience = Patience { idle: Duration::from_secs(5), total: Duration::from_secs(5) };
-        let ended = run(&huge, Arc::new(runtime), &disk, events, patience).await;
+        let timeouts = PullTimeouts { idle: Duration::from_secs(5), total: Duration::from_secs(5) };
+        let ended = run(&huge, Arc::new(runtime), &disk, events, timeouts).await;
         assert!(matches!(ended, Ended::NoRoom(_)), "{ended:?}");
         assert!(heard.recv().await.is_none() && calls.lock().unwrap().is_empty());
     }

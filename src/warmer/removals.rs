@@ -29,7 +29,7 @@ impl Removals {
     pub(super) fn listen(runtime: Arc<dyn Runtime>) -> Self {
         let told = Arc::new(Notify::new());
         let mut listener = JoinSet::new();
-        if runtime.tells_removals() {
+        if runtime.reports_removals() {
             listener.spawn(listen(runtime, told.clone()));
         }
         Removals { told, due: None, _listener: listener }

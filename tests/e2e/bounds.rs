@@ -96,7 +96,7 @@ async fn a_revision_beyond_the_rate_limit_is_repaired(world: &World) -> Result<(
         namespace.revision(&name, containers(&[&image.tag])).await?;
     }
     namespace.all_ready(12).await?;
-    let beyond = world.controllers.metric_sum("imagewarm_fan_out_over_ceiling_total", "").await?;
+    let beyond = world.controllers.metric_sum("imagewarm_fan_out_rate_limited_total", "").await?;
     ensure!(beyond >= 2.0, "only {beyond} Revisions were beyond the limit");
     let repaired = world.controllers.metric_sum("imagewarm_repairs_total", "Missing").await?;
     ensure!(repaired >= 6.0, "only {repaired} ImageWarms were repairs");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imagewarm_core::api::{ImageWarm, ImageWarmSpec};
 use imagewarm_core::assignment::{Budget, Effect, Index};
-use imagewarm_core::demand::pull_context::Standing;
+use imagewarm_core::demand::pull_context::PullContext;
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello};
 use prost::Message as _;
 
@@ -28,7 +28,7 @@ fn index() -> Index {
             let mut warm = ImageWarm::new(&name, spec);
             warm.metadata.namespace = Some("default".into());
             warm.metadata.uid = Some(format!("uid-{name}"));
-            index.apply(Arc::new(warm.into()), Standing::default(), 0);
+            index.apply(Arc::new(warm.into()), PullContext::default(), 0);
         }
         let hello = Hello { protocol_version: 1, epoch: 1, ..Hello::default() };
         index.open(session, node, &hello, 0);
@@ -83,8 +83,8 @@ fn nothing_that_a_warmer_says_changes_another_node() {
         }
         // However long it goes on, a message costs a few steps and no memory.
         assert!(effects <= 8 * heard, "{effects} effects of {heard} messages");
-        assert_eq!(index.orders(), 4);
-        let held: HashMap<_, _> = ["a", "b"].map(|node| (node, index.orders_of(node))).into();
+        assert_eq!(index.assignments(), 4);
+        let held: HashMap<_, _> = ["a", "b"].map(|node| (node, index.assignments_of(node))).into();
         assert_eq!(held, HashMap::from([("a", 2), ("b", 2)]));
     });
 }

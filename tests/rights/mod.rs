@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-/// Grants that no request shows: resource with its group, verb, and why they are there all the same.
+/// RegistryBudgets that no request shows: resource with its group, verb, and why they are there all the same.
 pub const IDLE: &[(&str, &str, &str)] = &[
     ("admissionregistration.k8s.io/mutatingwebhookconfigurations", "delete", OWNER),
     ("admissionregistration.k8s.io/validatingwebhookconfigurations", "delete", OWNER),

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::{StreamExt, TryStreamExt};
 use imagewarm_core::api::Revision;
 use imagewarm_core::demand::revision::demand;
-use imagewarm_core::placement::{NodeFacts, RuntimeClasses, may_start};
+use imagewarm_core::placement::{NodeFacts, RuntimeClasses, is_eligible};
 use imagewarm_core::policy::Policy;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -129,7 +129,7 @@ fn our_verdict(spec: &Value, node: &Node, rules: &RuntimeClasses) -> Result<Resu
         serde_json::from_value(json!({"metadata": {"name": "r"}, "spec": spec}))?;
     let policy = Policy { startup_taints: Vec::new(), ..Policy::default() };
     let placement = rules.constrain(demand(&revision, false, &policy).placement);
-    let verdict = may_start(&NodeFacts::new(node, &BTreeSet::new()), &placement, &policy);
+    let verdict = is_eligible(&NodeFacts::new(node, &BTreeSet::new()), &placement, &policy);
     Ok(verdict.map_err(|exclusion| exclusion.to_string()))
 }
 

@@ -169,7 +169,7 @@ impl CachedImageWarm {
 
     /// The typed reason of the `Ready` condition.
     pub fn reason(&self) -> Option<Reason> {
-        Reason::from_word(&self.ready()?.reason)
+        Reason::from_name(&self.ready()?.reason)
     }
 
     /// `status.digest`.

@@ -105,7 +105,7 @@ labels! {
 
 impl Reason {
     /// The reason with this word, if there is one.
-    pub fn from_word(word: &str) -> Option<Reason> {
+    pub fn from_name(word: &str) -> Option<Reason> {
         Self::ALL.iter().copied().find(|reason| reason.as_str() == word)
     }
 
@@ -120,7 +120,7 @@ impl Reason {
 
     /// Whether a person has to change something before another try can succeed. What time heals
     /// by itself is retried quickly; this is retried slowly, and at once when something changes.
-    pub const fn needs_person(self) -> bool {
+    pub const fn requires_user_action(self) -> bool {
         matches!(
             self,
             Reason::Unauthorized
@@ -173,9 +173,9 @@ mod tests {
     #[test]
     fn words_round_trip() {
         for reason in Reason::ALL {
-            assert_eq!(Reason::from_word(reason.as_str()), Some(*reason));
+            assert_eq!(Reason::from_name(reason.as_str()), Some(*reason));
         }
-        assert_eq!(Reason::from_word("pulled"), None);
+        assert_eq!(Reason::from_name("pulled"), None);
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl ImageWarm {
 
     /// The typed reason of the `Ready` condition.
     pub fn reason(&self) -> Option<Reason> {
-        Reason::from_word(&self.ready()?.reason)
+        Reason::from_name(&self.ready()?.reason)
     }
 
     /// Whether this program made the object (and so may delete it).

@@ -25,7 +25,7 @@ pub const WARM_KEY: &str = "caching.knative.dev/warm";
 pub const RUNTIME_KEY: &str = "caching.knative.dev/runtime";
 
 /// Annotation in the status of an ImageWarm: what that runtime tells by itself.
-pub const RUNTIME_TELLS_KEY: &str = "caching.knative.dev/runtime-tells";
+pub const RUNTIME_REPORTS_KEY: &str = "caching.knative.dev/runtime-reports";
 
 /// Label that marks every object made by this program; hand-made objects lack it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";

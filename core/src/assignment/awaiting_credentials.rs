@@ -1,23 +1,23 @@
 //! Pulls that failed for want of a credential: their Secrets cannot be watched, so they are looked
-//! at again now and then, and the pull is hurried as soon as there is something new to try.
+//! at again now and then, and the pull is credential_changes as soon as there is something new to try.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
-use super::{CredentialJob, Effect, Index, Order, Refusal};
+use super::{Assignment, CredentialRequest, Effect, Index, Refusal};
 use crate::api::Reason;
 use crate::demand::PullIdentity;
 use crate::image::{Credential, Reference};
 use crate::protocol::from_controller::Message as ToWarmer;
 
-/// Each order is looked at again after this long, and up to half as much more.
+/// Each assignment is looked at again after this long, and up to half as much more.
 const AGAIN_MS: i64 = 15_000;
 /// Looks that begin in one tick; the others wait for the next ticks.
 const LOOKS: usize = 4;
 
 /// What the last pull could be paid with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Purse {
+pub(super) enum CredentialSet {
     #[default]
     Unknown,
     Refused,
@@ -27,13 +27,13 @@ pub(super) enum Purse {
 
 /// Orders that wait for a credential, and when their Secrets are to be looked at.
 #[derive(Debug, Default)]
-pub(super) struct Unpaid {
+pub(super) struct AwaitingCredentials {
     due: HashMap<String, i64>,
     key: RandomState,
 }
 
-impl Unpaid {
-    /// Takes the order in or out, by what its status says.
+impl AwaitingCredentials {
+    /// Takes the assignment in or out, by what its status says.
     pub(super) fn note(&mut self, uid: &str, reason: Option<Reason>, now: i64) {
         if !matches!(reason, Some(Reason::SecretMissing | Reason::Unauthorized)) {
             self.due.remove(uid);
@@ -46,15 +46,15 @@ impl Unpaid {
         self.due.remove(uid);
     }
 
-    pub(super) fn purse(&self, found: &Result<Vec<Credential>, Refusal>) -> Purse {
-        let Ok(credentials) = found else { return Purse::Refused };
+    pub(super) fn credential_set(&self, found: &Result<Vec<Credential>, Refusal>) -> CredentialSet {
+        let Ok(credentials) = found else { return CredentialSet::Refused };
         let mut hash = self.key.build_hasher();
         for one in credentials {
             let parts = [&one.username, &one.password, &one.identity_token, &one.registry_token];
             parts.hash(&mut hash);
         }
         credentials.len().hash(&mut hash);
-        Purse::Credentials(hash.finish())
+        CredentialSet::Credentials(hash.finish())
     }
 
     /// Not all at the same moment.
@@ -65,10 +65,10 @@ impl Unpaid {
 }
 
 impl Index {
-    /// Asks for a few of the looks that are due: one for all orders that would ask for the same.
+    /// Asks for a few of the looks that are due: one for all assignments that would ask for the same.
     pub(super) fn look_again(&mut self, now: i64) {
         let mut due: Vec<(i64, &String)> = self
-            .unpaid
+            .awaiting_credentials
             .due
             .iter()
             .filter(|(_, at)| **at <= now)
@@ -79,57 +79,57 @@ impl Index {
         }
         due.sort_unstable();
         type Question<'a> = (&'a str, &'a [PullIdentity], &'a Reference);
-        fn question(order: &Order) -> Question<'_> {
-            (&order.warm.namespace, &order.standing.identities, &order.image)
+        fn question(assignment: &Assignment) -> Question<'_> {
+            (&assignment.warm.namespace, &assignment.pull_context.identities, &assignment.image)
         }
-        let mut looks: HashMap<Question<'_>, (CredentialJob, Vec<String>)> = HashMap::new();
+        let mut looks: HashMap<Question<'_>, (CredentialRequest, Vec<String>)> = HashMap::new();
         for (_, uid) in due {
-            let Some(order) = self.orders.get(uid.as_str()) else { continue };
+            let Some(assignment) = self.assignments.get(uid.as_str()) else { continue };
             // Nobody there to pull, or a pull that reads the Secrets itself.
-            let session = self.nodes.get(&*order.warm.node_name).and_then(|node| node.session);
+            let session = self.nodes.get(&*assignment.warm.node_name).and_then(|node| node.session);
             let Some((session, _)) = session else { continue };
-            if self.grants.is_in_flight(uid) || self.grants.is_waiting(uid) {
+            if self.budgets.is_in_flight(uid) || self.budgets.is_waiting(uid) {
                 continue;
             }
-            if looks.len() < LOOKS || looks.contains_key(&question(order)) {
+            if looks.len() < LOOKS || looks.contains_key(&question(assignment)) {
                 let (_, uids) = looks
-                    .entry(question(order))
-                    .or_insert_with(|| (order.credential_job(uid, session), Vec::new()));
+                    .entry(question(assignment))
+                    .or_insert_with(|| (assignment.credential_request(uid, session), Vec::new()));
                 uids.push(uid.clone());
             }
         }
         let looks: Vec<_> = looks.into_values().collect();
         for (job, uids) in looks {
-            uids.iter().for_each(|uid| self.unpaid.put_off(uid, now));
+            uids.iter().for_each(|uid| self.awaiting_credentials.put_off(uid, now));
             self.effects.push(Effect::LookAgain(job, uids));
         }
     }
 
     /// The outcome of [`Effect::LookAgain`]. What still cannot be read is no reason to hurry.
     pub fn looked_again(&mut self, uids: &[String], found: &Result<Vec<Credential>, Refusal>) {
-        let purse = self.unpaid.purse(found);
-        if purse == Purse::Refused {
+        let credential_set = self.awaiting_credentials.credential_set(found);
+        if credential_set == CredentialSet::Refused {
             return;
         }
         for uid in uids {
-            let Some(order) = self.orders.get_mut(uid.as_str()) else { continue };
-            if !self.unpaid.due.contains_key(uid) || self.grants.is_in_flight(uid) {
+            let Some(assignment) = self.assignments.get_mut(uid.as_str()) else { continue };
+            if !self.awaiting_credentials.due.contains_key(uid) || self.budgets.is_in_flight(uid) {
                 continue;
             }
-            let is_news = match std::mem::replace(&mut order.purse, purse) {
+            let is_news = match std::mem::replace(&mut assignment.credential_set, credential_set) {
                 // After a change of the leader; there were none when the pull failed.
-                Purse::Unknown => order.warm.reason() == Some(Reason::SecretMissing),
-                before => before != purse,
+                CredentialSet::Unknown => assignment.warm.reason() == Some(Reason::SecretMissing),
+                before => before != credential_set,
             };
             if !is_news {
                 continue;
             }
-            order.hurried += 1;
-            order.identity_mark = order.identity_mark.wrapping_add(1);
-            self.canaries.forget(&order.key());
-            let node = self.nodes.get(&*order.warm.node_name);
+            assignment.credential_changes += 1;
+            assignment.identity_mark = assignment.identity_mark.wrapping_add(1);
+            self.canaries.forget(&assignment.key());
+            let node = self.nodes.get(&*assignment.warm.node_name);
             if let Some((session, _)) = node.and_then(|node| node.session) {
-                let assign = ToWarmer::Assign(order.assign());
+                let assign = ToWarmer::Assign(assignment.assign());
                 self.effects.push(Effect::Send(session, assign));
             }
         }

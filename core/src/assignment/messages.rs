@@ -1,11 +1,11 @@
-//! What is said to warmers: orders and grants.
+//! What is said to warmers: assignments and budgets.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use super::{Order, Refusal};
+use super::{Assignment, Refusal};
 use crate::api::{CachedImageWarm, ConditionStatus, Reason};
-use crate::demand::pull_context::Standing;
+use crate::demand::pull_context::PullContext;
 use crate::image::Credential;
 use crate::protocol::{self, Assign, PullGrant};
 
@@ -16,26 +16,26 @@ pub(super) fn ready(warm: &CachedImageWarm) -> ConditionStatus {
     warm.ready().map_or(ConditionStatus::Unknown, |ready| ready.status)
 }
 
-/// Changes with all that a pull could be paid with, and with the order's own spec. The same in every
+/// Changes with all that a pull could be paid with, and with the assignment's own spec. The same in every
 /// replica of one version, so that a new leader does not hurry what failed.
-pub(super) fn identity_mark(warm: &CachedImageWarm, standing: &Standing) -> u64 {
+pub(super) fn identity_mark(warm: &CachedImageWarm, pull_context: &PullContext) -> u64 {
     let mut mark = DefaultHasher::new();
-    standing.identities.hash(&mut mark);
+    pull_context.identities.hash(&mut mark);
     warm.generation.hash(&mut mark);
     mark.finish()
 }
 
-impl Order {
+impl Assignment {
     pub(super) fn assign(&self) -> Assign {
-        let Order { warm, image, standing, .. } = self;
+        let Assignment { warm, image, pull_context, .. } = self;
         Assign {
             uid: warm.uid.to_string(),
             namespace: warm.namespace.to_string(),
             name: warm.name.to_string(),
             image: image.as_str().to_owned(),
-            check_for: standing.check_for.clone().unwrap_or_default(),
+            check_for: pull_context.check_for.clone().unwrap_or_default(),
             believed_present: self.is_believed_present(),
-            priority: standing.priority,
+            priority: pull_context.priority,
             identity_mark: self.identity_mark,
             known_size_bytes: self.known_size_bytes,
         }
@@ -47,10 +47,11 @@ impl Order {
 }
 
 /// Whether the warmer has to know; that its own report was stored, it need not.
-pub(super) fn needs_resend(old: &Order, new: &Order) -> bool {
-    (new.standing.check_for.is_some() && new.standing.check_for != old.standing.check_for)
+pub(super) fn needs_resend(old: &Assignment, new: &Assignment) -> bool {
+    (new.pull_context.check_for.is_some()
+        && new.pull_context.check_for != old.pull_context.check_for)
         || (old.is_believed_present() && !new.is_believed_present())
-        || old.standing.priority != new.standing.priority
+        || old.pull_context.priority != new.pull_context.priority
         || old.identity_mark != new.identity_mark
         || old.image != new.image
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::api::{CachedImageWarm, ConditionStatus, Reason};
 use crate::demand::PullIdentity;
-use crate::demand::pull_context::Standing;
+use crate::demand::pull_context::PullContext;
 use crate::image::{Credential, Reference};
 use crate::protocol::from_controller::Message as ToWarmer;
 use crate::protocol::from_warmer::Message as FromWarmer;
@@ -22,10 +22,10 @@ use crate::report::status::{
     NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUEUED_QUIET_MS, QUIET_MS, Report,
 };
 use crate::throttle::canary::{self, Answer, Canaries, Released};
-use crate::throttle::registry::{Grants, Limits};
+use crate::throttle::registry::{Limits, RegistryBudgets};
 pub use stream_end::StreamEnd;
 
-use awaiting_credentials::{Purse, Unpaid};
+use awaiting_credentials::{AwaitingCredentials, CredentialSet};
 use messages::{grant, identity_mark, needs_resend, ready};
 use sizes::Sizes;
 
@@ -40,23 +40,23 @@ pub enum Effect {
     /// End a stream.
     Close(SessionId, StreamEnd),
     /// Find the credentials, and call [`Index::resolved`].
-    Resolve(CredentialJob),
-    /// Find them once more for these orders, and call [`Index::looked_again`].
-    LookAgain(CredentialJob, Vec<String>),
+    Resolve(CredentialRequest),
+    /// Find them once more for these assignments, and call [`Index::looked_again`].
+    LookAgain(CredentialRequest, Vec<String>),
     /// Write what was reported.
     Status(String, Arc<CachedImageWarm>, Report),
 }
 
 /// Whose credentials are needed for what.
 #[derive(Clone, Debug, PartialEq)]
-pub struct CredentialJob {
-    /// The order.
+pub struct CredentialRequest {
+    /// The assignment.
     pub uid: String,
     /// The stream that asked.
     pub session: SessionId,
     /// Where the Secrets are.
     pub namespace: String,
-    /// Who may pay for the pull, in order.
+    /// Who may pay for the pull, in assignment.
     pub identities: Vec<PullIdentity>,
     /// The image.
     pub image: Reference,
@@ -91,17 +91,17 @@ impl Budget {
 }
 
 #[derive(Debug)]
-struct Order {
+struct Assignment {
     warm: Arc<CachedImageWarm>,
     image: Reference,
-    standing: Arc<Standing>,
+    pull_context: Arc<PullContext>,
     /// Changes with what the pull could be paid with.
     identity_mark: u64,
     known_size_bytes: u64,
     /// What the last pull could be paid with, and how often something new was found after it.
-    purse: Purse,
-    hurried: u64,
-    /// While it is asked for: most orders are settled.
+    credential_set: CredentialSet,
+    credential_changes: u64,
+    /// While it is asked for: most assignments are settled.
     pull: Option<Box<Pull>>,
 }
 
@@ -115,7 +115,7 @@ struct Pull {
     asked: Option<SessionId>,
 }
 
-impl Order {
+impl Assignment {
     fn pull(&mut self) -> &mut Pull {
         self.pull.get_or_insert_default()
     }
@@ -124,12 +124,12 @@ impl Order {
         (self.warm.namespace.to_string(), self.image.clone())
     }
 
-    fn credential_job(&self, uid: &str, session: SessionId) -> CredentialJob {
-        CredentialJob {
+    fn credential_request(&self, uid: &str, session: SessionId) -> CredentialRequest {
+        CredentialRequest {
             uid: uid.to_owned(),
             session,
             namespace: self.warm.namespace.to_string(),
-            identities: self.standing.identities.clone(),
+            identities: self.pull_context.identities.clone(),
             image: self.image.clone(),
         }
     }
@@ -137,28 +137,28 @@ impl Order {
 
 #[derive(Debug)]
 struct Node {
-    orders: BTreeSet<Arc<str>>,
+    assignments: BTreeSet<Arc<str>>,
     session: Option<(SessionId, u64)>,
     runtime: NodeRuntime,
     absent_since: i64,
-    /// Whether orders may still have to be told that nobody is there.
-    untold: bool,
+    /// Whether assignments may still have to be told that nobody is there.
+    absence_unreported: bool,
 }
 
 /// The leader's memory.
 #[derive(Debug)]
 pub struct Index {
-    orders: HashMap<Arc<str>, Order>,
+    assignments: HashMap<Arc<str>, Assignment>,
     nodes: HashMap<String, Node>,
     sessions: HashMap<SessionId, String>,
-    grants: Grants,
+    budgets: RegistryBudgets,
     canaries: Canaries,
-    unpaid: Unpaid,
+    awaiting_credentials: AwaitingCredentials,
     sizes: Sizes,
     grace_ms: i64,
     effects: Vec<Effect>,
     ignored: u64,
-    slowdowns: u64,
+    backoffs: u64,
     refused: u64,
 }
 
@@ -167,22 +167,22 @@ impl Index {
     /// as one without a warmer.
     pub fn new(budget: Budget, grace_ms: i64) -> Self {
         Index {
-            orders: HashMap::new(),
+            assignments: HashMap::new(),
             nodes: HashMap::new(),
             sessions: HashMap::new(),
-            grants: Grants::new(budget.registry),
+            budgets: RegistryBudgets::new(budget.registry),
             canaries: Canaries::new(budget.canary),
-            unpaid: Unpaid::default(),
+            awaiting_credentials: AwaitingCredentials::default(),
             sizes: Sizes::default(),
             grace_ms,
             effects: Vec::new(),
             ignored: 0,
-            slowdowns: 0,
+            backoffs: 0,
             refused: 0,
         }
     }
 
-    /// What is to be done since the last call, in order.
+    /// What is to be done since the last call, in assignment.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
@@ -197,35 +197,35 @@ impl Index {
         self.sessions.values().cloned().collect()
     }
 
-    /// How many orders there are.
-    pub fn orders(&self) -> usize {
-        self.orders.len()
+    /// How many assignments there are.
+    pub fn assignments(&self) -> usize {
+        self.assignments.len()
     }
 
-    /// How many orders one node has.
-    pub fn orders_of(&self, node: &str) -> usize {
-        self.nodes.get(node).map_or(0, |node| node.orders.len())
+    /// How many assignments one node has.
+    pub fn assignments_of(&self, node: &str) -> usize {
+        self.nodes.get(node).map_or(0, |node| node.assignments.len())
     }
 
     /// How many pulls run, and how many wait for their registry or for a canary.
     pub fn pulls(&self) -> (usize, usize) {
-        let (running, waiting) = self.grants.counts();
+        let (running, waiting) = self.budgets.counts();
         (running, waiting + self.canaries.waiting())
     }
 
-    /// Uids of all orders, for comparison with a new list.
+    /// Uids of all assignments, for comparison with a new list.
     pub fn uids(&self) -> Vec<Arc<str>> {
-        self.orders.keys().cloned().collect()
+        self.assignments.keys().cloned().collect()
     }
 
-    /// An ImageWarm was made or changed, or its standing did.
+    /// An ImageWarm was made or changed, or its pull_context did.
     pub fn apply(
         &mut self,
         warm: Arc<CachedImageWarm>,
-        standing: impl Into<Arc<Standing>>,
+        pull_context: impl Into<Arc<PullContext>>,
         now: i64,
     ) {
-        let standing = standing.into();
+        let pull_context = pull_context.into();
         let uid = warm.uid.clone();
         if uid.is_empty() {
             return;
@@ -241,12 +241,12 @@ impl Index {
                 return;
             }
         };
-        let mut old = self.orders.remove(&uid);
+        let mut old = self.assignments.remove(&uid);
         let pull = old.as_mut().and_then(|old| old.pull.take());
         let (image, known_size_bytes) = self.sizes.note(image, &warm, old.is_none());
-        let hurried = old.as_ref().map_or(0, |old| old.hurried);
-        let identity_mark = identity_mark(&warm, &standing).wrapping_add(hurried);
-        self.unpaid.note(&uid, warm.reason(), now);
+        let credential_changes = old.as_ref().map_or(0, |old| old.credential_changes);
+        let identity_mark = identity_mark(&warm, &pull_context).wrapping_add(credential_changes);
+        self.awaiting_credentials.note(&uid, warm.reason(), now);
         let key = (warm.namespace.to_string(), image.clone());
         match &old {
             Some(old) if old.image == image => {
@@ -262,43 +262,43 @@ impl Index {
             }
             None => self.canaries.ordered(key),
         }
-        let order = Order {
+        let assignment = Assignment {
             warm,
             image,
-            standing,
+            pull_context,
             identity_mark,
             known_size_bytes,
-            purse: old.as_ref().map_or(Purse::Unknown, |old| old.purse),
+            credential_set: old.as_ref().map_or(CredentialSet::Unknown, |old| old.credential_set),
             pull,
-            hurried,
+            credential_changes,
         };
-        let node = self.node(&order.warm.node_name, now);
-        if node.orders.insert(uid.clone()) {
-            node.untold = true;
+        let node = self.node(&assignment.warm.node_name, now);
+        if node.assignments.insert(uid.clone()) {
+            node.absence_unreported = true;
         }
         if let Some((session, _)) = node.session
-            && old.as_ref().is_none_or(|old| needs_resend(old, &order))
+            && old.as_ref().is_none_or(|old| needs_resend(old, &assignment))
         {
-            self.effects.push(Effect::Send(session, ToWarmer::Assign(order.assign())));
+            self.effects.push(Effect::Send(session, ToWarmer::Assign(assignment.assign())));
         }
-        self.orders.insert(uid, order);
+        self.assignments.insert(uid, assignment);
     }
 
     /// An ImageWarm is gone.
     pub fn delete(&mut self, uid: &str, now: i64) {
-        let Some(order) = self.orders.remove(uid) else { return };
-        self.unpaid.forget(uid);
-        self.sizes.forget(&order.image);
-        let released = self.canaries.withdrawn(&order.key(), uid, now);
+        let Some(assignment) = self.assignments.remove(uid) else { return };
+        self.awaiting_credentials.forget(uid);
+        self.sizes.forget(&assignment.image);
+        let released = self.canaries.withdrawn(&assignment.key(), uid, now);
         self.release(released, now);
         self.end_pull(uid, now);
-        let name = &*order.warm.node_name;
+        let name = &*assignment.warm.node_name;
         if let Some(node) = self.nodes.get_mut(name) {
-            node.orders.remove(uid);
+            node.assignments.remove(uid);
             if let Some((session, _)) = node.session {
                 let withdraw = ToWarmer::Withdraw(Withdraw { uid: uid.to_owned() });
                 self.effects.push(Effect::Send(session, withdraw));
-            } else if node.orders.is_empty() {
+            } else if node.assignments.is_empty() {
                 self.nodes.remove(name);
             }
         }
@@ -318,7 +318,7 @@ impl Index {
         let node = self.node(name, now);
         node.session = Some((session, hello.epoch));
         node.runtime = NodeRuntime::from(hello);
-        let uids: Vec<Arc<str>> = node.orders.iter().cloned().collect();
+        let uids: Vec<Arc<str>> = node.assignments.iter().cloned().collect();
         self.sessions.insert(session, name.to_owned());
         let welcome = Welcome {
             protocol_version: PROTOCOL_VERSION,
@@ -330,10 +330,10 @@ impl Index {
         let pulling: HashSet<&str> = hello.pulling.iter().map(String::as_str).collect();
         for uid in &uids {
             if pulling.contains(&**uid) {
-                if let Some(order) = self.orders.get_mut(uid) {
-                    order.pull().running_since.get_or_insert(now);
-                    self.grants.hold(uid, order.image.domain());
-                    let key = order.key();
+                if let Some(assignment) = self.assignments.get_mut(uid) {
+                    assignment.pull().running_since.get_or_insert(now);
+                    self.budgets.hold(uid, assignment.image.domain());
+                    let key = assignment.key();
                     self.open_for_all(&key, now);
                 }
             } else {
@@ -341,8 +341,8 @@ impl Index {
             }
         }
         for uid in uids {
-            if let Some(order) = self.orders.get(&uid) {
-                let assign = ToWarmer::Assign(order.assign());
+            if let Some(assignment) = self.assignments.get(&uid) {
+                let assign = ToWarmer::Assign(assignment.assign());
                 self.effects.push(Effect::Send(session, assign));
             }
         }
@@ -356,20 +356,20 @@ impl Index {
         if node.session.is_none_or(|(current, _)| current != session) {
             return;
         }
-        (node.session, node.absent_since, node.untold) = (None, now, true);
-        let uids: Vec<Arc<str>> = node.orders.iter().cloned().collect();
+        (node.session, node.absent_since, node.absence_unreported) = (None, now, true);
+        let uids: Vec<Arc<str>> = node.assignments.iter().cloned().collect();
         if uids.is_empty() {
             self.nodes.remove(&name);
         }
         // Running pulls keep their places until the warmer is back, or counts as gone.
         for uid in uids {
-            if self.grants.is_waiting(&uid) || self.canaries.is_waiting(&uid) {
+            if self.budgets.is_waiting(&uid) || self.canaries.is_waiting(&uid) {
                 self.end_pull(&uid, now);
             }
         }
     }
 
-    /// A warmer said something. Only what concerns an order of its own node is heard.
+    /// A warmer said something. Only what concerns an assignment of its own node is heard.
     pub fn message(&mut self, session: SessionId, message: &FromWarmer, now: i64) {
         let uid = match message {
             FromWarmer::Hello(_) => {
@@ -381,24 +381,24 @@ impl Index {
             FromWarmer::PullRequest(request) => &request.uid,
         };
         let node = self.sessions.get(&session).map(String::as_str);
-        let Some(order) = self
-            .orders
+        let Some(assignment) = self
+            .assignments
             .get_mut(uid.as_str())
-            .filter(|order| node.is_some_and(|node| node == &*order.warm.node_name))
+            .filter(|assignment| node.is_some_and(|node| node == &*assignment.warm.node_name))
         else {
             self.ignored += 1;
             // Nobody but its own node is ever told this uid: whoever speaks of it is no warmer.
-            if node.is_some() && self.orders.contains_key(uid.as_str()) {
+            if node.is_some() && self.assignments.contains_key(uid.as_str()) {
                 self.effects.push(Effect::Close(session, StreamEnd::Misbehaved));
             }
             return;
         };
         match message {
             FromWarmer::PullRequest(_) => {
-                if order.pull.as_ref().is_some_and(|pull| pull.asked == Some(session)) {
+                if assignment.pull.as_ref().is_some_and(|pull| pull.asked == Some(session)) {
                     return;
                 }
-                let key = order.key();
+                let key = assignment.key();
                 match self.canaries.ask(&key, uid, now) {
                     Answer::Go => self.admit(uid, now),
                     Answer::Wait => {}
@@ -406,28 +406,28 @@ impl Index {
                 }
             }
             FromWarmer::Progress(progress) => {
-                if is_due(order, progress, now) {
+                if is_due(assignment, progress, now) {
                     let report = Report::from(progress);
-                    self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
+                    self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
                 }
                 // Whoever gets bytes has been let in.
-                if progress.downloaded_bytes > 0 && self.grants.is_in_flight(uid) {
-                    let key = order.key();
+                if progress.downloaded_bytes > 0 && self.budgets.is_in_flight(uid) {
+                    let key = assignment.key();
                     self.open_for_all(&key, now);
                 }
             }
             FromWarmer::Outcome(said) => {
                 let mut outcome = Outcome::from(said);
-                let asked_for = order.standing.check_for.as_ref();
+                let asked_for = assignment.pull_context.check_for.as_ref();
                 outcome.checked_for = outcome.checked_for.filter(|word| Some(word) == asked_for);
-                let node = self.nodes.get(&*order.warm.node_name);
+                let node = self.nodes.get(&*assignment.warm.node_name);
                 outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
-                let (key, reason, present) = (order.key(), outcome.reason, outcome.present);
+                let (key, reason, present) = (assignment.key(), outcome.reason, outcome.present);
                 let message = outcome.message.clone();
                 let report = Report::Outcome(outcome);
-                self.effects.push(Effect::Status(uid.clone(), order.warm.clone(), report));
+                self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
                 let uid = uid.clone();
-                if self.grants.is_in_flight(&uid) {
+                if self.budgets.is_in_flight(&uid) {
                     self.learn(&uid, &key, present, (reason, &message), now);
                 }
                 self.end_pull(&uid, now);
@@ -436,24 +436,24 @@ impl Index {
         }
     }
 
-    /// The credentials of a [`CredentialJob`] were found, or not.
+    /// The credentials of a [`CredentialRequest`] were found, or not.
     pub fn resolved(
         &mut self,
-        job: &CredentialJob,
+        job: &CredentialRequest,
         found: Result<Vec<Credential>, Refusal>,
         now: i64,
     ) {
         // Without a Secret the node tries all the same: the image may be public.
         let refused = found.as_ref().is_err_and(|no| no.reason != Reason::SecretMissing);
-        if let Some(order) = self.orders.get_mut(job.uid.as_str()) {
-            order.purse = self.unpaid.purse(&found);
-            if let Some(pull) = &mut order.pull {
+        if let Some(assignment) = self.assignments.get_mut(job.uid.as_str()) {
+            assignment.credential_set = self.awaiting_credentials.credential_set(&found);
+            if let Some(pull) = &mut assignment.pull {
                 pull.asked.take_if(|asked| *asked == job.session);
             }
         }
-        if self.orders.contains_key(job.uid.as_str())
+        if self.assignments.contains_key(job.uid.as_str())
             && self.sessions.contains_key(&job.session)
-            && self.grants.is_in_flight(&job.uid)
+            && self.budgets.is_in_flight(&job.uid)
         {
             let grant = grant(&job.uid, found);
             self.effects.push(Effect::Send(job.session, ToWarmer::PullGrant(grant)));
@@ -472,17 +472,24 @@ impl Index {
     pub fn tick(&mut self, now: i64) {
         let mut ended = Vec::new();
         for node in self.nodes.values_mut() {
-            if !node.untold || node.session.is_some() || now - node.absent_since < self.grace_ms {
+            if !node.absence_unreported
+                || node.session.is_some()
+                || now - node.absent_since < self.grace_ms
+            {
                 continue;
             }
-            node.untold = false;
-            for uid in &node.orders {
-                let Some(order) = self.orders.get(uid) else { continue };
-                if ready(&order.warm) == ConditionStatus::Unknown {
+            node.absence_unreported = false;
+            for uid in &node.assignments {
+                let Some(assignment) = self.assignments.get(uid) else { continue };
+                if ready(&assignment.warm) == ConditionStatus::Unknown {
                     let report = Report::WaitingForWarmer;
-                    self.effects.push(Effect::Status(uid.to_string(), order.warm.clone(), report));
+                    self.effects.push(Effect::Status(
+                        uid.to_string(),
+                        assignment.warm.clone(),
+                        report,
+                    ));
                 }
-                if self.grants.is_in_flight(uid) {
+                if self.budgets.is_in_flight(uid) {
                     ended.push(uid.clone());
                 }
             }
@@ -496,40 +503,40 @@ impl Index {
 
     fn node(&mut self, name: &str, now: i64) -> &mut Node {
         self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
-            orders: BTreeSet::new(),
+            assignments: BTreeSet::new(),
             session: None,
             runtime: NodeRuntime::default(),
             absent_since: now,
-            untold: true,
+            absence_unreported: true,
         })
     }
 
     /// The pull has a place: look for its credentials.
     fn start(&mut self, uid: &str, session: SessionId, now: i64) {
-        let Some(order) = self.orders.get_mut(uid) else { return };
-        let pull = order.pull();
+        let Some(assignment) = self.assignments.get_mut(uid) else { return };
+        let pull = assignment.pull();
         (pull.running_since, pull.asked) = (Some(now), Some(session));
-        let job = order.credential_job(uid, session);
+        let job = assignment.credential_request(uid, session);
         self.effects.push(Effect::Resolve(job));
     }
 
     /// The pull is over, or was never begun: whoever waited for its place starts.
     fn end_pull(&mut self, uid: &str, now: i64) {
-        if let Some(order) = self.orders.get_mut(uid) {
-            order.pull = None;
-            let released = self.canaries.ended(&order.key(), uid, None, now);
+        if let Some(assignment) = self.assignments.get_mut(uid) {
+            assignment.pull = None;
+            let released = self.canaries.ended(&assignment.key(), uid, None, now);
             self.release(released, now);
         }
-        for next in self.grants.end(uid, now) {
+        for next in self.budgets.end(uid, now) {
             self.start_next(&next, now);
         }
     }
 }
 
 /// Whether this progress is worth a write.
-fn is_due(order: &mut Order, progress: &protocol::Progress, now: i64) -> bool {
-    let told = progress.queued && order.warm.reason() == Some(Reason::Queued);
-    let pull = order.pull();
+fn is_due(assignment: &mut Assignment, progress: &protocol::Progress, now: i64) -> bool {
+    let told = progress.queued && assignment.warm.reason() == Some(Reason::Queued);
+    let pull = assignment.pull();
     let (since, quiet) = match progress.queued {
         true => (&mut pull.queued_since, QUEUED_QUIET_MS),
         false => (&mut pull.running_since, QUIET_MS),

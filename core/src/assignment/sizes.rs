@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::api::CachedImageWarm;
 use crate::image::Reference;
 
-/// Sizes of the images of all orders.
+/// Sizes of the images of all assignments.
 #[derive(Debug, Default)]
 pub(super) struct Sizes {
     known: HashMap<Reference, Known>,
@@ -14,12 +14,12 @@ pub(super) struct Sizes {
 
 #[derive(Debug, Default)]
 struct Known {
-    orders: usize,
+    assignments: usize,
     bytes: u64,
 }
 
 impl Sizes {
-    /// An order of the image is there. Returns the image as all its orders share it, and its size:
+    /// An assignment of the image is there. Returns the image as all its assignments share it, and its size:
     /// 0 while nobody knows it.
     pub(super) fn note(
         &mut self,
@@ -30,17 +30,17 @@ impl Sizes {
         let told = warm.status.as_ref().and_then(|status| u64::try_from(status.size_bytes?).ok());
         let image = self.known.get_key_value(&image).map_or(image, |(shared, _)| shared.clone());
         let known = self.known.entry(image.clone()).or_default();
-        known.orders += usize::from(is_new);
+        known.assignments += usize::from(is_new);
         // Runtimes count differently; the larger one is the safer.
         known.bytes = known.bytes.max(told.unwrap_or(0));
         (image, known.bytes)
     }
 
-    /// An order of the image is gone; with the last one its size is forgotten.
+    /// An assignment of the image is gone; with the last one its size is forgotten.
     pub(super) fn forget(&mut self, image: &Reference) {
         if let Some(known) = self.known.get_mut(image) {
-            known.orders = known.orders.saturating_sub(1);
-            if known.orders == 0 {
+            known.assignments = known.assignments.saturating_sub(1);
+            if known.assignments == 0 {
                 self.known.remove(image);
             }
         }

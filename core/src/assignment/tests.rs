@@ -35,9 +35,9 @@ fn with_ready(mut warm: ImageWarm, reason: Reason) -> ImageWarm {
     warm
 }
 
-fn standing(priority: i64) -> Standing {
+fn pull_context(priority: i64) -> PullContext {
     let identity = PullIdentity { secrets: vec!["regcred".into()], service_account: None };
-    Standing { identities: vec![identity], check_for: None, priority }
+    PullContext { identities: vec![identity], check_for: None, priority }
 }
 
 fn hello(epoch: u64, pulling: &[&str]) -> Hello {
@@ -98,7 +98,7 @@ fn words(index: &mut Index) -> Vec<String> {
 fn index(limit: usize) -> Index {
     let mut index = Index::new(Budget::of_pulls(limit), GRACE);
     for (uid, node) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
-        index.apply(kept(warm(uid, node, "registry.test/app:v1")), standing(1), 0);
+        index.apply(kept(warm(uid, node, "registry.test/app:v1")), pull_context(1), 0);
     }
     assert!(words(&mut index).is_empty());
     index
@@ -144,7 +144,7 @@ fn a_node_cannot_speak_of_orders_of_another() {
         assert_eq!(words(&mut index), ["1 close Misbehaved"]);
     }
     index.message(1, &outcome("nobody's", Reason::Pulled), 0);
-    assert!(words(&mut index).is_empty(), "an order that is gone may still be spoken of");
+    assert!(words(&mut index).is_empty(), "an assignment that is gone may still be spoken of");
     assert_eq!(index.take_ignored(), 4);
     assert_eq!(index.pulls(), (0, 0), "nor hold places for them");
 }
@@ -154,18 +154,18 @@ fn new_changed_and_deleted_orders_reach_an_open_stream() {
     let mut index = index(9);
     index.open(1, "a", &hello(1, &[]), 0);
     words(&mut index);
-    index.apply(kept(warm("a3", "a", "app")), standing(1), 0);
-    index.apply(kept(warm("a3", "a", "app")), standing(1), 0);
+    index.apply(kept(warm("a3", "a", "app")), pull_context(1), 0);
+    index.apply(kept(warm("a3", "a", "app")), pull_context(1), 0);
     assert_eq!(words(&mut index), ["1 assign a3"], "once");
     let stored = kept(with_ready(warm("a3", "a", "app"), Reason::Pulled));
-    index.apply(stored.clone(), standing(1), 0);
+    index.apply(stored.clone(), pull_context(1), 0);
     assert!(words(&mut index).is_empty(), "the warmer knows its own report");
-    let check = Standing { check_for: Some("uid/rev-2".into()), ..standing(2) };
+    let check = PullContext { check_for: Some("uid/rev-2".into()), ..pull_context(2) };
     index.apply(stored.clone(), check, 0);
     assert_eq!(words(&mut index), ["1 assign a3 check believed"]);
-    index.apply(stored, standing(2), 0);
+    index.apply(stored, pull_context(2), 0);
     assert!(words(&mut index).is_empty(), "nothing is left to check");
-    let paid_by_another = Standing { identities: vec![], ..standing(2) };
+    let paid_by_another = PullContext { identities: vec![], ..pull_context(2) };
     index.apply(kept(warm("a3", "a", "app")), paid_by_another, 0);
     assert_eq!(words(&mut index), ["1 assign a3"]);
     index.delete("a3", 0);
@@ -176,7 +176,7 @@ fn new_changed_and_deleted_orders_reach_an_open_stream() {
 #[test]
 fn a_checked_tag_is_recorded_only_for_what_was_asked() {
     let mut index = Index::new(Budget::of_pulls(9), GRACE);
-    let check = Standing { check_for: Some("uid/rev-2".into()), ..standing(2) };
+    let check = PullContext { check_for: Some("uid/rev-2".into()), ..pull_context(2) };
     index.apply(kept(warm("a1", "a", "app")), check, 0);
     index.open(1, "a", &hello(1, &[]), 0);
     assert_eq!(words(&mut index), ["1 welcome", "1 assign a1 check", "1 synced"]);
@@ -195,7 +195,7 @@ fn a_checked_tag_is_recorded_only_for_what_was_asked() {
 #[test]
 fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
     let mut index = index(1);
-    index.apply(kept(warm("a3", "a", "registry.test/new:v1")), standing(9), 0);
+    index.apply(kept(warm("a3", "a", "registry.test/new:v1")), pull_context(9), 0);
     index.open(1, "a", &hello(1, &[]), 0);
     index.open(2, "b", &hello(1, &[]), 0);
     words(&mut index);
@@ -204,7 +204,7 @@ fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
     }
     assert_eq!(words(&mut index), ["1 resolve a1"]);
     assert_eq!(index.pulls(), (1, 2));
-    let job = CredentialJob {
+    let job = CredentialRequest {
         uid: "a1".into(),
         session: 1,
         namespace: "default".into(),
@@ -215,7 +215,7 @@ fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
     assert_eq!(words(&mut index), ["1 grant a1 0"]);
     index.message(1, &outcome("a1", Reason::Pulled), 1);
     assert_eq!(words(&mut index), ["status a1 Pulled", "1 resolve a3"], "newest Revision first");
-    let job = CredentialJob { uid: "a3".into(), ..job };
+    let job = CredentialRequest { uid: "a3".into(), ..job };
     let refusal = Refusal { reason: Reason::InvalidImage, message: "no image".into() };
     index.resolved(&job, Err(refusal), 2);
     assert_eq!(words(&mut index), ["1 grant a3 0InvalidImage", "2 resolve b1"]);
@@ -249,8 +249,8 @@ fn running_pulls_keep_their_places_through_a_reconnect() {
 #[test]
 fn a_node_without_a_warmer_is_told_of_after_a_while() {
     let mut index = index(1);
-    index.apply(kept(with_ready(warm("a3", "a", "app"), Reason::Pulled)), standing(0), 0);
-    index.apply(kept(with_ready(warm("a4", "a", "app"), Reason::NotFound)), standing(0), 0);
+    index.apply(kept(with_ready(warm("a3", "a", "app"), Reason::Pulled)), pull_context(0), 0);
+    index.apply(kept(with_ready(warm("a4", "a", "app"), Reason::NotFound)), pull_context(0), 0);
     index.open(1, "a", &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     index.close(1, 1_000);
@@ -288,7 +288,7 @@ fn progress_is_written_late_and_seldom() {
 #[test]
 fn an_image_that_is_no_reference_is_refused_in_status() {
     let mut index = Index::new(Budget::of_pulls(1), GRACE);
-    index.apply(kept(warm("x", "a", "Not An Image")), standing(0), 0);
+    index.apply(kept(warm("x", "a", "Not An Image")), pull_context(0), 0);
     assert_eq!(words(&mut index), ["status x InvalidImage"]);
 }
 
@@ -299,7 +299,7 @@ fn an_object_being_deleted_is_withdrawn() {
     words(&mut index);
     let mut going = warm("a1", "a", "registry.test/app:v1");
     going.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
-    index.apply(kept(going), standing(1), 0);
+    index.apply(kept(going), pull_context(1), 0);
     assert_eq!(words(&mut index), ["1 withdraw a1"]);
 }
 
@@ -352,7 +352,7 @@ fn no_place_is_ever_lost() {
             3 => {
                 let image = ["r.test/x:v1", "s.test/y:v1"][pick % 2];
                 let warm = with_ready(warm(uid, &uid[..1], image), Reason::Unauthorized);
-                index.apply(kept(warm), standing(now), now);
+                index.apply(kept(warm), pull_context(now), now);
             }
             4 => index.message(session, &outcome(uid, Reason::Pulled), now),
             5 => index.tick(now * 100),
@@ -375,7 +375,7 @@ fn no_place_is_ever_lost() {
     }
     assert_eq!(index.pulls(), (0, 0));
     uids.iter().for_each(|uid| index.delete(uid, 20_001));
-    assert_eq!((index.orders(), index.nodes.len()), (0, 0));
+    assert_eq!((index.assignments(), index.nodes.len()), (0, 0));
 }
 
 #[test]
@@ -403,7 +403,7 @@ fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
     let image = "registry.test/app:v1";
     let failed = |index: &mut Index, uid: &str, node: &str, reason: Reason| {
         let warm = with_ready(warm(uid, node, image), reason);
-        index.apply(kept(warm), standing(1), 0);
+        index.apply(kept(warm), pull_context(1), 0);
     };
     failed(&mut index, "a1", "a", Reason::Unauthorized);
     failed(&mut index, "a2", "a", Reason::NotFound);
@@ -421,16 +421,16 @@ fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
     let both = ["a1".to_owned(), "b1".to_owned()];
     index.looked_again(&both, &missing());
     assert!(words(&mut index).is_empty(), "nothing to try");
-    let mark = index.orders["b1"].identity_mark;
+    let mark = index.assignments["b1"].identity_mark;
     index.looked_again(&both, &found("old"));
     assert_eq!(words(&mut index), ["2 assign b1"], "a1 was refused with the very same");
-    assert_ne!(index.orders["b1"].identity_mark, mark);
+    assert_ne!(index.assignments["b1"].identity_mark, mark);
     index.looked_again(&both, &found("new"));
     assert_eq!(words(&mut index), ["1 assign a1", "2 assign b1"]);
     index.looked_again(&both, &found("new"));
     assert!(words(&mut index).is_empty(), "once for each change");
 
-    // The mark stays when the object changes, so that nothing is hurried twice.
+    // The mark stays when the object changes, so that nothing is credential_changes twice.
     failed(&mut index, "b1", "b", Reason::SecretMissing);
     assert!(words(&mut index).is_empty());
     // What runs reads the Secrets itself; what is well or gone needs none.
@@ -447,12 +447,12 @@ fn what_one_node_told_helps_the_next() {
     let mut index = index(9);
     let mut held = with_ready(warm("a1", "a", "registry.test/app:v1"), Reason::Pulled);
     held.status.as_mut().unwrap().size_bytes = Some(70);
-    index.apply(kept(held), standing(1), 0);
-    index.apply(kept(warm("c1", "c", "registry.test/app:v1")), standing(1), 0);
+    index.apply(kept(held), pull_context(1), 0);
+    index.apply(kept(warm("c1", "c", "registry.test/app:v1")), pull_context(1), 0);
     let told = Hello {
         runtime_name: "containerd".into(),
         runtime_version: "2.2.3".into(),
-        runtime_tells: vec!["progress".into()],
+        runtime_reports: vec!["progress".into()],
         ..hello(1, &[])
     };
     index.open(1, "c", &told, 0);

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
 use super::revision::{
-    Demand, WantedImage, demand, is_routable, is_skipped, never_pulls, of_image, says_no,
+    Demand, WantedImage, demand, is_routable, is_skipped, never_pulls, of_image, opts_out,
 };
 use crate::api::knative::{REVISION_LABEL, ROUTING_STATE_MODIFIED};
 use crate::api::{KnativeImage, Revision};
@@ -18,19 +18,19 @@ use crate::policy::Policy;
 
 /// An object that asks for images.
 #[derive(Clone, Debug)]
-pub enum Asker {
+pub enum Consumer {
     /// A Knative Revision.
     Revision(Arc<Revision>),
     /// A Knative Image that is not merely the digest of what its Revision names.
     Image(Arc<KnativeImage>),
 }
 
-impl Asker {
+impl Consumer {
     /// Its metadata.
     pub fn metadata(&self) -> &ObjectMeta {
         match self {
-            Asker::Revision(revision) => &revision.metadata,
-            Asker::Image(image) => &image.metadata,
+            Consumer::Revision(revision) => &revision.metadata,
+            Consumer::Image(image) => &image.metadata,
         }
     }
 
@@ -47,29 +47,29 @@ impl Asker {
 
 /// An object with what it asks for.
 #[derive(Clone, Debug)]
-pub struct Asking {
+pub struct ConsumerDemand {
     /// Who asks.
-    pub by: Asker,
+    pub by: Consumer,
     /// For what.
     pub demand: Demand,
     /// Since when its Revision is held in reserve; `None` while it may get traffic.
-    pub resting_since: Option<Timestamp>,
+    pub reserve_since: Option<Timestamp>,
 }
 
-impl Asking {
+impl ConsumerDemand {
     /// Whether Pods may be started for it.
     pub fn is_routable(&self) -> bool {
-        self.resting_since.is_none()
+        self.reserve_since.is_none()
     }
 }
 
 /// What a Knative Image stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// The image at this place of the demand at this place of [`Asked::asking`].
+    /// The image at this place of the demand at this place of [`Demands::consumers`].
     Wanted {
-        /// Index into [`Asked::asking`].
-        asking: usize,
+        /// Index into [`Demands::consumers`].
+        consumer: usize,
         /// Index into the images of its demand.
         image: usize,
     },
@@ -87,49 +87,49 @@ pub enum Meaning {
     Going,
 }
 
-/// All that is asked for.
+/// All that is demanded.
 #[derive(Clone, Debug, Default)]
-pub struct Asked {
+pub struct Demands {
     /// Revisions, newest first, then Images, newest first.
-    pub asking: Vec<Asking>,
+    pub consumers: Vec<ConsumerDemand>,
     /// What each Image means.
     pub images: Vec<(Arc<KnativeImage>, Meaning)>,
 }
 
 /// Reads what Revisions and Images ask for; `opted_out` are the namespaces that are left alone.
-pub fn asked(
+pub fn demands(
     revisions: &[Arc<Revision>],
     images: &[Arc<KnativeImage>],
     opted_out: &BTreeSet<String>,
     policy: &Policy,
-) -> Asked {
-    let ask = |revision: &Arc<Revision>| Asking {
+) -> Demands {
+    let ask = |revision: &Arc<Revision>| ConsumerDemand {
         demand: demand(revision, opted_out.contains(namespace(&revision.metadata)), policy),
-        resting_since: resting_since(revision),
-        by: Asker::Revision(revision.clone()),
+        reserve_since: reserve_since(revision),
+        by: Consumer::Revision(revision.clone()),
     };
-    let mut asking: Vec<Asking> = revisions.iter().map(ask).collect();
-    asking.sort_by(|a, b| newest_first(a.by.metadata(), b.by.metadata()));
+    let mut demands: Vec<ConsumerDemand> = revisions.iter().map(ask).collect();
+    demands.sort_by(|a, b| newest_first(a.by.metadata(), b.by.metadata()));
     let places: HashMap<(String, String), usize> =
-        asking.iter().enumerate().map(|(at, one)| (key(one.by.metadata()), at)).collect();
+        demands.iter().enumerate().map(|(at, one)| (key(one.by.metadata()), at)).collect();
 
     let mut images: Vec<Arc<KnativeImage>> = images.to_vec();
     images.sort_by(|a, b| newest_first(&a.metadata, &b.metadata));
     let mut meanings = Vec::with_capacity(images.len());
     for image in images {
         let left_alone = opted_out.contains(namespace(&image.metadata))
-            || says_no(image.metadata.annotations.as_ref());
-        let meaning = meaning(&image, left_alone, &mut asking, &places, policy);
+            || opts_out(image.metadata.annotations.as_ref());
+        let meaning = meaning(&image, left_alone, &mut demands, &places, policy);
         meanings.push((image, meaning));
     }
-    Asked { asking, images: meanings }
+    Demands { consumers: demands, images: meanings }
 }
 
-/// Works out what the Image means; adds to `asking` what it asks for itself.
+/// Works out what the Image means; adds to `demands` what it asks for itself.
 fn meaning(
     image: &Arc<KnativeImage>,
     left_alone: bool,
-    asking: &mut Vec<Asking>,
+    demands: &mut Vec<ConsumerDemand>,
     places: &HashMap<(String, String), usize>,
     policy: &Policy,
 ) -> Meaning {
@@ -145,27 +145,27 @@ fn meaning(
     }
     let revision = revision_name(&image.metadata)
         .map(|name| (namespace(&image.metadata).to_owned(), name.to_owned()));
-    let mut resting_since = None;
+    let mut reserve_since = None;
     let mut demand = of_image(image, &reference);
     if let Some(&at) = revision.as_ref().and_then(|key| places.get(key)) {
-        let its = &mut asking[at];
-        let Asker::Revision(revision) = &its.by else { return Meaning::Undecided };
-        if says_no(revision.metadata.annotations.as_ref()) || never_pulls(revision, &reference) {
+        let its = &mut demands[at];
+        let Consumer::Revision(revision) = &its.by else { return Meaning::Undecided };
+        if opts_out(revision.metadata.annotations.as_ref()) || never_pulls(revision, &reference) {
             return Meaning::LeftAlone;
         }
         match place(&reference, image, revision, &mut its.demand.images) {
-            Place::At(image) => return Meaning::Wanted { asking: at, image },
+            Place::At(image) => return Meaning::Wanted { consumer: at, image },
             Place::Later => return Meaning::Undecided,
             Place::Nowhere if its.demand.beyond_limit > 0 => return Meaning::BeyondLimit,
             Place::Nowhere => {}
         }
         demand.placement = its.demand.placement.clone();
-        resting_since = its.resting_since;
+        reserve_since = its.reserve_since;
     } else if is_owned_by_revision(&image.metadata) {
         return Meaning::Going;
     }
-    asking.push(Asking { by: Asker::Image(image.clone()), demand, resting_since });
-    Meaning::Wanted { asking: asking.len() - 1, image: 0 }
+    demands.push(ConsumerDemand { by: Consumer::Image(image.clone()), demand, reserve_since });
+    Meaning::Wanted { consumer: demands.len() - 1, image: 0 }
 }
 
 /// Where among a Revision's images one of its Images belongs.
@@ -244,7 +244,7 @@ pub fn is_of_revision(image: &KnativeImage) -> bool {
 
 /// Knative writes down when it changed the routing state. Without that the Revision's own age is
 /// the best that is known.
-fn resting_since(revision: &Revision) -> Option<Timestamp> {
+fn reserve_since(revision: &Revision) -> Option<Timestamp> {
     if is_routable(revision) {
         return None;
     }

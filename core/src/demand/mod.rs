@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Revision ─▶ revision: demand() ─┐
-//!                                 ├─▶ consumers: asked() ─▶ pull_context: standing()
+//!                                 ├─▶ consumers: demands() ─▶ pull_context: standing()
 //! Image ──────────────────────────┘
 //! ```
 

@@ -4,7 +4,7 @@
 use k8s_openapi::jiff::Timestamp;
 
 use super::PullIdentity;
-use super::consumers::{Asker, Asking};
+use super::consumers::{Consumer, ConsumerDemand};
 use crate::api::{
     CREATED_FOR_ANNOTATION, CachedImageWarm, Revision, SERVICE_ACCOUNT_ANNOTATION, revision_token,
 };
@@ -13,7 +13,7 @@ use crate::policy::Policy;
 
 /// What the Revisions and Images of a namespace mean for one ImageWarm of it, right now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Standing {
+pub struct PullContext {
     /// All that may pay for the pull, newest Revision first, then Images, without repeats.
     pub identities: Vec<PullIdentity>,
     /// `revision_token` of the newest Revision in whose name the tag has still to be checked with
@@ -23,11 +23,15 @@ pub struct Standing {
     pub priority: i64,
 }
 
-/// Works `warm`'s standing out from all that is asked for in its namespace.
-pub fn standing(warm: &CachedImageWarm, asking: &[Asking], policy: &Policy) -> Standing {
+/// Works `warm`'s pull context out from all that is demanded in its namespace.
+pub fn pull_context(
+    warm: &CachedImageWarm,
+    demands: &[ConsumerDemand],
+    policy: &Policy,
+) -> PullContext {
     let image = Reference::parse(&warm.image).ok();
-    let wanting: Vec<&Asking> = match &image {
-        Some(image) => asking
+    let wanting: Vec<&ConsumerDemand> = match &image {
+        Some(image) => demands
             .iter()
             .filter(|one| one.demand.images.iter().any(|wanted| wanted.is(image)))
             .collect(),
@@ -40,7 +44,7 @@ pub fn standing(warm: &CachedImageWarm, asking: &[Asking], policy: &Policy) -> S
         }
     }
     let tag = image.filter(|image| image.tag().is_some() && !policy.paused);
-    Standing {
+    PullContext {
         identities,
         check_for: tag.and_then(|tag| check_for(warm, &tag, &wanting)),
         priority: wanting.iter().map(|one| one.by.created()).max().unwrap_or_default(),
@@ -56,14 +60,18 @@ fn own_identity(warm: &CachedImageWarm) -> PullIdentity {
     }
 }
 
-fn check_for(warm: &CachedImageWarm, tag: &Reference, wanting: &[&Asking]) -> Option<String> {
-    let unresolved = |one: &Asking| {
+fn check_for(
+    warm: &CachedImageWarm,
+    tag: &Reference,
+    wanting: &[&ConsumerDemand],
+) -> Option<String> {
+    let unresolved = |one: &ConsumerDemand| {
         let mut images = one.demand.images.iter();
         one.is_routable()
             && images.any(|wanted| wanted.reference == *tag && wanted.resolved.is_none())
     };
     let newest = wanting.iter().find_map(|one| match &one.by {
-        Asker::Revision(revision) if unresolved(one) => Some(revision),
+        Consumer::Revision(revision) if unresolved(one) => Some(revision),
         _ => None,
     })?;
     let token = revision_token(newest)?;

@@ -58,14 +58,14 @@ pub fn is_routable(revision: &Revision) -> bool {
 }
 
 /// Whether labels or annotations say `caching.knative.dev/warm: "false"`.
-pub fn says_no(pairs: Option<&BTreeMap<String, String>>) -> bool {
+pub fn opts_out(pairs: Option<&BTreeMap<String, String>>) -> bool {
     pairs.and_then(|pairs| pairs.get(WARM_KEY)).map(String::as_str) == Some("false")
 }
 
 /// Reads what `revision` asks for; `namespace_opted_out` is the namespace's label.
 pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -> Demand {
     let opted_out =
-        namespace_opted_out || policy.paused || says_no(revision.metadata.annotations.as_ref());
+        namespace_opted_out || policy.paused || opts_out(revision.metadata.annotations.as_ref());
     let mut images = if opted_out { Vec::new() } else { images(revision, policy) };
     let kept = policy.bounds.of_images(images.len());
     let beyond_limit = images.len() - kept;

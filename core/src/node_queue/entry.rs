@@ -65,7 +65,7 @@ impl Entry {
     }
 
     /// It is there, for others: whether this one's namespace may have it is asked next.
-    pub(super) fn doubted(&mut self, held: PresentImage, now: i64) {
+    pub(super) fn unverified(&mut self, held: PresentImage, now: i64) {
         self.unproven = Some(held);
         self.state = State::Due(Step::Verify, now);
     }
@@ -74,16 +74,16 @@ impl Entry {
         &mut self,
         job: &Job,
         result: Result<(), RuntimeError>,
-        look_every_ms: i64,
+        presence_interval_ms: i64,
         now: i64,
         jitter: f64,
     ) -> Option<Outcome> {
         let Some(held) = self.unproven.clone() else {
-            self.state = State::Due(Step::Look, now);
+            self.state = State::Due(Step::CheckPresence, now);
             return None;
         };
         match result {
-            Err(RuntimeError { reason, message }) if reason.needs_person() => {
+            Err(RuntimeError { reason, message }) if reason.requires_user_action() => {
                 let message = format!(
                     "the image is on the node for other namespaces, but not with the credentials of \
                      this one: {message}"
@@ -95,7 +95,8 @@ impl Entry {
                 self.attempts = 0;
                 self.unproven = None;
                 self.removals.held(now);
-                self.state = State::Due(Step::Look, now + spread(look_every_ms, jitter));
+                self.state =
+                    State::Due(Step::CheckPresence, now + spread(presence_interval_ms, jitter));
                 Some(present(job, Reason::AlreadyPresent, held, now))
             }
         }
@@ -111,11 +112,11 @@ impl Entry {
         expected.saturating_mul(1 << self.outgrown.min(16))
     }
 
-    pub(super) fn looked(
+    pub(super) fn presence_checked(
         &mut self,
         job: &Job,
         result: Result<Option<PresentImage>, RuntimeError>,
-        look_every_ms: i64,
+        presence_interval_ms: i64,
         now: i64,
         jitter: f64,
     ) -> Option<Outcome> {
@@ -124,7 +125,8 @@ impl Entry {
             Ok(Some(held)) => {
                 self.attempts = 0;
                 self.removals.held(now);
-                self.state = State::Due(Step::Look, now + spread(look_every_ms, jitter));
+                self.state =
+                    State::Due(Step::CheckPresence, now + spread(presence_interval_ms, jitter));
                 let known = self.last.as_ref().is_some_and(|last| {
                     last.present
                         && held.digest.as_ref().is_none_or(|digest| *digest == last.digest)
@@ -132,11 +134,11 @@ impl Entry {
                 });
                 (!known).then(|| present(job, Reason::AlreadyPresent, held, now))
             }
-            Ok(None) if held_before => Some(self.removed(job, look_every_ms, now, jitter)),
+            Ok(None) if held_before => Some(self.removed(job, presence_interval_ms, now, jitter)),
             // It may come back by itself: the kubelet pulls what a Pod needs.
             Ok(None) if now < self.pull_not_before => {
-                let next_look = now + spread(look_every_ms, jitter);
-                self.state = State::Due(Step::Look, next_look.min(self.pull_not_before));
+                let next_look = now + spread(presence_interval_ms, jitter);
+                self.state = State::Due(Step::CheckPresence, next_look.min(self.pull_not_before));
                 None
             }
             Ok(None) => {
@@ -147,26 +149,26 @@ impl Entry {
             Err(_) if held_before => {
                 self.attempts += 1;
                 let delay = retry_delay(self.attempts, Reason::RuntimeUnavailable, jitter);
-                self.state = State::Due(Step::Look, now + delay);
+                self.state = State::Due(Step::CheckPresence, now + delay);
                 None
             }
             Err(error) => Some(self.failed(job, error.reason, error.message, now, now, jitter)),
         }
     }
 
-    fn removed(&mut self, job: &Job, look_every_ms: i64, now: i64, jitter: f64) -> Outcome {
+    fn removed(&mut self, job: &Job, presence_interval_ms: i64, now: i64, jitter: f64) -> Outcome {
         let (pause, in_a_row) = self.removals.removed(now);
         let pull_at = now + spread(pause, jitter);
         self.pull_not_before = pull_at;
         let (next, when) = if pull_at == now {
             (State::Due(Step::Pull, now), "it is pulled again".to_owned())
         } else {
-            let look_at = now + spread(look_every_ms, jitter);
+            let look_at = now + spread(presence_interval_ms, jitter);
             let when = format!(
                 "it was removed {in_a_row} times in a row, so it is pulled again in {}",
                 in_words(pull_at - now)
             );
-            (State::Due(Step::Look, look_at.min(pull_at)), when)
+            (State::Due(Step::CheckPresence, look_at.min(pull_at)), when)
         };
         self.state = next;
         let message = format!("the runtime no longer holds the image; {when}");
@@ -189,7 +191,7 @@ impl Entry {
 
     /// What the node held of the tag before does not count any more: it has to be pulled.
     fn step_after_failure(&self) -> Step {
-        if self.image.digest().is_some() { Step::Look } else { Step::Pull }
+        if self.image.digest().is_some() { Step::CheckPresence } else { Step::Pull }
     }
 
     pub(super) fn failed(
@@ -215,7 +217,7 @@ impl Entry {
 /// A digest cannot have moved; a tag may have, unless the controller says that it need not be asked.
 pub(super) fn first_step(assign: &Assign, image: &Reference) -> Step {
     if image.digest().is_some() || (assign.believed_present && assign.check_for.is_empty()) {
-        Step::Look
+        Step::CheckPresence
     } else {
         Step::Pull
     }
@@ -225,7 +227,7 @@ pub(super) fn first_step(assign: &Assign, image: &Reference) -> Step {
 /// minutes or so.
 pub(super) fn retry_delay(attempts: u32, reason: Reason, jitter: f64) -> i64 {
     let (first, factor): (f64, f64) =
-        if reason.needs_person() { (10_000.0, 4.0) } else { (1_000.0, 2.0) };
+        if reason.requires_user_action() { (10_000.0, 4.0) } else { (1_000.0, 2.0) };
     let power = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX).min(30);
     let delay = (first * factor.powi(power)).min(LONGEST_RETRY_MS);
     (delay * (0.75 + jitter * 0.5)) as i64

@@ -18,7 +18,7 @@ use registry::Registries;
 use removal::Removals;
 
 /// Looks at the runtime that may run beside the pulls.
-const LOOKS: usize = 4;
+const PRESENCE_CHECKS: usize = 4;
 
 /// What the node may be made to do.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ pub struct Limits {
     /// Of these, from one registry.
     pub pulls_per_registry: usize,
     /// How often the runtime is asked whether it still holds an image.
-    pub look_every_ms: i64,
+    pub presence_interval_ms: i64,
     /// Room that the pull of an image of unknown size is taken to need.
     pub assumed_bytes: u64,
 }
@@ -37,7 +37,7 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Ask the runtime whether it holds the image.
-    Look,
+    CheckPresence,
     /// Pull it.
     Pull,
     /// It is there for another namespace: ask the registry whether this one's credentials open it.
@@ -72,7 +72,7 @@ pub struct Job {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// A look.
-    Looked(Result<Option<PresentImage>, RuntimeError>),
+    PresenceChecked(Result<Option<PresentImage>, RuntimeError>),
     /// A pull that began at this time.
     Pulled(i64, Result<PulledImage, RuntimeError>),
     /// A question to the registry about what is there.
@@ -115,7 +115,7 @@ impl Queue {
     }
 
     /// How many orders there are.
-    pub fn orders(&self) -> usize {
+    pub fn assignments(&self) -> usize {
         self.entries.len()
     }
 
@@ -166,17 +166,17 @@ impl Queue {
             !new.check_for.is_empty() && new.check_for != old.check_for && new.check_for != checked;
         let failed = entry.last.as_ref().is_some_and(|last| !last.present);
         // A newer Revision is no reason to pull what is there, but one to try again what is not.
-        let payer_changed =
+        let credentials_changed =
             failed && (new.identity_mark != old.identity_mark || new.priority > old.priority);
         match entry.state {
             State::Running => {
-                entry.again |= to_check || payer_changed;
+                entry.again |= to_check || credentials_changed;
                 // A look that finds what is known says nothing: the controller may not know it yet.
                 let running = self.running.get(&entry.assign.uid);
-                let looks = running.is_some_and(|running| running.step == Step::Look);
+                let looks = running.is_some_and(|running| running.step == Step::CheckPresence);
                 entry.last.clone().filter(|_| looks)
             }
-            State::Due(..) if to_check || payer_changed || entry.image != image => {
+            State::Due(..) if to_check || credentials_changed || entry.image != image => {
                 entry.state = State::Due(first_step(new, &image), now);
                 entry.image = image;
                 entry.attempts = 0;
@@ -209,7 +209,7 @@ impl Queue {
             *pulls.entry(job.image.domain()).or_default() += 1;
         }
         let pulls_in_all: usize = pulls.values().sum();
-        let free_look = self.running.len() - pulls_in_all < LOOKS;
+        let free_check = self.running.len() - pulls_in_all < PRESENCE_CHECKS;
         let free_pull = |image: &Reference| {
             let registry = image.domain();
             let places = self.registries.places(registry, self.limits.pulls_per_registry);
@@ -219,7 +219,8 @@ impl Queue {
         };
         let due = self.entries.iter().filter_map(|(uid, entry)| match entry.state {
             State::Due(step, at) if at <= now && !busy.contains(&entry.image) => {
-                let free = if step == Step::Look { free_look } else { free_pull(&entry.image) };
+                let free =
+                    if step == Step::CheckPresence { free_check } else { free_pull(&entry.image) };
                 free.then_some((uid, entry, step))
             }
             _ => None,
@@ -233,7 +234,7 @@ impl Queue {
         entry.state = State::Running;
         let image = entry.image.clone();
         let (attempt, room_bytes) = match step {
-            Step::Look => (0, 0),
+            Step::CheckPresence => (0, 0),
             Step::Verify => (entry.attempts + 1, 0),
             Step::Pull => (entry.attempts + 1, entry.room_bytes(self.limits.assumed_bytes)),
         };
@@ -253,7 +254,7 @@ impl Queue {
         let mut holders = self.entries.iter().filter(|(other, holder)| {
             *other != uid && holder.is_believed() && holder.holds_content_of(&entry.image)
         });
-        // Once it was doubted, it is not proven by those who brought it going away.
+        // Once it was unverified, it is not proven by those who brought it going away.
         let first = holders.next();
         (first.is_some() || entry.unproven.is_some())
             && first.into_iter().chain(holders).all(|(_, held)| held.assign.namespace != *namespace)
@@ -263,8 +264,8 @@ impl Queue {
     pub fn removal_seen(&mut self, now: i64) {
         for entry in self.entries.values_mut() {
             match entry.state {
-                State::Due(Step::Look, at) if at > now && entry.is_believed() => {
-                    entry.state = State::Due(Step::Look, now);
+                State::Due(Step::CheckPresence, at) if at > now && entry.is_believed() => {
+                    entry.state = State::Due(Step::CheckPresence, now);
                 }
                 State::Running => entry.unsure = true,
                 State::Due(..) => {}
@@ -325,21 +326,25 @@ impl Queue {
     /// A job ended. Returns what is to be reported.
     pub fn ended(&mut self, job: &Job, ended: Ended, now: i64, jitter: f64) -> Option<Outcome> {
         self.running.remove(&job.uid);
-        let look_every_ms = self.limits.look_every_ms;
-        let foreign = matches!(&ended, Ended::Looked(Ok(Some(_)))) && self.is_foreign(&job.uid);
+        let presence_interval_ms = self.limits.presence_interval_ms;
+        let foreign =
+            matches!(&ended, Ended::PresenceChecked(Ok(Some(_)))) && self.is_foreign(&job.uid);
         let entry = self.entries.get_mut(&job.uid)?;
         let again = std::mem::take(&mut entry.again);
         let report = match ended {
-            Ended::Looked(Ok(Some(held))) if foreign => {
-                entry.doubted(held, now);
+            Ended::PresenceChecked(Ok(Some(held))) if foreign => {
+                entry.unverified(held, now);
                 None
             }
-            Ended::Looked(result) => entry.looked(job, result, look_every_ms, now, jitter),
+            Ended::PresenceChecked(result) => {
+                entry.presence_checked(job, result, presence_interval_ms, now, jitter)
+            }
             Ended::Pulled(started, Ok(pulled)) => {
                 self.registries.served(job.image.domain());
                 (entry.attempts, entry.outgrown, entry.unproven) = (0, 0, None);
                 entry.removals.held(now);
-                entry.state = State::Due(Step::Look, now + spread(look_every_ms, jitter));
+                entry.state =
+                    State::Due(Step::CheckPresence, now + spread(presence_interval_ms, jitter));
                 let reason =
                     if pulled.downloaded { Reason::Pulled } else { Reason::AlreadyPresent };
                 let outcome = present(job, reason, pulled.image, now);
@@ -356,10 +361,12 @@ impl Queue {
                 let outcome = entry.failed(job, reason, message, now, not_before, jitter);
                 Some(Outcome { started_at_unix_ms: started, ..outcome })
             }
-            Ended::Verified(result) => entry.verified(job, result, look_every_ms, now, jitter),
+            Ended::Verified(result) => {
+                entry.verified(job, result, presence_interval_ms, now, jitter)
+            }
             Ended::Refused(reason, message) if job.step == Step::Verify => {
                 let refused = Err(RuntimeError { reason, message });
-                entry.verified(job, refused, look_every_ms, now, jitter)
+                entry.verified(job, refused, presence_interval_ms, now, jitter)
             }
             Ended::Refused(reason, message) => {
                 Some(entry.failed(job, reason, message, now, now, jitter))
@@ -380,10 +387,10 @@ impl Queue {
             entry.state = State::Due(first_step(&entry.assign, &entry.image), now);
         }
         if std::mem::take(&mut entry.unsure)
-            && let State::Due(Step::Look, _) = entry.state
+            && let State::Due(Step::CheckPresence, _) = entry.state
             && entry.is_believed_after(&report)
         {
-            entry.state = State::Due(Step::Look, now);
+            entry.state = State::Due(Step::CheckPresence, now);
         }
         if report.is_some() {
             entry.last.clone_from(&report);

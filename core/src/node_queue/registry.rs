@@ -14,7 +14,7 @@ const LONGEST_ASKED_MS: f64 = 3_600_000.0;
 const FORGOTTEN_MS: i64 = 3_600_000;
 
 #[derive(Debug)]
-struct Slowed {
+struct BackingOff {
     times: u32,
     until: i64,
 }
@@ -22,14 +22,14 @@ struct Slowed {
 /// The registries that are to be spared.
 #[derive(Debug, Default)]
 pub struct Registries {
-    slowed: HashMap<String, Slowed>,
+    slowed: HashMap<String, BackingOff>,
 }
 
 impl Registries {
     /// The registry refused a pull with these words. Returns when the next may begin.
     pub fn limited(&mut self, registry: &str, words: &str, now: i64, jitter: f64) -> i64 {
         let slowed =
-            self.slowed.entry(registry.to_owned()).or_insert(Slowed { times: 0, until: now });
+            self.slowed.entry(registry.to_owned()).or_insert(BackingOff { times: 0, until: now });
         if now - slowed.until > FORGOTTEN_MS {
             slowed.times = 0;
         }

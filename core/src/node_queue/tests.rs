@@ -20,8 +20,8 @@ fn by_digest(uid: &str) -> Assign {
 }
 
 fn limits() -> Limits {
-    let (look_every_ms, assumed_bytes) = (60_000, 1_000);
-    Limits { parallel_pulls: 2, pulls_per_registry: 2, look_every_ms, assumed_bytes }
+    let (presence_interval_ms, assumed_bytes) = (60_000, 1_000);
+    Limits { parallel_pulls: 2, pulls_per_registry: 2, presence_interval_ms, assumed_bytes }
 }
 
 fn queue() -> Queue {
@@ -56,8 +56,12 @@ fn a_digest_is_looked_for_first_and_a_tag_is_asked_for() {
     queue.assign(Assign { believed_present: true, ..order("held", "r.test/b:v1") }, 0);
     let check = Assign { check_for: "u/r".into(), ..order("check", "r.test/c:v1") };
     queue.assign(Assign { believed_present: true, ..check }, 0);
-    let expected =
-        [("check", Step::Pull), ("d", Step::Look), ("held", Step::Look), ("t", Step::Pull)];
+    let expected = [
+        ("check", Step::Pull),
+        ("d", Step::CheckPresence),
+        ("held", Step::CheckPresence),
+        ("t", Step::Pull),
+    ];
     assert_eq!(started(&mut queue, 0), expected.map(|(uid, step)| (uid.to_owned(), step)));
 }
 
@@ -67,14 +71,14 @@ fn a_digest_that_is_present_is_not_pulled() {
     queue.assign(by_digest("d"), 0);
     let job = queue.next(0).unwrap();
     let found = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
-    let report = queue.ended(&job, Ended::Looked(Ok(Some(found.clone()))), 1, 0.5);
+    let report = queue.ended(&job, Ended::PresenceChecked(Ok(Some(found.clone()))), 1, 0.5);
     assert_eq!(words(report), Some((true, "AlreadyPresent".into())));
     assert_eq!(queue.next(1), None);
     // Looked at again later; what is as it was is not reported.
     let later = queue.wake_at(1).unwrap();
     assert_eq!(later, 60_001);
     let job = queue.next(later).unwrap();
-    assert_eq!(queue.ended(&job, Ended::Looked(Ok(Some(found))), later, 0.5), None);
+    assert_eq!(queue.ended(&job, Ended::PresenceChecked(Ok(Some(found))), later, 0.5), None);
 }
 
 #[test]
@@ -82,7 +86,7 @@ fn a_lost_image_is_reported_and_pulled_again() {
     let mut queue = queue();
     queue.assign(Assign { believed_present: true, ..by_digest("d") }, 0);
     let job = queue.next(0).unwrap();
-    let report = queue.ended(&job, Ended::Looked(Ok(None)), 1, 0.5);
+    let report = queue.ended(&job, Ended::PresenceChecked(Ok(None)), 1, 0.5);
     assert_eq!(words(report), Some((false, "Removed".into())));
     let job = queue.next(1).unwrap();
     assert_eq!((job.step, job.attempt), (Step::Pull, 1));
@@ -97,7 +101,7 @@ fn a_runtime_that_does_not_answer_has_not_lost_the_image() {
     queue.assign(by_digest("e"), 0);
     let job = queue.next(0).unwrap();
     assert_eq!(job.uid, "d");
-    let failed = || Ended::Looked(Err(error(Reason::RuntimeUnavailable)));
+    let failed = || Ended::PresenceChecked(Err(error(Reason::RuntimeUnavailable)));
     assert_eq!(queue.ended(&job, failed(), 1, 0.5), None);
     let job = queue.next(1).unwrap();
     assert_eq!(job.uid, "e");
@@ -229,7 +233,7 @@ proptest! {
                 3 if !jobs.is_empty() => {
                     let job = jobs.remove(which % jobs.len());
                     let ended = match (job.step, image) {
-                        (Step::Look, _) => Ended::Looked(Ok(None)),
+                        (Step::CheckPresence, _) => Ended::PresenceChecked(Ok(None)),
                         (Step::Pull, 0) => Ended::Pulled(now, held(true)),
                         (Step::Pull, _) => Ended::Pulled(now, Err(error(Reason::TimedOut))),
                         (Step::Verify, 0) => Ended::Verified(Ok(())),
@@ -248,11 +252,11 @@ proptest! {
             prop_assert_eq!(queue.running.len(), jobs.len());
         }
         for job in std::mem::take(&mut jobs) {
-            queue.ended(&job, Ended::Looked(Ok(None)), now, 0.5);
+            queue.ended(&job, Ended::PresenceChecked(Ok(None)), now, 0.5);
         }
         // With nothing running, every order is either due or will be.
         let waiting = queue.entries.values().filter(|e| matches!(e.state, State::Due(..))).count();
-        prop_assert_eq!(waiting, queue.orders());
+        prop_assert_eq!(waiting, queue.assignments());
     }
 }
 
@@ -263,7 +267,7 @@ fn what_is_known_is_told_again_even_while_a_look_runs() {
     let job = queue.next(0).unwrap();
     assert_eq!(queue.assign(order("t", "r.test/app:v1"), 1), None, "the pull's end will tell");
     queue.ended(&job, Ended::Pulled(0, held(true)), 2, 0.5);
-    assert_eq!(queue.next(100_000).map(|job| job.step), Some(Step::Look));
+    assert_eq!(queue.next(100_000).map(|job| job.step), Some(Step::CheckPresence));
     let told = words(queue.assign(order("t", "r.test/app:v1"), 100_001));
     assert_eq!(told, Some((true, "Pulled".to_owned())));
 }

@@ -99,7 +99,7 @@ impl fmt::Display for Exclusion {
 }
 
 /// Whether Pods with these constraints could be started on the node.
-pub fn may_start(
+pub fn is_eligible(
     node: &NodeFacts<'_>,
     pod: &PodConstraints,
     policy: &Policy,

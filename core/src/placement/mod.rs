@@ -7,6 +7,6 @@ mod nodes;
 mod runtime_class;
 
 pub use constraints::PodConstraints;
-pub use eligibility::{Exclusion, NodeFacts, may_start};
+pub use eligibility::{Exclusion, NodeFacts, is_eligible};
 pub use nodes::EligibleNodes;
 pub use runtime_class::RuntimeClasses;

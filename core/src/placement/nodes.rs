@@ -1,6 +1,6 @@
 //! Eligible nodes by placement, worked out once for each.
 
-use super::eligibility::{NodeFacts, may_start};
+use super::eligibility::{NodeFacts, is_eligible};
 use super::{PodConstraints, RuntimeClasses};
 use crate::policy::Policy;
 
@@ -27,7 +27,7 @@ impl<'a> EligibleNodes<'a> {
         let at = self.known.iter().position(|(known, _)| known == placement);
         let at = at.unwrap_or_else(|| {
             let whole = self.classes.constrain(placement.clone());
-            let fits = |node: &&NodeFacts<'_>| may_start(node, &whole, self.policy).is_ok();
+            let fits = |node: &&NodeFacts<'_>| is_eligible(node, &whole, self.policy).is_ok();
             let mut fitting: Vec<_> = self.nodes.iter().filter(fits).collect();
             fitting.sort_unstable_by_key(|node| node.name);
             self.known.push((placement.clone(), fitting));

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
     use crate::api::Revision;
     use crate::demand::revision::demand;
-    use crate::placement::{Exclusion, NodeFacts, may_start};
+    use crate::placement::{Exclusion, NodeFacts, is_eligible};
     use crate::policy::Policy;
     use crate::sample::{labelled, node, tainted};
 
@@ -78,7 +78,7 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "r"}, "spec": spec})).unwrap();
         let policy = Policy::default();
         let placement = classes().constrain(demand(&revision, false, &policy).placement);
-        may_start(&NodeFacts::new(node, &BTreeSet::new()), &placement, &policy)
+        is_eligible(&NodeFacts::new(node, &BTreeSet::new()), &placement, &policy)
     }
 
     #[test]

@@ -9,10 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
 use super::Repair;
-use super::existing::Orders;
+use super::existing::ImageWarmIndex;
 use super::fan_out::{Origin, image_warm};
 use crate::api::{CachedImageWarm, ImageWarm};
-use crate::demand::consumers::{Asker, Asking, is_of_revision};
+use crate::demand::consumers::{Consumer, ConsumerDemand, is_of_revision};
 use crate::image::Reference;
 use crate::labels;
 use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
@@ -22,7 +22,7 @@ use crate::policy::bounds::Room;
 /// Creation times are cut to full seconds: an object may be this much younger than it says.
 const TRUNCATION: Duration = Duration::from_secs(1);
 
-/// A fan-out whose orders still appear is waited for, at most so many times the patience with one
+/// A fan-out whose image_warms still appear is waited for, at most so many times the grace_periods with one
 /// of which none does: nodes that join one after another must not be put off for ever.
 const FAN_OUT_MOST: u32 = 30;
 
@@ -30,9 +30,9 @@ const FAN_OUT_MOST: u32 = 30;
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
     /// All ImageWarms.
-    pub orders: &'a Orders<'a>,
-    /// All that is asked for, by [`crate::demand::consumers::asked`].
-    pub asking: &'a [Asking],
+    pub image_warms: &'a ImageWarmIndex<'a>,
+    /// All that is demanded, by [`crate::demand::consumers::demands`].
+    pub demands: &'a [ConsumerDemand],
     /// All nodes.
     pub nodes: &'a [NodeFacts<'a>],
     /// What RuntimeClasses add to where Pods may run.
@@ -45,7 +45,7 @@ pub struct Observed<'a> {
 
 /// How long the plan holds back.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct GracePeriods {
     /// How long a Revision is left to the webhook's fan-out.
     pub fan_out: Duration,
     /// How old an ImageWarm must be before it can be collected.
@@ -54,9 +54,9 @@ pub struct Patience {
     pub reserve: Duration,
 }
 
-impl Default for Patience {
+impl Default for GracePeriods {
     fn default() -> Self {
-        Patience {
+        GracePeriods {
             fan_out: Duration::from_secs(2),
             collect: Duration::from_secs(30),
             reserve: Duration::from_secs(600),
@@ -107,17 +107,22 @@ labels! {
     }
 }
 
-/// Compares what is asked for with what exists.
-pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: Timestamp) -> Plan {
+/// Compares what is demanded with what exists.
+pub fn diff(
+    observed: &Observed<'_>,
+    policy: &Policy,
+    grace_periods: GracePeriods,
+    now: Timestamp,
+) -> Plan {
     let mut plan = Plan::default();
     if policy.paused {
         return plan;
     }
     let mut eligible = EligibleNodes::new(observed.nodes, observed.runtime_classes, policy);
-    let existing = observed.orders.all.iter().map(Arc::as_ref);
+    let existing = observed.image_warms.all.iter().map(Arc::as_ref);
     let mut room = Room::new(policy.bounds, existing);
     let mut planned: HashSet<(&str, &Reference, &str)> = HashSet::new();
-    for one in observed.asking {
+    for one in observed.demands {
         let (metadata, namespace) = (one.by.metadata(), one.by.namespace());
         if !one.is_routable()
             || metadata.deletion_timestamp.is_some()
@@ -126,14 +131,14 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
             continue;
         }
         let young_until = match &one.by {
-            Asker::Image(image) if !is_of_revision(image) => Timestamp::MIN,
-            _ => left_to_fan_out_until(one, observed.orders, patience),
+            Consumer::Image(image) if !is_of_revision(image) => Timestamp::MIN,
+            _ => left_to_fan_out_until(one, observed.image_warms, grace_periods),
         };
         let origin = Origin::of(&one.by);
         for wanted in &one.demand.images {
-            let orders = observed.orders.of(namespace, wanted);
+            let image_warms = observed.image_warms.of(namespace, wanted);
             for node in eligible.of(&one.demand.placement) {
-                let Some((image, repair)) = orders.missing(node.name) else {
+                let Some((image, repair)) = image_warms.missing(node.name) else {
                     continue;
                 };
                 if young_until > now {
@@ -143,7 +148,7 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
                 if planned.insert((namespace, image, node.name)) && room.take(namespace) {
                     let object = image_warm(&origin, &one.demand, image, node.name);
                     let repair = match (&one.by, repair) {
-                        (Asker::Image(_), Repair::Missing) => Repair::Image,
+                        (Consumer::Image(_), Repair::Missing) => Repair::Image,
                         (_, Repair::Missing) if node.created > Some(one.by.created()) => {
                             Repair::NewNode
                         }
@@ -156,22 +161,26 @@ pub fn diff(observed: &Observed<'_>, policy: &Policy, patience: Patience, now: T
     }
     let refused = room.refused.into_iter();
     plan.over_limit = refused.map(|(namespace, count)| (namespace.to_owned(), count)).collect();
-    collect(observed, patience, now, &mut plan);
+    collect(observed, grace_periods, now, &mut plan);
     plan
 }
 
-/// Until when a Revision is left to the webhook's fan-out: for a while, and longer while its orders
+/// Until when a Revision is left to the webhook's fan-out: for a while, and longer while its image_warms
 /// still appear. With thousands of nodes a fan-out takes seconds, and a second one beside it would
 /// only make it slower.
-fn left_to_fan_out_until(one: &Asking, orders: &Orders<'_>, patience: Patience) -> Timestamp {
+fn left_to_fan_out_until(
+    one: &ConsumerDemand,
+    image_warms: &ImageWarmIndex<'_>,
+    grace_periods: GracePeriods,
+) -> Timestamp {
     let revision = one.by.metadata();
-    let patience_ends = created(revision, patience.fan_out + TRUNCATION);
+    let patience_ends = created(revision, grace_periods.fan_out + TRUNCATION);
     let namespace = one.by.namespace();
     let images = one.demand.images.iter();
-    let newest = images.filter_map(|image| orders.of(namespace, image).newest()).max();
-    let still_appearing =
-        newest.map_or(Timestamp::MIN, |newest| ripe(Some(newest), patience.fan_out + TRUNCATION));
-    patience_ends.max(still_appearing.min(created(revision, patience.fan_out * FAN_OUT_MOST)))
+    let newest = images.filter_map(|image| image_warms.of(namespace, image).newest()).max();
+    let still_appearing = newest
+        .map_or(Timestamp::MIN, |newest| ripe(Some(newest), grace_periods.fan_out + TRUNCATION));
+    patience_ends.max(still_appearing.min(created(revision, grace_periods.fan_out * FAN_OUT_MOST)))
 }
 
 impl Plan {
@@ -191,16 +200,16 @@ fn ripe(created: Option<Timestamp>, age: Duration) -> Timestamp {
 
 /// Fills `plan.delete`: what lies on nodes that are gone, and what nothing asks for. Where Pods could
 /// not run just now does not matter here: a cordon deletes nothing.
-fn collect(observed: &Observed<'_>, patience: Patience, now: Timestamp, plan: &mut Plan) {
+fn collect(observed: &Observed<'_>, grace_periods: GracePeriods, now: Timestamp, plan: &mut Plan) {
     if !observed.may_delete {
         return;
     }
     let nodes: HashSet<&str> = observed.nodes.iter().map(|node| node.name).collect();
     let (mut wanted, mut resting) = (Names::default(), Names::default());
-    for one in observed.asking {
+    for one in observed.demands {
         let rests_from = one
-            .resting_since
-            .map(|since| since.checked_add(patience.reserve).unwrap_or(Timestamp::MAX));
+            .reserve_since
+            .map(|since| since.checked_add(grace_periods.reserve).unwrap_or(Timestamp::MAX));
         let names = match rests_from {
             Some(from) if from <= now => &mut resting,
             _ => &mut wanted,
@@ -209,7 +218,7 @@ fn collect(observed: &Observed<'_>, patience: Patience, now: Timestamp, plan: &m
             names.add(one.by.namespace(), name, rests_from);
         }
     }
-    for warm in observed.orders.all {
+    for warm in observed.image_warms.all {
         if !warm.is_managed() || warm.is_terminating() {
             continue;
         }
@@ -225,7 +234,7 @@ fn collect(observed: &Observed<'_>, patience: Patience, now: Timestamp, plan: &m
         } else {
             Cause::Unwanted
         };
-        let ripe = ripe(warm.created, patience.collect);
+        let ripe = ripe(warm.created, grace_periods.collect);
         if ripe > now {
             plan.recheck(ripe);
         } else {
@@ -236,7 +245,7 @@ fn collect(observed: &Observed<'_>, patience: Patience, now: Timestamp, plan: &m
     plan.delete.sort_by_cached_key(name);
 }
 
-/// Images by namespace, and until when they are asked for where that has an end.
+/// Images by namespace, and until when they are demanded where that has an end.
 #[derive(Default)]
 struct Names<'a>(HashMap<(&'a str, &'a str), Option<Timestamp>>);
 

@@ -10,7 +10,7 @@ use crate::api::{CachedImageWarm, ConditionStatus, Reason};
 use crate::demand::revision::WantedImage;
 use crate::image::Reference;
 
-/// Orders for one image.
+/// ImageWarmIndex for one image.
 #[derive(Debug, Default)]
 struct OnNodes<'a> {
     /// Ordered by node. Hand-made ones may stand beside ours.
@@ -29,12 +29,12 @@ impl<'a> OnNodes<'a> {
 
 /// All ImageWarms, and by namespace and image those that are not being deleted.
 #[derive(Debug)]
-pub struct Orders<'a> {
+pub struct ImageWarmIndex<'a> {
     pub(super) all: &'a [Arc<CachedImageWarm>],
     by_image: HashMap<(&'a str, Reference), OnNodes<'a>>,
 }
 
-impl<'a> Orders<'a> {
+impl<'a> ImageWarmIndex<'a> {
     /// Sorts them.
     pub fn new(all: &'a [Arc<CachedImageWarm>]) -> Self {
         let mut parsed: HashMap<&str, Option<Reference>> = HashMap::new();
@@ -53,7 +53,7 @@ impl<'a> Orders<'a> {
                 .by_node
                 .sort_unstable_by(|a, b| (&a.node_name, &a.name).cmp(&(&b.node_name, &b.name)));
         }
-        Orders { all, by_image }
+        ImageWarmIndex { all, by_image }
     }
 
     /// Those for one image that is wanted in `namespace`.
@@ -91,11 +91,11 @@ pub(super) enum State<'a> {
 
 impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
     fn named(&self, node: &str) -> &'o [&'a CachedImageWarm] {
-        self.by_name.map_or(&[], |orders| orders.on(node))
+        self.by_name.map_or(&[], |image_warms| image_warms.on(node))
     }
 
     fn exact(&self, node: &str) -> &'o [&'a CachedImageWarm] {
-        self.by_digest.map_or(&[], |orders| orders.on(node))
+        self.by_digest.map_or(&[], |image_warms| image_warms.on(node))
     }
 
     /// What has to be made so that `node` gets the wanted image, if anything.
@@ -111,7 +111,7 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
         Some((resolved, repair))
     }
 
-    /// How far the image is on `node`. The orders by digest decide where there are any, for then it
+    /// How far the image is on `node`. The image_warms by digest decide where there are any, for then it
     /// no longer matters what became of the tag.
     pub(super) fn state(&self, node: &str) -> State<'a> {
         let (by_name, exact) = (self.named(node), self.exact(node));
@@ -139,7 +139,11 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
 
     /// When the last order for it was made.
     pub(super) fn newest(&self) -> Option<Timestamp> {
-        self.by_name.into_iter().chain(self.by_digest).filter_map(|orders| orders.newest).max()
+        self.by_name
+            .into_iter()
+            .chain(self.by_digest)
+            .filter_map(|image_warms| image_warms.newest)
+            .max()
     }
 
     /// Nodes with any order for it.
@@ -147,7 +151,7 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
         self.by_name
             .into_iter()
             .chain(self.by_digest)
-            .flat_map(|orders| orders.by_node.iter().map(|warm| &*warm.node_name))
+            .flat_map(|image_warms| image_warms.by_node.iter().map(|warm| &*warm.node_name))
     }
 }
 

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::existing::{Orders, State};
+use super::existing::{ImageWarmIndex, State};
 use crate::api::{CachedImageWarm, ConditionStatus, Reason, Revision};
-use crate::demand::consumers::{Asker, Asking};
+use crate::demand::consumers::{Consumer, ConsumerDemand};
 use crate::demand::revision::WantedImage;
 
 /// One reason for which images of a Revision are not on its nodes.
@@ -36,19 +36,19 @@ impl Failure {
 }
 
 /// Sums up the failures of all routable Revisions, ordered by Revision and reason.
-pub fn failures(orders: &Orders<'_>, asking: &[Asking]) -> Vec<Failure> {
+pub fn failures(image_warms: &ImageWarmIndex<'_>, demands: &[ConsumerDemand]) -> Vec<Failure> {
     let failing = |warm: &&Arc<CachedImageWarm>| {
         warm.reason().is_some_and(|reason| reason.ready() == ConditionStatus::False)
     };
     let troubled: BTreeSet<_> =
-        orders.all.iter().filter(failing).map(|warm| &*warm.namespace).collect();
+        image_warms.all.iter().filter(failing).map(|warm| &*warm.namespace).collect();
     let mut found: Vec<Failure> = Vec::new();
-    for one in asking {
-        if let Asker::Revision(revision) = &one.by
+    for one in demands {
+        if let Consumer::Revision(revision) = &one.by
             && let Some(namespace) = troubled.get(one.by.namespace())
             && one.is_routable()
         {
-            found.extend(of_revision(revision, namespace, &one.demand.images, orders));
+            found.extend(of_revision(revision, namespace, &one.demand.images, image_warms));
         }
     }
     found.sort_by_cached_key(|one| {
@@ -62,16 +62,16 @@ fn of_revision<'a>(
     revision: &Arc<Revision>,
     namespace: &'a str,
     images: &[WantedImage],
-    orders: &Orders<'a>,
+    image_warms: &ImageWarmIndex<'a>,
 ) -> Vec<Failure> {
     let mut all: BTreeSet<&str> = BTreeSet::new();
     let mut by_reason: BTreeMap<Reason, BTreeMap<&str, &str>> = BTreeMap::new();
     let mut undecided = false;
     for image in images {
-        let orders = orders.of(namespace, image);
-        for node in orders.nodes() {
+        let image_warms = image_warms.of(namespace, image);
+        for node in image_warms.nodes() {
             all.insert(node);
-            match orders.state(node) {
+            match image_warms.state(node) {
                 State::Held => {}
                 State::Underway(_) => undecided = true,
                 State::Failed(reason, warm) => {

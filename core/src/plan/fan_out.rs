@@ -10,11 +10,11 @@ use crate::api::{
     CREATED_FOR_ANNOTATION, ImageWarm, ImageWarmSpec, KnativeImage, MANAGED_BY, MANAGED_BY_LABEL,
     Revision, SERVICE_ACCOUNT_ANNOTATION, revision_token,
 };
-use crate::demand::consumers::Asker;
+use crate::demand::consumers::Consumer;
 use crate::demand::revision::{Demand, is_routable, valid_secrets};
 use crate::image::Reference;
 use crate::image::object_name::object_name;
-use crate::placement::{NodeFacts, may_start};
+use crate::placement::{NodeFacts, is_eligible};
 use crate::policy::Policy;
 
 /// All that is wanted for a Revision that was just seen, by the names that it uses itself. Nothing
@@ -29,7 +29,7 @@ pub fn fan_out(
         return Vec::new();
     }
     let eligible =
-        || nodes.iter().filter(|node| may_start(node, &demand.placement, policy).is_ok());
+        || nodes.iter().filter(|node| is_eligible(node, &demand.placement, policy).is_ok());
     let origin = Origin::of_revision(revision);
     let one_image = |image: &Reference| -> Vec<ImageWarm> {
         eligible().map(|node| image_warm(&origin, demand, image, node.name)).collect()
@@ -63,15 +63,15 @@ impl Origin {
         Origin { namespace: image.metadata.namespace.clone(), owner, created_for: None }
     }
 
-    pub(super) fn of(asker: &Asker) -> Self {
+    pub(super) fn of(asker: &Consumer) -> Self {
         match asker {
-            Asker::Revision(revision) => Origin::of_revision(revision),
-            Asker::Image(image) => Origin::of_image(image),
+            Consumer::Revision(revision) => Origin::of_revision(revision),
+            Consumer::Image(image) => Origin::of_image(image),
         }
     }
 }
 
-/// The complete object that orders `image` onto `node`.
+/// The complete object that image_warms `image` onto `node`.
 pub fn image_warm(origin: &Origin, demand: &Demand, image: &Reference, node: &str) -> ImageWarm {
     let secrets = valid_secrets(&demand.identity.secrets);
     let mut annotations = BTreeMap::new();

@@ -9,5 +9,5 @@ mod repair;
 pub mod rollup;
 
 pub use diff::{Observed, Plan, diff};
-pub use existing::Orders;
+pub use existing::ImageWarmIndex;
 pub use repair::Repair;

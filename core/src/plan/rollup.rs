@@ -7,12 +7,12 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use super::diff::Patience;
-use super::existing::{Orders, State};
+use super::diff::GracePeriods;
+use super::existing::{ImageWarmIndex, State};
 use crate::api::condition::{READY, set_condition};
 use crate::api::knative::KnativeImageStatus;
 use crate::api::{Condition, ConditionStatus, KnativeImage, Reason};
-use crate::demand::consumers::{Asked, Asking, Meaning};
+use crate::demand::consumers::{ConsumerDemand, Demands, Meaning};
 use crate::demand::revision::WantedImage;
 use crate::image::quoted::printable;
 use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
@@ -38,11 +38,11 @@ const NAMED: usize = 3;
 /// A runtime's own words, cut to this many bytes.
 const WORDS_MAX: usize = 512;
 
-/// What the statuses depend on beside what is asked for.
+/// What the statuses depend on beside what is demanded.
 #[derive(Clone, Copy, Debug)]
 pub struct Nodes<'a> {
     /// All ImageWarms.
-    pub orders: &'a Orders<'a>,
+    pub image_warms: &'a ImageWarmIndex<'a>,
     /// All nodes.
     pub nodes: &'a [NodeFacts<'a>],
     /// What RuntimeClasses add to where Pods may run.
@@ -65,9 +65,9 @@ pub struct ImageUpdate {
 /// The statuses of Images that do not say any more, or not yet, what is the case.
 pub fn rollup(
     observed: &Nodes<'_>,
-    asked: &Asked,
+    demanded: &Demands,
     policy: &Policy,
-    patience: Patience,
+    grace_periods: GracePeriods,
     now: Timestamp,
 ) -> Vec<ImageUpdate> {
     if policy.paused {
@@ -75,25 +75,25 @@ pub fn rollup(
     }
     let mut eligible = EligibleNodes::new(observed.nodes, observed.runtime_classes, policy);
     let mut updates = Vec::new();
-    for (image, meaning) in &asked.images {
+    for (image, meaning) in &demanded.images {
         let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
         if image.metadata.deletion_timestamp.is_some() || observed.terminating.contains(namespace) {
             continue;
         }
         let verdict = match meaning {
             Meaning::Going => continue,
-            Meaning::Nothing => Verdict::new(ConditionStatus::True, "", String::new()),
-            Meaning::Invalid(problem) => Verdict::new(
+            Meaning::Nothing => ReadyCondition::new(ConditionStatus::True, "", String::new()),
+            Meaning::Invalid(problem) => ReadyCondition::new(
                 ConditionStatus::False,
                 Reason::InvalidImage.as_str(),
                 format!("spec.image: {problem}"),
             ),
-            Meaning::LeftAlone => Verdict::new(
+            Meaning::LeftAlone => ReadyCondition::new(
                 ConditionStatus::Unknown,
                 OPTED_OUT,
                 "the image, its Revision or its namespace is excluded from warming".into(),
             ),
-            Meaning::BeyondLimit => Verdict::new(
+            Meaning::BeyondLimit => ReadyCondition::new(
                 ConditionStatus::Unknown,
                 LIMIT_REACHED,
                 format!(
@@ -101,20 +101,20 @@ pub fn rollup(
                     policy.bounds.images_per_revision
                 ),
             ),
-            Meaning::Undecided => Verdict::new(
+            Meaning::Undecided => ReadyCondition::new(
                 ConditionStatus::Unknown,
                 Reason::Queued.as_str(),
                 "waiting for the Revision's status to tell which of its images this is".into(),
             ),
-            Meaning::Wanted { asking, image } => {
-                let one = &asked.asking[*asking];
+            Meaning::Wanted { consumer, image } => {
+                let one = &demanded.consumers[*consumer];
                 let nodes = eligible.of(&one.demand.placement);
                 let limit = observed
                     .full
                     .contains_key(namespace)
                     .then_some(policy.bounds.image_warms_per_namespace);
                 let wanted = &one.demand.images[*image];
-                of_wanted(one, wanted, nodes, observed.orders, limit, patience, now)
+                of_wanted(one, wanted, nodes, observed.image_warms, limit, grace_periods, now)
             }
         };
         if let Some(status) = verdict.status(image, now) {
@@ -125,28 +125,29 @@ pub fn rollup(
 }
 
 fn of_wanted(
-    asking: &Asking,
+    consumer: &ConsumerDemand,
     wanted: &WantedImage,
     nodes: &[&NodeFacts<'_>],
-    orders: &Orders<'_>,
+    image_warms: &ImageWarmIndex<'_>,
     limit: Option<usize>,
-    patience: Patience,
+    grace_periods: GracePeriods,
     now: Timestamp,
-) -> Verdict {
-    let rests = |since: Timestamp| since.checked_add(patience.reserve).is_ok_and(|at| at <= now);
-    if asking.resting_since.is_some_and(rests) {
+) -> ReadyCondition {
+    let rests =
+        |since: Timestamp| since.checked_add(grace_periods.reserve).is_ok_and(|at| at <= now);
+    if consumer.reserve_since.is_some_and(rests) {
         let message = "the Revision gets no traffic: its images are not kept warm".into();
-        return Verdict::new(ConditionStatus::Unknown, NOT_ROUTABLE, message);
+        return ReadyCondition::new(ConditionStatus::Unknown, NOT_ROUTABLE, message);
     }
     if nodes.is_empty() {
         let message = "0 of 0 nodes: no node can run this image now".into();
-        return Verdict::new(ConditionStatus::Unknown, NO_ELIGIBLE_NODE, message)
+        return ReadyCondition::new(ConditionStatus::Unknown, NO_ELIGIBLE_NODE, message)
             .with_counts(Counts::default());
     }
-    let orders = orders.of(asking.by.namespace(), wanted);
+    let image_warms = image_warms.of(consumer.by.namespace(), wanted);
     let mut tally = Tally::default();
     for node in nodes {
-        match orders.state(node.name) {
+        match image_warms.state(node.name) {
             State::Held => tally.held += 1,
             State::Underway(reason) => tally.underway.entry(reason).or_default().push(node.name),
             State::Failed(reason, warm) => {
@@ -156,19 +157,21 @@ fn of_wanted(
         }
     }
     let verdict = tally.verdict(nodes.len());
-    let unordered = || nodes.iter().filter(|node| orders.missing(node.name).is_some()).count();
+    let unordered = || nodes.iter().filter(|node| image_warms.missing(node.name).is_some()).count();
     match limit {
-        Some(limit) if verdict.status == ConditionStatus::Unknown && unordered() > 0 => Verdict {
-            reason: LIMIT_REACHED,
-            message: format!(
-                "{} of {} nodes hold the image; none is ordered for {}, since the namespace may have \
+        Some(limit) if verdict.status == ConditionStatus::Unknown && unordered() > 0 => {
+            ReadyCondition {
+                reason: LIMIT_REACHED,
+                message: format!(
+                    "{} of {} nodes hold the image; none is ordered for {}, since the namespace may have \
                  no more than {limit} ImageWarms (--max-image-warms-per-namespace)",
-                tally.held,
-                nodes.len(),
-                unordered(),
-            ),
-            ..verdict
-        },
+                    tally.held,
+                    nodes.len(),
+                    unordered(),
+                ),
+                ..verdict
+            }
+        }
         _ => verdict,
     }
 }
@@ -182,7 +185,7 @@ struct Tally<'a> {
 }
 
 impl Tally<'_> {
-    fn verdict(&self, all: usize) -> Verdict {
+    fn verdict(&self, all: usize) -> ReadyCondition {
         let counts =
             Counts { all, held: self.held, failed: self.failed.values().map(Vec::len).sum() };
         let held = format!("{} of {all} nodes hold the image", self.held);
@@ -190,7 +193,7 @@ impl Tally<'_> {
         let worst = self
             .failed
             .iter()
-            .max_by_key(|(reason, nodes)| (reason.needs_person(), nodes.len(), **reason));
+            .max_by_key(|(reason, nodes)| (reason.requires_user_action(), nodes.len(), **reason));
         let verdict = match worst {
             Some((reason, nodes)) => {
                 let names = named(nodes.iter().map(|(node, _)| *node));
@@ -198,9 +201,11 @@ impl Tally<'_> {
                 let words = printable(words, WORDS_MAX);
                 let colon = if words.is_empty() { "" } else { ": " };
                 let message = format!("{held}; {reason} on {names}{colon}{words}");
-                Verdict::new(ConditionStatus::False, reason.as_str(), message)
+                ReadyCondition::new(ConditionStatus::False, reason.as_str(), message)
             }
-            None if self.held == all => Verdict::new(ConditionStatus::True, "", String::new()),
+            None if self.held == all => {
+                ReadyCondition::new(ConditionStatus::True, "", String::new())
+            }
             None => {
                 let reasons = [Reason::Pulling, Reason::Queued, Reason::WaitingForWarmer];
                 let most = reasons.into_iter().find(|one| self.underway.contains_key(one));
@@ -212,7 +217,7 @@ impl Tally<'_> {
                     None => held,
                 };
                 let reason = most.unwrap_or(Reason::Queued).as_str();
-                Verdict::new(ConditionStatus::Unknown, reason, message)
+                ReadyCondition::new(ConditionStatus::Unknown, reason, message)
             }
         };
         verdict.with_counts(counts)
@@ -237,20 +242,20 @@ struct Counts {
 }
 
 /// What an Image's status is to say.
-struct Verdict {
+struct ReadyCondition {
     status: ConditionStatus,
     reason: &'static str,
     message: String,
     counts: Option<Counts>,
 }
 
-impl Verdict {
+impl ReadyCondition {
     fn new(status: ConditionStatus, reason: &'static str, message: String) -> Self {
-        Verdict { status, reason, message, counts: None }
+        ReadyCondition { status, reason, message, counts: None }
     }
 
     fn with_counts(self, counts: Counts) -> Self {
-        Verdict { counts: Some(counts), ..self }
+        ReadyCondition { counts: Some(counts), ..self }
     }
 
     /// The status to write, unless the Image's own says just this. What others wrote there stays.

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::api::condition::{READY, set_condition};
 use crate::api::{
     Condition, ConditionStatus, ImageWarm, ImageWarmStatus, Progress, RUNTIME_KEY,
-    RUNTIME_TELLS_KEY, Reason,
+    RUNTIME_REPORTS_KEY, Reason,
 };
 use crate::image::quoted::printable;
 use crate::protocol;
@@ -69,7 +69,7 @@ impl From<&protocol::Hello> for NodeRuntime {
         let runtime = format!("{} {}", hello.runtime_name, hello.runtime_version);
         NodeRuntime {
             runtime: printable(&runtime, LONGEST_FACT),
-            tells: printable(&hello.runtime_tells.join(", "), LONGEST_FACT),
+            tells: printable(&hello.runtime_reports.join(", "), LONGEST_FACT),
         }
     }
 }
@@ -119,7 +119,7 @@ impl From<&protocol::Outcome> for Outcome {
     /// Takes nothing on trust: a word that is not known, or one that contradicts `present`, is
     /// replaced by what `present` alone says.
     fn from(outcome: &protocol::Outcome) -> Self {
-        let reason = match Reason::from_word(&outcome.reason) {
+        let reason = match Reason::from_name(&outcome.reason) {
             Some(reason) if (reason.ready() == ConditionStatus::True) == outcome.present => reason,
             _ if outcome.present => Reason::AlreadyPresent,
             Some(_) => Reason::Removed,
@@ -215,7 +215,7 @@ fn apply_outcome(
 
 /// Told with what is written anyway: a write of its own it is not worth.
 fn note_runtime(status: &mut ImageWarmStatus, told: &NodeRuntime) {
-    for (key, value) in [(RUNTIME_KEY, &told.runtime), (RUNTIME_TELLS_KEY, &told.tells)] {
+    for (key, value) in [(RUNTIME_KEY, &told.runtime), (RUNTIME_REPORTS_KEY, &told.tells)] {
         if !told.runtime.is_empty() {
             status.annotations.insert(key.to_owned(), value.clone());
         }
@@ -327,7 +327,7 @@ mod tests {
         let pulled = after(&warm(), &Report::Outcome(outcome(true, Reason::Pulled)), 13).unwrap();
         let annotations = pulled.status.clone().unwrap().annotations;
         assert_eq!(annotations.get(RUNTIME_KEY).map(String::as_str), Some("docker 29"));
-        assert_eq!(annotations.get(RUNTIME_TELLS_KEY).map(String::as_str), Some("progress"));
+        assert_eq!(annotations.get(RUNTIME_REPORTS_KEY).map(String::as_str), Some("progress"));
         let mut again = outcome(true, Reason::AlreadyPresent);
         (again.started_at, again.runtime) = (None, NodeRuntime::default());
         assert_eq!(after(&pulled, &Report::Outcome(again), 14), None);

@@ -55,7 +55,7 @@ pub fn classify(code: Code, text: &str) -> Reason {
         Code::Unavailable if text.contains("dial unix") => return Reason::RuntimeUnavailable,
         _ => {}
     }
-    failure::by_words(text).unwrap_or(match code {
+    failure::by_message(text).unwrap_or(match code {
         Code::NotFound => Reason::NotFound,
         Code::InvalidArgument => Reason::InvalidImage,
         Code::PermissionDenied | Code::Unauthenticated => Reason::Unauthorized,

@@ -79,7 +79,7 @@ const WORDS: &[(Reason, &[&str])] = &[
 /// The reason for a failure: `status` is the HTTP status of the runtime's API, where there was an
 /// answer of its own; `text` the runtime's words, in the answer or in the stream.
 pub fn classify(status: Option<u16>, text: &str) -> Reason {
-    match (by_words(text), status) {
+    match (by_message(text), status) {
         (Some(reason), _) => reason,
         (None, Some(400)) => Reason::InvalidImage,
         (None, Some(404)) => Reason::NotFound,
@@ -89,7 +89,7 @@ pub fn classify(status: Option<u16>, text: &str) -> Reason {
 }
 
 /// What the words mean, where they are known.
-pub(super) fn by_words(text: &str) -> Option<Reason> {
+pub(super) fn by_message(text: &str) -> Option<Reason> {
     let text = text.to_ascii_lowercase();
     let hit = WORDS.iter().find(|(_, words)| words.iter().any(|word| text.contains(word)));
     hit.map(|(reason, _)| *reason)

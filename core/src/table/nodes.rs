@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::images::printable;
 use super::row::{Row, Summary};
-use crate::api::{ImageWarm, RUNTIME_KEY, RUNTIME_TELLS_KEY};
+use crate::api::{ImageWarm, RUNTIME_KEY, RUNTIME_REPORTS_KEY};
 
 /// What the ImageWarms of one node come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl NodeRow {
             NodeRow {
                 node: node.to_owned(),
                 runtime: fact(RUNTIME_KEY).unwrap_or_default(),
-                tells: fact(RUNTIME_TELLS_KEY).unwrap_or_default(),
+                tells: fact(RUNTIME_REPORTS_KEY).unwrap_or_default(),
                 summary: Summary::of(&rows),
             }
         };
@@ -104,7 +104,7 @@ mod tests {
 
     fn warm(node: &str, reason: &str, runtime: Option<&str>, finished: i64) -> ImageWarm {
         let annotations = match runtime {
-            Some(runtime) => json!({RUNTIME_KEY: runtime, RUNTIME_TELLS_KEY: "progress"}),
+            Some(runtime) => json!({RUNTIME_KEY: runtime, RUNTIME_REPORTS_KEY: "progress"}),
             None => json!({}),
         };
         let ready = if reason == "Pulled" { "True" } else { "False" };

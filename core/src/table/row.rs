@@ -59,7 +59,7 @@ impl Row {
     pub fn new(warm: &ImageWarm, now: Timestamp) -> Row {
         let condition = warm.ready();
         let word = condition.map(|ready| ready.reason.as_str()).unwrap_or_default();
-        let reason = Reason::from_word(word);
+        let reason = Reason::from_name(word);
         let phase = match (condition.map(|ready| ready.status), reason) {
             (Some(ConditionStatus::True), _) => Phase::Ready,
             (Some(ConditionStatus::False), _) => Phase::Failed,
@@ -70,9 +70,8 @@ impl Row {
         let is_final = match phase {
             Phase::Ready => true,
             // A reason that this program does not know may be one that nobody tries again.
-            Phase::Failed => {
-                reason.is_none_or(|reason| reason.needs_person() || reason == Reason::NodeGone)
-            }
+            Phase::Failed => reason
+                .is_none_or(|reason| reason.requires_user_action() || reason == Reason::NodeGone),
             _ => false,
         };
         let status = warm.status.clone().unwrap_or_default();

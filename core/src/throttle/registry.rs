@@ -88,17 +88,17 @@ enum Place {
 
 /// Pulls that run, and pulls that wait for their registry.
 #[derive(Debug)]
-pub struct Grants {
+pub struct RegistryBudgets {
     limits: Limits,
     registries: HashMap<String, Registry>,
     places: HashMap<String, (String, Place)>,
     arrivals: u64,
 }
 
-impl Grants {
+impl RegistryBudgets {
     /// With these limits for each registry.
     pub fn new(limits: Limits) -> Self {
-        Grants { limits, registries: HashMap::new(), places: HashMap::new(), arrivals: 0 }
+        RegistryBudgets { limits, registries: HashMap::new(), places: HashMap::new(), arrivals: 0 }
     }
 
     /// Asks for a place for the order `uid`; true when it may start now. Otherwise it waits, the
@@ -142,7 +142,7 @@ impl Grants {
     /// The registry asked `node` for fewer requests. Once a second node says so within a minute,
     /// nothing begins for a while, for as long as the registry asked for where it did, and then no
     /// more at the same time than it bore: one node alone may be mistaken, or lie. Where there is no
-    /// limit of pulls, there is none of this kind. To be called before the [`Grants::end`] of the
+    /// limit of pulls, there is none of this kind. To be called before the [`RegistryBudgets::end`] of the
     /// pull; true when it counts.
     pub fn slow_down(
         &mut self,
@@ -246,8 +246,8 @@ impl Grants {
 mod tests {
     use super::*;
 
-    fn one_at_a_time() -> Grants {
-        Grants::new(Limits { pulls: 1, per_second: 0 })
+    fn one_at_a_time() -> RegistryBudgets {
+        RegistryBudgets::new(Limits { pulls: 1, per_second: 0 })
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn so_many_begin_in_a_second() {
-        let mut grants = Grants::new(Limits { pulls: 0, per_second: 2 });
+        let mut grants = RegistryBudgets::new(Limits { pulls: 0, per_second: 2 });
         let asked = ["a", "b", "c", "d", "e"].map(|uid| grants.request(uid, "one", 0, 5_000));
         assert_eq!(asked, [true, true, false, false, false]);
         assert!(grants.end("a", 5_100).is_empty(), "a place is not a new second");
@@ -291,7 +291,7 @@ mod tests {
         assert!(grants.request("f", "two", 0, 6_000), "another registry");
         assert_eq!(grants.tick(7_500), ["e"]);
         // Many are spread over the second.
-        let mut grants = Grants::new(Limits { pulls: 0, per_second: 50 });
+        let mut grants = RegistryBudgets::new(Limits { pulls: 0, per_second: 50 });
         let uids: Vec<String> = (0..20).map(|at| format!("{at:02}")).collect();
         let begun = uids.iter().filter(|uid| grants.request(uid, "one", 0, 0)).count();
         let later = [99, 100, 250].map(|now| grants.tick(now).len());
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_registry_that_has_had_enough_is_asked_for_what_it_bears() {
-        let mut grants = Grants::new(Limits { pulls: 8, per_second: 0 });
+        let mut grants = RegistryBudgets::new(Limits { pulls: 8, per_second: 0 });
         for uid in ["a", "b", "c", "d", "e", "f", "g", "h"] {
             assert!(grants.request(uid, "one", 0, 0));
         }
@@ -334,7 +334,7 @@ mod tests {
         let mut grants = one_at_a_time();
         let mut now = 0;
         let mut node = 0;
-        let mut slow_down = |grants: &mut Grants, asked: Option<i64>, now: i64| {
+        let mut slow_down = |grants: &mut RegistryBudgets, asked: Option<i64>, now: i64| {
             node += 1;
             grants.slow_down("one", &format!("node-{node}"), asked, now)
         };
@@ -349,7 +349,7 @@ mod tests {
         grants.served("one");
         slow_down(&mut grants, Some(45_000), now);
         assert_eq!(grants.registries["one"].paused_until, now + 45_000);
-        let mut off = Grants::new(Limits { pulls: 0, per_second: 0 });
+        let mut off = RegistryBudgets::new(Limits { pulls: 0, per_second: 0 });
         slow_down(&mut off, Some(45_000), 0);
         slow_down(&mut off, Some(45_000), 0);
         assert!(off.request("a", "one", 0, 0), "no limit is none");

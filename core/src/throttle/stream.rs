@@ -23,15 +23,15 @@ pub enum Excess {
 
 /// What is left to say for one stream.
 #[derive(Debug)]
-pub struct Allowance {
+pub struct MessageLimit {
     left: f64,
     at: Instant,
 }
 
-impl Allowance {
+impl MessageLimit {
     /// A stream that was just opened.
     pub fn new(now: Instant) -> Self {
-        Allowance { left: BURST, at: now }
+        MessageLimit { left: BURST, at: now }
     }
 
     /// Takes a message of `bytes` off.
@@ -56,26 +56,26 @@ mod tests {
     #[test]
     fn a_full_node_that_reconnects_is_heard_and_a_flood_is_not() {
         let start = Instant::now();
-        let mut allowance = Allowance::new(start);
+        let mut message_limit = MessageLimit::new(start);
         for _ in 0..10_000 {
-            allowance.take(300, start).unwrap();
+            message_limit.take(300, start).unwrap();
         }
-        let taken = (0..100_000).take_while(|_| allowance.take(300, start).is_ok()).count();
+        let taken = (0..100_000).take_while(|_| message_limit.take(300, start).is_ok()).count();
         assert!(taken < 10_000, "{taken}");
         let later = start + Duration::from_secs(10);
-        assert_eq!(allowance.take(0, later), Ok(()), "time gives back");
+        assert_eq!(message_limit.take(0, later), Ok(()), "time gives back");
         let later = later + Duration::from_secs(24 * 60 * 60);
-        assert_eq!(allowance.take(0, later), Ok(()));
-        assert!(allowance.left <= BURST, "a quiet day saves nothing up");
+        assert_eq!(message_limit.take(0, later), Ok(()));
+        assert!(message_limit.left <= BURST, "a quiet day saves nothing up");
     }
 
     #[test]
     fn long_messages_cost_more_and_the_longest_are_refused() {
         let start = Instant::now();
-        let mut allowance = Allowance::new(start);
-        let taken = (0..).take_while(|_| allowance.take(LARGEST_REPORT, start).is_ok()).count();
+        let mut message_limit = MessageLimit::new(start);
+        let taken = (0..).take_while(|_| message_limit.take(LARGEST_REPORT, start).is_ok()).count();
         assert!((250..350).contains(&taken), "{taken}");
-        let mut allowance = Allowance::new(start);
-        assert_eq!(allowance.take(LARGEST_REPORT + 1, start), Err(Excess::Size));
+        let mut message_limit = MessageLimit::new(start);
+        assert_eq!(message_limit.take(LARGEST_REPORT + 1, start), Err(Excess::Size));
     }
 }

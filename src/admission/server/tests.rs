@@ -180,7 +180,7 @@ async fn a_slow_head_is_cut_but_a_resting_connection_is_not() {
     let mut slow = bench.tls(0).await.unwrap();
     slow.write_all(b"POST /echo HTTP/1.1\r\nhost: x\r\n").await.unwrap();
     until_closed(slow).await;
-    assert_eq!(bench.metrics.slow_heads.get(), 1);
+    assert_eq!(bench.metrics.header_timeouts.get(), 1);
 
     // It has now rested for longer than a head may take.
     resting.ready().await.unwrap();
@@ -197,7 +197,7 @@ async fn a_slow_head_is_cut_but_a_resting_connection_is_not() {
     }
     later.write_all(b"POST").await.unwrap();
     until_closed(later).await;
-    assert_eq!(bench.metrics.slow_heads.get(), 2);
+    assert_eq!(bench.metrics.header_timeouts.get(), 2);
     bench.stopped().await;
 }
 
@@ -205,7 +205,7 @@ async fn a_slow_head_is_cut_but_a_resting_connection_is_not() {
 async fn a_connection_that_rests_too_long_is_closed() {
     let bench = bench(Limits { idle: Duration::from_millis(200), ..limits() }).await;
     until_closed(bench.tls(0).await.unwrap()).await;
-    assert_eq!(bench.metrics.slow_heads.get(), 0);
+    assert_eq!(bench.metrics.header_timeouts.get(), 0);
     bench.stopped().await;
 }
 

@@ -104,8 +104,8 @@ async fn only_what_differs_is_written_and_absence_is_told() {
     };
     put(MUTATING, configuration("MutatingWebhookConfiguration", &[Some("CA"), None, Some("old")]));
     let bundles = ensure_ca_bundle(&client, &names(), "CA").await.unwrap();
-    assert_eq!(bundles.mutating, Standing::Right);
-    assert_eq!(bundles.validating, Standing::NotFound);
+    assert_eq!(bundles.mutating, PullContext::Right);
+    assert_eq!(bundles.validating, PullContext::NotFound);
     assert!(!bundles.are_right());
     assert_eq!(bundles.check().unwrap_err(), "the ValidatingWebhookConfiguration does not exist");
     let patches = std::mem::take(&mut cluster.lock().unwrap().patches);

@@ -24,13 +24,13 @@ fn client(names: &'static [&'static str]) -> Client {
     Client::new(service, "default")
 }
 
-fn collector(client: Client) -> Collector {
+fn collector(client: Client) -> GarbageCollector {
     let (sender, leadership) =
         watch::channel(Leadership { leading: true, ..Leadership::default() });
     drop(sender);
     let metrics =
         ControllerMetrics::register(&mut prometheus_client::registry::Registry::default());
-    Collector::new(client, 1, StillLeading(leadership), metrics)
+    GarbageCollector::new(client, 1, StillLeading(leadership), metrics)
 }
 
 #[tokio::test]

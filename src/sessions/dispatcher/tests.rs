@@ -26,8 +26,8 @@ use crate::sessions::status_writer::SinkFuture;
 use crate::warmer::{Warmer, WarmerArgs, WarmerMetrics};
 use imagewarm_core::api::{CachedImageWarm, ImageWarm, ImageWarmSpec, ImageWarmStatus, Reason};
 use imagewarm_core::demand::PullIdentity;
-use imagewarm_core::demand::consumers::Asking;
-use imagewarm_core::demand::pull_context::Standing;
+use imagewarm_core::demand::consumers::ConsumerDemand;
+use imagewarm_core::demand::pull_context::PullContext;
 use imagewarm_core::image::Reference;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -195,11 +195,11 @@ impl CredentialSource for TwoCredentials {
     }
 }
 
-fn standing(warm: &CachedImageWarm, _: &[Asking], _: &Policy) -> Standing {
+fn pull_context(warm: &CachedImageWarm, _: &[ConsumerDemand], _: &Policy) -> PullContext {
     let checked = warm.status.as_ref().and_then(|status| status.checked_for.as_deref());
     let check = warm.annotation("check").filter(|check| Some(*check) != checked);
     let check_for = check.map(str::to_owned);
-    Standing { check_for, ..Standing::default() }
+    PullContext { check_for, ..PullContext::default() }
 }
 
 /// Certificates in a folder of their own.
@@ -281,7 +281,7 @@ impl Replica {
         let args = DispatchArgs { registry_pulls, ..Line::parse_from(["controller"]).args };
         let (leader, leader_view) = watch::channel(view);
         let parts =
-            Parts { sink: cluster.clone(), credentials: Arc::new(TwoCredentials), standing };
+            Parts { sink: cluster.clone(), credentials: Arc::new(TwoCredentials), pull_context };
         let dispatcher = Dispatcher::with_parts(
             parts,
             cluster.stores(),

@@ -24,7 +24,7 @@ async fn fails(stage: &Stage<'_>, case: &str, fault: Fault, reason: Reason) -> R
     let ready = warm.ready().context("no condition")?;
     ensure!(ready.status == ConditionStatus::False && !ready.message.is_empty(), "{ready:?}");
     ensure!(stage.held(&app.image.tag).await?.is_none(), "half an image is held");
-    if !reason.needs_person() {
+    if !reason.requires_user_action() {
         app.heal();
         stage.arrives(&namespace, "app", &app.image.digest).await?;
     }

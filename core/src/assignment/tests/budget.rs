@@ -2,12 +2,12 @@
 
 use super::*;
 
-/// Nodes `n1` to `n5`, each with a stream of its number and an order of its name.
+/// Nodes `n1` to `n5`, each with a stream of its number and an assignment of its name.
 fn five_nodes(budget: Budget) -> Index {
     let mut index = Index::new(budget, GRACE);
     for n in 1..=5 {
         let (uid, node) = (format!("u{n}"), format!("n{n}"));
-        index.apply(kept(warm(&uid, &node, "registry.test/app:v1")), standing(1), 0);
+        index.apply(kept(warm(&uid, &node, "registry.test/app:v1")), pull_context(1), 0);
         index.open(n, &node, &hello(1, &[]), 0);
     }
     words(&mut index);
@@ -41,7 +41,7 @@ fn one_node_finds_out_for_all_that_credentials_are_wrong() {
     index.message(3, &request("u3"), 300);
     assert_eq!(words(&mut index), ["3 grant u3 0Unauthorized"]);
     // Once the secrets are others, one node tries at once.
-    let mut paid = standing(1);
+    let mut paid = pull_context(1);
     paid.identities[0].secrets = vec!["another".into()];
     index.apply(kept(warm("u3", "n3", "registry.test/app:v1")), paid, 400);
     words(&mut index);
@@ -71,7 +71,7 @@ fn a_slow_or_lost_canary_holds_nobody_up() {
     let mut index = with_canary();
     all_ask(&mut index, 0);
     index.delete("u1", 10);
-    assert_eq!(words(&mut index)[1..].len(), 4, "its order went away");
+    assert_eq!(words(&mut index)[1..].len(), 4, "its assignment went away");
     let mut index = with_canary();
     all_ask(&mut index, 0);
     // A node that waited comes back, and asks again.

@@ -1,4 +1,4 @@
-//! Tests of `plan/asking.rs`.
+//! Tests of `plan/demands.rs`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,18 +11,18 @@ fn read(revisions: &[Revision], images: &[KnativeImage]) -> (Vec<String>, Vec<St
     let revisions: Vec<_> = revisions.iter().cloned().map(Arc::new).collect();
     let images: Vec<_> = images.iter().cloned().map(Arc::new).collect();
     let read = |images: &[Arc<KnativeImage>]| {
-        let asked = asked(&revisions, images, &BTreeSet::new(), &Policy::default());
+        let demanded = demands(&revisions, images, &BTreeSet::new(), &Policy::default());
         let brief = |reference: &Reference| {
             let text = reference.as_str().rsplit('/').next().unwrap();
             text.split_once("@sha256:")
                 .map_or(text.to_owned(), |(name, digits)| format!("{name}@{}", &digits[..1]))
         };
-        let name = |by: &Asker| by.metadata().name.clone().unwrap();
+        let name = |by: &Consumer| by.metadata().name.clone().unwrap();
         let mut meanings: Vec<String> = Vec::new();
-        for (image, meaning) in &asked.images {
+        for (image, meaning) in &demanded.images {
             let meaning = match meaning {
-                Meaning::Wanted { asking, image } => {
-                    let one = &asked.asking[*asking];
+                Meaning::Wanted { consumer, image } => {
+                    let one = &demanded.consumers[*consumer];
                     format!("{} of {}", brief(&one.demand.images[*image].reference), name(&one.by))
                 }
                 Meaning::Invalid(_) => "Invalid".to_owned(),
@@ -31,7 +31,7 @@ fn read(revisions: &[Revision], images: &[KnativeImage]) -> (Vec<String>, Vec<St
             meanings.push(format!("{}: {meaning}", image.metadata.name.as_deref().unwrap()));
         }
         meanings.sort();
-        let demands = asked.asking.iter().map(|one| {
+        let demands = demanded.consumers.iter().map(|one| {
             let images: Vec<String> = one
                 .demand
                 .images
@@ -54,57 +54,64 @@ fn read(revisions: &[Revision], images: &[KnativeImage]) -> (Vec<String>, Vec<St
 
 #[test]
 fn an_image_of_a_revision_is_the_digest_of_its_tag() {
-    let asked = revision("r-1", 0, &["app:v1", "side:v1"]);
-    let image =
-        knative_image("r-1-cache-c0", &by_digest("index.docker.io/library/app", '1'), Some(&asked));
-    let (meanings, demands) = read(&[asked], &[image]);
+    let demanded = revision("r-1", 0, &["app:v1", "side:v1"]);
+    let image = knative_image(
+        "r-1-cache-c0",
+        &by_digest("index.docker.io/library/app", '1'),
+        Some(&demanded),
+    );
+    let (meanings, demands) = read(&[demanded], &[image]);
     assert_eq!(meanings, ["r-1-cache-c0: app:v1 of r-1"]);
     assert_eq!(demands, ["r-1 asks for app:v1=app@1, side:v1"]);
 }
 
 #[test]
 fn the_same_digest_in_the_revisions_status_changes_nothing() {
-    let mut asked = revision("r-1", 0, &["app:v1"]);
-    resolve(&mut asked, '1');
-    let image = knative_image("i", &by_digest("app", '1'), Some(&asked));
-    let (meanings, demands) = read(&[asked], &[image]);
+    let mut demanded = revision("r-1", 0, &["app:v1"]);
+    resolve(&mut demanded, '1');
+    let image = knative_image("i", &by_digest("app", '1'), Some(&demanded));
+    let (meanings, demands) = read(&[demanded], &[image]);
     assert_eq!(meanings, ["i: app:v1 of r-1"]);
     assert_eq!(demands, ["r-1 asks for app:v1=app@1"]);
 }
 
 #[test]
 fn of_two_tags_of_one_repository_the_containers_name_tells() {
-    let asked = revision("r-1", 0, &["app:v1", "app:v2"]);
-    let named = knative_image("r-1-cache-c1", &by_digest("app", '2'), Some(&asked));
-    let (meanings, demands) = read(std::slice::from_ref(&asked), &[named]);
+    let demanded = revision("r-1", 0, &["app:v1", "app:v2"]);
+    let named = knative_image("r-1-cache-c1", &by_digest("app", '2'), Some(&demanded));
+    let (meanings, demands) = read(std::slice::from_ref(&demanded), &[named]);
     assert_eq!(meanings, ["r-1-cache-c1: app:v2 of r-1"]);
     assert_eq!(demands, ["r-1 asks for app:v1, app:v2=app@2"]);
-    let cut = knative_image("r-1-cache-0123456789abcdef", &by_digest("app", '2'), Some(&asked));
-    let (meanings, demands) = read(&[asked], &[cut]);
+    let cut = knative_image("r-1-cache-0123456789abcdef", &by_digest("app", '2'), Some(&demanded));
+    let (meanings, demands) = read(&[demanded], &[cut]);
     assert_eq!(meanings, ["r-1-cache-0123456789abcdef: Undecided"]);
     assert_eq!(demands, ["r-1 asks for app:v1, app:v2"]);
 }
 
 #[test]
 fn what_no_container_names_is_asked_for_beside_them() {
-    let mut asked = revision("r-1", 0, &["app:v1"]);
-    asked.spec.node_selector.insert("disk".into(), "ssd".into());
-    let image = knative_image("i", &by_digest("other", '3'), Some(&asked));
-    let (meanings, demands) = read(std::slice::from_ref(&asked), std::slice::from_ref(&image));
+    let mut demanded = revision("r-1", 0, &["app:v1"]);
+    demanded.spec.node_selector.insert("disk".into(), "ssd".into());
+    let image = knative_image("i", &by_digest("other", '3'), Some(&demanded));
+    let (meanings, demands) = read(std::slice::from_ref(&demanded), std::slice::from_ref(&image));
     assert_eq!(meanings, ["i: other@3 of i"]);
     assert_eq!(demands, ["r-1 asks for app:v1", "i asks for other@3=other@3"]);
-    let both = super::asked(
-        &[Arc::new(asked.clone())],
+    let both = super::demands(
+        &[Arc::new(demanded.clone())],
         &[Arc::new(image.clone())],
         &BTreeSet::new(),
         &Policy::default(),
     );
-    assert_eq!(both.asking[1].demand.placement, both.asking[0].demand.placement);
-    assert!(both.asking[1].is_routable());
-    route(&mut asked, "reserve");
-    let both =
-        super::asked(&[Arc::new(asked)], &[Arc::new(image)], &BTreeSet::new(), &Policy::default());
-    assert!(!both.asking[1].is_routable(), "with its Revision");
+    assert_eq!(both.consumers[1].demand.placement, both.consumers[0].demand.placement);
+    assert!(both.consumers[1].is_routable());
+    route(&mut demanded, "reserve");
+    let both = super::demands(
+        &[Arc::new(demanded)],
+        &[Arc::new(image)],
+        &BTreeSet::new(),
+        &Policy::default(),
+    );
+    assert!(!both.consumers[1].is_routable(), "with its Revision");
 }
 
 #[test]
@@ -126,28 +133,28 @@ fn an_image_whose_revision_is_gone_goes_with_it() {
 
 #[test]
 fn what_is_not_warmed() {
-    let asked = revision("r-1", 0, &["app:v1"]);
-    let mut never = asked.clone();
+    let demanded = revision("r-1", 0, &["app:v1"]);
+    let mut never = demanded.clone();
     never.spec.containers[0].image_pull_policy = Some("Never".into());
-    let mut says_no = asked.clone();
-    says_no.metadata.annotations = Some([(WARM_KEY.to_owned(), "false".to_owned())].into());
+    let mut opts_out = demanded.clone();
+    opts_out.metadata.annotations = Some([(WARM_KEY.to_owned(), "false".to_owned())].into());
     let mut itself = knative_image("i", "app:v1", None);
-    itself.metadata.annotations = says_no.metadata.annotations.clone();
+    itself.metadata.annotations = opts_out.metadata.annotations.clone();
     let of = |image: &str, revision: &Revision| knative_image("i", image, Some(revision));
     let digest = by_digest("app", '1');
     let cases = [
-        ("empty", of("", &asked), "Nothing"),
-        ("not a reference", of("Not An Image", &asked), "Invalid"),
-        ("skipped registry", of("dev.local/app:v1", &asked), "LeftAlone"),
+        ("empty", of("", &demanded), "Nothing"),
+        ("not a reference", of("Not An Image", &demanded), "Invalid"),
+        ("skipped registry", of("dev.local/app:v1", &demanded), "LeftAlone"),
         ("never pulled", of(&digest, &never), "LeftAlone"),
-        ("the Revision says no", of(&digest, &says_no), "LeftAlone"),
+        ("the Revision says no", of(&digest, &opts_out), "LeftAlone"),
         ("the Image says no", itself, "LeftAlone"),
     ];
     for (name, image, expected) in cases {
         let revision = match name {
             "never pulled" => &never,
-            "the Revision says no" => &says_no,
-            _ => &asked,
+            "the Revision says no" => &opts_out,
+            _ => &demanded,
         };
         let (meanings, demands) = read(std::slice::from_ref(revision), &[image]);
         assert_eq!(meanings, [format!("i: {expected}")], "{name}");
@@ -155,8 +162,8 @@ fn what_is_not_warmed() {
     }
     let image = Arc::new(knative_image("i", "app:v1", None));
     let out = BTreeSet::from(["ns".to_owned()]);
-    let asked = super::asked(&[], &[image], &out, &Policy::default());
-    assert_eq!(asked.images[0].1, Meaning::LeftAlone, "the namespace says no");
+    let demanded = super::demands(&[], &[image], &out, &Policy::default());
+    assert_eq!(demanded.images[0].1, Meaning::LeftAlone, "the namespace says no");
 }
 
 #[test]
@@ -166,7 +173,7 @@ fn since_when_a_revision_rests() {
         route(&mut one, state);
         one.metadata.annotations =
             modified.map(|text| [(ROUTING_STATE_MODIFIED.to_owned(), text.to_owned())].into());
-        resting_since(&one)
+        reserve_since(&one)
     };
     let time = Some("1970-01-01T00:05:00Z");
     assert_eq!(since("active", time), None);

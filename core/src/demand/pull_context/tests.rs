@@ -9,7 +9,7 @@ use super::*;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{ImageWarm, MANAGED_BY_LABEL, Reason, SecretReference};
-use crate::demand::consumers::asked;
+use crate::demand::consumers::demands;
 use crate::sample::{at, because, kept, resolve, revision, route, warm};
 
 fn with_secret(mut revision: Revision, secret: &str, account: &str) -> Revision {
@@ -26,7 +26,7 @@ fn identity(secret: &str, account: Option<&str>) -> PullIdentity {
     PullIdentity { secrets, service_account: account.map(Into::into) }
 }
 
-fn stand(warm: &ImageWarm, revisions: &[&Revision]) -> Standing {
+fn stand(warm: &ImageWarm, revisions: &[&Revision]) -> PullContext {
     let revisions: Vec<_> = revisions.iter().map(|one| Arc::new((*one).clone())).collect();
     let standing = stand_under(warm, &revisions, &Policy::default());
     let reversed: Vec<_> = revisions.iter().rev().cloned().collect();
@@ -34,9 +34,13 @@ fn stand(warm: &ImageWarm, revisions: &[&Revision]) -> Standing {
     standing
 }
 
-fn stand_under(warm: &ImageWarm, revisions: &[Arc<Revision>], policy: &Policy) -> Standing {
+fn stand_under(warm: &ImageWarm, revisions: &[Arc<Revision>], policy: &Policy) -> PullContext {
     let running = Policy { paused: false, ..policy.clone() };
-    standing(&kept(warm), &asked(revisions, &[], &BTreeSet::new(), &running).asking, policy)
+    pull_context(
+        &kept(warm),
+        &demands(revisions, &[], &BTreeSet::new(), &running).consumers,
+        policy,
+    )
 }
 
 /// `warm` with a try from `started`, ended at `finished`.
@@ -73,23 +77,23 @@ fn an_order_that_nobody_wants_any_more_keeps_its_own_identity() {
 
 #[test]
 fn a_hand_made_order_uses_its_own_spec() {
-    let asked = with_secret(revision("r-1", 100, &["app:v1"]), "theirs", "default");
-    let mut order = warm(&asked, "app:v1", "a", 100);
+    let demanded = with_secret(revision("r-1", 100, &["app:v1"]), "theirs", "default");
+    let mut order = warm(&demanded, "app:v1", "a", 100);
     order.metadata.labels.as_mut().unwrap().remove(MANAGED_BY_LABEL);
     order.spec.image_pull_secrets = vec![SecretReference { name: "mine".into() }];
     assert_eq!(stand(&order, &[]).identities, [identity("mine", None)]);
-    let both = stand(&order, &[&asked]).identities;
+    let both = stand(&order, &[&demanded]).identities;
     assert_eq!(both, [identity("theirs", Some("default")), identity("mine", None)]);
     order.spec.image = "Not An Image".into();
-    assert_eq!(stand(&order, &[&asked]).identities, [identity("mine", None)]);
+    assert_eq!(stand(&order, &[&demanded]).identities, [identity("mine", None)]);
 }
 
 #[test]
 fn an_order_by_digest_stands_for_the_revisions_that_were_resolved_to_it() {
-    let mut asked = revision("r-1", 100, &["app:v1"]);
-    resolve(&mut asked, '1');
-    let image = asked.status.as_ref().unwrap().container_statuses[0].image_digest.clone();
-    let standing = stand(&warm(&asked, &image, "a", 100), &[&asked]);
+    let mut demanded = revision("r-1", 100, &["app:v1"]);
+    resolve(&mut demanded, '1');
+    let image = demanded.status.as_ref().unwrap().container_statuses[0].image_digest.clone();
+    let standing = stand(&warm(&demanded, &image, "a", 100), &[&demanded]);
     assert_eq!((standing.priority, standing.check_for), (100, None));
 }
 

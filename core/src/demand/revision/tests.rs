@@ -101,18 +101,18 @@ fn a_digest_is_its_own_resolution() {
 
 #[test]
 fn opting_out() {
-    let mut asked = revision("r", 0, &["a"]);
-    resolve(&mut asked, '1');
+    let mut demanded = revision("r", 0, &["a"]);
+    resolve(&mut demanded, '1');
     let empty = |revision: &Revision, namespace, policy: &Policy| {
         demand(revision, namespace, policy).images.is_empty()
     };
-    assert!(!empty(&asked, false, &Policy::default()));
-    assert!(empty(&asked, true, &Policy::default()));
-    assert!(empty(&asked, false, &Policy { paused: true, ..Policy::default() }));
+    assert!(!empty(&demanded, false, &Policy::default()));
+    assert!(empty(&demanded, true, &Policy::default()));
+    assert!(empty(&demanded, false, &Policy { paused: true, ..Policy::default() }));
     for (value, out) in [("false", true), ("true", false), ("", false)] {
-        let annotations = asked.metadata.annotations.get_or_insert_default();
+        let annotations = demanded.metadata.annotations.get_or_insert_default();
         annotations.insert(WARM_KEY.into(), value.into());
-        assert_eq!(empty(&asked, false, &Policy::default()), out, "{value}");
+        assert_eq!(empty(&demanded, false, &Policy::default()), out, "{value}");
     }
 }
 

@@ -14,11 +14,11 @@ fn refused(message: &str) -> Result<PulledImage, RuntimeError> {
 }
 
 /// Looks at the only order there is, and finds that the runtime holds it or not.
-fn looked(queue: &mut Queue, now: i64, found: bool) -> Option<Outcome> {
+fn presence_checked(queue: &mut Queue, now: i64, found: bool) -> Option<Outcome> {
     let job = queue.next(now).unwrap();
-    assert_eq!(job.step, Step::Look);
+    assert_eq!(job.step, Step::CheckPresence);
     let found = found.then(|| PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 });
-    queue.ended(&job, Ended::Looked(Ok(found)), now, 0.5)
+    queue.ended(&job, Ended::PresenceChecked(Ok(found)), now, 0.5)
 }
 
 #[test]
@@ -120,37 +120,37 @@ fn pulls_side_by_side_need_room_for_all() {
 fn a_removal_that_is_told_is_looked_into_at_once() {
     let mut queue = queue();
     queue.assign(by_digest("d"), 0);
-    looked(&mut queue, 0, true);
+    presence_checked(&mut queue, 0, true);
     assert_eq!(queue.next(1), None);
     queue.removal_seen(1);
-    assert_eq!(words(looked(&mut queue, 1, false)), Some((false, "Removed".into())));
+    assert_eq!(words(presence_checked(&mut queue, 1, false)), Some((false, "Removed".into())));
     pulled(&mut queue, 1, held(true));
     // While a look runs, its answer may be from before.
     queue.removal_seen(2);
     let job = queue.next(2).unwrap();
     queue.removal_seen(2);
     let found = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
-    assert_eq!(queue.ended(&job, Ended::Looked(Ok(Some(found))), 3, 0.5), None);
-    assert_eq!(words(looked(&mut queue, 3, false)), Some((false, "Removed".into())));
+    assert_eq!(queue.ended(&job, Ended::PresenceChecked(Ok(Some(found))), 3, 0.5), None);
+    assert_eq!(words(presence_checked(&mut queue, 3, false)), Some((false, "Removed".into())));
 }
 
 #[test]
 fn an_image_that_is_removed_again_and_again_is_left_alone_for_longer() {
     let mut queue = queue();
     queue.assign(by_digest("d"), 0);
-    looked(&mut queue, 0, true);
+    presence_checked(&mut queue, 0, true);
     let mut now = 0;
     let mut pauses = vec![];
     for time in 1..=6 {
         now += 300_000;
-        let report = looked(&mut queue, now, false).unwrap();
+        let report = presence_checked(&mut queue, now, false).unwrap();
         assert_eq!(report.reason, "Removed");
         assert_eq!(report.message.contains("times in a row"), time > 1, "{report:?}");
         pauses.push((report.retry_at_unix_ms - now) / 1_000);
         // Meanwhile it is only looked for, and that says nothing new.
         while now < report.retry_at_unix_ms {
             now = queue.wake_at(now).unwrap();
-            assert_eq!(looked(&mut queue, now, false), None);
+            assert_eq!(presence_checked(&mut queue, now, false), None);
         }
         assert_eq!(now, report.retry_at_unix_ms);
         assert_eq!(pulled(&mut queue, now, held(true)).reason, "Pulled");
@@ -163,18 +163,21 @@ fn a_removed_image_that_comes_back_or_is_wanted_anew_does_not_wait() {
     let removed_twice = || {
         let mut queue = queue();
         queue.assign(by_digest("d"), 0);
-        looked(&mut queue, 0, true);
-        looked(&mut queue, 60_000, false);
+        presence_checked(&mut queue, 0, true);
+        presence_checked(&mut queue, 60_000, false);
         pulled(&mut queue, 60_000, held(true));
-        let report = looked(&mut queue, 120_000, false).unwrap();
+        let report = presence_checked(&mut queue, 120_000, false).unwrap();
         assert!(report.retry_at_unix_ms > 120_000, "{report:?}");
         queue
     };
     let mut queue = removed_twice();
     let at = queue.wake_at(120_000).unwrap();
-    assert_eq!(words(looked(&mut queue, at, true)), Some((true, "AlreadyPresent".into())));
+    assert_eq!(
+        words(presence_checked(&mut queue, at, true)),
+        Some((true, "AlreadyPresent".into()))
+    );
     let mut queue = removed_twice();
     queue.assign(Assign { priority: 1, ..by_digest("d") }, 120_001);
-    assert_eq!(looked(&mut queue, 120_001, false), None);
+    assert_eq!(presence_checked(&mut queue, 120_001, false), None);
     assert_eq!(queue.next(120_001).map(|job| job.step), Some(Step::Pull));
 }

@@ -7,14 +7,17 @@ fn of(namespace: &str, uid: &str) -> Assign {
 }
 
 fn found() -> Ended {
-    Ended::Looked(Ok(Some(PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 })))
+    Ended::PresenceChecked(Ok(Some(PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 })))
 }
 
 /// A queue in which `a` of namespace `team-a` is on the node.
 fn held_by_team_a() -> Queue {
     let mut queue = queue();
     queue.assign(Assign { believed_present: true, ..of("team-a", "a") }, 0);
-    assert_eq!(done(&mut queue, 0, Step::Look, found()), Some((true, "AlreadyPresent".into())));
+    assert_eq!(
+        done(&mut queue, 0, Step::CheckPresence, found()),
+        Some((true, "AlreadyPresent".into()))
+    );
     queue
 }
 
@@ -29,14 +32,14 @@ fn done(queue: &mut Queue, now: i64, step: Step, ended: Ended) -> Option<(bool, 
 fn what_another_namespace_brought_is_asked_for() {
     let mut queue = held_by_team_a();
     queue.assign(of("team-b", "b"), 1);
-    assert_eq!(done(&mut queue, 1, Step::Look, found()), None);
+    assert_eq!(done(&mut queue, 1, Step::CheckPresence, found()), None);
     let refused = Ended::Verified(Err(error(Reason::Unauthorized)));
     assert_eq!(done(&mut queue, 1, Step::Verify, refused), Some((false, "Unauthorized".into())));
     // Tried again later, slowly, though the other's order is gone meanwhile.
     queue.withdraw("a");
     let later = queue.wake_at(1).unwrap();
     assert_eq!(later, 10_001);
-    assert_eq!(done(&mut queue, later, Step::Look, found()), None);
+    assert_eq!(done(&mut queue, later, Step::CheckPresence, found()), None);
     let refused = Ended::Verified(Err(error(Reason::Unauthorized)));
     assert_eq!(
         done(&mut queue, later, Step::Verify, refused),
@@ -45,7 +48,7 @@ fn what_another_namespace_brought_is_asked_for() {
     assert_eq!(queue.wake_at(later), Some(later + 40_000));
     // At once when its secrets change.
     queue.assign(Assign { identity_mark: 7, ..of("team-b", "b") }, 20_000);
-    assert_eq!(done(&mut queue, 20_000, Step::Look, found()), None);
+    assert_eq!(done(&mut queue, 20_000, Step::CheckPresence, found()), None);
     let opened = Ended::Verified(Ok(()));
     assert_eq!(
         done(&mut queue, 20_000, Step::Verify, opened),
@@ -53,7 +56,7 @@ fn what_another_namespace_brought_is_asked_for() {
     );
     // And never again while it is there.
     let later = queue.wake_at(20_000).unwrap();
-    assert_eq!(done(&mut queue, later, Step::Look, found()), None);
+    assert_eq!(done(&mut queue, later, Step::CheckPresence, found()), None);
     assert_eq!(queue.next(later), None);
 }
 
@@ -64,7 +67,7 @@ fn a_tag_of_the_same_content_counts_as_bringing_it() {
     let pulled = Ended::Pulled(0, held(true));
     assert_eq!(done(&mut queue, 0, Step::Pull, pulled), Some((true, "Pulled".into())));
     queue.assign(of("team-b", "b"), 1);
-    assert_eq!(done(&mut queue, 1, Step::Look, found()), None);
+    assert_eq!(done(&mut queue, 1, Step::CheckPresence, found()), None);
     assert_eq!(queue.next(1).unwrap().step, Step::Verify);
 }
 
@@ -79,13 +82,16 @@ fn what_is_known_or_was_there_before_is_not_asked_for() {
     ] {
         let mut queue = held_by_team_a();
         queue.assign(assign, 1);
-        let told = done(&mut queue, 1, Step::Look, found());
+        let told = done(&mut queue, 1, Step::CheckPresence, found());
         assert_eq!(told, Some((true, "AlreadyPresent".into())), "{case}");
     }
     // Nobody's order: it came with the machine.
     let mut queue = queue();
     queue.assign(of("team-b", "b"), 0);
-    assert_eq!(done(&mut queue, 0, Step::Look, found()), Some((true, "AlreadyPresent".into())));
+    assert_eq!(
+        done(&mut queue, 0, Step::CheckPresence, found()),
+        Some((true, "AlreadyPresent".into()))
+    );
 }
 
 #[test]
@@ -97,7 +103,7 @@ fn a_registry_that_does_not_answer_says_nothing_against_it() {
     ] {
         let mut queue = held_by_team_a();
         queue.assign(of("team-b", "b"), 1);
-        assert_eq!(done(&mut queue, 1, Step::Look, found()), None);
+        assert_eq!(done(&mut queue, 1, Step::CheckPresence, found()), None);
         assert_eq!(done(&mut queue, 1, Step::Verify, ended), Some((true, "AlreadyPresent".into())));
     }
 }
@@ -106,10 +112,13 @@ fn a_registry_that_does_not_answer_says_nothing_against_it() {
 fn what_was_removed_meanwhile_is_pulled() {
     let mut queue = held_by_team_a();
     queue.assign(of("team-b", "b"), 1);
-    assert_eq!(done(&mut queue, 1, Step::Look, found()), None);
+    assert_eq!(done(&mut queue, 1, Step::CheckPresence, found()), None);
     let refused = Ended::Refused(Reason::SecretMissing, "no regcred".into());
     assert_eq!(done(&mut queue, 1, Step::Verify, refused), Some((false, "SecretMissing".into())));
-    assert_eq!(done(&mut queue, 20_000, Step::Look, Ended::Looked(Ok(None))), None);
+    assert_eq!(
+        done(&mut queue, 20_000, Step::CheckPresence, Ended::PresenceChecked(Ok(None))),
+        None
+    );
     let pulled = Ended::Pulled(20_000, held(true));
     assert_eq!(done(&mut queue, 20_000, Step::Pull, pulled), Some((true, "Pulled".into())));
 }

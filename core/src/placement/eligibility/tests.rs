@@ -19,7 +19,7 @@ fn pod(spec: Value) -> PodConstraints {
 }
 
 fn judge(node: &Node, pod: &PodConstraints) -> Result<(), Exclusion> {
-    may_start(&NodeFacts::new(node, &BTreeSet::new()), pod, &Policy::default())
+    is_eligible(&NodeFacts::new(node, &BTreeSet::new()), pod, &Policy::default())
 }
 
 fn unready(mut node: Node) -> Node {
@@ -75,7 +75,7 @@ fn nodes_for_a_plain_pod() {
 fn a_connected_warmer_stands_for_ready() {
     let node = unready(node("a"));
     let facts = NodeFacts::new(&node, &BTreeSet::from(["a".to_owned()]));
-    assert_eq!(may_start(&facts, &PodConstraints::default(), &Policy::default()), Ok(()));
+    assert_eq!(is_eligible(&facts, &PodConstraints::default(), &Policy::default()), Ok(()));
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn startup_taints_by_their_start() {
     let policy = Policy { startup_taints: vec!["example.dev/*".into()], ..Policy::default() };
     let node = tainted(node("a"), "example.dev/agent-not-ready", "NoSchedule");
     let facts = NodeFacts::new(&node, &BTreeSet::new());
-    assert_eq!(may_start(&facts, &PodConstraints::default(), &policy), Ok(()));
+    assert_eq!(is_eligible(&facts, &PodConstraints::default(), &policy), Ok(()));
 }
 
 /// A node of everything: labels, and one taint.

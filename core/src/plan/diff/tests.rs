@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::*;
 use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{KnativeImage, Reason, Revision, WARM_KEY};
-use crate::demand::consumers::{Asked, asked};
+use crate::demand::consumers::{Demands, demands};
 use crate::policy::Bounds;
 use crate::sample::{
     at, because, by_digest, digest, holding, kept, knative_image, labelled, node, reference,
@@ -41,23 +41,23 @@ impl World {
         }
     }
 
-    fn asked(&self) -> Asked {
-        asked(&self.revisions, &self.images, &self.opted_out, &self.policy)
+    fn demands(&self) -> Demands {
+        demands(&self.revisions, &self.images, &self.opted_out, &self.policy)
     }
 
     fn plan(&self, now: i64) -> Plan {
         let nodes: Vec<_> =
             self.nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
-        let asked = self.asked();
+        let demanded = self.demands();
         let observed = Observed {
-            orders: &Orders::new(&self.warms),
-            asking: &asked.asking,
+            image_warms: &ImageWarmIndex::new(&self.warms),
+            demands: &demanded.consumers,
             nodes: &nodes,
             runtime_classes: &self.runtime_classes,
             terminating: &self.terminating,
             may_delete: !self.unsynced,
         };
-        diff(&observed, &self.policy, Patience::default(), at(now))
+        diff(&observed, &self.policy, GracePeriods::default(), at(now))
     }
 
     /// What the API server would have after this plan.
@@ -125,8 +125,8 @@ fn a_young_revision_is_left_to_the_fan_out() {
 
 #[test]
 fn a_complete_young_revision_needs_no_second_look() {
-    let asked = revision("r", 100, &["app:v1"]);
-    let world = World::new(&["a"], &[&asked], &[warm(&asked, "app:v1", "a", 100)]);
+    let demanded = revision("r", 100, &["app:v1"]);
+    let world = World::new(&["a"], &[&demanded], &[warm(&demanded, "app:v1", "a", 100)]);
     assert_eq!(world.plan(101).recheck_at, None);
 }
 
@@ -148,10 +148,10 @@ fn a_new_node_gets_what_revisions_want_by_digest_where_it_is_known() {
 
 #[test]
 fn digests_and_tags() {
-    let mut asked = revision("r", 100, &["app:v1"]);
-    resolve(&mut asked, '1');
-    let tag = || warm(&asked, "app:v1", "a", 100);
-    let by_digest = warm(&asked, &format!("app@{}", digest('1')), "a", 100);
+    let mut demanded = revision("r", 100, &["app:v1"]);
+    resolve(&mut demanded, '1');
+    let tag = || warm(&demanded, "app:v1", "a", 100);
+    let by_digest = warm(&demanded, &format!("app@{}", digest('1')), "a", 100);
     let moved = vec!["app@1 on a".to_owned()];
     let cases = [
         ("holds the digest", vec![holding(tag(), '1')], vec![]),
@@ -178,7 +178,7 @@ fn digests_and_tags() {
         ("nothing", vec![], moved.clone()),
     ];
     for (name, warms, expected) in cases {
-        let plan = World::new(&["a"], &[&asked], &warms).plan(200);
+        let plan = World::new(&["a"], &[&demanded], &warms).plan(200);
         assert_eq!(created(&plan), expected, "{name}");
         assert_eq!(deleted(&plan), NOTHING, "{name}");
     }
@@ -186,8 +186,8 @@ fn digests_and_tags() {
 
 #[test]
 fn nodes_that_cannot_run_it_get_nothing_and_lose_nothing() {
-    let asked = revision("r", 100, &["app:v1"]);
-    let mut world = World::new(&[], &[&asked], &[warm(&asked, "app:v1", "b", 100)]);
+    let demanded = revision("r", 100, &["app:v1"]);
+    let mut world = World::new(&[], &[&demanded], &[warm(&demanded, "app:v1", "b", 100)]);
     world.nodes = vec![
         tainted(node("a"), "k", "NoSchedule"),
         tainted(node("b"), "k", "NoExecute"),
@@ -198,10 +198,10 @@ fn nodes_that_cannot_run_it_get_nothing_and_lose_nothing() {
 
 #[test]
 fn a_runtime_class_decides_too() {
-    let mut asked = revision("r", 100, &["app:v1"]);
-    asked.spec.runtime_class_name = Some("sandboxed".into());
+    let mut demanded = revision("r", 100, &["app:v1"]);
+    demanded.spec.runtime_class_name = Some("sandboxed".into());
     let plain = revision("plain", 100, &["other:v1"]);
-    let mut world = World::new(&["a"], &[&asked, &plain], &[]);
+    let mut world = World::new(&["a"], &[&demanded, &plain], &[]);
     world.nodes.push(labelled(node("b"), "sandbox", "yes"));
     let everywhere = ["other:v1 on a", "other:v1 on b"];
     assert_eq!(created(&world.plan(1000)), everywhere);
@@ -217,16 +217,16 @@ fn a_runtime_class_decides_too() {
 
 #[test]
 fn collection() {
-    let asked = revision("r", 100, &["app:v1"]);
+    let demanded = revision("r", 100, &["app:v1"]);
     let other = revision("gone", 100, &["old:v1"]);
-    let kept = warm(&asked, "app:v1", "a", 100);
+    let kept = warm(&demanded, "app:v1", "a", 100);
     let old = warm(&other, "old:v1", "a", 100);
-    let lost = warm(&asked, "app:v1", "z", 100);
+    let lost = warm(&demanded, "app:v1", "z", 100);
     let mut ours_in_other_words = kept.clone();
     ours_in_other_words.spec.image = "index.docker.io/library/app:v1".into();
     let world = |warms: &[&ImageWarm]| {
         let warms: Vec<_> = warms.iter().map(|warm| (*warm).clone()).collect();
-        World::new(&["a"], &[&asked], &warms)
+        World::new(&["a"], &[&demanded], &warms)
     };
 
     let plan = world(&[&kept, &old, &lost]).plan(130);
@@ -245,53 +245,53 @@ fn collection() {
 
 #[test]
 fn both_names_of_a_wanted_image_are_kept() {
-    let mut asked = revision("r", 100, &["app:v1"]);
-    resolve(&mut asked, '1');
+    let mut demanded = revision("r", 100, &["app:v1"]);
+    resolve(&mut demanded, '1');
     let warms = [
-        holding(warm(&asked, "app:v1", "a", 100), '2'),
-        warm(&asked, &format!("app@{}", digest('1')), "a", 100),
+        holding(warm(&demanded, "app:v1", "a", 100), '2'),
+        warm(&demanded, &format!("app@{}", digest('1')), "a", 100),
     ];
-    assert!(idle(&World::new(&["a"], &[&asked], &warms).plan(1000)));
+    assert!(idle(&World::new(&["a"], &[&demanded], &warms).plan(1000)));
 }
 
 #[test]
 fn opting_out_and_pausing() {
-    let mut asked = revision("r", 100, &["app:v1"]);
-    let exists = warm(&asked, "app:v1", "a", 100);
-    let mut world = World::new(&["a", "b"], &[&asked], std::slice::from_ref(&exists));
+    let mut demanded = revision("r", 100, &["app:v1"]);
+    let exists = warm(&demanded, "app:v1", "a", 100);
+    let mut world = World::new(&["a", "b"], &[&demanded], std::slice::from_ref(&exists));
     world.policy.paused = true;
     assert!(idle(&world.plan(1000)));
     world.revisions.clear();
     assert!(idle(&world.plan(1000)));
 
-    let mut world = World::new(&["a", "b"], &[&asked], std::slice::from_ref(&exists));
+    let mut world = World::new(&["a", "b"], &[&demanded], std::slice::from_ref(&exists));
     world.opted_out.insert("ns".into());
     assert_eq!(created(&world.plan(1000)), NOTHING);
     assert_eq!(deleted(&world.plan(1000)), ["app:v1 on a: Unwanted"]);
 
-    asked.metadata.annotations.get_or_insert_default().insert(WARM_KEY.into(), "false".into());
-    let plan = World::new(&["a", "b"], &[&asked], &[exists]).plan(1000);
+    demanded.metadata.annotations.get_or_insert_default().insert(WARM_KEY.into(), "false".into());
+    let plan = World::new(&["a", "b"], &[&demanded], &[exists]).plan(1000);
     assert_eq!(created(&plan), NOTHING);
     assert_eq!(deleted(&plan), ["app:v1 on a: Unwanted"]);
 }
 
 #[test]
 fn nothing_is_made_where_a_namespace_or_revision_is_being_deleted() {
-    let mut asked = revision("r", 100, &["app:v1"]);
-    let mut world = World::new(&["a"], &[&asked], &[]);
+    let mut demanded = revision("r", 100, &["app:v1"]);
+    let mut world = World::new(&["a"], &[&demanded], &[]);
     world.terminating.insert("ns".into());
     assert!(idle(&world.plan(1000)));
-    asked.metadata.deletion_timestamp = Some(Time(at(150)));
-    let exists = warm(&asked, "app:v1", "a", 100);
-    assert!(idle(&World::new(&["a", "b"], &[&asked], &[exists]).plan(1000)));
+    demanded.metadata.deletion_timestamp = Some(Time(at(150)));
+    let exists = warm(&demanded, "app:v1", "a", 100);
+    assert!(idle(&World::new(&["a", "b"], &[&demanded], &[exists]).plan(1000)));
 }
 
 #[test]
 fn a_hand_made_order_counts() {
-    let asked = revision("r", 100, &["app:v1"]);
-    let mine = by_hand(warm(&asked, "app:v1", "a", 100));
+    let demanded = revision("r", 100, &["app:v1"]);
+    let mine = by_hand(warm(&demanded, "app:v1", "a", 100));
     assert_eq!(mine.spec.image, "app:v1");
-    assert!(idle(&World::new(&["a"], &[&asked], &[mine]).plan(1000)));
+    assert!(idle(&World::new(&["a"], &[&demanded], &[mine]).plan(1000)));
 }
 
 #[test]
@@ -416,19 +416,20 @@ fn kinds_of_repair() {
 
 #[test]
 fn a_fan_out_at_work_is_not_helped_along() {
-    let asked = revision("r-1", 100, &["app:v1", "side:v1"]);
+    let demanded = revision("r-1", 100, &["app:v1", "side:v1"]);
     let plan = |newest, now| {
-        let orders = [warm(&asked, "app:v1", "a", 101), warm(&asked, "app:v1", "b", newest)];
-        World::new(&["a", "b"], &[&asked], &orders).plan(now)
+        let image_warms =
+            [warm(&demanded, "app:v1", "a", 101), warm(&demanded, "app:v1", "b", newest)];
+        World::new(&["a", "b"], &[&demanded], &image_warms).plan(now)
     };
     let missing = ["side:v1 on a", "side:v1 on b"];
-    // Patience with one that makes nothing ends after three seconds.
+    // GracePeriods with one that makes nothing ends after three seconds.
     assert_eq!(created(&plan(101, 105)), missing);
     let waits = plan(104, 105);
     assert!(idle(&waits));
     assert_eq!(waits.recheck_at, Some(at(107)));
     assert_eq!(created(&plan(104, 107)), missing);
-    // However long orders go on to appear, it ends some time.
+    // However long image_warms go on to appear, it ends some time.
     assert!(idle(&plan(158, 159)));
     assert_eq!(created(&plan(159, 160)), missing);
 }

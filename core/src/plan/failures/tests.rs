@@ -4,23 +4,23 @@
 
 use super::*;
 use crate::api::ImageWarm;
-use crate::demand::consumers::asked;
+use crate::demand::consumers::demands;
 use crate::policy::Policy;
 use crate::sample::{because, digest, holding, kept, resolve, revision, route, warm};
 
 fn told(warms: &[Arc<CachedImageWarm>], revisions: &[&Revision]) -> Vec<Failure> {
     let revisions: Vec<_> = revisions.iter().map(|one| Arc::new((*one).clone())).collect();
-    let asked = asked(&revisions, &[], &BTreeSet::new(), &Policy::default());
-    failures(&Orders::new(warms), &asked.asking)
+    let demanded = demands(&revisions, &[], &BTreeSet::new(), &Policy::default());
+    failures(&ImageWarmIndex::new(warms), &demanded.consumers)
 }
 
 #[test]
 fn one_for_each_revision_and_reason() {
-    let asked = revision("r-1", 0, &["app:v1", "side:v1"]);
+    let demanded = revision("r-1", 0, &["app:v1", "side:v1"]);
     let mut reserve = revision("r-0", 0, &["app:v1"]);
     route(&mut reserve, "reserve");
     let order = |image: &str, node: &str, reason| {
-        let mut warm = because(warm(&asked, image, node, 0), reason);
+        let mut warm = because(warm(&demanded, image, node, 0), reason);
         warm.status.as_mut().unwrap().conditions[0].message = format!("{image} on {node}");
         kept(&warm)
     };
@@ -32,7 +32,7 @@ fn one_for_each_revision_and_reason() {
         order("side:v1", "b", Reason::Removed),
         order("side:v1", "c", Reason::Pulling),
     ];
-    let revisions = [&asked, &reserve];
+    let revisions = [&demanded, &reserve];
     let found = told(&warms, &revisions);
     let notes: Vec<_> = found.iter().map(Failure::note).collect();
     assert_eq!(
@@ -46,13 +46,13 @@ fn one_for_each_revision_and_reason() {
 
 #[test]
 fn a_tag_that_is_gone_is_no_failure_where_the_digest_is_ordered() {
-    let mut asked = revision("r-1", 0, &["app:v1"]);
-    resolve(&mut asked, '1');
+    let mut demanded = revision("r-1", 0, &["app:v1"]);
+    resolve(&mut demanded, '1');
     let by_digest = format!("app@{}", digest('1'));
-    let tag = |node| kept(&because(warm(&asked, "app:v1", node, 0), Reason::NotFound));
-    let order = |node| warm(&asked, &by_digest, node, 0);
+    let tag = |node| kept(&because(warm(&demanded, "app:v1", node, 0), Reason::NotFound));
+    let order = |node| warm(&demanded, &by_digest, node, 0);
     let notes = |warms: &[Arc<CachedImageWarm>]| {
-        told(warms, &[&asked]).iter().map(Failure::note).collect::<Vec<_>>()
+        told(warms, &[&demanded]).iter().map(Failure::note).collect::<Vec<_>>()
     };
     let none: [&str; 0] = [];
     assert_eq!(notes(&[tag("a"), kept(&holding(order("a"), '1'))]), none);
@@ -65,10 +65,10 @@ fn a_tag_that_is_gone_is_no_failure_where_the_digest_is_ordered() {
 
 #[test]
 fn any_spelling_counts_and_what_is_being_deleted_does_not() {
-    let asked = revision("r-1", 0, &["app:v1"]);
-    let mut by_hand = because(warm(&asked, "app:v1", "a", 0), Reason::NotFound);
+    let demanded = revision("r-1", 0, &["app:v1"]);
+    let mut by_hand = because(warm(&demanded, "app:v1", "a", 0), Reason::NotFound);
     by_hand.spec.image = "index.docker.io/library/app:v1".into();
-    let count = |warm: &ImageWarm| told(&[kept(warm)], &[&asked]).len();
+    let count = |warm: &ImageWarm| told(&[kept(warm)], &[&demanded]).len();
     assert_eq!(count(&by_hand), 1);
     by_hand.metadata.deletion_timestamp = by_hand.metadata.creation_timestamp.clone();
     assert_eq!(count(&by_hand), 0);

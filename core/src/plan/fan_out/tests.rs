@@ -12,9 +12,9 @@ use crate::sample::{node, revision, route, tainted};
 fn one_for_each_image_and_eligible_node() {
     let nodes = [node("a"), tainted(node("b"), "k", "NoSchedule"), node("c")];
     let facts: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
-    let asked = revision("r-00001", 0, &["app:v1", "side:v1"]);
+    let demanded = revision("r-00001", 0, &["app:v1", "side:v1"]);
     let policy = Policy::default();
-    let made = fan_out(&asked, &demand(&asked, false, &policy), &facts, &policy);
+    let made = fan_out(&demanded, &demand(&demanded, false, &policy), &facts, &policy);
     let pairs: Vec<_> =
         made.iter().map(|w| (w.spec.image.as_str(), w.spec.node_name.as_str())).collect();
     let (app, side) = ("docker.io/library/app:v1", "docker.io/library/side:v1");
@@ -29,10 +29,10 @@ fn nothing_for_a_revision_that_may_not_get_traffic() {
     let nodes = [node("a")];
     let facts: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
     let policy = Policy::default();
-    let mut asked = revision("r-00001", 0, &["app:v1"]);
+    let mut demanded = revision("r-00001", 0, &["app:v1"]);
     for (state, made) in [("active", 1), ("pending", 1), ("reserve", 0)] {
-        route(&mut asked, state);
-        let found = fan_out(&asked, &demand(&asked, false, &policy), &facts, &policy);
+        route(&mut demanded, state);
+        let found = fan_out(&demanded, &demand(&demanded, false, &policy), &facts, &policy);
         assert_eq!(found.len(), made, "{state}");
     }
 }
@@ -40,12 +40,12 @@ fn nothing_for_a_revision_that_may_not_get_traffic() {
 #[test]
 fn secrets_that_cannot_be_stored_do_not_open_those_of_the_service_account() {
     let order = |names: &[&str]| {
-        let mut asked = revision("r", 0, &["app:v1"]);
+        let mut demanded = revision("r", 0, &["app:v1"]);
         let secret =
             |name: &&str| k8s_openapi::api::core::v1::LocalObjectReference { name: (*name).into() };
-        asked.spec.image_pull_secrets = names.iter().map(secret).collect();
-        let demand = demand(&asked, false, &Policy::default());
-        image_warm(&Origin::of_revision(&asked), &demand, &demand.images[0].reference, "a")
+        demanded.spec.image_pull_secrets = names.iter().map(secret).collect();
+        let demand = demand(&demanded, false, &Policy::default());
+        image_warm(&Origin::of_revision(&demanded), &demand, &demand.images[0].reference, "a")
     };
     let cases: [(&[&str], &[&str], bool); 4] = [
         (&[], &[], true),
@@ -82,12 +82,13 @@ fn the_object_is_complete() {
 
 #[test]
 fn without_owner_or_name_nothing_is_invented() {
-    let mut asked = revision("r", 0, &["app"]);
-    asked.metadata.owner_references = None;
-    asked.metadata.name = None;
-    asked.metadata.generate_name = Some("r-".into());
-    let demand = demand(&asked, false, &Policy::default());
-    let warm = image_warm(&Origin::of_revision(&asked), &demand, &demand.images[0].reference, "a");
+    let mut demanded = revision("r", 0, &["app"]);
+    demanded.metadata.owner_references = None;
+    demanded.metadata.name = None;
+    demanded.metadata.generate_name = Some("r-".into());
+    let demand = demand(&demanded, false, &Policy::default());
+    let warm =
+        image_warm(&Origin::of_revision(&demanded), &demand, &demand.images[0].reference, "a");
     assert_eq!(warm.metadata.owner_references, None);
     let annotations = warm.metadata.annotations.unwrap();
     assert!(!annotations.contains_key(CREATED_FOR_ANNOTATION));

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 use super::*;
 use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{ImageWarm, Revision};
-use crate::demand::consumers::asked;
+use crate::demand::consumers::demands;
 use crate::policy::Bounds;
 use crate::sample::{
     at, because, by_digest, holding, kept, knative_image, node, resolve, revision, route, warm,
@@ -35,13 +35,18 @@ impl World {
         let images: Vec<_> = self.images.iter().cloned().map(Arc::new).collect();
         let warms: Vec<_> = self.warms.iter().map(kept).collect();
         let (policy, none) = (Policy { bounds, ..Policy::default() }, BTreeSet::new());
-        let asked = asked(&revisions, &images, &none, &policy);
+        let demanded = demands(&revisions, &images, &none, &policy);
         let facts: Vec<_> = self.nodes.iter().map(|node| NodeFacts::new(node, &none)).collect();
-        let orders = Orders::new(&warms);
+        let image_warms = ImageWarmIndex::new(&warms);
         let runtime_classes = &RuntimeClasses::default();
-        let observed =
-            Nodes { orders: &orders, nodes: &facts, runtime_classes, terminating: &none, full };
-        rollup(&observed, &asked, &policy, Patience::default(), at(now))
+        let observed = Nodes {
+            image_warms: &image_warms,
+            nodes: &facts,
+            runtime_classes,
+            terminating: &none,
+            full,
+        };
+        rollup(&observed, &demanded, &policy, GracePeriods::default(), at(now))
     }
 
     /// `status reason: message` of the one Image, and its counts.
@@ -62,11 +67,11 @@ impl World {
 
 /// A Revision of `app:v1` whose Image says that this is digest 1, on nodes a, b, c, d, e.
 fn world(warms: impl Fn(&Revision) -> Vec<ImageWarm>) -> World {
-    let asked = revision("r-1", 0, &["app:v1"]);
+    let demanded = revision("r-1", 0, &["app:v1"]);
     World {
-        images: vec![knative_image("i", &by_digest("app", '1'), Some(&asked))],
-        warms: warms(&asked),
-        revisions: vec![asked],
+        images: vec![knative_image("i", &by_digest("app", '1'), Some(&demanded))],
+        warms: warms(&demanded),
+        revisions: vec![demanded],
         nodes: ["a", "b", "c", "d", "e"].map(node).to_vec(),
     }
 }
@@ -82,12 +87,12 @@ fn says(text: &str, counts: &str) -> (String, String) {
 #[test]
 fn on_the_way() {
     assert_eq!(told(|_| vec![]), says("Unknown Queued: 0 of 5 nodes hold the image", "5/0/0"));
-    let mixed = |asked: &Revision| {
+    let mixed = |demanded: &Revision| {
         vec![
-            holding(warm(asked, "app:v1", "a", 0), '1'),
-            because(warm(asked, "app:v1", "b", 0), Reason::Pulling),
-            because(warm(asked, "app:v1", "c", 0), Reason::Removed),
-            warm(asked, "app:v1", "d", 0),
+            holding(warm(demanded, "app:v1", "a", 0), '1'),
+            because(warm(demanded, "app:v1", "b", 0), Reason::Pulling),
+            because(warm(demanded, "app:v1", "c", 0), Reason::Removed),
+            warm(demanded, "app:v1", "d", 0),
         ]
     };
     assert_eq!(told(mixed), says("Unknown Pulling: 1 of 5 nodes hold the image", "5/1/0"));
@@ -97,28 +102,31 @@ fn on_the_way() {
 fn what_is_beyond_a_limit_is_told() {
     let bounds = Bounds { image_warms_per_namespace: 2, ..Bounds::default() };
     let full = BTreeMap::from([("ns".to_owned(), 3)]);
-    let two = |asked: &Revision| {
+    let two = |demanded: &Revision| {
         vec![
-            holding(warm(asked, "app:v1", "a", 0), '1'),
-            because(warm(asked, "app:v1", "b", 0), Reason::Pulling),
+            holding(warm(demanded, "app:v1", "a", 0), '1'),
+            because(warm(demanded, "app:v1", "b", 0), Reason::Pulling),
         ]
     };
     let text = "Unknown LimitReached: 1 of 5 nodes hold the image; none is ordered for 3, since the \
                 namespace may have no more than 2 ImageWarms (--max-image-warms-per-namespace)";
     assert_eq!(world(two).says_within(bounds, &full), says(text, "5/1/0"));
     // Failures are worse, and an Image without anything missing is as ever.
-    let failed = |asked: &Revision| vec![because(warm(asked, "app:v1", "a", 0), Reason::NotFound)];
+    let failed =
+        |demanded: &Revision| vec![because(warm(demanded, "app:v1", "a", 0), Reason::NotFound)];
     let told = world(failed).says_within(bounds, &full).0;
     assert!(told.starts_with("False NotFound"), "{told}");
-    let all = |asked: &Revision| {
-        ["a", "b", "c", "d", "e"].map(|node| holding(warm(asked, "app:v1", node, 0), '1')).to_vec()
+    let all = |demanded: &Revision| {
+        ["a", "b", "c", "d", "e"]
+            .map(|node| holding(warm(demanded, "app:v1", node, 0), '1'))
+            .to_vec()
     };
     assert_eq!(world(all).says_within(bounds, &full), says("True : ", "5/5/0"));
 
     let mut many = world(|_| vec![]);
-    let asked = revision("r-1", 0, &["other:v1", "app:v1"]);
-    many.images = vec![knative_image("i", &by_digest("app", '1'), Some(&asked))];
-    many.revisions = vec![asked];
+    let demanded = revision("r-1", 0, &["other:v1", "app:v1"]);
+    many.images = vec![knative_image("i", &by_digest("app", '1'), Some(&demanded))];
+    many.revisions = vec![demanded];
     let bounds = Bounds { images_per_revision: 1, ..Bounds::default() };
     let text = "Unknown LimitReached: of one Revision no more than 1 images are warmed \
                 (--max-images-per-revision)";
@@ -127,23 +135,25 @@ fn what_is_beyond_a_limit_is_told() {
 
 #[test]
 fn a_tag_counts_only_with_the_digest() {
-    let moved = |asked: &Revision| {
-        ["a", "b", "c", "d", "e"].map(|node| holding(warm(asked, "app:v1", node, 0), '2')).to_vec()
+    let moved = |demanded: &Revision| {
+        ["a", "b", "c", "d", "e"]
+            .map(|node| holding(warm(demanded, "app:v1", node, 0), '2'))
+            .to_vec()
     };
     assert_eq!(told(moved), says("Unknown Queued: 0 of 5 nodes hold the image", "5/0/0"));
-    let both = |asked: &Revision| {
-        let exact = |node| holding(warm(asked, &by_digest("app", '1'), node, 0), '1');
-        moved(asked).into_iter().chain(["a", "b", "c", "d", "e"].map(exact)).collect()
+    let both = |demanded: &Revision| {
+        let exact = |node| holding(warm(demanded, &by_digest("app", '1'), node, 0), '1');
+        moved(demanded).into_iter().chain(["a", "b", "c", "d", "e"].map(exact)).collect()
     };
     assert_eq!(told(both), says("True : ", "5/5/0"));
 }
 
 #[test]
 fn a_node_without_a_warmer_is_named_unless_it_holds_the_image() {
-    let waiting = |asked: &Revision| {
+    let waiting = |demanded: &Revision| {
         vec![
-            holding(warm(asked, "app:v1", "a", 0), '1'),
-            because(warm(asked, "app:v1", "b", 0), Reason::WaitingForWarmer),
+            holding(warm(demanded, "app:v1", "a", 0), '1'),
+            because(warm(demanded, "app:v1", "b", 0), Reason::WaitingForWarmer),
         ]
     };
     let mut world = world(waiting);
@@ -154,9 +164,9 @@ fn a_node_without_a_warmer_is_named_unless_it_holds_the_image() {
 
 #[test]
 fn the_worst_reason_decides_and_names_its_nodes() {
-    let failed = |asked: &Revision| {
+    let failed = |demanded: &Revision| {
         let order = |node, reason, message: &str| {
-            let mut one = because(warm(asked, "app:v1", node, 0), reason);
+            let mut one = because(warm(demanded, "app:v1", node, 0), reason);
             one.status.as_mut().unwrap().conditions[0].message = message.into();
             one
         };
@@ -170,9 +180,9 @@ fn the_worst_reason_decides_and_names_its_nodes() {
     let text = "False Unauthorized: 0 of 5 nodes hold the image; Unauthorized on c: no basic auth \
                 credentials";
     assert_eq!(told(failed), says(text, "5/0/3"));
-    let all = |asked: &Revision| {
+    let all = |demanded: &Revision| {
         ["a", "b", "c", "d", "e"]
-            .map(|node| because(warm(asked, "app:v1", node, 0), Reason::DiskPressure))
+            .map(|node| because(warm(demanded, "app:v1", node, 0), Reason::DiskPressure))
             .to_vec()
     };
     let text =
@@ -204,7 +214,7 @@ fn images_that_are_not_pulled() {
 
 #[test]
 fn a_revision_in_reserve_after_its_delay() {
-    let mut world = world(|asked| vec![holding(warm(asked, "app:v1", "a", 0), '1')]);
+    let mut world = world(|demanded| vec![holding(warm(demanded, "app:v1", "a", 0), '1')]);
     world.nodes.truncate(1);
     route(&mut world.revisions[0], "reserve");
     let mut modified = |text: &str| {
@@ -219,7 +229,7 @@ fn a_revision_in_reserve_after_its_delay() {
 
 #[test]
 fn what_is_said_already_is_not_written_again() {
-    let mut world = world(|asked| vec![holding(warm(asked, "app:v1", "a", 0), '1')]);
+    let mut world = world(|demanded| vec![holding(warm(demanded, "app:v1", "a", 0), '1')]);
     world.nodes.truncate(1);
     resolve(&mut world.revisions[0], '1');
     let others = Condition { type_: "Audited".into(), ..Condition::default() };

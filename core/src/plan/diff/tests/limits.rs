@@ -38,11 +38,11 @@ fn the_newest_revision_takes_the_last_places_and_nothing_that_exists_goes() {
 
 #[test]
 fn hand_made_orders_count_and_other_namespaces_do_not() {
-    let asked = revision("r-1", 0, &["app:v1", "side:v1"]);
-    let mut elsewhere = warm(&asked, "other:v1", "a", 0);
+    let demanded = revision("r-1", 0, &["app:v1", "side:v1"]);
+    let mut elsewhere = warm(&demanded, "other:v1", "a", 0);
     elsewhere.metadata.namespace = Some("elsewhere".into());
-    let by_hand = by_hand(warm(&asked, "mine:v1", "a", 0));
-    let mut world = World::new(&["a"], &[&asked], &[by_hand, elsewhere]);
+    let by_hand = by_hand(warm(&demanded, "mine:v1", "a", 0));
+    let mut world = World::new(&["a"], &[&demanded], &[by_hand, elsewhere]);
     world.unsynced = true; // nothing is deleted here
     world.policy = limited(2);
     assert_eq!(created(&world.plan(100)), ["app:v1 on a"]);
@@ -50,11 +50,11 @@ fn hand_made_orders_count_and_other_namespaces_do_not() {
 
 #[test]
 fn of_a_revision_with_many_images_the_first_are_warmed() {
-    let asked = revision("r-1", 0, &["a:v1", "b:v1", "a:v1", "c:v1"]);
-    let mut world = World::new(&["n"], &[&asked], &[]);
+    let demanded = revision("r-1", 0, &["a:v1", "b:v1", "a:v1", "c:v1"]);
+    let mut world = World::new(&["n"], &[&demanded], &[]);
     world.policy.bounds.images_per_revision = 2;
     // Knative's Image of the third asks for nothing by itself.
-    let image = knative_image("i", &by_digest("c", '1'), Some(&asked));
+    let image = knative_image("i", &by_digest("c", '1'), Some(&demanded));
     world.images = vec![Arc::new(image)];
     let plan = world.plan(100);
     assert_eq!(created(&plan), ["a:v1 on n", "b:v1 on n"]);
@@ -65,8 +65,8 @@ fn of_a_revision_with_many_images_the_first_are_warmed() {
 #[test]
 fn where_namespaces_opt_in_others_are_left_alone() {
     let opt_in = Bounds { namespaces: NamespaceSelection::OptIn, ..Bounds::default() };
-    let asked = revision("r-1", 0, &["app:v1"]);
-    let mut world = World::new(&["a"], &[&asked], &[]);
+    let demanded = revision("r-1", 0, &["app:v1"]);
+    let mut world = World::new(&["a"], &[&demanded], &[]);
     world.policy.bounds = opt_in;
     assert!(!opt_in.selects(None), "so the namespace is among those left alone");
     world.opted_out.insert("ns".into());

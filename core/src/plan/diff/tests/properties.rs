@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::placement::may_start;
+use crate::placement::is_eligible;
 
 fn any_revision() -> impl Strategy<Value = Revision> {
     let images = prop::collection::vec(
@@ -148,10 +148,10 @@ proptest! {
 
         let facts: Vec<_> =
             world.nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
-        let asked = world.asked();
-        for one in asked.asking.iter().filter(|one| one.is_routable()) {
+        let demanded = world.demands();
+        for one in demanded.consumers.iter().filter(|one| one.is_routable()) {
             let demand = &one.demand;
-            let fits = |node: &&NodeFacts<'_>| may_start(node, &demand.placement, &world.policy).is_ok();
+            let fits = |node: &&NodeFacts<'_>| is_eligible(node, &demand.placement, &world.policy).is_ok();
             for (wanted, node) in demand.images.iter().flat_map(|image| {
                 facts.iter().filter(fits).map(move |node| (image, node.name))
             }) {
@@ -163,7 +163,7 @@ proptest! {
         }
         for warm in world.warms.iter().filter(|warm| warm.is_managed()) {
             let image = reference(&warm.image);
-            let wanted = asked.asking.iter().any(|one| {
+            let wanted = demanded.consumers.iter().any(|one| {
                 one.is_routable() && one.demand.images.iter().any(|one| one.is(&image))
             });
             prop_assert!(wanted, "{}", brief(warm));

@@ -36,6 +36,8 @@
 //!
 //! A room uses those below it only: `tests/architecture.rs` has the order.
 //! `docs/architecture.md` follows one Revision and one assignment through the files.
+// A dependency that nothing here names does not belong in Cargo.toml.
+#![cfg_attr(not(test), warn(unused_crate_dependencies))]
 
 pub mod admission;
 pub mod cli;

@@ -2,11 +2,14 @@
 //!
 //! Nothing here does I/O, reads a clock or the environment, or spawns a task: `now` is an argument,
 //! and effects are returned as data. The crate's dependencies keep it so.
+// A dependency that nothing here names does not belong in Cargo.toml.
+#![cfg_attr(not(test), warn(unused_crate_dependencies))]
 
 pub mod api;
 pub mod assignment;
 pub mod demand;
 pub mod election;
+pub mod error_chain;
 pub mod image;
 pub mod label;
 pub mod node_queue;

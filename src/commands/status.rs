@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
-use crate::kubernetes::writes::one_line;
+use crate::kubernetes::request::one_line;
 use imagewarm_core::api::ImageWarm;
 use imagewarm_core::table::images::{render_json, render_table};
 use imagewarm_core::table::nodes::{NodeRow, render_nodes, render_nodes_json};

@@ -12,6 +12,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::timeout::TimeoutLayer;
 
+use super::request::request;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable};
 
 /// The oldest Kubernetes minor version that has all that is used (selectable fields).
@@ -125,17 +126,11 @@ fn first_line(error: &dyn std::error::Error) -> String {
     printable(error.to_string().lines().next().unwrap_or_default(), MESSAGE_MAX)
 }
 
-/// Makes the client from defaults: `$KUBECONFIG`, the user's kubeconfig, or the Pod's own account.
-pub async fn connect() -> Result<Client, ClientError> {
-    ClientArgs::default().connect().await
-}
-
 /// Asks the API server for its version, and fails when that is too old. Returns it (`v1.36.3`).
 pub async fn check_server_version(client: &Client) -> Result<String, ClientError> {
-    let asked = tokio::time::timeout(HEAD_TIMEOUT, client.apiserver_version()).await;
-    let info = asked
-        .map_err(|_| ClientError::Unreachable("no answer in time".into()))?
-        .map_err(|error| ClientError::Unreachable(crate::kubernetes::writes::one_line(&error)))?;
+    let info = request(HEAD_TIMEOUT, client.apiserver_version())
+        .await
+        .map_err(|error| ClientError::Unreachable(error.to_string()))?;
     if is_served(&info.major, &info.minor) {
         Ok(info.git_version)
     } else {

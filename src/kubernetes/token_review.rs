@@ -17,7 +17,7 @@ use kube::{Api, Client};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
-use super::writes::one_line;
+use super::request::one_line;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 
 /// The audience that a warmer's token must be made for.

@@ -17,9 +17,10 @@ use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::request::{RequestError, one_line, request};
 use imagewarm_core::api::knative::KnativeImageStatus;
 use imagewarm_core::api::{ImageWarm, ImageWarmStatus, KnativeImage, Revision};
-use imagewarm_core::image::quoted::{MESSAGE_MAX, printable};
+use imagewarm_core::image::quoted::printable;
 
 /// How long one call may take, with all that the client retries by itself.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -93,34 +94,17 @@ impl From<kube::Error> for ApplyError {
     }
 }
 
-/// A client error without the debug output that its own text carries along.
-pub fn one_line(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => match status.message.as_str() {
-            "" => format!("status {} {}", status.code, status.reason),
-            message => printable(message, MESSAGE_MAX),
-        },
-        other => {
-            // "client error (Connect)" alone does not say that the connection was refused.
-            let mut text = other.to_string();
-            let mut source = std::error::Error::source(other);
-            while let Some(cause) = source {
-                let cause_text = cause.to_string();
-                if !text.contains(&cause_text) {
-                    text = format!("{text}: {cause_text}");
-                }
-                source = cause.source();
-            }
-            printable(&text, MESSAGE_MAX)
+impl From<RequestError> for ApplyError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Failed(error) => ApplyError::from(*error),
+            RequestError::TimedOut(_) => ApplyError::Retryable(error.to_string()),
         }
     }
 }
 
 async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ApplyError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(done) => Ok(done?),
-        Err(_) => Err(ApplyError::Retryable("the API server did not answer in time".into())),
-    }
+    Ok(request(CALL_TIMEOUT, call).await?)
 }
 
 /// What became of a creation.
@@ -292,11 +276,13 @@ async fn find<K: Resource>(
     name: &str,
     call: impl Future<Output = kube::Result<PartialObjectMeta<K>>>,
 ) -> Result<Presence, ApplyError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Err(_) => Err(ApplyError::Retryable("the API server did not answer in time".into())),
-        Ok(Ok(found)) => Ok(Presence::Present(Box::new(found.metadata))),
-        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(absence(&status, name)),
-        Ok(Err(error)) => Err(error.into()),
+    match request(CALL_TIMEOUT, call).await {
+        Ok(found) => Ok(Presence::Present(Box::new(found.metadata))),
+        Err(RequestError::Failed(error)) => match *error {
+            kube::Error::Api(status) if status.code == 404 => Ok(absence(&status, name)),
+            error => Err(error.into()),
+        },
+        Err(error) => Err(error.into()),
     }
 }
 

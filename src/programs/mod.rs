@@ -41,6 +41,18 @@ impl Parts {
         self.tasks.spawn(async move { (name, part.await) });
     }
 
+    /// A part that only ever ends once it is stopped.
+    fn spawn<F>(&mut self, name: &'static str, part: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let part = part(self.stop.clone());
+        self.add(name, async move {
+            part.await;
+            Ok(())
+        });
+    }
+
     /// The same on threads of its own: what the other parts have to do is never before it in a queue.
     ///
     /// Sockets of the part have to be made, or registered anew, inside it.

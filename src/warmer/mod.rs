@@ -78,15 +78,6 @@ pub struct Warmer {
     queued_told_at: i64,
 }
 
-/// Runs a warmer until `shutdown`.
-pub async fn run(
-    args: WarmerArgs,
-    metrics: WarmerMetrics,
-    shutdown: CancellationToken,
-) -> Result<(), WarmerError> {
-    Warmer::new(&args, metrics)?.run(shutdown).await
-}
-
 impl Warmer {
     /// A warmer over the runtime that `args` names. What cannot ever work is an error here; what
     /// may come later (files, the controller, an answer of the runtime) is waited for.

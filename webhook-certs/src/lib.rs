@@ -10,6 +10,8 @@
 //!
 //! `issue` and `check` are pure but for the randomness of keys; `now` is an argument. Putting the
 //! CA into webhook configurations is the caller's part.
+// A dependency that nothing here names does not belong in Cargo.toml.
+#![cfg_attr(not(test), warn(unused_crate_dependencies))]
 
 pub mod check;
 pub mod describe;

@@ -4,6 +4,8 @@
 //! two registries, one dockerd for each node, and the `imagewarm` binary itself, started by path.
 //! `cargo xtask demo`, `cargo xtask cluster` and the integration tests all use
 //! [`cluster::Cluster`].
+// A dependency that nothing here names does not belong in Cargo.toml.
+#![cfg_attr(not(test), warn(unused_crate_dependencies))]
 
 pub mod bench;
 mod cargo;

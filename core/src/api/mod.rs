@@ -15,8 +15,6 @@ pub use knative::{KnativeImage, Revision};
 
 /// API group of `ImageWarm`.
 pub const GROUP: &str = "caching.knative.dev";
-/// API version of `ImageWarm`.
-pub const VERSION: &str = "v1alpha1";
 
 /// Annotation on a Revision, or label on a Namespace: `"false"` leaves its images alone.
 pub const WARM_KEY: &str = "caching.knative.dev/warm";

@@ -4,7 +4,6 @@
 use serde_json::Value;
 
 use super::field_error::{Fault, FieldError};
-use crate::api::ImageWarmSpec;
 use crate::image::Reference;
 
 /// At most so many pull secrets.
@@ -76,16 +75,6 @@ fn trim(value: &mut Value) {
         && text.trim().len() != text.len()
     {
         *text = text.trim().to_owned();
-    }
-}
-
-/// Judges a spec that this program is about to write; what needs no cluster.
-pub fn check_spec(spec: &ImageWarmSpec) -> Vec<FieldError> {
-    match serde_json::to_value(spec) {
-        Ok(spec) => check_value(&spec, Changed::ALL, &image_rule),
-        Err(error) => {
-            vec![FieldError::new("spec", Fault::Invalid, &Value::Null, error.to_string())]
-        }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::store::{Listed, Store};
 use super::{Change, Synced};
-use crate::kubernetes::writes::one_line;
+use crate::kubernetes::request::one_line;
 use imagewarm_core::api::CachedObject;
 use imagewarm_core::api::cached::Shared;
 

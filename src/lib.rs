@@ -30,6 +30,7 @@
 //! - [`warmer`]: the node side of a stream: jobs, presence checks, disk.
 //! - [`runtime`]: the node's container runtime behind one trait: Docker, CRI.
 //! - [`kubernetes`]: everything that is asked of the API server.
+//! - `listener`: listening sockets, and TLS connections accepted within limits.
 //! - [`telemetry`]: logs, metrics, health.
 //! - [`commands`]: one file for each command that people call.
 //! - [`programs`]: the two long-running programs, as lists of their parts.
@@ -46,6 +47,7 @@ mod exit;
 pub mod fan_out;
 pub mod kubernetes;
 pub mod leader;
+mod listener;
 pub mod programs;
 pub mod protocol;
 pub mod runtime;

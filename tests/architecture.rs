@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["programs"],
     &["admission", "commands", "fan_out", "leader", "sessions", "warmer"],
     &["kubernetes", "runtime"],
-    &["telemetry"],
+    &["listener", "telemetry"],
     &["exit", "protocol"],
 ];
 

@@ -1,7 +1,6 @@
 //! The TLS accept loop: limits on connections, handshakes and heads, HTTP/1.1 and h2, and a drain
 //! that lets answers that have begun finish.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +9,10 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_rustls::TlsAcceptor;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
@@ -24,13 +20,11 @@ use tracing::{debug, info, warn};
 use super::header_timeout::{HeaderTimeout, Requests};
 use super::metrics::HandshakeFault;
 use super::{WebhookArgs, WebhookMetrics};
+use crate::listener::{Accepted, Connection, HandshakeError, TlsListener, WhenFull};
 
 /// What the TLS configuration has to offer, in this order.
 pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 
-/// Pauses after a failed accept (such as too many open files), so that the loop does not spin.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// HTTP/2 PING: how often, and how long an answer may take.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,36 +68,22 @@ pub async fn serve(
     metrics: WebhookMetrics,
     stop: CancellationToken,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
-    let slots = Arc::new(Semaphore::new(limits.connections));
+    let listener = TlsListener::new(listener, tls, limits.connections, WhenFull::Wait);
     let mut connections = JoinSet::new();
-    let mut pause = FIRST_PAUSE;
     loop {
         while connections.try_join_next().is_some() {}
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = listener.accept() => accepted,
         };
-        match accepted {
-            Ok((stream, slot)) => {
-                pause = FIRST_PAUSE;
-                let connection = Connection {
-                    acceptor: acceptor.clone(),
-                    router: router.clone(),
-                    limits,
-                    metrics: metrics.clone(),
-                    stop: stop.clone(),
-                };
-                connections.spawn(connection.run(stream, slot));
-            }
-            Err(error) => {
-                warn!(%error, retry_in = ?pause, "a connection could not be accepted");
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = sleep(pause) => {}
-                }
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
+        if let Some(accepted) = accepted {
+            let server = Server {
+                router: router.clone(),
+                limits,
+                metrics: metrics.clone(),
+                stop: stop.clone(),
+            };
+            connections.spawn(server.run(accepted));
         }
     }
     drop(listener);
@@ -114,18 +94,6 @@ pub async fn serve(
         connections.shutdown().await;
     }
     info!("webhook server stopped");
-}
-
-/// Takes a slot first: what is beyond the limit waits in the kernel's queue.
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    // Without it the kernel holds small answers back for 40 ms.
-    stream.set_nodelay(true)?;
-    Ok((stream, slot))
 }
 
 /// Counts a connection as long as it lives, however it ends.
@@ -144,41 +112,43 @@ impl Drop for Open {
     }
 }
 
-struct Connection {
-    acceptor: TlsAcceptor,
+/// Serves one connection.
+struct Server {
     router: Router,
     limits: Limits,
     metrics: WebhookMetrics,
     stop: CancellationToken,
 }
 
-impl Connection {
-    async fn run(self, stream: TcpStream, slot: OwnedSemaphorePermit) {
-        let _slot = slot;
+impl Server {
+    async fn run(self, accepted: Accepted) {
         let _open = Open::new(&self.metrics);
-        if let Some(stream) = self.handshake(stream).await {
-            self.converse(stream).await;
+        if let Some(connection) = self.handshake(accepted).await {
+            self.converse(connection).await;
         }
     }
 
-    async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+    async fn handshake(&self, accepted: Accepted) -> Option<Connection> {
         let shaken = tokio::select! {
             // Nothing was asked yet: the client finds another replica.
             () = self.stop.cancelled() => return None,
-            shaken = timeout(self.limits.handshake, self.acceptor.accept(stream)) => shaken,
+            shaken = accepted.handshake(self.limits.handshake) => shaken,
         };
-        let (fault, error) = match shaken {
-            Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(error)) => (HandshakeFault::Failed, Some(error)),
-            Err(_) => (HandshakeFault::TimedOut, None),
+        let error = match shaken {
+            Ok(connection) => return Some(connection),
+            Err(error) => error,
+        };
+        let fault = match error {
+            HandshakeError::Failed(_) => HandshakeFault::Failed,
+            HandshakeError::TimedOut(_) => HandshakeFault::TimedOut,
         };
         self.metrics.handshake_failed(fault);
-        debug!(?fault, ?error, "TLS handshake did not succeed");
+        debug!(?fault, %error, "TLS handshake did not succeed");
         None
     }
 
-    async fn converse(self, stream: TlsStream<TcpStream>) {
-        let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    async fn converse(self, connection: Connection) {
+        let is_h2 = connection.alpn_protocol() == Some(b"h2");
         let requests = Arc::new(Requests::default());
         let counted = Arc::clone(&requests);
         let router = self.router;
@@ -206,7 +176,7 @@ impl Connection {
             false => (builder.http1_only(), Some(self.limits.head)),
         };
         let stream =
-            HeaderTimeout::new(stream, requests, head, self.metrics.header_timeouts.clone());
+            HeaderTimeout::new(connection, requests, head, self.metrics.header_timeouts.clone());
         let conversation = builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(conversation);
         let ended = tokio::select! {

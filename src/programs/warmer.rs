@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::Parts;
 use crate::exit::Exit;
+use crate::listener::listen;
 use crate::telemetry::health::{self, HealthArgs, Readiness};
-use crate::telemetry::listen::listen;
 use crate::telemetry::logs::LogArgs;
 use crate::telemetry::metrics;
 use crate::warmer::{Warmer, WarmerArgs, WarmerMetrics};

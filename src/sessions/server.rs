@@ -9,11 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::Stream;
 use prost::Message as _;
 use rustls::server::ResolvesServerCert;
-use rustls::{ServerConfig, version};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -22,11 +20,12 @@ use tonic::transport::server::Server;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::DispatchArgs;
-use super::accept::Accept;
+use super::accept::accept;
 use super::metrics::DispatchMetrics;
 use super::stream::{Input, Opened, Outgoing, end_status};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::{TokenError, TokenReviewer};
+use crate::listener::{TlsListener, WhenFull};
 use crate::protocol::dispatch_server::{Dispatch, DispatchServer as Service};
 use imagewarm_core::assignment::StreamEnd;
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello, from_warmer};
@@ -38,6 +37,8 @@ const PING_ANSWER: Duration = Duration::from_secs(10);
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// Longer than a TokenReview: many warmers may come at once and wait for their turn.
 const REVIEW: Duration = Duration::from_secs(30);
+/// What gRPC is spoken over.
+const ALPN: &[&[u8]] = &[b"h2"];
 const LARGEST_MESSAGE: usize = 256 * 1024;
 /// Handshaked connections that wait to be served.
 const BACKLOG: usize = 64;
@@ -79,23 +80,12 @@ impl DispatchServer {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
-        let mut tls =
-            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
-                .with_no_client_auth()
-                .with_cert_resolver(self.certificates.clone());
-        tls.alpn_protocols = vec![b"h2".to_vec()];
-
+        let tls = imagewarm_webhook_certs::server_config(self.certificates, ALPN)?;
+        let connections = self.args.dispatch_connections;
+        let listener = TlsListener::new(listener, tls, connections, WhenFull::Refuse);
         let (sender, incoming) = mpsc::channel(BACKLOG);
-        let accept = Accept {
-            listener,
-            acceptor: TlsAcceptor::from(Arc::new(tls)),
-            places: Arc::new(Semaphore::new(self.args.dispatch_connections)),
-            metrics: self.metrics.clone(),
-            ready: sender,
-        };
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept.run(shutdown.clone()));
+        tasks.spawn(accept(listener, self.metrics.clone(), sender, shutdown.clone()));
 
         let readers = TaskTracker::new();
         let sessions = Sessions {

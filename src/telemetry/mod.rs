@@ -1,6 +1,5 @@
 //! What an operator sees of a running program: logs, metrics and health. It decides nothing.
 
 pub mod health;
-pub mod listen;
 pub mod logs;
 pub mod metrics;

@@ -42,7 +42,7 @@ impl ResolvesServerCert for Resolver {
 
 /// TLS 1.2 and 1.3 on ring, without client certificates, offering `alpn` in this order.
 pub fn server_config(
-    resolver: Arc<Resolver>,
+    resolver: Arc<dyn ResolvesServerCert>,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -87,7 +87,7 @@ pub(crate) mod tests {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let (near, far) = tokio::io::duplex(16 * 1024);
-        let acceptor = TlsAcceptor::from(server_config(Arc::clone(resolver), &[b"h2"]).unwrap());
+        let acceptor = TlsAcceptor::from(server_config(resolver.clone(), &[b"h2"]).unwrap());
         let server = tokio::spawn(async move {
             let mut stream = acceptor.accept(far).await?;
             let byte = stream.read_u8().await?;

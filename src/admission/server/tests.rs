@@ -2,6 +2,7 @@
 //! the connection limit, and the drain.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::io;
 use std::net::SocketAddr;
 
 use axum::routing::{get, post};
@@ -11,7 +12,10 @@ use prometheus_client::registry::Registry;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream as ClientStream;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};

@@ -1,0 +1,8 @@
+//! Listening sockets, and the TLS connections that are accepted from them within limits. What is
+//! spoken on a connection belongs to the room that serves it.
+
+mod socket;
+mod tls;
+
+pub use socket::listen;
+pub use tls::{Accepted, Connection, HandshakeError, TlsListener, WhenFull};

@@ -22,26 +22,26 @@ use tokio_rustls::TlsConnector;
 use crate::kubernetes::ca_bundles::{PublishError, WebhookConfigurations, ca_bundle_is_set};
 use imagewarm_core::settings::{duration, host_and_port};
 
-/// How long one question may take.
+/// Timeout of one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Shows certificates, their ends, and what replicas serve; exits with 1 when something is wrong
+/// Show certificates, their expiry and those that replicas serve; exit with 1 on any fault
 #[derive(clap::Args, Clone, Debug)]
 pub struct CertsArgs {
     /// Namespace of the controller
     #[arg(short, long, value_name = "NAMESPACE", default_value = "imagewarm-system")]
     pub namespace: String,
 
-    /// Asks a replica at this address what it serves as well; may be given more than once
+    /// Also check the certificate served at this address; may be repeated
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     pub connect: Vec<String>,
 
-    /// The controller's setting, for the time of the next CA
+    /// The controller's setting, from which the time of the next CA is computed
     #[arg(long, env = "IMAGEWARM_CA_RENEW_BEFORE", value_name = "DURATION",
           default_value = "4320h", value_parser = duration)]
     pub ca_renew_before: Duration,
 
-    /// The controller's setting, for the time of the next renewal
+    /// The controller's setting, from which the time of the next renewal is computed
     #[arg(long, env = "IMAGEWARM_SERVING_RENEW_BEFORE", value_name = "DURATION",
           default_value = "720h", value_parser = duration)]
     pub serving_renew_before: Duration,

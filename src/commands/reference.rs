@@ -9,16 +9,16 @@ use serde::Serialize;
 use imagewarm_core::image::Named;
 use imagewarm_core::image::quoted::{QUOTED_MAX, printable, quoted};
 
-/// Shows how image names are read: registry, path, tag, digest and canonical form.
+/// Show how image names are parsed: registry, path, tag, digest and canonical form
 #[derive(Args, Clone, Debug)]
 pub struct ReferenceArgs {
-    /// Print one JSON object for each name, with the keys input, ok, domain, path, tag, digest,
-    /// canonical and error (null where there is none), instead of text for people
+    /// Print one JSON object for each name instead of text, with the keys input, ok, domain, path,
+    /// tag, digest, canonical and error (null where absent)
     #[arg(long)]
     pub json: bool,
 
     /// Image names such as app, registry.example.com/team/app:v1 or app@sha256:…; `-` reads names
-    /// from standard input, one a line
+    /// from standard input, one per line
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,
 }

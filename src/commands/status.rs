@@ -16,32 +16,32 @@ use imagewarm_core::table::images::{render_json, render_table};
 use imagewarm_core::table::nodes::{NodeRow, render_nodes, render_nodes_json};
 use imagewarm_core::table::row::{Row, Summary};
 
-/// How long one page of the list may take.
+/// Timeout of one page of the list.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 const PAGE: u32 = 500;
 
-/// Shows which images are warm on which nodes, and why the others are not
+/// Show which images are warm on which nodes, and why the others are not
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct StatusArgs {
-    /// Namespace to look at; by default that of the kubeconfig's context
+    /// Namespace to list. By default that of the kubeconfig's context
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
 
-    /// Look at all namespaces
+    /// List all namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
 
-    /// Follow until every image is on its node or needs a person; on a terminal the table is
+    /// Follow until every image is on its node or requires user action. On a terminal the table is
     /// redrawn, elsewhere each change is a line
     #[arg(short, long)]
     pub watch: bool,
 
-    /// One line for each node, with its container runtime
+    /// Print one line for each node, with its container runtime
     #[arg(long, conflicts_with = "watch")]
     pub nodes: bool,
 
-    /// Form of the output; json with --watch is printed once, at the end
-    #[arg(short, long, value_enum, value_name = "FORM", default_value_t)]
+    /// Output format; json with --watch is printed once, at the end
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
     pub output: StatusOutput,
 }
 

@@ -19,17 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics;
 
-/// How long answers that have begun may take after the stop.
+/// How long responses in progress may take after shutdown begins.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Settings of the health server.
 #[derive(clap::Args, Clone, Debug)]
 pub struct HealthArgs {
-    /// Where /livez, /readyz and /metrics are served, in plain HTTP
+    /// Address that serves /livez, /readyz and /metrics over plain HTTP
     #[arg(
         long,
         env = "IMAGEWARM_HEALTH_LISTEN",
-        value_name = "ADDRESS:PORT",
+        value_name = "ADDR:PORT",
         default_value = "[::]:8080",
         help_heading = "Health"
     )]

@@ -80,20 +80,21 @@ impl LogError {
 /// Settings of the log.
 #[derive(clap::Args, Clone, Debug)]
 pub struct LogArgs {
-    /// How log lines look: `text` for people, `json` with one object per line for collectors
+    /// Format of log lines: `text` for people, `json` with one object per line for log collectors
     #[arg(
         long,
         global = true,
         env = "IMAGEWARM_LOG_FORMAT",
         value_enum,
+        value_name = "FORMAT",
         default_value_t,
         help_heading = "Logs"
     )]
     pub log_format: LogFormat,
 
-    /// What is logged: off, error, warn, info, debug, trace, or directives for single modules such
-    /// as `info,imagewarm::webhook=debug`. The API client's own line for each call that fails is
-    /// left out, unless a directive names `kube_client`
+    /// Log level: off, error, warn, info, debug, trace, or directives for single modules such as
+    /// `info,imagewarm::webhook=debug`. The API client's own line for each failed call is left
+    /// out unless a directive names `kube_client`
     #[arg(
         long,
         global = true,

@@ -1,5 +1,5 @@
-//! `imagewarm status`: which images are on which nodes, how far the others are, and what keeps
-//! them. Lists once, or watches until nothing more is going to change. Reads ImageWarms only.
+//! `imagewarm status`: which images are on which nodes, the progress of the others, and the reasons
+//! of failures. Lists once, or watches until every state is final. Reads only ImageWarms.
 
 mod live;
 
@@ -45,34 +45,34 @@ pub struct StatusArgs {
     pub output: StatusOutput,
 }
 
-/// Form of the output.
+/// Output format.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StatusOutput {
     /// One line for each node and image.
     #[default]
     Table,
-    /// The same with digest and number of tries; of nodes, with what their runtimes tell.
+    /// The same with digest and number of attempts; for nodes, with what their runtimes report.
     Wide,
     /// One JSON object with `summary`, and `items` or `nodes`.
     Json,
 }
 
-/// Why no status can be shown. `Display` says what to do about it where that is known.
+/// Why the status cannot be shown. `Display` states the remedy where one is known.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    /// The API server knows no ImageWarms.
+    /// The API server does not serve ImageWarms.
     #[error("this cluster knows no ImageWarms: install imagewarm with `kubectl apply -k deploy`")]
     NotInstalled,
     /// The user may not list ImageWarms.
     #[error("you may not list ImageWarms {scope}: the ClusterRole imagewarm-view allows it")]
     Forbidden {
-        /// Where.
+        /// The namespace, or all.
         scope: String,
     },
-    /// The API server did not answer in time.
-    #[error("cannot list ImageWarms: no answer within {} s", PAGE_TIMEOUT.as_secs())]
+    /// The API server did not respond in time.
+    #[error("cannot list ImageWarms: no response within {} s", PAGE_TIMEOUT.as_secs())]
     Timeout,
-    /// The API server answered with an error, or could not be reached.
+    /// The API server returned an error, or could not be reached.
     #[error("cannot list ImageWarms: {}", one_line(.0))]
     Api(Box<kube::Error>),
     /// The output is closed or full.
@@ -80,7 +80,7 @@ pub enum StatusError {
     Output(#[from] io::Error),
 }
 
-/// What is looked at.
+/// The namespaces to list.
 #[derive(Clone, Debug)]
 struct Scope {
     /// `None`: all namespaces.
@@ -88,7 +88,7 @@ struct Scope {
 }
 
 impl Scope {
-    fn words(&self) -> String {
+    fn description(&self) -> String {
         match &self.namespace {
             Some(namespace) => format!("in namespace {namespace}"),
             None => "in any namespace".into(),
@@ -96,8 +96,8 @@ impl Scope {
     }
 }
 
-/// Prints the status to `out`. Says whether every image that was shown is on its node; of no
-/// images at all that is true.
+/// Prints the status to `out`. Returns whether every listed image is on its node; true if there
+/// are none.
 pub async fn run(
     args: &StatusArgs,
     client: Client,
@@ -151,7 +151,7 @@ async fn list(api: &Api<ImageWarm>, scope: &Scope) -> Result<Vec<ImageWarm>, Sta
         let page = page.map_err(|_| StatusError::Timeout)?.map_err(|error| match &error {
             kube::Error::Api(status) if status.code == 404 => StatusError::NotInstalled,
             kube::Error::Api(status) if status.code == 403 => {
-                StatusError::Forbidden { scope: scope.words() }
+                StatusError::Forbidden { scope: scope.description() }
             }
             _ => StatusError::Api(Box::new(error)),
         })?;
@@ -163,7 +163,7 @@ async fn list(api: &Api<ImageWarm>, scope: &Scope) -> Result<Vec<ImageWarm>, Sta
     }
 }
 
-/// What is said where there is nothing to show.
+/// The text for an empty list.
 fn empty(scope: &Scope) -> String {
     let elsewhere = match scope.namespace {
         Some(_) => "\nOther namespaces: imagewarm status -A.",
@@ -173,12 +173,12 @@ fn empty(scope: &Scope) -> String {
         "No ImageWarms {}.\n\
          A new Knative Revision (`kn service create`, or a changed Service) creates them, one for \
          each of\nits images and each node that may run it; so does an ImageWarm made by hand.{}\n",
-        scope.words(),
+        scope.description(),
         elsewhere
     )
 }
 
-/// Identity of an object on the screen and in the store of a watch.
+/// Key of an object in the view and in the cache of a watch.
 fn key(warm: &ImageWarm) -> (String, String) {
     (warm.namespace().unwrap_or_default(), warm.name_any())
 }
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_to_show_says_what_would_make_some() {
+    fn an_empty_list_explains_what_creates_image_warms() {
         insta::assert_snapshot!(empty(&Scope { namespace: Some("shop".into()) }), @"
         No ImageWarms in namespace shop.
         A new Knative Revision (`kn service create`, or a changed Service) creates them, one for each of

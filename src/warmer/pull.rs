@@ -123,7 +123,7 @@ async fn granted(
 }
 
 /// Missing pull secrets do not prevent a Pod from using a public image, and so do not prevent a
-/// pull. If the registry then refuses the image, the error reports the missing Secret.
+/// pull. If the registry then refuses the image, the error names the missing Secret.
 fn without_secret(error: RuntimeError, missing: Option<RuntimeError>) -> RuntimeError {
     match missing {
         Some(missing) if matches!(error.reason, Reason::Unauthorized | Reason::NotFound) => {
@@ -147,7 +147,7 @@ async fn in_turn<'a, T, F: Future<Output = Result<T, RuntimeError>>>(
             Err(error) => error,
         };
         match (error.reason, &refused) {
-            // Registries answer "not found" for images that a credential may not read: try the next.
+            // Registries report images that a credential may not read as not found: try the next.
             (Reason::Unauthorized, _) | (Reason::NotFound, None) => refused = Some(error),
             (Reason::NotFound, Some(_)) => {}
             _ => return Err(error),

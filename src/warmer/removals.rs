@@ -75,7 +75,7 @@ mod tests {
         let runtime = FakeRuntime::default();
         let mut removals = Removals::listen(Arc::new(runtime.clone()));
         for removed in [true, true, false, true] {
-            runtime.tell_removal(removed);
+            runtime.report_removal(removed);
             // Cancelled and called again, as `select!` does.
             let settling = tokio::time::timeout(SETTLE / 5, removals.seen()).await;
             assert!(settling.is_err(), "several in a row are one");

@@ -147,7 +147,7 @@ async fn in_turn<'a, T, F: Future<Output = Result<T, RuntimeError>>>(
             Err(error) => error,
         };
         match (error.reason, &refused) {
-            // Registries report images that a credential may not read as not found: try the next.
+            // Registries report an image that a credential may not read as not found.
             (Reason::Unauthorized, _) | (Reason::NotFound, None) => refused = Some(error),
             (Reason::NotFound, Some(_)) => {}
             _ => return Err(error),

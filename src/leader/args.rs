@@ -231,9 +231,9 @@ mod tests {
 
     use super::*;
 
-    fn parse<A: Args + FromArgMatches>(words: &[&str]) -> Result<A, clap::Error> {
+    fn parse<A: Args + FromArgMatches>(flags: &[&str]) -> Result<A, clap::Error> {
         let command = A::augment_args(Command::new("imagewarm"));
-        let matches = command.try_get_matches_from(std::iter::once(&"imagewarm").chain(words))?;
+        let matches = command.try_get_matches_from(std::iter::once(&"imagewarm").chain(flags))?;
         A::from_arg_matches(&matches)
     }
 
@@ -259,13 +259,13 @@ mod tests {
 
     #[test]
     fn contradictory_lease_times_are_refused() {
-        for words in [
+        for flags in [
             ["--lease-duration", "10s"],
             ["--lease-duration", "10500ms"],
             ["--lease-retry", "10s"],
             ["--lease-renew-deadline", "1s"],
         ] {
-            assert!(parse::<LeaseArgs>(&words).unwrap().check().is_err(), "{words:?}");
+            assert!(parse::<LeaseArgs>(&flags).unwrap().check().is_err(), "{flags:?}");
         }
         assert!(parse::<LeaseArgs>(&["--lease-retry", "-1s"]).is_err());
     }

@@ -26,13 +26,13 @@ pub fn is_overlay(folder: &Path) -> bool {
 fn kind_of<'a>(mounts: &'a str, folder: &Path) -> Option<&'a str> {
     let at = folder.to_str()?;
     mounts.lines().rev().find_map(|line| {
-        let mut words = line.split(' ');
-        let (_, mounted_at, kind) = (words.next()?, words.next()?, words.next()?);
+        let mut fields = line.split(' ');
+        let (_, mounted_at, kind) = (fields.next()?, fields.next()?, fields.next()?);
         (mounted_at == at).then_some(kind)
     })
 }
 
-#[allow(unsafe_code)] // the standard library cannot ask
+#[allow(unsafe_code)] // not in the standard library
 fn statvfs(folder: &Path) -> io::Result<libc::statvfs> {
     let path = CString::new(folder.as_os_str().as_bytes())?;
     let mut stat = MaybeUninit::<libc::statvfs>::uninit();

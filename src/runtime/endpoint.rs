@@ -166,10 +166,10 @@ mod tests {
             ("unix:///nonexistent/docker.sock", "no runtime socket at /nonexistent/docker.sock"),
             ("unix:///dev/null", "is not a socket"),
         ];
-        for (endpoint, words) in table {
+        for (endpoint, text) in table {
             let error = connect(Some(endpoint)).err().map(|error| error.to_string());
             let error = error.unwrap_or_default();
-            assert!(error.contains(words), "{endpoint}: {error}");
+            assert!(error.contains(text), "{endpoint}: {error}");
         }
     }
 
@@ -206,14 +206,14 @@ mod tests {
             ("containerd", "more than one container runtime"),
             ("cri-o://1.34.0", "uses \"cri-o://1.34.0\", which is not one of the runtimes found"),
         ];
-        for (kubelet, words) in table {
+        for (kubelet, text) in table {
             let error = chosen(&sockets, kubelet).unwrap_err().to_string();
-            assert!(error.contains(words), "{kubelet}: {error}");
+            assert!(error.contains(text), "{kubelet}: {error}");
             assert!(error.contains("--runtime-endpoint"), "{error}");
         }
         let twice: Vec<PathBuf> =
             ["/run/docker.sock", "/host/run/docker.sock"].map(Into::into).into();
-        assert!(chosen(&twice, "docker://29").is_err(), "nobody can tell which of the two");
+        assert!(chosen(&twice, "docker://29").is_err(), "two sockets match");
     }
 
     #[test]
@@ -226,16 +226,16 @@ mod tests {
             (&b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0"[..], Kind::Cri),
             (&b""[..], Kind::Cri),
         ];
-        for (number, (says, kind)) in table.into_iter().enumerate() {
+        for (number, (response, kind)) in table.into_iter().enumerate() {
             let path = folder.path().join(format!("{number}.sock"));
             let listener = UnixListener::bind(&path).unwrap();
             let server = std::thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
                 let _ = stream.read(&mut [0; 64]);
-                stream.write_all(says).unwrap();
+                stream.write_all(response).unwrap();
             });
             assert_eq!(well_known(&path), None);
-            assert_eq!(probe(&path).unwrap(), kind, "{says:?}");
+            assert_eq!(probe(&path).unwrap(), kind, "{response:?}");
             server.join().unwrap();
         }
         assert!(probe(&folder.path().join("none.sock")).is_err());

@@ -382,7 +382,7 @@ mod tests {
         status.metadata_mut().insert(LEADER_METADATA, "10.0.0.7:8444".parse().unwrap());
         let StreamError::NotLeading(Some(leader)) = status.into() else { unreachable!() };
         assert_eq!((leader.host.as_str(), leader.port), ("10.0.0.7", 8444));
-        let status = Status::failed_precondition("nobody leads");
+        let status = Status::failed_precondition("no leader");
         assert!(matches!(status.into(), StreamError::NotLeading(None)));
         let error = StreamError::from(Status::unauthenticated("x"));
         assert!(matches!(error, StreamError::Ended(_)));

@@ -73,9 +73,9 @@ fn failures_are_short_and_hold_no_key() {
         ("from https://blobs.test/a?sig=abc: EOF", "from https://blobs.test/a?…: EOF"),
         ("Head \"http://r.test/v2/\": refused", "Head \"http://r.test/v2/\": refused"),
     ];
-    for (said, output) in table {
-        let error = failure(Error::DockerStreamError { error: said.into() });
-        assert_eq!(error.message, output);
+    for (message, expected) in table {
+        let error = failure(Error::DockerStreamError { error: message.into() });
+        assert_eq!(error.message, expected);
     }
     let long = failure(Error::DockerStreamError { error: "ä".repeat(5_000) });
     // Whole characters, and the mark of what was left out.

@@ -262,12 +262,12 @@ impl Warmer {
                 }
             }
             Some(Message::PullGrant(grant)) => {
-                if let Some(awaiting_grant) = self.awaiting_grant.remove(&grant.uid) {
+                if let Some(reply) = self.awaiting_grant.remove(&grant.uid) {
                     if grant.refused_reason.is_empty() {
                         self.pulling.insert(grant.uid.clone());
                     }
                     // A job that has been stopped needs no grant.
-                    let _ = awaiting_grant.send(grant);
+                    let _ = reply.send(grant);
                 }
             }
             // From a newer controller.

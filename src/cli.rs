@@ -1,5 +1,5 @@
-//! The command line: one tree of commands and flags, and the exit codes. Flags live with the
-//! module that uses them; here they are only put together.
+//! The command line: the tree of commands and flags, and the exit codes. Each module defines the
+//! flags that it uses; this file only combines them.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use crate::kubernetes::client::ClientArgs;
 use crate::programs::{self, ControllerCommand, WarmerCommand};
 use crate::telemetry::logs;
 
-/// Warms container images on every node the moment a Knative Revision is created.
+/// Warm container images on every node the moment a Knative Revision is created
 #[derive(Parser, Debug)]
 #[command(name = "imagewarm", version, about, max_term_width = 100)]
 pub struct Cli {
@@ -22,19 +22,18 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Runs the imagecontroller: admission webhooks, fan-out and, on the leader, reconciling and
-    /// the warmers' streams.
+    /// Run the imagecontroller: admission webhooks, fan-out and, on the leader, reconciliation and
+    /// the warmers' streams
     Controller(Box<ControllerCommand>),
-    /// Runs the imagewarmer of one node: pulls what the controller orders.
+    /// Run the imagewarmer of one node, which pulls the images that the controller assigns
     Warmer(Box<WarmerCommand>),
-    /// Shows which node holds which image, and why not.
+    /// Show which images are warm on which nodes, and why the others are not
     Status(StatusCommand),
-    /// Shows the certificates, their ends, and what replicas serve; exits with 1 when something is
-    /// wrong.
+    /// Show certificates, their expiry and those that replicas serve; exit with 1 on any fault
     Certs(CertsCommand),
-    /// Parses image references and prints their parts; exits with 1 when any is invalid.
+    /// Parse image references and print their parts; exit with 1 if any is invalid
     Reference(reference::ReferenceArgs),
-    /// Prints the CustomResourceDefinition as YAML.
+    /// Print the CustomResourceDefinition as YAML
     Crds,
 }
 
@@ -54,10 +53,10 @@ struct CertsCommand {
     certs: certs::CertsArgs,
 }
 
-/// Parses the command line, runs the command and turns its end into an exit code.
+/// Parses the command line, runs the command and returns its result as an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Before anything makes a TLS connection; fails only when one is installed already.
+    // Before the first TLS connection; fails only if a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let exit = run(cli.command).unwrap_or_else(|error| {
         // One line, every cause once.
@@ -75,7 +74,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         }
         Command::Warmer(command) => {
             logs::init(&command.log)?;
-            // Small on every node: the work is the runtime's, so one thread is plenty.
+            // One thread suffices: the container runtime does the work.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(programs::warmer(*command))
         }

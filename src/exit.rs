@@ -1,13 +1,13 @@
-//! How the process ends.
+//! Exit codes of the process.
 
-/// How the process ends.
+/// Exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// Done.
+    /// The command succeeded.
     Done = 0,
-    /// What the user asked for failed or was denied.
+    /// The user's request failed or was denied.
     Failed = 1,
-    /// Something unexpected. 2, wrong usage, is clap's.
+    /// An unexpected error. clap uses 2 for wrong usage.
     Unexpected = 3,
 }
 

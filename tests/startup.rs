@@ -302,6 +302,8 @@ fn bad_flag_values_are_wrong_usage() {
         ("controller", "--webhook-listen", "here", "address"),
         ("controller", "--dispatch-listen", ":8444", "address"),
         ("controller", "--health-listen", "[::]:70000", "address"),
+        ("controller", "--paused", "maybe", "boolean"),
+        ("controller", "--publish-ca-bundle", "maybe", "boolean"),
         ("controller", "--dispatch-advertise", "nowhere", "host:port"),
         ("controller", "--log-level", "loud", "info"),
         ("controller", "--log-format", "xml", "json"),

@@ -9,16 +9,16 @@ use imagewarm_core::settings::duration;
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Webhook")]
 pub struct WebhookArgs {
-    /// Where admission requests are served, with TLS
+    /// Address that serves admission requests over TLS
     #[arg(
         long,
         env = "IMAGEWARM_WEBHOOK_LISTEN",
-        value_name = "ADDRESS:PORT",
+        value_name = "ADDR:PORT",
         default_value = "[::]:8443"
     )]
     pub webhook_listen: SocketAddr,
 
-    /// Connections that may be open at once; further ones wait
+    /// Maximum number of open connections; further ones wait
     #[arg(
         long,
         env = "IMAGEWARM_WEBHOOK_MAX_CONNECTIONS",
@@ -28,7 +28,7 @@ pub struct WebhookArgs {
     )]
     pub webhook_max_connections: u32,
 
-    /// Longest request body in bytes; the API server sends objects of up to 3 MiB, twice on updates
+    /// Maximum size of a request body; the API server sends objects of up to 3 MiB, twice on updates
     #[arg(
         long,
         env = "IMAGEWARM_WEBHOOK_MAX_BODY",
@@ -38,7 +38,7 @@ pub struct WebhookArgs {
     )]
     pub webhook_max_body: usize,
 
-    /// How long a TLS handshake may take
+    /// Timeout of a TLS handshake
     #[arg(
         long,
         env = "IMAGEWARM_WEBHOOK_HANDSHAKE_TIMEOUT",
@@ -48,7 +48,7 @@ pub struct WebhookArgs {
     )]
     pub webhook_handshake_timeout: Duration,
 
-    /// How long the head of a request may take from its first byte
+    /// Timeout of a request's head, from its first byte
     #[arg(
         long,
         env = "IMAGEWARM_WEBHOOK_HEAD_TIMEOUT",
@@ -58,7 +58,7 @@ pub struct WebhookArgs {
     )]
     pub webhook_head_timeout: Duration,
 
-    /// How long the body of a request may take
+    /// Timeout of a request's body
     #[arg(
         long,
         env = "IMAGEWARM_WEBHOOK_BODY_TIMEOUT",
@@ -68,8 +68,8 @@ pub struct WebhookArgs {
     )]
     pub webhook_body_timeout: Duration,
 
-    /// How long a connection may stay open without a request; longer than the 90s after which the
-    /// API server itself closes one, so that no request meets a closing connection
+    /// Timeout of a connection without a request; longer than the 90s after which the API server
+    /// itself closes one, so that no request meets a closing connection
     #[arg(
         long,
         env = "IMAGEWARM_WEBHOOK_IDLE_TIMEOUT",
@@ -79,7 +79,7 @@ pub struct WebhookArgs {
     )]
     pub webhook_idle_timeout: Duration,
 
-    /// How long requests that have begun may take once the program is told to stop
+    /// Timeout of requests in progress after shutdown begins
     #[arg(
         long,
         env = "IMAGEWARM_WEBHOOK_DRAIN_TIMEOUT",
@@ -89,8 +89,8 @@ pub struct WebhookArgs {
     )]
     pub webhook_drain_timeout: Duration,
 
-    /// How long all pull secrets of one ImageWarm may take to be read; less, where the API server
-    /// announces a shorter timeout
+    /// Timeout for reading all pull secrets of one ImageWarm; less where the API server announces
+    /// a shorter timeout
     #[arg(
         long,
         env = "IMAGEWARM_WEBHOOK_SECRETS_TIMEOUT",

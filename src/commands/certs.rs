@@ -1,5 +1,5 @@
 //! `imagewarm certs`: the certificates in the Secret, whether the webhook configurations trust
-//! them, and with --connect what a replica really serves. Private keys are not looked at further.
+//! them, and with --connect the certificates that replicas serve. Private keys are not printed.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -22,39 +22,39 @@ use tokio_rustls::TlsConnector;
 use crate::kubernetes::ca_bundles::{PublishError, WebhookConfigurations, ca_bundle_is_set};
 use imagewarm_core::settings::{duration, host_and_port};
 
-/// How long one question may take.
+/// Timeout of one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Shows certificates, their ends, and what replicas serve; exits with 1 when something is wrong
+/// Show certificates, their expiry and those that replicas serve; exit with 1 on any fault
 #[derive(clap::Args, Clone, Debug)]
 pub struct CertsArgs {
     /// Namespace of the controller
     #[arg(short, long, value_name = "NAMESPACE", default_value = "imagewarm-system")]
     pub namespace: String,
 
-    /// Asks a replica at this address what it serves as well; may be given more than once
+    /// Also check the certificate served at this address; may be repeated
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     pub connect: Vec<String>,
 
-    /// The controller's setting, for the time of the next CA
+    /// The controller's setting, from which the time of the next CA is computed
     #[arg(long, env = "IMAGEWARM_CA_RENEW_BEFORE", value_name = "DURATION",
           default_value = "4320h", value_parser = duration)]
     pub ca_renew_before: Duration,
 
-    /// The controller's setting, for the time of the next renewal
+    /// The controller's setting, from which the time of the next renewal is computed
     #[arg(long, env = "IMAGEWARM_SERVING_RENEW_BEFORE", value_name = "DURATION",
           default_value = "720h", value_parser = duration)]
     pub serving_renew_before: Duration,
 }
 
-/// Why nothing can be shown.
+/// Why the certificates cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum CertsError {
     /// The Secret cannot be read.
     #[error("cannot read Secret {0}")]
     Secret(String, #[source] Box<kube::Error>),
-    /// The API server did not answer in time.
-    #[error("cannot read Secret {secret}: no answer within {} s", TIMEOUT.as_secs())]
+    /// The API server did not respond in time.
+    #[error("cannot read Secret {secret}: no response within {} s", TIMEOUT.as_secs())]
     Timeout {
         /// Namespace and name.
         secret: String,
@@ -70,7 +70,8 @@ pub enum CertsError {
     Output(#[from] io::Error),
 }
 
-/// Prints all; says whether all is well. `secret` and `configuration` are names of objects.
+/// Prints all certificates; returns whether there is no fault. `secret` and `configuration` are
+/// names of objects.
 pub async fn run(
     args: &CertsArgs,
     (secret, configuration): (&str, &str),
@@ -108,14 +109,17 @@ pub async fn run(
         match served_at(address).await? {
             Ok(der) => {
                 let Some(served) = Description::of_der(&der) else {
-                    faults.push(format!("{address} serves something that is no certificate"));
+                    faults.push(format!("{address} serves an invalid certificate"));
                     continue;
                 };
                 write_certificate(out, &format!("served by {address}"), &served)?;
                 if served.not_after < now {
-                    faults.push(format!("{address} serves what ended at {}", served.not_after));
+                    faults.push(format!(
+                        "{address} serves a certificate that expired at {}",
+                        served.not_after
+                    ));
                 } else if stored.as_ref().is_some_and(|stored| *stored != served) {
-                    faults.push(format!("{address} does not serve what stands in the Secret"));
+                    faults.push(format!("{address} does not serve the certificate in the Secret"));
                 }
             }
             Err(error) => faults.push(format!("{address}: {error}")),
@@ -128,7 +132,7 @@ pub async fn run(
     Ok(faults.is_empty())
 }
 
-/// The certificate that a server shows, whoever signed it: it is to be looked at, not trusted.
+/// The certificate that a server presents, without verification: it is printed, not trusted.
 async fn served_at(address: &str) -> Result<Result<Vec<u8>, io::Error>, CertsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider.clone())
@@ -140,14 +144,17 @@ async fn served_at(address: &str) -> Result<Result<Vec<u8>, io::Error>, CertsErr
         let stream = TcpStream::connect(address).await?;
         let name = ServerName::try_from("imagewarm").map_err(io::Error::other)?;
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-        let shown = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
-        shown.map(|one| one.to_vec()).ok_or_else(|| io::Error::other("it shows no certificate"))
+        let presented = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
+        presented
+            .map(|one| one.to_vec())
+            .ok_or_else(|| io::Error::other("it presents no certificate"))
     };
-    let late = |_| Err(io::Error::other(format!("no answer within {} s", TIMEOUT.as_secs())));
-    Ok(tokio::time::timeout(TIMEOUT, shake).await.unwrap_or_else(late))
+    let timed_out =
+        |_| Err(io::Error::other(format!("no response within {} s", TIMEOUT.as_secs())));
+    Ok(tokio::time::timeout(TIMEOUT, shake).await.unwrap_or_else(timed_out))
 }
 
-/// Prints what stands in the Secret; returns the serving certificate.
+/// Prints the certificates in the Secret; returns the serving certificate.
 fn write_state(
     args: &CertsArgs,
     out: &mut dyn Write,
@@ -172,7 +179,7 @@ fn write_state(
         }
     }
     if let Some(next) = &state.next {
-        writeln!(out, "rotation: the next CA was made at {} and is being published", next.since)?;
+        writeln!(out, "rotation: the next CA was issued at {} and is being published", next.since)?;
     }
     if let Some(at) = state.retire_at {
         writeln!(out, "rotation: old CAs retire at {at}")?;
@@ -197,7 +204,7 @@ fn write_certificate(out: &mut dyn Write, role: &str, one: &Description) -> io::
     writeln!(out, "  not after:     {}", one.not_after)
 }
 
-/// Lets every certificate pass, for nothing is said to the server and nothing of it believed.
+/// Accepts every certificate: no data is sent to the server or read from it.
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 

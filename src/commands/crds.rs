@@ -1,5 +1,5 @@
 //! `imagewarm crds`: prints the CustomResourceDefinition of `ImageWarm` as YAML, byte for byte
-//! what `deploy/crd/imagewarms.yaml` holds. Talks to nobody.
+//! the content of `deploy/crd/imagewarms.yaml`. Connects to nothing.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use imagewarm_core::api::ImageWarm;
 /// Why the CRD could not be printed.
 #[derive(Debug, thiserror::Error)]
 pub enum CrdsError {
-    /// The generated CRD has no YAML form.
+    /// The generated CRD cannot be serialized as YAML.
     #[error("cannot write the CRD as YAML")]
     Yaml(#[from] serde_saphyr::SerializeError),
     /// The output is closed or full.

@@ -1,4 +1,4 @@
-//! What people call: status, certs, reference, crds. Reads and prints; changes nothing.
+//! The commands for users: status, certs, reference, crds. They read and print, and change nothing.
 
 pub mod certs;
 pub mod crds;

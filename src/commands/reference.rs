@@ -1,5 +1,4 @@
-//! `imagewarm reference`: what an image name means, by the grammar that the webhook judges by.
-//! Asks no registry.
+//! `imagewarm reference`: parses image names by the webhook's grammar. Contacts no registry.
 
 use std::io::{self, BufRead, Write};
 
@@ -9,21 +8,21 @@ use serde::Serialize;
 use imagewarm_core::image::Named;
 use imagewarm_core::image::quoted::{QUOTED_MAX, printable, quoted};
 
-/// Shows how image names are read: registry, path, tag, digest and canonical form.
+/// Show how image names are parsed: registry, path, tag, digest and canonical form
 #[derive(Args, Clone, Debug)]
 pub struct ReferenceArgs {
-    /// Print one JSON object for each name, with the keys input, ok, domain, path, tag, digest,
-    /// canonical and error (null where there is none), instead of text for people
+    /// Print one JSON object for each name instead of text, with the keys input, ok, domain, path,
+    /// tag, digest, canonical and error (null where absent)
     #[arg(long)]
     pub json: bool,
 
     /// Image names such as app, registry.example.com/team/app:v1 or app@sha256:…; `-` reads names
-    /// from standard input, one a line
+    /// from standard input, one per line
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,
 }
 
-/// One name, and what it means. Absent parts are null in JSON.
+/// One name and its parts. Absent parts are null in JSON.
 #[derive(Serialize)]
 struct Row<'a> {
     input: &'a str,
@@ -36,7 +35,7 @@ struct Row<'a> {
     error: Option<&'a str>,
 }
 
-/// Prints a result for each name, valid or not, in order. False when any is invalid.
+/// Prints a result for each name, valid or not, in order. Returns false if any is invalid.
 pub fn run(args: &ReferenceArgs, out: &mut dyn Write, input: &mut dyn BufRead) -> io::Result<bool> {
     let mut printer = Printer { json: args.json, is_first: true, all_valid: true, out };
     for image in &args.images {
@@ -71,7 +70,7 @@ struct Printer<'a> {
 }
 
 impl Printer<'_> {
-    /// `refused` is why the input is no text at all.
+    /// `refused` is the error of an input that is not text.
     fn print(&mut self, input: &str, refused: Option<&str>) -> io::Result<()> {
         let result = match refused {
             Some(error) => Err(error.to_owned()),
@@ -102,7 +101,7 @@ impl Printer<'_> {
 }
 
 fn print_text(out: &mut dyn Write, row: &Row<'_>) -> io::Result<()> {
-    // Escaped where it could do something to a terminal, quoted where it would not be seen.
+    // Escaped if a terminal could interpret it, quoted if it would be invisible.
     let is_plain = printable(row.input, QUOTED_MAX) == row.input && !row.input.contains(' ');
     if row.input.is_empty() || !is_plain {
         writeln!(out, "{}", quoted(row.input))?;

@@ -1,5 +1,5 @@
-//! `imagewarm status`: which images are on which nodes, how far the others are, and what keeps
-//! them. Lists once, or watches until nothing more is going to change. Reads ImageWarms only.
+//! `imagewarm status`: which images are on which nodes, the progress of the others, and the reasons
+//! of failures. Lists once, or watches until every state is final. Reads only ImageWarms.
 
 mod live;
 
@@ -16,63 +16,63 @@ use imagewarm_core::table::images::{render_json, render_table};
 use imagewarm_core::table::nodes::{NodeRow, render_nodes, render_nodes_json};
 use imagewarm_core::table::row::{Row, Summary};
 
-/// How long one page of the list may take.
+/// Timeout of one page of the list.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 const PAGE: u32 = 500;
 
-/// Shows which images are warm on which nodes, and why the others are not
+/// Show which images are warm on which nodes, and why the others are not
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct StatusArgs {
-    /// Namespace to look at; by default that of the kubeconfig's context
+    /// Namespace to list. By default that of the kubeconfig's context
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
 
-    /// Look at all namespaces
+    /// List all namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
 
-    /// Follow until every image is on its node or needs a person; on a terminal the table is
+    /// Follow until every image is on its node or requires user action. On a terminal the table is
     /// redrawn, elsewhere each change is a line
     #[arg(short, long)]
     pub watch: bool,
 
-    /// One line for each node, with its container runtime
+    /// Print one line for each node, with its container runtime
     #[arg(long, conflicts_with = "watch")]
     pub nodes: bool,
 
-    /// Form of the output; json with --watch is printed once, at the end
-    #[arg(short, long, value_enum, value_name = "FORM", default_value_t)]
+    /// Output format; json with --watch is printed once, at the end
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
     pub output: StatusOutput,
 }
 
-/// Form of the output.
+/// Output format.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StatusOutput {
     /// One line for each node and image.
     #[default]
     Table,
-    /// The same with digest and number of tries; of nodes, with what their runtimes tell.
+    /// The same with digest and number of attempts; for nodes, with what their runtimes report.
     Wide,
     /// One JSON object with `summary`, and `items` or `nodes`.
     Json,
 }
 
-/// Why no status can be shown. `Display` says what to do about it where that is known.
+/// Why the status cannot be shown. `Display` states the remedy where one is known.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    /// The API server knows no ImageWarms.
+    /// The API server does not serve ImageWarms.
     #[error("this cluster knows no ImageWarms: install imagewarm with `kubectl apply -k deploy`")]
     NotInstalled,
     /// The user may not list ImageWarms.
     #[error("you may not list ImageWarms {scope}: the ClusterRole imagewarm-view allows it")]
     Forbidden {
-        /// Where.
+        /// The namespace, or all.
         scope: String,
     },
-    /// The API server did not answer in time.
-    #[error("cannot list ImageWarms: no answer within {} s", PAGE_TIMEOUT.as_secs())]
+    /// The API server did not respond in time.
+    #[error("cannot list ImageWarms: no response within {} s", PAGE_TIMEOUT.as_secs())]
     Timeout,
-    /// The API server answered with an error, or could not be reached.
+    /// The API server returned an error, or could not be reached.
     #[error("cannot list ImageWarms: {}", one_line(.0))]
     Api(Box<kube::Error>),
     /// The output is closed or full.
@@ -80,7 +80,7 @@ pub enum StatusError {
     Output(#[from] io::Error),
 }
 
-/// What is looked at.
+/// The namespaces to list.
 #[derive(Clone, Debug)]
 struct Scope {
     /// `None`: all namespaces.
@@ -88,7 +88,7 @@ struct Scope {
 }
 
 impl Scope {
-    fn words(&self) -> String {
+    fn description(&self) -> String {
         match &self.namespace {
             Some(namespace) => format!("in namespace {namespace}"),
             None => "in any namespace".into(),
@@ -96,8 +96,8 @@ impl Scope {
     }
 }
 
-/// Prints the status to `out`. Says whether every image that was shown is on its node; of no
-/// images at all that is true.
+/// Prints the status to `out`. Returns whether every listed image is on its node; true if there
+/// are none.
 pub async fn run(
     args: &StatusArgs,
     client: Client,
@@ -151,7 +151,7 @@ async fn list(api: &Api<ImageWarm>, scope: &Scope) -> Result<Vec<ImageWarm>, Sta
         let page = page.map_err(|_| StatusError::Timeout)?.map_err(|error| match &error {
             kube::Error::Api(status) if status.code == 404 => StatusError::NotInstalled,
             kube::Error::Api(status) if status.code == 403 => {
-                StatusError::Forbidden { scope: scope.words() }
+                StatusError::Forbidden { scope: scope.description() }
             }
             _ => StatusError::Api(Box::new(error)),
         })?;
@@ -163,7 +163,7 @@ async fn list(api: &Api<ImageWarm>, scope: &Scope) -> Result<Vec<ImageWarm>, Sta
     }
 }
 
-/// What is said where there is nothing to show.
+/// The text for an empty list.
 fn empty(scope: &Scope) -> String {
     let elsewhere = match scope.namespace {
         Some(_) => "\nOther namespaces: imagewarm status -A.",
@@ -173,12 +173,12 @@ fn empty(scope: &Scope) -> String {
         "No ImageWarms {}.\n\
          A new Knative Revision (`kn service create`, or a changed Service) creates them, one for \
          each of\nits images and each node that may run it; so does an ImageWarm made by hand.{}\n",
-        scope.words(),
+        scope.description(),
         elsewhere
     )
 }
 
-/// Identity of an object on the screen and in the store of a watch.
+/// Key of an object in the view and in the cache of a watch.
 fn key(warm: &ImageWarm) -> (String, String) {
     (warm.namespace().unwrap_or_default(), warm.name_any())
 }
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_to_show_says_what_would_make_some() {
+    fn an_empty_list_explains_what_creates_image_warms() {
         insta::assert_snapshot!(empty(&Scope { namespace: Some("shop".into()) }), @"
         No ImageWarms in namespace shop.
         A new Knative Revision (`kn service create`, or a changed Service) creates them, one for each of

@@ -41,20 +41,21 @@ const NAMESPACE_PATIENCE: Duration = Duration::from_millis(250);
 /// How Revisions become ImageWarms.
 #[derive(clap::Args, Clone, Debug)]
 pub struct FanOutArgs {
-    /// Revisions seen at admission that may wait for their fan-out. One that finds no place is
-    /// left to the leader, which makes its ImageWarms a few seconds later.
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = imagewarm_core::settings::at_least_one,
+    /// Maximum number of admitted Revisions in the queue for fan-out. When the queue is full, the
+    /// leader creates a Revision's ImageWarms a few seconds later
+    #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = imagewarm_core::settings::at_least_one,
           env = "IMAGEWARM_FAN_OUT_QUEUE")]
     pub fan_out_queue: usize,
 
-    /// ImageWarms that are created at the same time, each over a connection of its own.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = imagewarm_core::settings::at_least_one,
+    /// Maximum number of ImageWarms created at the same time, each over a connection of its own
+    #[arg(long, value_name = "COUNT", default_value_t = 16, value_parser = imagewarm_core::settings::at_least_one,
           env = "IMAGEWARM_FAN_OUT_CONCURRENCY")]
     pub fan_out_concurrency: usize,
 
-    /// Revisions of one namespace that are fanned out from admission within a minute. Further
-    /// ones, which may be forged, are left to the leader: it knows the Revisions that exist.
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = imagewarm_core::settings::at_least_one,
+    /// Maximum number of Revisions of one namespace that are fanned out at admission within a
+    /// minute. Further ones, which may be forged, are left to the leader: it knows the Revisions
+    /// that exist
+    #[arg(long, value_name = "COUNT", default_value_t = 300, value_parser = imagewarm_core::settings::at_least_one,
           env = "IMAGEWARM_FAN_OUT_PER_MINUTE")]
     pub fan_out_per_minute: usize,
 }

@@ -28,12 +28,12 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How to reach the API server.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct ClientArgs {
-    /// Kubeconfig file to use; without it $KUBECONFIG, ~/.kube/config, or the Pod's own
-    /// ServiceAccount, whichever is found first.
+    /// Kubeconfig file. By default the first that exists of $KUBECONFIG, ~/.kube/config and the
+    /// Pod's own ServiceAccount
     #[arg(long, value_name = "FILE", env = "IMAGEWARM_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Context of the kubeconfig to use, in place of its current one.
+    /// Context of the kubeconfig. By default its current context
     #[arg(long, value_name = "NAME", env = "IMAGEWARM_CONTEXT")]
     pub context: Option<String>,
 }

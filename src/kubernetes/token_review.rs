@@ -37,12 +37,12 @@ const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 /// Settings of the warmers' authentication.
 #[derive(clap::Args, Clone, Debug)]
 pub struct TokenReviewArgs {
-    /// User name of the warmers' ServiceAccount. A token of any other account is refused.
+    /// User name of the warmers' ServiceAccount. A token of any other account is rejected
     #[arg(
         long,
         env = "IMAGEWARM_WARMER_SERVICE_ACCOUNT",
         default_value = "system:serviceaccount:imagewarm-system:imagewarmer",
-        value_name = "USER"
+        value_name = "NAME"
     )]
     pub warmer_service_account: String,
 }

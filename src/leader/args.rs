@@ -2,18 +2,30 @@
 
 use std::time::Duration;
 
+use clap::ArgAction;
+use clap::builder::BoolishValueParser;
+
 use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::plan::diff::GracePeriods;
 use imagewarm_core::policy::bounds::NamespaceSelection;
 use imagewarm_core::policy::{Bounds, Policy};
 use imagewarm_core::settings::duration;
 
-/// What is warmed, and how the leader repairs and collects.
+/// Which images are warmed, and how the leader reconciles ImageWarms and deletes orphans.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Controller")]
 pub struct ControllerArgs {
-    /// Stop all warming: nothing is created, nothing is deleted, what exists is left alone
-    #[arg(long, env = "IMAGEWARM_PAUSED")]
+    /// Stop all warming: existing ImageWarms stay as they are, none is created or deleted
+    #[arg(
+        long,
+        env = "IMAGEWARM_PAUSED",
+        value_name = "BOOL",
+        default_value_t = false,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        action = ArgAction::Set,
+        value_parser = BoolishValueParser::new()
+    )]
     pub paused: bool,
 
     /// Registries whose images are never warmed; Knative does not resolve these by default
@@ -26,8 +38,8 @@ pub struct ControllerArgs {
     )]
     pub skipped_registries: Vec<String>,
 
-    /// Taints (their keys; `start*` for all that start so) that only mark a starting node, and so
-    /// do not hold warming back
+    /// Keys of taints that only mark a starting node and so do not delay warming; `prefix*` for
+    /// all keys with a prefix
     #[arg(
         long,
         env = "IMAGEWARM_STARTUP_TAINTS",
@@ -42,14 +54,14 @@ pub struct ControllerArgs {
     #[arg(
         long,
         env = "IMAGEWARM_NAMESPACE_SELECTION",
-        value_name = "opt-out|opt-in",
+        value_name = "SELECTION",
         default_value = "opt-out",
         value_parser = namespace_selection
     )]
     pub namespace_selection: NamespaceSelection,
 
-    /// How many images of one Revision are warmed, in the order of its containers; 0 for all. When it
-    /// is lowered, what is beyond is collected
+    /// Maximum number of images of one Revision to warm, in the order of its containers; 0 for no
+    /// limit. When it is lowered, ImageWarms beyond it are deleted
     #[arg(
         long,
         env = "IMAGEWARM_MAX_IMAGES_PER_REVISION",
@@ -58,8 +70,8 @@ pub struct ControllerArgs {
     )]
     pub max_images_per_revision: usize,
 
-    /// How many ImageWarms one namespace may have (images times nodes; hand-made ones count); 0 for
-    /// no limit. What exists stays when the limit is lowered
+    /// Maximum number of ImageWarms in one namespace (images times nodes; those that users create
+    /// count); 0 for no limit. Existing ones stay when the limit is lowered
     #[arg(
         long,
         env = "IMAGEWARM_MAX_IMAGE_WARMS_PER_NAMESPACE",
@@ -68,7 +80,7 @@ pub struct ControllerArgs {
     )]
     pub max_image_warms_per_namespace: usize,
 
-    /// How old an ImageWarm must be before it is deleted for want of a Revision or of its node
+    /// Minimum age of an ImageWarm before it is deleted because its Revision or node is missing
     #[arg(
         long,
         env = "IMAGEWARM_COLLECT_GRACE",
@@ -78,8 +90,8 @@ pub struct ControllerArgs {
     )]
     pub collect_grace: Duration,
 
-    /// How long the images of a Revision that Knative holds in reserve (it gets no traffic any more)
-    /// are kept warm; then its ImageWarms are deleted, and made anew when it becomes active again
+    /// How long the images of a Revision in reserve (one that no longer receives traffic) stay
+    /// warm. Then its ImageWarms are deleted, and created again when it becomes active
     #[arg(
         long,
         env = "IMAGEWARM_RESERVE_DELAY",
@@ -89,8 +101,8 @@ pub struct ControllerArgs {
     )]
     pub reserve_delay: Duration,
 
-    /// How long the leader leaves a new Revision to the fan-out at admission before it creates what
-    /// is missing
+    /// How long the leader leaves a new Revision to the fan-out at admission before it creates the
+    /// missing ImageWarms
     #[arg(
         long,
         env = "IMAGEWARM_REPAIR_DELAY",
@@ -100,8 +112,8 @@ pub struct ControllerArgs {
     )]
     pub repair_delay: Duration,
 
-    /// ImageWarms that the leader creates or deletes at the same time, each over a connection of
-    /// its own
+    /// Maximum number of ImageWarms that the leader creates or deletes at the same time, each over
+    /// a connection of its own
     #[arg(
         long,
         env = "IMAGEWARM_REPAIR_CONCURRENCY",
@@ -139,15 +151,15 @@ impl ControllerArgs {
     }
 }
 
-fn namespace_selection(word: &str) -> Result<NamespaceSelection, String> {
-    match word {
+fn namespace_selection(value: &str) -> Result<NamespaceSelection, String> {
+    match value {
         "opt-out" => Ok(NamespaceSelection::OptOut),
         "opt-in" => Ok(NamespaceSelection::OptIn),
         other => Err(format!("{} is neither opt-out nor opt-in", quoted(other))),
     }
 }
 
-/// Which replica leads.
+/// Settings of leader election.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Leader election")]
 pub struct LeaseArgs {
@@ -160,7 +172,7 @@ pub struct LeaseArgs {
     )]
     pub lease_name: String,
 
-    /// How long a Lease that is not renewed keeps other replicas from leading
+    /// How long other replicas wait before they acquire a Lease that is not renewed
     #[arg(
         long,
         env = "IMAGEWARM_LEASE_DURATION",
@@ -170,7 +182,7 @@ pub struct LeaseArgs {
     )]
     pub lease_duration: Duration,
 
-    /// How long the leader goes on without having renewed the Lease; less than its duration
+    /// How long the leader continues without renewing the Lease; less than the Lease's duration
     #[arg(
         long,
         env = "IMAGEWARM_LEASE_RENEW_DEADLINE",
@@ -180,7 +192,7 @@ pub struct LeaseArgs {
     )]
     pub lease_renew_deadline: Duration,
 
-    /// How often the Lease is looked at and renewed; less than the renew deadline
+    /// How often the Lease is checked and renewed; less than the renew deadline
     #[arg(
         long,
         env = "IMAGEWARM_LEASE_RETRY",
@@ -191,7 +203,7 @@ pub struct LeaseArgs {
     pub lease_retry: Duration,
 }
 
-/// Settings of the lease that contradict each other.
+/// Settings of the Lease that contradict each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "--lease-duration ({0:?}) must be whole seconds and more than --lease-renew-deadline ({1:?}), \
@@ -219,9 +231,9 @@ mod tests {
 
     use super::*;
 
-    fn parse<A: Args + FromArgMatches>(words: &[&str]) -> Result<A, clap::Error> {
+    fn parse<A: Args + FromArgMatches>(flags: &[&str]) -> Result<A, clap::Error> {
         let command = A::augment_args(Command::new("imagewarm"));
-        let matches = command.try_get_matches_from(std::iter::once(&"imagewarm").chain(words))?;
+        let matches = command.try_get_matches_from(std::iter::once(&"imagewarm").chain(flags))?;
         A::from_arg_matches(&matches)
     }
 
@@ -247,13 +259,13 @@ mod tests {
 
     #[test]
     fn contradictory_lease_times_are_refused() {
-        for words in [
+        for flags in [
             ["--lease-duration", "10s"],
             ["--lease-duration", "10500ms"],
             ["--lease-retry", "10s"],
             ["--lease-renew-deadline", "1s"],
         ] {
-            assert!(parse::<LeaseArgs>(&words).unwrap().check().is_err(), "{words:?}");
+            assert!(parse::<LeaseArgs>(&flags).unwrap().check().is_err(), "{flags:?}");
         }
         assert!(parse::<LeaseArgs>(&["--lease-retry", "-1s"]).is_err());
     }

@@ -1,24 +1,24 @@
-//! Opens listening sockets, on IPv6 and IPv4 at once where the address is `[::]`.
+//! Listening sockets; `[::]` listens on both IPv6 and IPv4.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::TcpListener;
 
-/// Why nothing can be served.
+/// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}")]
 pub struct ListenError {
-    /// The address that was asked for.
+    /// The requested address.
     pub address: SocketAddr,
-    /// What the operating system said.
+    /// The error of the operating system.
     pub source: io::Error,
 }
 
 /// Listens on `address`; `[::]` falls back to `0.0.0.0` on machines without IPv6.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let result = match TcpListener::bind(address).await {
-        // Without IPv6 the error has no kind of its own; these two would be no better on IPv4.
+        // Without IPv6 the error has no specific kind; IPv4 would fail with these two as well.
         Err(error)
             if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
                 && !matches!(

@@ -25,16 +25,21 @@ use parts::Replica;
 /// Flags of `imagewarm controller`.
 #[derive(Args, Debug)]
 pub struct ControllerCommand {
-    /// Namespace of the controller's own objects: Lease, certificates, CA.
-    #[arg(long, env = "IMAGEWARM_NAMESPACE", default_value = "imagewarm-system")]
+    /// Namespace of the controller's own objects: Lease, certificates, CA
+    #[arg(
+        long,
+        env = "IMAGEWARM_NAMESPACE",
+        value_name = "NAMESPACE",
+        default_value = "imagewarm-system"
+    )]
     namespace: String,
 
-    /// Name of this replica, different from every other's: the Pod's name. Default: host name and
-    /// process id.
+    /// Name of this replica, unique among the replicas, such as the Pod's name. By default the host
+    /// name and process ID
     #[arg(long, env = "IMAGEWARM_IDENTITY", value_name = "NAME")]
     identity: Option<String>,
 
-    /// Address by which warmers reach this replica's dispatch port, once it leads.
+    /// Address at which warmers reach this replica's dispatch port while it leads
     #[arg(long, env = "IMAGEWARM_DISPATCH_ADVERTISE", value_name = "HOST:PORT",
           value_parser = host_and_port)]
     dispatch_advertise: String,

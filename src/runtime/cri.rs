@@ -1,5 +1,5 @@
-//! containerd and CRI-O over the container runtime interface (gRPC on a Unix socket). A pull is one
-//! call that tells nothing until it ends; what is there afterwards is asked, not believed.
+//! containerd and CRI-O over the Container Runtime Interface (gRPC on a Unix socket). A pull is one
+//! call without progress reports; a presence check follows it.
 
 pub mod api;
 
@@ -29,13 +29,13 @@ use imagewarm_core::runtime::{
     cri_failure, digest_of,
 };
 
-const CONNECT: Duration = Duration::from_secs(5);
-/// For everything but pulls.
-const ANSWER: Duration = Duration::from_secs(30);
-/// What the kubelet sends; runtimes do not mind.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of every call but pulls.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The version that the kubelet sends; runtimes ignore it.
 const KUBELET_API_VERSION: &str = "0.1.0";
 
-/// A runtime that speaks the container runtime interface.
+/// A runtime that serves the Container Runtime Interface.
 pub struct Cri {
     socket: PathBuf,
     channel: Channel,
@@ -48,16 +48,16 @@ impl fmt::Debug for Cri {
 }
 
 impl Cri {
-    /// The runtime behind this socket; it need not answer yet. Connects anew by itself whenever
-    /// the runtime was restarted.
+    /// The runtime behind this socket; it may become available later. Reconnects by itself after
+    /// the runtime restarts.
     pub fn connect(socket: &Path) -> Self {
         let path = socket.to_owned();
         let connector = tower::service_fn(move |_| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
-        // The name is never looked up; it only has to be one that the server takes.
-        let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT);
+        // The name is not resolved; the server only has to accept it.
+        let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT);
         Cri { socket: socket.to_owned(), channel: endpoint.connect_with_connector_lazy(connector) }
     }
 
@@ -65,7 +65,7 @@ impl Cri {
         ImageServiceClient::new(self.channel.clone())
     }
 
-    async fn ask_version(&self) -> Result<RuntimeVersion, RuntimeError> {
+    async fn request_version(&self) -> Result<RuntimeVersion, RuntimeError> {
         let mut client = RuntimeServiceClient::new(self.channel.clone());
         let request = VersionRequest { version: KUBELET_API_VERSION.into() };
         let found = in_time(client.version(request)).await?;
@@ -73,13 +73,13 @@ impl Cri {
         Ok(RuntimeVersion {
             name: found.runtime_name,
             version: version.strip_prefix('v').unwrap_or(version).to_owned(),
-            // The interface does not tell; the warmer runs on the same node.
+            // The interface does not report the platform; the warmer runs on the same node.
             os: std::env::consts::OS.into(),
             architecture: architecture().into(),
         })
     }
 
-    async fn look(&self, image: &Reference) -> Result<Look, RuntimeError> {
+    async fn check_presence(&self, image: &Reference) -> Result<Presence, RuntimeError> {
         let request = ImageStatusRequest { image: Some(spec(image)), verbose: true };
         Ok(read(image, in_time(self.images().image_status(request)).await?))
     }
@@ -89,25 +89,25 @@ impl Cri {
         image: &Reference,
         credential: Option<&Credential>,
     ) -> Result<PulledImage, RuntimeError> {
-        let before = match self.look(image).await? {
-            Look::Here(id, _) => Some(id),
-            Look::OtherPlatform(_) | Look::Absent => None,
+        let before = match self.check_presence(image).await? {
+            Presence::Present(id, _) => Some(id),
+            Presence::OtherPlatform(_) | Presence::Absent => None,
         };
         let request =
             PullImageRequest { image: Some(spec(image)), auth: credential.map(auth_config) };
-        // No deadline here: the caller has one.
+        // No timeout here: the caller sets one.
         self.images().pull_image(request).await.map_err(|status| failure(&status))?;
-        match self.look(image).await? {
-            Look::Here(id, image) => {
+        match self.check_presence(image).await? {
+            Presence::Present(id, image) => {
                 Ok(PulledImage { image, downloaded: before.as_ref() != Some(&id) })
             }
-            Look::OtherPlatform(platform) => Err(RuntimeError {
+            Presence::OtherPlatform(platform) => Err(RuntimeError {
                 reason: Reason::PlatformMismatch,
-                message: format!("the image is made for {platform} only"),
+                message: format!("the image is built for {platform} only"),
             }),
-            Look::Absent => Err(RuntimeError {
+            Presence::Absent => Err(RuntimeError {
                 reason: Reason::Removed,
-                message: "the runtime pulled the image, but does not hold it any more".into(),
+                message: "the runtime pulled the image, but no longer holds it".into(),
             }),
         }
     }
@@ -115,7 +115,7 @@ impl Cri {
 
 impl Runtime for Cri {
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
-        Box::pin(self.ask_version())
+        Box::pin(self.request_version())
     }
 
     fn reports_progress(&self) -> bool {
@@ -135,9 +135,9 @@ impl Runtime for Cri {
         image: &'a Reference,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         Box::pin(async move {
-            Ok(match self.look(image).await? {
-                Look::Here(_, held) => Some(held),
-                Look::OtherPlatform(_) | Look::Absent => None,
+            Ok(match self.check_presence(image).await? {
+                Presence::Present(_, held) => Some(held),
+                Presence::OtherPlatform(_) | Presence::Absent => None,
             })
         })
     }
@@ -154,26 +154,26 @@ impl Runtime for Cri {
 
 /// What the runtime holds under a name.
 #[derive(Debug, PartialEq, Eq)]
-enum Look {
-    /// The image's id, and what is told of it.
-    Here(String, PresentImage),
+enum Presence {
+    /// The image's ID and properties.
+    Present(String, PresentImage),
     OtherPlatform(String),
     Absent,
 }
 
-fn read(image: &Reference, answer: ImageStatusResponse) -> Look {
-    let Some(found) = answer.image else { return Look::Absent };
-    if let Some(made_for) = answer.info.get("info").and_then(|info| made_for(info))
-        && made_for != architecture()
+fn read(image: &Reference, answer: ImageStatusResponse) -> Presence {
+    let Some(found) = answer.image else { return Presence::Absent };
+    if let Some(built_for) = answer.info.get("info").and_then(|info| built_for(info))
+        && built_for != architecture()
     {
-        return Look::OtherPlatform(format!("{}/{made_for}", std::env::consts::OS));
+        return Presence::OtherPlatform(format!("{}/{built_for}", std::env::consts::OS));
     }
     let digest = digest_of(image, &found.repo_digests);
-    Look::Here(found.id, PresentImage { digest, size_bytes: found.size })
+    Presence::Present(found.id, PresentImage { digest, size_bytes: found.size })
 }
 
-/// The architecture in the runtime's own words on an image, where it has any.
-fn made_for(info: &str) -> Option<String> {
+/// The architecture in the runtime's verbose image information, if present.
+fn built_for(info: &str) -> Option<String> {
     let info: serde_json::Value = serde_json::from_str(info).ok()?;
     let architecture = info.pointer("/imageSpec/architecture")?.as_str()?;
     (!architecture.is_empty()).then(|| architecture.to_owned())
@@ -209,25 +209,25 @@ fn auth_config(credential: &Credential) -> AuthConfig {
 async fn in_time<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, RuntimeError> {
-    match tokio::time::timeout(ANSWER, call).await {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(failure(&status)),
         Err(_) => Err(RuntimeError {
             reason: Reason::RuntimeUnavailable,
-            message: format!("the runtime did not answer within {} s", ANSWER.as_secs()),
+            message: format!("the runtime did not respond within {} s", CALL_TIMEOUT.as_secs()),
         }),
     }
 }
 
 fn failure(status: &Status) -> RuntimeError {
-    // A status with a source was made here: nothing came from the runtime.
+    // A status with a source was created by the client: the runtime sent none.
     let (reason, message) = match status.source() {
         Some(source) => {
             let mut deepest = source;
             while let Some(next) = deepest.source() {
                 deepest = next;
             }
-            (Reason::RuntimeUnavailable, format!("the runtime does not answer: {deepest}"))
+            (Reason::RuntimeUnavailable, format!("the runtime does not respond: {deepest}"))
         }
         None => (
             cri_failure::classify((status.code() as i32).into(), status.message()),
@@ -254,9 +254,9 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_there_unless_it_is_made_for_another_machine() {
+    fn an_image_is_present_unless_it_is_built_for_another_platform() {
         let image = Reference::parse("r.test/app:v1").unwrap();
-        let here = Look::Here(
+        let here = Presence::Present(
             "sha256:00".into(),
             PresentImage { digest: Some(format!("sha256:{}", "a".repeat(64))), size_bytes: 7 },
         );
@@ -265,8 +265,8 @@ mod tests {
             assert_eq!(read(&image, answer(info)), here, "{info}");
         }
         let other = r#"{"imageSpec": {"architecture": "pdp11"}}"#;
-        assert_eq!(read(&image, answer(other)), Look::OtherPlatform("linux/pdp11".into()));
-        assert_eq!(read(&image, ImageStatusResponse::default()), Look::Absent);
+        assert_eq!(read(&image, answer(other)), Presence::OtherPlatform("linux/pdp11".into()));
+        assert_eq!(read(&image, ImageStatusResponse::default()), Presence::Absent);
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! How full a file system is. Knows nothing of limits; those belong to `warmer/`.
+//! The free space of a file system. The limits are in `warmer/`.
 
 use std::ffi::CString;
 use std::io;
@@ -8,31 +8,31 @@ use std::path::Path;
 
 use imagewarm_core::runtime::Space;
 
-/// The room on the file system of `folder`.
+/// The space on the file system of `folder`.
 pub fn space_of(folder: &Path) -> io::Result<Space> {
     let stat = statvfs(folder)?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     Ok(Space { free_bytes: bytes(stat.f_bavail), capacity_bytes: bytes(stat.f_blocks) })
 }
 
-/// Whether `folder` is the root of an overlay, as a container's root file system is. Such a root has
-/// the room of the file system where the runtime keeps its layers.
+/// Whether `folder` is the root of an overlay, as a container's root file system is. Such a root
+/// shares the space of the file system where the runtime stores its layers.
 pub fn is_overlay(folder: &Path) -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     kind_of(&mounts, folder) == Some("overlay")
 }
 
-/// The type of what is mounted at `folder`; the last mount there is the one that is seen.
+/// The type of the file system mounted at `folder`; the last mount there is the visible one.
 fn kind_of<'a>(mounts: &'a str, folder: &Path) -> Option<&'a str> {
     let at = folder.to_str()?;
     mounts.lines().rev().find_map(|line| {
-        let mut words = line.split(' ');
-        let (_, mounted_at, kind) = (words.next()?, words.next()?, words.next()?);
+        let mut fields = line.split(' ');
+        let (_, mounted_at, kind) = (fields.next()?, fields.next()?, fields.next()?);
         (mounted_at == at).then_some(kind)
     })
 }
 
-#[allow(unsafe_code)] // the standard library cannot ask
+#[allow(unsafe_code)] // not in the standard library
 fn statvfs(folder: &Path) -> io::Result<libc::statvfs> {
     let path = CString::new(folder.as_os_str().as_bytes())?;
     let mut stat = MaybeUninit::<libc::statvfs>::uninit();

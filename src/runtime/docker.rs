@@ -1,5 +1,5 @@
-//! Docker Engine over its Unix socket. Whether a pull worked is read from the last lines of the
-//! stream, since dockerd answers 200 before it knows.
+//! Docker Engine over its Unix socket. The result of a pull is read from the last lines of the
+//! response stream, since dockerd responds with 200 before the pull begins.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,10 +25,10 @@ use imagewarm_core::runtime::{
     digest_of,
 };
 
-/// For everything but pulls, in seconds.
-const ANSWER: u64 = 30;
-/// A pull ends by lack of progress, which the caller watches, not by the clock.
-const PULL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Timeout of every request but pulls, in seconds.
+const REQUEST_TIMEOUT_SECONDS: u64 = 30;
+/// Timeout of a pull. In practice the caller cancels a pull that makes no progress.
+const PULL_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A Docker Engine.
 pub struct Docker {
@@ -43,14 +43,18 @@ impl fmt::Debug for Docker {
 }
 
 impl Docker {
-    /// The engine behind this socket; it need not answer yet.
+    /// The engine behind this socket; it may become available later.
     pub fn connect(socket: &Path) -> Result<Self, EndpointError> {
         let client = socket
             .to_str()
             .ok_or_else(|| EndpointError::Scheme(quoted(&socket.display().to_string())))
             .and_then(|path| {
-                bollard::Docker::connect_with_unix(path, ANSWER, API_DEFAULT_VERSION)
-                    .map_err(|error| EndpointError::Client(error.to_string()))
+                bollard::Docker::connect_with_unix(
+                    path,
+                    REQUEST_TIMEOUT_SECONDS,
+                    API_DEFAULT_VERSION,
+                )
+                .map_err(|error| EndpointError::Client(error.to_string()))
             })?;
         let client = client.with_request_modifier(with_url_safe_credential);
         Ok(Docker { client, version: OnceCell::new() })
@@ -67,7 +71,7 @@ impl Docker {
         Ok(None)
     }
 
-    async fn ask_version(&self) -> Result<RuntimeVersion, RuntimeError> {
+    async fn request_version(&self) -> Result<RuntimeVersion, RuntimeError> {
         let client = self.client.clone().negotiate_version().await.map_err(failure)?;
         let found = client.version().await.map_err(failure)?;
         Ok(RuntimeVersion {
@@ -78,16 +82,16 @@ impl Docker {
         })
     }
 
-    /// The image, unless it is made for another platform than the engine's.
-    async fn look(&self, image: &Reference) -> Result<Look, RuntimeError> {
-        let Some(found) = self.inspect(image).await? else { return Ok(Look::Absent) };
-        let version = self.version.get_or_try_init(|| self.ask_version()).await?;
+    /// Whether the engine holds the image, for its own platform.
+    async fn check_presence(&self, image: &Reference) -> Result<Presence, RuntimeError> {
+        let Some(found) = self.inspect(image).await? else { return Ok(Presence::Absent) };
+        let version = self.version.get_or_try_init(|| self.request_version()).await?;
         let platform = (found.os.as_deref(), found.architecture.as_deref());
         if !same_platform(platform, version) {
             let (os, architecture) = (platform.0.unwrap_or("?"), platform.1.unwrap_or("?"));
-            return Ok(Look::OtherPlatform(format!("{os}/{architecture}")));
+            return Ok(Presence::OtherPlatform(format!("{os}/{architecture}")));
         }
-        Ok(Look::Here(PresentImage {
+        Ok(Presence::Present(PresentImage {
             digest: digest_of(image, &found.repo_digests.unwrap_or_default()),
             size_bytes: found.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
         }))
@@ -105,47 +109,47 @@ impl Docker {
             tag: Some(image.digest().or(image.tag()).unwrap_or("latest").to_owned()),
             ..CreateImageOptions::default()
         };
-        let client = self.client.clone().with_timeout(PULL);
+        let client = self.client.clone().with_timeout(PULL_TIMEOUT);
         let stream = client.create_image(Some(options), None, credential.map(docker_credentials));
         let mut stream = std::pin::pin!(stream);
-        let mut told = Told::default();
+        let mut output = PullOutput::default();
         let failed = |error| without(credential, failure(error));
         while let Some(line) = stream.try_next().await.map_err(failed)? {
-            if let Some(sum) = told.take(&line) {
+            if let Some(sum) = output.take(&line) {
                 progress(sum);
             }
         }
-        let Some(downloaded) = told.downloaded else {
-            let message = "docker broke off in the middle of the pull".to_owned();
+        let Some(downloaded) = output.downloaded else {
+            let message = "docker closed the response before the pull completed".to_owned();
             return Err(RuntimeError { reason: Reason::RuntimeUnavailable, message });
         };
-        match self.look(image).await? {
-            Look::Here(mut held) => {
-                held.digest = image.digest().map(Into::into).or(told.digest).or(held.digest);
+        match self.check_presence(image).await? {
+            Presence::Present(mut held) => {
+                held.digest = image.digest().map(Into::into).or(output.digest).or(held.digest);
                 Ok(PulledImage { image: held, downloaded })
             }
-            Look::OtherPlatform(platform) => Err(RuntimeError {
+            Presence::OtherPlatform(platform) => Err(RuntimeError {
                 reason: Reason::PlatformMismatch,
-                message: format!("the image is made for {platform} only"),
+                message: format!("the image is built for {platform} only"),
             }),
-            Look::Absent => Err(RuntimeError {
+            Presence::Absent => Err(RuntimeError {
                 reason: Reason::Removed,
-                message: "docker pulled the image, but does not hold it any more".into(),
+                message: "docker pulled the image, but no longer holds it".into(),
             }),
         }
     }
 }
 
-enum Look {
-    Here(PresentImage),
+enum Presence {
+    Present(PresentImage),
     OtherPlatform(String),
     Absent,
 }
 
 impl Runtime for Docker {
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
-        // Demands anew each time: the engine may have been replaced meanwhile.
-        Box::pin(self.ask_version())
+        // Not cached: the engine may have been upgraded.
+        Box::pin(self.request_version())
     }
 
     fn reports_removals(&self) -> bool {
@@ -154,21 +158,21 @@ impl Runtime for Docker {
 
     fn watch_removals<'a>(
         &'a self,
-        told: &'a (dyn Fn() + Send + Sync),
+        removed: &'a (dyn Fn() + Send + Sync),
     ) -> RuntimeFuture<'a, RuntimeError> {
         Box::pin(async move {
-            let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+            let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
             let filters = HashMap::from([
-                ("type".to_owned(), words(&["image"])),
-                ("event".to_owned(), words(&["delete", "untag", "prune"])),
+                ("type".to_owned(), list(&["image"])),
+                ("event".to_owned(), list(&["delete", "untag", "prune"])),
             ]);
             let options = EventsOptions { since: None, until: None, filters: Some(filters) };
             let mut events = std::pin::pin!(self.client.events(Some(options)));
             loop {
                 match events.try_next().await {
-                    Ok(Some(_)) => told(),
+                    Ok(Some(_)) => removed(),
                     Ok(None) => {
-                        let message = "docker ended its stream of events".into();
+                        let message = "docker closed the stream of events".into();
                         return RuntimeError { reason: Reason::RuntimeUnavailable, message };
                     }
                     Err(error) => return failure(error),
@@ -189,9 +193,9 @@ impl Runtime for Docker {
         image: &'a Reference,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         Box::pin(async move {
-            Ok(match self.look(image).await? {
-                Look::Here(held) => Some(held),
-                Look::OtherPlatform(_) | Look::Absent => None,
+            Ok(match self.check_presence(image).await? {
+                Presence::Present(held) => Some(held),
+                Presence::OtherPlatform(_) | Presence::Absent => None,
             })
         })
     }
@@ -210,7 +214,7 @@ impl Runtime for Docker {
         image: &'a Reference,
         credential: Option<&'a Credential>,
     ) -> RuntimeFuture<'a, Result<(), RuntimeError>> {
-        // dockerd does not ask the registry for a digest that it holds: a pull would prove nothing.
+        // dockerd pulls a digest that it holds without the registry, which verifies nothing.
         Box::pin(async move {
             let credentials = credential.map(docker_credentials);
             let answer = self.client.inspect_registry_image(image.as_str(), credentials).await;
@@ -219,17 +223,17 @@ impl Runtime for Docker {
     }
 }
 
-/// What the stream of a pull told so far.
+/// The state read from the response stream of a pull.
 #[derive(Debug, Default)]
-struct Told {
+struct PullOutput {
     layers: HashMap<String, PullProgress>,
     digest: Option<String>,
-    /// Set by the last line, the only sign that all went well.
+    /// Set by the last line, which alone shows that the pull succeeded.
     downloaded: Option<bool>,
 }
 
-impl Told {
-    /// Takes a line in; a sum over the layers if the line shows that something moved.
+impl PullOutput {
+    /// Applies a line. Returns the sum over the layers if the line shows progress.
     fn take(&mut self, line: &CreateImageInfo) -> Option<PullProgress> {
         let status = line.status.as_deref().unwrap_or_default();
         if let Some(digest) = status.strip_prefix("Digest: ") {
@@ -238,7 +242,7 @@ impl Told {
         if let Some(end) = status.strip_prefix("Status: ") {
             self.downloaded = Some(!end.starts_with("Image is up to date"));
         }
-        // Waiting, and waiting to try again, is no progress.
+        // Waiting for a slot or for a retry is no progress.
         if status.starts_with("Retrying") || status == "Waiting" {
             return None;
         }
@@ -271,7 +275,7 @@ impl Told {
     }
 }
 
-/// The image's canonical name, and the short one under which dockerd knows Docker Hub's images.
+/// The image's canonical name, and the short name that dockerd uses for Docker Hub's images.
 fn spellings(image: &Reference) -> Vec<String> {
     let name = image.as_str();
     let familiar =
@@ -279,13 +283,13 @@ fn spellings(image: &Reference) -> Vec<String> {
     std::iter::once(name).chain(familiar).map(Into::into).collect()
 }
 
-/// What an image or the engine does not tell is not held against it.
+/// Whether the platforms match; a value that either side does not report matches any.
 fn same_platform(image: (Option<&str>, Option<&str>), engine: &RuntimeVersion) -> bool {
     let same = |image: Option<&str>, engine: &str| match image {
         None | Some("") => true,
         Some(image) => engine.is_empty() || image == engine,
     };
-    // What a 64-bit machine runs as well, and what runtimes take where there is nothing better.
+    // 64-bit machines also run these, and runtimes fall back to them.
     let smaller =
         matches!((image.1, &*engine.architecture), (Some("386"), "amd64") | (Some("arm"), "arm64"));
     same(image.0, &engine.os) && (smaller || same(image.1, &engine.architecture))
@@ -303,8 +307,8 @@ fn docker_credentials(credential: &Credential) -> DockerCredentials {
     }
 }
 
-/// bollard encodes credentials in plain base64, dockerd reads the URL-safe alphabet and takes what
-/// it cannot read for no credential at all.
+/// bollard encodes credentials in standard base64. dockerd decodes the URL-safe alphabet, and
+/// treats a credential that it cannot decode as none.
 fn with_url_safe_credential(mut request: BollardRequest) -> BollardRequest {
     if let Some(value) = request.headers_mut().get_mut("X-Registry-Auth") {
         let safe: Vec<u8> = value
@@ -330,14 +334,14 @@ fn failure(error: Error) -> RuntimeError {
             (classify(Some(status_code), &message), message)
         }
         Error::DockerStreamError { error } => (classify(None, &error), error),
-        // Everything else happened between here and the socket.
-        error => (Reason::RuntimeUnavailable, format!("docker does not answer: {error}")),
+        // Every other error is one of the client or the connection.
+        error => (Reason::RuntimeUnavailable, format!("docker does not respond: {error}")),
     };
     RuntimeError { reason, message: one_line(&message) }
 }
 
-/// For a status and a log: short, on one line, and without what makes a URL a key: signed queries
-/// of blob stores, and `user:password@`.
+/// A message for a status and a log: short, on one line, and without the secrets of URLs: signed
+/// queries of blob stores, and `user:password@`.
 fn one_line(text: &str) -> String {
     let mut line = String::new();
     for word in text.split_whitespace() {
@@ -362,11 +366,11 @@ fn one_line(text: &str) -> String {
     printable(&line, LONGEST_MESSAGE)
 }
 
-/// No engine is known to repeat a credential; if one does, it ends here.
+/// Removes the credential from the message. No engine is known to repeat one.
 fn without(credential: Option<&Credential>, mut error: RuntimeError) -> RuntimeError {
     let Some(credential) = credential else { return error };
     for secret in [&credential.password, &credential.identity_token, &credential.registry_token] {
-        // Shorter ones would tear ordinary words apart, and show themselves by it.
+        // A shorter secret may be part of ordinary text, and its removal would reveal it.
         if secret.len() >= 6 {
             error.message = error.message.replace(secret.as_str(), "…");
         }

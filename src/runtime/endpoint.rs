@@ -1,5 +1,5 @@
-//! Which runtime is behind which socket: what `--runtime-endpoint` names or, without it, the one
-//! well-known socket that is there; with several, the one whose runtime the kubelet names.
+//! Selects the runtime: the socket of `--runtime-endpoint` or, by default, the one well-known
+//! socket that exists; of several, the one whose runtime the kubelet reports.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -12,35 +12,35 @@ use super::endpoint_error::EndpointError;
 use super::{Runtime, cri, docker};
 use imagewarm_core::image::quoted::quoted;
 
-/// Where sockets are looked for; the last is where the shipped manifests mount the node's `/run`.
+/// Directories to search for sockets; the shipped manifests mount the node's `/run` at the last.
 const FOLDERS: [&str; 3] = ["/run", "/var/run", "/host/run"];
-/// How runtimes name theirs, what is spoken there, and how the kubelet calls the runtime.
+/// Well-known sockets, their protocols, and the kubelet's names for the runtimes.
 const WELL_KNOWN: [(&str, Kind, &str); 3] = [
     ("containerd/containerd.sock", Kind::Cri, "containerd"),
     ("crio/crio.sock", Kind::Cri, "cri-o"),
     ("docker.sock", Kind::Docker, "docker"),
 ];
-const PROBE: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is spoken on a socket.
+/// The protocol of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Docker,
     Cri,
 }
 
-/// What there is to work with.
+/// The runtime, or the candidates for it.
 #[derive(Debug)]
 pub enum Choice {
     /// This runtime.
     Made(Arc<dyn Runtime>),
-    /// One of these sockets, by what the kubelet uses: see [`choose`].
+    /// One of these sockets, by the runtime that the kubelet uses: see [`choose`].
     Among(Vec<PathBuf>),
 }
 
-/// The runtime behind `endpoint`, such as `unix:///var/run/docker.sock`; without one, those that
-/// are at their usual place. A socket must exist; behind a usual name it need not answer yet. Needs
-/// a tokio runtime.
+/// The runtime behind `endpoint`, such as `unix:///var/run/docker.sock`; without one, those at
+/// well-known paths. The socket must exist; a runtime with a well-known socket may start to respond
+/// later. Requires a tokio runtime.
 pub fn connect(endpoint: Option<&str>) -> Result<Choice, EndpointError> {
     let mut sockets = match endpoint {
         Some(endpoint) => vec![named(endpoint)?],
@@ -55,7 +55,7 @@ pub fn connect(endpoint: Option<&str>) -> Result<Choice, EndpointError> {
     })
 }
 
-/// The one of several sockets whose runtime the kubelet uses: `kubelet` is what the Node says in
+/// The one of several sockets whose runtime the kubelet uses. `kubelet` is the Node's
 /// `status.nodeInfo.containerRuntimeVersion`, such as `containerd://2.2.3`, or empty.
 pub fn choose(sockets: &[PathBuf], kubelet: &str) -> Result<Arc<dyn Runtime>, EndpointError> {
     behind(chosen(sockets, kubelet)?)
@@ -77,10 +77,10 @@ fn chosen<'a>(sockets: &'a [PathBuf], kubelet: &str) -> Result<&'a Path, Endpoin
 fn behind(socket: &Path) -> Result<Arc<dyn Runtime>, EndpointError> {
     let kind = match well_known(socket) {
         Some((kind, _)) => kind,
-        None => kind_by_asking(socket)
+        None => probe(socket)
             .map_err(|source| EndpointError::Silent { path: socket.to_owned(), source })?,
     };
-    tracing::info!(socket = %socket.display(), ?kind, "runtime");
+    tracing::info!(socket = %socket.display(), ?kind, "runtime selected");
     Ok(match kind {
         Kind::Docker => Arc::new(docker::Docker::connect(socket)?),
         Kind::Cri => Arc::new(cri::Cri::connect(socket)),
@@ -101,37 +101,37 @@ fn named(endpoint: &str) -> Result<PathBuf, EndpointError> {
     Ok(path)
 }
 
-/// The well-known sockets below these folders, some of which may be the same; at least one.
+/// The well-known sockets below these directories, without duplicates; at least one.
 fn found(folders: &[PathBuf]) -> Result<Vec<PathBuf>, EndpointError> {
     let candidates =
         folders.iter().flat_map(|folder| WELL_KNOWN.map(|(name, ..)| folder.join(name)));
-    let mut there: Vec<PathBuf> = Vec::new();
+    let mut existing: Vec<PathBuf> = Vec::new();
     for path in candidates {
         let Ok(path) = path.canonicalize() else { continue };
         let is_socket = path.metadata().is_ok_and(|found| found.file_type().is_socket());
-        if is_socket && !there.contains(&path) {
-            there.push(path);
+        if is_socket && !existing.contains(&path) {
+            existing.push(path);
         }
     }
-    if there.is_empty() {
+    if existing.is_empty() {
         let example = folders.first().map(|folder| folder.join(WELL_KNOWN[0].0));
         return Err(EndpointError::NoneFound(example.unwrap_or_default()));
     }
-    Ok(there)
+    Ok(existing)
 }
 
-/// What is behind a socket of this name, and how the kubelet calls that.
+/// The protocol of a socket of this name, and the kubelet's name for the runtime.
 fn well_known(path: &Path) -> Option<(Kind, &'static str)> {
     let is = |name: &str| path.file_name() == Path::new(name).file_name();
     WELL_KNOWN.iter().find(|(name, ..)| is(name)).map(|(_, kind, kubelet)| (*kind, *kubelet))
 }
 
-/// Docker answers its ping over HTTP/1. A gRPC server answers in binary, or closes; CRI-O also
-/// serves HTTP/1 on its socket, but knows no such path.
-fn kind_by_asking(path: &Path) -> std::io::Result<Kind> {
+/// Detects the protocol. Docker responds to its ping over HTTP/1. A gRPC server responds in binary,
+/// or closes; CRI-O also serves HTTP/1 on its socket, but responds to this path with 404.
+fn probe(path: &Path) -> std::io::Result<Kind> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PROBE))?;
-    stream.set_write_timeout(Some(PROBE))?;
+    stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+    stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
     stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
     let mut begin = [0; 7];
     match stream.read_exact(&mut begin) {
@@ -166,10 +166,10 @@ mod tests {
             ("unix:///nonexistent/docker.sock", "no runtime socket at /nonexistent/docker.sock"),
             ("unix:///dev/null", "is not a socket"),
         ];
-        for (endpoint, words) in table {
+        for (endpoint, text) in table {
             let error = connect(Some(endpoint)).err().map(|error| error.to_string());
             let error = error.unwrap_or_default();
-            assert!(error.contains(words), "{endpoint}: {error}");
+            assert!(error.contains(text), "{endpoint}: {error}");
         }
     }
 
@@ -206,14 +206,14 @@ mod tests {
             ("containerd", "more than one container runtime"),
             ("cri-o://1.34.0", "uses \"cri-o://1.34.0\", which is not one of the runtimes found"),
         ];
-        for (kubelet, words) in table {
+        for (kubelet, text) in table {
             let error = chosen(&sockets, kubelet).unwrap_err().to_string();
-            assert!(error.contains(words), "{kubelet}: {error}");
+            assert!(error.contains(text), "{kubelet}: {error}");
             assert!(error.contains("--runtime-endpoint"), "{error}");
         }
         let twice: Vec<PathBuf> =
             ["/run/docker.sock", "/host/run/docker.sock"].map(Into::into).into();
-        assert!(chosen(&twice, "docker://29").is_err(), "nobody can tell which of the two");
+        assert!(chosen(&twice, "docker://29").is_err(), "two sockets match");
     }
 
     #[test]
@@ -226,19 +226,19 @@ mod tests {
             (&b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0"[..], Kind::Cri),
             (&b""[..], Kind::Cri),
         ];
-        for (number, (says, kind)) in table.into_iter().enumerate() {
+        for (number, (response, kind)) in table.into_iter().enumerate() {
             let path = folder.path().join(format!("{number}.sock"));
             let listener = UnixListener::bind(&path).unwrap();
             let server = std::thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
                 let _ = stream.read(&mut [0; 64]);
-                stream.write_all(says).unwrap();
+                stream.write_all(response).unwrap();
             });
             assert_eq!(well_known(&path), None);
-            assert_eq!(kind_by_asking(&path).unwrap(), kind, "{says:?}");
+            assert_eq!(probe(&path).unwrap(), kind, "{response:?}");
             server.join().unwrap();
         }
-        assert!(kind_by_asking(&folder.path().join("none.sock")).is_err());
+        assert!(probe(&folder.path().join("none.sock")).is_err());
         assert_eq!(well_known(Path::new("/a/docker.sock")), Some((Kind::Docker, "docker")));
         assert_eq!(well_known(Path::new("/a/crio.sock")), Some((Kind::Cri, "cri-o")));
     }

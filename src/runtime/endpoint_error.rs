@@ -1,53 +1,53 @@
-//! Why there is no runtime to work with.
+//! Errors of the selection of the runtime.
 
 use std::path::PathBuf;
 
 use imagewarm_core::image::quoted::Quoted;
 
-/// Why there is no runtime to work with.
+/// Why no runtime can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// Only local sockets are supported.
-    #[error("{0} is no runtime endpoint: it must look like unix:///var/run/docker.sock")]
+    #[error("{0} is not a runtime endpoint: it must look like unix:///var/run/docker.sock")]
     Scheme(Quoted),
-    /// Nothing is there.
+    /// The socket does not exist.
     #[error(
-        "there is no runtime socket at {path}: is the runtime running, and its folder mounted?"
+        "there is no runtime socket at {path}: is the runtime running, and its directory mounted?"
     )]
     Absent {
-        /// Where it should be.
+        /// The expected path.
         path: PathBuf,
-        /// Why it cannot be looked at.
+        /// Why it cannot be read.
         #[source]
         source: std::io::Error,
     },
-    /// Something else is there.
+    /// The path is another kind of file.
     #[error("{0} is not a socket")]
     NotASocket(PathBuf),
-    /// The socket's name does not tell what is behind it, and nobody could be asked.
-    #[error("the runtime at {path} does not answer, so it cannot be told which one it is")]
+    /// The socket's name is not well-known, and its protocol could not be detected.
+    #[error("the runtime at {path} does not respond, so its kind cannot be determined")]
     Silent {
         /// The socket.
         path: PathBuf,
-        /// Why it could not be asked.
+        /// Why the probe failed.
         #[source]
         source: std::io::Error,
     },
-    /// No endpoint was named, and none was found.
+    /// No endpoint is set, and none was found.
     #[error(
-        "no container runtime was found at its usual place (such as {0}): name its socket with \
+        "no container runtime was found at a usual path (such as {0}): set its socket with \
          --runtime-endpoint unix:///PATH"
     )]
     NoneFound(PathBuf),
-    /// No endpoint was named, and there is a choice.
+    /// No endpoint is set, and several were found.
     #[error(
-        "there is more than one container runtime ({}): name the kubelet's with \
+        "there is more than one container runtime ({}): set the kubelet's with \
          --runtime-endpoint unix:///PATH", list(.0)
     )]
     SeveralFound(Vec<PathBuf>),
-    /// No endpoint was named, and what the kubelet uses is none of those found, or not just one.
+    /// No endpoint is set, and the kubelet's runtime matches none or several of those found.
     #[error(
-        "the kubelet of this node uses {kubelet}, which is not one of the runtimes found ({}): name \
+        "the kubelet of this node uses {kubelet}, which is not one of the runtimes found ({}): set \
          its socket with --runtime-endpoint unix:///PATH", list(.found)
     )]
     NoneOfThese {
@@ -56,8 +56,8 @@ pub enum EndpointError {
         /// The sockets.
         found: Vec<PathBuf>,
     },
-    /// The client cannot be made.
-    #[error("the runtime's client cannot be made: {0}")]
+    /// The client cannot be created.
+    #[error("the runtime's client cannot be created: {0}")]
     Client(String),
 }
 

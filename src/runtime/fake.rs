@@ -1,4 +1,4 @@
-//! A runtime for tests: does what a script says, and remembers what it was asked.
+//! A runtime for tests, which follows a script for each image and records the calls.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{HashMap, VecDeque};
@@ -9,16 +9,16 @@ use imagewarm_core::api::Reason;
 
 use super::*;
 
-/// What pulling one image does; images without a script are pulled at once.
+/// The result of pulling one image; images without a script are pulled at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Script {
-    /// Only with a credential of this user.
+    /// Succeeds only with a credential of this user.
     Needs(&'static str),
     /// Fails.
     Fails(Reason),
-    /// Never ends, never moves.
+    /// Never completes, without progress.
     Stuck,
-    /// Moves each tenth of a second, this often.
+    /// Completes after this many steps of 100 ms.
     Slow(u64),
 }
 
@@ -38,20 +38,20 @@ impl FakeRuntime {
         self
     }
 
-    /// Tells no progress.
+    /// Reports no progress.
     pub(crate) fn silent(mut self) -> Self {
         self.silent = true;
         self
     }
 
-    /// What was pulled, in order: image, and user in brackets.
+    /// The pulls in order: image, and user in brackets.
     pub(crate) fn calls(&self) -> Arc<Mutex<Vec<String>>> {
         self.calls.clone()
     }
 
-    /// Tells of a removal, or breaks off.
-    pub(crate) fn tell_removal(&self, told: bool) {
-        self.removals.0.lock().unwrap().push_back(told);
+    /// Reports a removal, or ends the watch with an error.
+    pub(crate) fn report_removal(&self, removed: bool) {
+        self.removals.0.lock().unwrap().push_back(removed);
         self.removals.1.notify_one();
     }
 
@@ -85,15 +85,15 @@ impl Runtime for FakeRuntime {
 
     fn watch_removals<'a>(
         &'a self,
-        told: &'a (dyn Fn() + Send + Sync),
+        removed: &'a (dyn Fn() + Send + Sync),
     ) -> RuntimeFuture<'a, RuntimeError> {
         Box::pin(async move {
             loop {
                 let next = self.removals.0.lock().unwrap().pop_front();
                 match next {
-                    Some(true) => told(),
+                    Some(true) => removed(),
                     Some(false) => {
-                        let message = "broken off".into();
+                        let message = "the watch ended".into();
                         return RuntimeError { reason: Reason::RuntimeUnavailable, message };
                     }
                     None => self.removals.1.notified().await,

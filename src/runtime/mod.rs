@@ -1,5 +1,5 @@
-//! The node's container runtime behind one trait: is an image there, and pull it. Knows nothing
-//! of Kubernetes objects, orders or retries; those belong to `warmer/`.
+//! The node's container runtime behind one trait: presence checks and pulls. Assignments and
+//! retries are in `warmer/`.
 
 pub mod cri;
 pub mod disk;
@@ -30,40 +30,40 @@ pub type RuntimeFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// One container runtime, reached over its socket.
 pub trait Runtime: Send + Sync + fmt::Debug {
-    /// Asks the runtime who it is; fails with `RuntimeUnavailable` when it is down.
+    /// The runtime's name and version; fails with `RuntimeUnavailable` if the runtime is down.
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>>;
 
-    /// Whether `pull` calls its `progress` while it moves. Where it does not, nobody can tell a
-    /// slow pull from a stuck one.
+    /// Whether `pull` calls its `progress`. Without it, a slow pull cannot be distinguished from a
+    /// stuck one.
     fn reports_progress(&self) -> bool {
         true
     }
 
-    /// Whether `watch_removals` tells of anything.
+    /// Whether `watch_removals` reports removals.
     fn reports_removals(&self) -> bool {
         false
     }
 
-    /// Calls `told` whenever the runtime removes an image or a name of one; ends when it cannot be
-    /// heard any more.
+    /// Calls `removed` whenever the runtime removes an image or a name of one; returns when the
+    /// watch fails.
     fn watch_removals<'a>(
         &'a self,
-        _told: &'a (dyn Fn() + Send + Sync),
+        _removed: &'a (dyn Fn() + Send + Sync),
     ) -> RuntimeFuture<'a, RuntimeError> {
         Box::pin(std::future::pending())
     }
 
-    /// A folder of the file system where the runtime keeps its images, as the runtime itself sees it.
+    /// A directory on the file system where the runtime stores images, as a path of the runtime.
     fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>>;
 
-    /// Looks whether the runtime holds `image`, without asking any registry.
+    /// Checks whether the runtime holds `image`, without contacting a registry.
     fn present<'a>(
         &'a self,
         image: &'a Reference,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>>;
 
-    /// Pulls `image`, always asking the registry; returns once the runtime itself holds it.
-    /// `progress` is called for every step that the runtime tells of. Dropping the future cancels.
+    /// Pulls `image`, always contacting the registry; returns once the runtime itself holds it.
+    /// Calls `progress` for every step that the runtime reports. Dropping the future cancels.
     fn pull<'a>(
         &'a self,
         image: &'a Reference,
@@ -71,14 +71,14 @@ pub trait Runtime: Send + Sync + fmt::Debug {
         progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>>;
 
-    /// Asks the registry whether this credential opens `image`, which the runtime holds. Downloads
-    /// no layers.
+    /// Verifies with the registry that this credential may pull `image`, which the runtime holds.
+    /// Downloads no layers.
     fn verify<'a>(
         &'a self,
         image: &'a Reference,
         credential: Option<&'a Credential>,
     ) -> RuntimeFuture<'a, Result<(), RuntimeError>> {
-        // A pull of what is there ends with the manifest.
+        // A pull of an image that is present fetches only the manifest.
         Box::pin(async move { self.pull(image, credential, &|_| {}).await.map(drop) })
     }
 }

@@ -1,4 +1,4 @@
-//! Stands for the runtime until it is known which of several it is.
+//! The placeholder until one of several runtimes is selected.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use imagewarm_core::runtime::{
     PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
 };
 
-/// Knows nothing and does nothing.
+/// A runtime of which every call fails.
 #[derive(Debug)]
 pub struct Undecided;
 
@@ -17,8 +17,9 @@ fn not_yet<'a, T: 'a>() -> RuntimeFuture<'a, Result<T, RuntimeError>> {
     Box::pin(async {
         Err(RuntimeError {
             reason: Reason::RuntimeUnavailable,
-            message: "several runtimes were found; the controller is asked which is the kubelet's"
-                .into(),
+            message:
+                "several runtimes were found; waiting for the controller to report the kubelet's"
+                    .into(),
         })
     })
 }

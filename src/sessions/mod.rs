@@ -20,22 +20,22 @@ pub use server::{DispatchServer, ServeError};
 /// Settings of the dispatch server.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DispatchArgs {
-    /// Address that warmers connect to (gRPC over TLS).
+    /// Address that serves warmers (gRPC over TLS)
     #[arg(
         long,
         env = "IMAGEWARM_DISPATCH_LISTEN",
         default_value = "[::]:8444",
-        value_name = "IP:PORT"
+        value_name = "ADDR:PORT"
     )]
     pub dispatch_listen: SocketAddr,
 
-    /// Most pulls that may run at the same time, on all nodes together, against one registry.
-    /// When it answers 429, none begins for a while, and then fewer run. 0 for neither.
+    /// Maximum number of concurrent pulls from one registry, on all nodes together; 0 for no limit
+    /// and no back-off. After a 429 response no pull begins for a while, and then fewer run
     #[arg(long, env = "IMAGEWARM_REGISTRY_PULLS", default_value_t = 500, value_name = "COUNT")]
     pub registry_pulls: usize,
 
-    /// Most pulls that may begin within a second, on all nodes together, against one registry; 0
-    /// for no limit.
+    /// Maximum number of pulls from one registry that begin within a second, on all nodes
+    /// together; 0 for no limit
     #[arg(
         long,
         env = "IMAGEWARM_REGISTRY_PULLS_PER_SECOND",
@@ -44,13 +44,13 @@ pub struct DispatchArgs {
     )]
     pub registry_pulls_per_second: usize,
 
-    /// Where at least so many nodes are to hold an image, the first one pulls ahead of the others:
-    /// when it finds no such image, or its credentials are refused, the others do not ask. 0 for
-    /// never.
+    /// Minimum number of nodes assigned an image for which one node pulls it ahead of the others:
+    /// if the image does not exist or the credentials are refused, the others do not contact the
+    /// registry; 0 for never
     #[arg(long, env = "IMAGEWARM_CANARY_NODES", default_value_t = 10, value_name = "COUNT")]
     pub canary_nodes: usize,
 
-    /// How long the other nodes wait for the first one at most.
+    /// How long the other nodes wait for the first one at most
     #[arg(
         long,
         env = "IMAGEWARM_CANARY_PATIENCE",
@@ -60,7 +60,7 @@ pub struct DispatchArgs {
     )]
     pub canary_patience: std::time::Duration,
 
-    /// Most connections of warmers; one for each node, and some more while they reconnect.
+    /// Maximum number of warmer connections: one for each node, and some more while they reconnect
     #[arg(
         long,
         env = "IMAGEWARM_DISPATCH_CONNECTIONS",
@@ -70,8 +70,8 @@ pub struct DispatchArgs {
     )]
     pub dispatch_connections: usize,
 
-    /// A node without a stream for this long is told to have no warmer: what is not yet Ready
-    /// there shows WaitingForWarmer.
+    /// How long a node may have no stream before its ImageWarms that are not yet Ready show
+    /// WaitingForWarmer
     #[arg(
         long,
         env = "IMAGEWARM_WAITING_AFTER",

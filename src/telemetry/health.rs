@@ -1,5 +1,5 @@
-//! `/livez`, `/readyz` and `/metrics` in plain HTTP on a port of their own, so that probes and
-//! scrapers need no certificate and never compete with admission.
+//! `/livez`, `/readyz` and `/metrics` over plain HTTP on a separate port, so that probes and
+//! scrapers need no certificate and do not compete with admission requests.
 
 use std::fmt::Write;
 use std::io;
@@ -19,17 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics;
 
-/// How long answers that have begun may take after the stop.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How long responses in progress may take after shutdown begins.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Settings of the health server.
 #[derive(clap::Args, Clone, Debug)]
 pub struct HealthArgs {
-    /// Where /livez, /readyz and /metrics are served, in plain HTTP
+    /// Address that serves /livez, /readyz and /metrics over plain HTTP
     #[arg(
         long,
         env = "IMAGEWARM_HEALTH_LISTEN",
-        value_name = "ADDRESS:PORT",
+        value_name = "ADDR:PORT",
         default_value = "[::]:8080",
         help_heading = "Health"
     )]
@@ -38,15 +38,15 @@ pub struct HealthArgs {
 
 type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// Named conditions that must all hold before the program is sent any work. Each is asked anew for
-/// every probe, so it must be cheap and may turn bad again.
+/// Named checks that must all pass before the program receives work. Each runs for every probe, so
+/// it must be cheap, and may fail again.
 #[derive(Clone, Default)]
 pub struct Readiness {
     checks: Vec<(&'static str, Check)>,
 }
 
 impl Readiness {
-    /// Adds a check; its error says in a few words what is missing.
+    /// Adds a check; its error is a short text that states what is missing.
     pub fn with(
         mut self,
         name: &'static str,
@@ -56,7 +56,7 @@ impl Readiness {
         self
     }
 
-    /// Whether all hold, and the list of all of them for people.
+    /// Whether all checks pass, and the list of their results as text.
     pub fn report(&self) -> (bool, String) {
         let mut ready = true;
         let mut text = String::new();
@@ -81,7 +81,7 @@ struct Health {
     registry: Arc<Registry>,
 }
 
-/// The three pages.
+/// The routes of the three endpoints.
 pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
@@ -90,7 +90,7 @@ pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
         .with_state(Health { readiness, registry })
 }
 
-/// Serves until `stop`, then lets answers that have begun finish.
+/// Serves until `stop`, then completes responses in progress within the drain timeout.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -98,7 +98,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let drained = async {
         stop.cancelled().await;
-        tokio::time::sleep(DRAIN).await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
     };
     let server =
         axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_tell_the_state_and_the_server_stops() {
+    async fn endpoints_report_the_state_and_the_server_stops() {
         let synced = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&synced);
         let readiness =

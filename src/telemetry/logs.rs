@@ -1,5 +1,5 @@
-//! Logs to standard error, one line per event, for people or as JSON. Standard output belongs to
-//! the commands.
+//! Logs to standard error, one line per event, as text or JSON. Commands print their results to
+//! standard output.
 
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
@@ -9,10 +9,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
     /// One JSON object per line.
@@ -29,7 +29,7 @@ impl LogFilter {
         if text.contains("kube_client") {
             return text.clone();
         }
-        // It reports each call that fails; so does the caller, which knows what it was for.
+        // That module logs each failed call; the caller logs it too, with the purpose of the call.
         format!("{text},kube_client::client::builder=off")
     }
 }
@@ -38,12 +38,12 @@ impl FromStr for LogFilter {
     type Err = LogError;
 
     fn from_str(text: &str) -> Result<Self, LogError> {
-        // A lone word that is no level would silently be taken as the name of a module.
-        let is_word = !text.contains(['=', ',', '[']);
+        // EnvFilter would accept a single name that is not a level as the name of a module.
+        let is_single_name = !text.contains(['=', ',', '[']);
         if text.is_empty()
-            || is_word && tracing_subscriber::filter::LevelFilter::from_str(text).is_err()
+            || is_single_name && tracing_subscriber::filter::LevelFilter::from_str(text).is_err()
         {
-            return Err(LogError::filter(text, "no such level"));
+            return Err(LogError::filter(text, "unknown level"));
         }
         match EnvFilter::try_new(text) {
             Ok(_) => Ok(LogFilter(text.to_owned())),
@@ -52,22 +52,22 @@ impl FromStr for LogFilter {
     }
 }
 
-/// Why logging cannot begin.
+/// Why logging cannot be initialized.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The filter cannot be read.
+    /// The filter is invalid.
     #[error(
-        "{text} is no log filter ({detail}): use off, error, warn, info, debug, trace, or \
+        "{text} is not a log filter ({detail}): use off, error, warn, info, debug, trace, or \
          directives such as info,imagewarm::webhook=debug"
     )]
     Filter {
-        /// As given.
+        /// The filter.
         text: Quoted,
-        /// What the parser said.
+        /// The parser's error.
         detail: String,
     },
-    /// Logging was begun twice.
-    #[error("logging has begun already")]
+    /// Logging is already initialized.
+    #[error("logging is already initialized")]
     AlreadyInitialized,
 }
 
@@ -77,23 +77,24 @@ impl LogError {
     }
 }
 
-/// Settings of the log.
+/// Settings of logs.
 #[derive(clap::Args, Clone, Debug)]
 pub struct LogArgs {
-    /// How log lines look: `text` for people, `json` with one object per line for collectors
+    /// Format of log lines: `text` for people, `json` with one object per line for log collectors
     #[arg(
         long,
         global = true,
         env = "IMAGEWARM_LOG_FORMAT",
         value_enum,
+        value_name = "FORMAT",
         default_value_t,
         help_heading = "Logs"
     )]
     pub log_format: LogFormat,
 
-    /// What is logged: off, error, warn, info, debug, trace, or directives for single modules such
-    /// as `info,imagewarm::webhook=debug`. The API client's own line for each call that fails is
-    /// left out, unless a directive names `kube_client`
+    /// Log level: off, error, warn, info, debug, trace, or directives for single modules such as
+    /// `info,imagewarm::webhook=debug`. The API client's own line for each failed call is left
+    /// out unless a directive names `kube_client`
     #[arg(
         long,
         global = true,
@@ -105,7 +106,7 @@ pub struct LogArgs {
     pub log_level: LogFilter,
 }
 
-/// Begins to log; once per process.
+/// Initializes logging; once per process.
 pub fn init(args: &LogArgs) -> Result<(), LogError> {
     let filter = EnvFilter::try_new(args.log_level.directives())
         .map_err(|error| LogError::filter(&args.log_level.0, &error.to_string()))?;
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_are_judged_at_start() {
+    fn filters_are_validated_at_start() {
         for good in ["info", "DEBUG", "off", "warn,imagewarm::webhook=trace", "imagewarm=debug"] {
             LogFilter::from_str(good).unwrap();
         }

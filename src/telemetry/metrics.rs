@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 /// Content type of [`encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// A label's value: the word of an enum's variant, so that the number of values is bounded.
+/// A label's value: the name of an enum's variant, so that the number of values is bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LabelValue<L>(pub L);
 
@@ -20,7 +20,7 @@ impl<L: Label> EncodeLabelValue for LabelValue<L> {
     }
 }
 
-/// An empty registry; every name in it begins with `imagewarm_`.
+/// An empty registry with the prefix `imagewarm_`.
 pub fn registry() -> Registry {
     Registry::with_prefix("imagewarm")
 }
@@ -40,7 +40,7 @@ mod tests {
     use prometheus_client::metrics::counter::Counter;
 
     #[test]
-    fn names_carry_the_prefix() {
+    fn names_have_the_prefix() {
         let mut registry = registry();
         let counter = Counter::<u64>::default();
         registry.register("things", "Things seen", counter.clone());

@@ -1,4 +1,4 @@
-//! What an operator sees of a running program: logs, metrics and health. It decides nothing.
+//! Logs, metrics and health endpoints of a running program.
 
 pub mod health;
 pub mod logs;

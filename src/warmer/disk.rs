@@ -1,5 +1,5 @@
-//! Looks how full the runtime's image file system is, as far as it can be seen from here. Whether
-//! that is enough is decided by `queue::space`.
+//! Measures the free space of the runtime's image file system, if it is visible in the warmer's
+//! container. `node_queue::space` decides whether that suffices.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -11,15 +11,15 @@ use crate::runtime::disk::{is_overlay, space_of};
 use imagewarm_core::node_queue::space::{low, shortage};
 use imagewarm_core::runtime::Space;
 
-/// The root of a warmer's container is a layer of the runtime's own.
+/// The root of the warmer's container, which is on the runtime's own file system.
 const OWN_ROOT: &str = "/";
 
-/// Between two looks while a pull runs.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Interval of measurements while a pull runs.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
 
 type Measure = dyn Fn(&Path) -> io::Result<Space> + Send + Sync;
 
-/// Keeps pulls from filling the node's disk.
+/// Prevents pulls from filling the node's disk.
 pub struct DiskGuard {
     measure: Box<Measure>,
     /// Percentage that must stay free.
@@ -29,34 +29,34 @@ pub struct DiskGuard {
     seen: Mutex<Seen>,
 }
 
-/// Where the image file system can be seen.
+/// Where the image file system is visible.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
-    NotLookedYet,
+    Unknown,
     At(PathBuf),
     Nowhere,
 }
 
 impl DiskGuard {
-    /// A guard of the file system of `named` or, without it, of the one that the runtime names.
+    /// A guard of the file system of `named` or, without it, of the one that the runtime reports.
     pub fn new(keep_free: u8, named: Option<PathBuf>) -> Self {
         Self::with_measure(keep_free, named, Box::new(space_of))
     }
 
     fn with_measure(keep_free: u8, named: Option<PathBuf>, measure: Box<Measure>) -> Self {
-        DiskGuard { measure, keep_free, named, seen: Mutex::new(Seen::NotLookedYet) }
+        DiskGuard { measure, keep_free, named, seen: Mutex::new(Seen::Unknown) }
     }
 
-    /// Why there is no room for `wanted_bytes` more; `None` also where nobody can tell.
+    /// Why `wanted_bytes` more do not fit; `None` also if the free space is unknown.
     pub async fn shortage(&self, runtime: &dyn Runtime, wanted_bytes: u64) -> Option<String> {
         shortage(self.space(runtime).await?, wanted_bytes, self.keep_free)
     }
 
-    /// Returns once there is less room than must be kept free: no size that was taken for granted
-    /// helps when an image turns out to be larger.
+    /// Returns once less space is free than required: an image may be larger than its assumed
+    /// size.
     pub async fn until_low(&self, runtime: &dyn Runtime) -> String {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(MEASURE_INTERVAL).await;
             let space = self.space(runtime).await;
             if let Some(message) = space.and_then(|space| low(space, self.keep_free)) {
                 return message;
@@ -66,37 +66,37 @@ impl DiskGuard {
 
     async fn space(&self, runtime: &dyn Runtime) -> Option<Space> {
         let folder = self.folder(runtime).await?;
-        let looked = (self.measure)(&folder);
-        if let Err(error) = &looked {
-            tracing::warn!(folder = %folder.display(), %error, "the disk guard cannot look");
-            // It may have moved.
-            self.set(Seen::NotLookedYet);
+        let measured = (self.measure)(&folder);
+        if let Err(error) = &measured {
+            tracing::warn!(folder = %folder.display(), %error, "disk guard cannot measure free space");
+            // The directory may have moved.
+            self.set(Seen::Unknown);
         }
-        looked.ok()
+        measured.ok()
     }
 
-    /// A folder of the file system, looked for until there is an answer.
+    /// A directory on the file system; requested from the runtime until it responds.
     async fn folder(&self, runtime: &dyn Runtime) -> Option<PathBuf> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match seen {
             Seen::At(folder) => return Some(folder),
             Seen::Nowhere => return None,
-            Seen::NotLookedYet => {}
+            Seen::Unknown => {}
         }
-        let told = match &self.named {
+        let reported = match &self.named {
             Some(named) => named.clone(),
-            // A runtime that does not answer will say so to the pull itself.
+            // The pull itself reports a runtime that does not respond.
             None => runtime.image_folder().await.ok()?,
         };
-        let found = visible(&told, self.named.is_some(), is_overlay(OWN_ROOT.as_ref()));
+        let found = visible(&reported, self.named.is_some(), is_overlay(OWN_ROOT.as_ref()));
         match &found {
             Some(at) => {
-                tracing::info!(folder = %at.display(), keep_free = self.keep_free, "disk guard");
+                tracing::info!(folder = %at.display(), keep_free = self.keep_free, "disk guard is active");
             }
             None => tracing::warn!(
-                folder = %told.display(),
-                "no disk guard: the runtime's image file system cannot be seen from here; mount a \
-                 folder of it and name that with --image-folder"
+                folder = %reported.display(),
+                "no disk guard: the runtime's image file system is not visible; mount a directory \
+                 of it and set --image-folder to that"
             ),
         }
         self.set(found.clone().map_or(Seen::Nowhere, Seen::At));
@@ -114,11 +114,11 @@ impl fmt::Debug for DiskGuard {
     }
 }
 
-/// Where the file system of the folder `told` can be looked at: there itself, or at our own root
-/// where that is an overlay, which has the room of the file system that it was made on.
-fn visible(told: &Path, by_a_person: bool, own_root_is_overlay: bool) -> Option<PathBuf> {
-    if by_a_person || told.is_dir() {
-        return Some(told.to_owned());
+/// Where the file system of the directory `reported` is visible: at that path, or at the
+/// container's own root if that is an overlay, which shares the space of the file system below it.
+fn visible(reported: &Path, by_user: bool, own_root_is_overlay: bool) -> Option<PathBuf> {
+    if by_user || reported.is_dir() {
+        return Some(reported.to_owned());
     }
     own_root_is_overlay.then(|| OWN_ROOT.into())
 }
@@ -131,11 +131,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_pull_that_fills_the_disk_is_noticed() {
-        let looks = Mutex::new(0);
+        let measurements = Mutex::new(0);
         let filling = move |_: &Path| {
-            let mut looks = looks.lock().unwrap();
-            *looks += 1;
-            Ok(Space { free_bytes: 100_000_000 / *looks, capacity_bytes: 200_000_000 })
+            let mut measurements = measurements.lock().unwrap();
+            *measurements += 1;
+            Ok(Space { free_bytes: 100_000_000 / *measurements, capacity_bytes: 200_000_000 })
         };
         let guard = DiskGuard::with_measure(30, Some("/".into()), Box::new(filling));
         let runtime = FakeRuntime::default();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_seen_is_not_guarded() {
+    async fn an_invisible_file_system_is_not_guarded() {
         let folder = tempfile::tempdir().unwrap();
         let runtime = FakeRuntime::default();
         let named = |path: PathBuf| DiskGuard::new(0, Some(path));

@@ -1,4 +1,5 @@
-//! What the warmer says of itself and of its runtime when a stream opens, and in the log once.
+//! The `Hello` that opens a stream: the versions of the warmer and of the runtime. The runtime's
+//! version is also logged once.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,23 +10,23 @@ use imagewarm_core::runtime::RuntimeVersion;
 
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks the runtime who it is, but not for long; without an answer the stream opens as well.
+/// A `Hello` with the runtime's version, or without it if the runtime does not respond in time.
 pub(super) async fn hello(
     runtime: Arc<dyn Runtime>,
     epoch: u64,
     pulling: Vec<String>,
-    introduced: Arc<OnceLock<RuntimeVersion>>,
+    logged_version: Arc<OnceLock<RuntimeVersion>>,
 ) -> Hello {
     let version = tokio::time::timeout(VERSION_TIMEOUT, runtime.version()).await;
     let version = match version {
         Ok(Ok(version)) => {
-            if introduced.set(version.clone()).is_ok() {
-                introduce(&version, runtime.as_ref());
+            if logged_version.set(version.clone()).is_ok() {
+                log_version(&version, runtime.as_ref());
             }
             version
         }
         Ok(Err(error)) => {
-            tracing::warn!(%error, "the runtime does not answer");
+            tracing::warn!(%error, "runtime does not respond");
             unknown_version()
         }
         Err(_) => unknown_version(),
@@ -39,20 +40,20 @@ pub(super) async fn hello(
         os: version.os,
         architecture: version.architecture,
         pulling,
-        runtime_reports: tells(runtime.as_ref()).map(Into::into).collect(),
+        runtime_reports: reports(runtime.as_ref()).map(Into::into).collect(),
     }
 }
 
-/// What the runtime tells by itself.
-fn tells(runtime: &dyn Runtime) -> impl Iterator<Item = &'static str> {
+/// What the runtime reports by itself.
+fn reports(runtime: &dyn Runtime) -> impl Iterator<Item = &'static str> {
     let all = [(runtime.reports_progress(), "progress"), (runtime.reports_removals(), "removals")];
-    all.into_iter().filter_map(|(does, word)| does.then_some(word))
+    all.into_iter().filter_map(|(does, name)| does.then_some(name))
 }
 
-fn introduce(version: &RuntimeVersion, runtime: &dyn Runtime) {
+fn log_version(version: &RuntimeVersion, runtime: &dyn Runtime) {
     let RuntimeVersion { name, version, architecture, .. } = version;
-    let tells = tells(runtime).collect::<Vec<_>>().join(", ");
-    tracing::info!(runtime = name, version, architecture, tells, "the runtime answers");
+    let reports = reports(runtime).collect::<Vec<_>>().join(", ");
+    tracing::info!(runtime = name, version, architecture, reports, "runtime responds");
 }
 
 fn unknown_version() -> RuntimeVersion {

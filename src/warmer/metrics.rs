@@ -1,4 +1,4 @@
-//! What the node side counts.
+//! Metrics of the warmer.
 
 use std::fmt::Write;
 
@@ -31,7 +31,7 @@ pub struct WarmerMetrics {
     pub connected: Gauge,
     /// Streams that could not be opened, or ended.
     pub stream_failures: Counter,
-    /// Orders of this node.
+    /// Assignments of this node.
     pub assignments: Gauge,
     /// Pulls that run, or wait for their grant.
     pub pulls_running: Gauge,
@@ -39,7 +39,7 @@ pub struct WarmerMetrics {
 }
 
 impl WarmerMetrics {
-    /// Metrics that `registry` shows.
+    /// Metrics registered with `registry`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = WarmerMetrics::default();
         let all = &metrics;

@@ -1,5 +1,6 @@
-//! The node side: one stream to the leading controller, a queue of orders, a few jobs at a time
-//! over the node's runtime, and reports. It needs no right in Kubernetes and keeps nothing on disk.
+//! The warmer: one stream to the leading controller, a queue of assignments, concurrent jobs
+//! against the node's container runtime, and reports. It needs no Kubernetes permissions and stores
+//! nothing on disk.
 
 mod args;
 mod disk;
@@ -35,18 +36,18 @@ use removals::Removals;
 use stream::{Link, LinkEvent, StreamSettings};
 pub use stream::{ServerAddress, StreamError};
 
-/// Events of jobs on their way to the main loop.
+/// Capacity of the channel of job events to the main loop.
 const EVENTS: usize = 64;
-/// How often the controller hears that a pull waits for a place.
+/// Interval of progress reports for queued pulls.
 const QUEUED_EVERY_MS: i64 = 3_000;
 
 /// Why a warmer cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum WarmerError {
-    /// The runtime's endpoint is of no use.
+    /// The runtime's endpoint is unusable.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
-    /// The server's name is of no use.
+    /// The server's name is invalid.
     #[error("--dispatch-server-name: {0}")]
     ServerName(String),
 }
@@ -54,10 +55,10 @@ pub enum WarmerError {
 /// A warmer, ready to run.
 pub struct Warmer {
     runtime: Arc<dyn Runtime>,
-    /// Sockets of which the kubelet's is to be taken; empty once that is known.
+    /// Runtime sockets to choose from; empty once the kubelet's runtime is known.
     candidates: Vec<PathBuf>,
-    /// What the log says of the runtime: once.
-    introduced: Arc<OnceLock<RuntimeVersion>>,
+    /// The runtime's version, logged once.
+    logged_version: Arc<OnceLock<RuntimeVersion>>,
     removals: Removals,
     link: Link,
     queue: Queue,
@@ -68,19 +69,19 @@ pub struct Warmer {
     epoch: u64,
     jobs: JoinSet<Ended>,
     running: HashMap<Id, (Job, AbortHandle)>,
-    /// Jobs that wait for their grant, by order.
-    asking: HashMap<String, oneshot::Sender<PullGrant>>,
-    /// Orders whose pull runs.
+    /// Jobs that wait for their grant, by assignment.
+    awaiting_grant: HashMap<String, oneshot::Sender<PullGrant>>,
+    /// Assignments whose pull is running.
     pulling: HashSet<String>,
     events: mpsc::Receiver<JobEvent>,
     events_sender: mpsc::Sender<JobEvent>,
     connected: watch::Sender<bool>,
-    queued_told_at: i64,
+    queued_reported_at: i64,
 }
 
 impl Warmer {
-    /// A warmer over the runtime that `args` names. What cannot ever work is an error here; what
-    /// may come later (files, the controller, an answer of the runtime) is waited for.
+    /// A warmer over the runtime that `args` names. Returns an error for settings that can never
+    /// work; files, the controller and the runtime may become available later.
     pub fn new(args: &WarmerArgs, metrics: WarmerMetrics) -> Result<Self, WarmerError> {
         let (runtime, candidates) = match runtime::connect(args.runtime_endpoint.as_deref())? {
             Choice::Made(runtime) => (runtime, Vec::new()),
@@ -89,7 +90,7 @@ impl Warmer {
         Ok(Warmer { candidates, ..Self::with_runtime(runtime, args, metrics)? })
     }
 
-    /// The same over a given runtime, whatever endpoint `args` name.
+    /// The same over a given runtime; ignores the endpoint in `args`.
     pub fn with_runtime(
         runtime: Arc<dyn Runtime>,
         args: &WarmerArgs,
@@ -115,7 +116,7 @@ impl Warmer {
             removals: Removals::listen(runtime.clone()),
             runtime,
             candidates: Vec::new(),
-            introduced: Arc::default(),
+            logged_version: Arc::default(),
             link: Link::new(settings),
             queue: Queue::new(limits),
             outbox: Outbox::default(),
@@ -125,22 +126,22 @@ impl Warmer {
             epoch: 0,
             jobs: JoinSet::new(),
             running: HashMap::new(),
-            asking: HashMap::new(),
+            awaiting_grant: HashMap::new(),
             pulling: HashSet::new(),
             events,
             events_sender,
             connected: watch::Sender::new(false),
-            queued_told_at: 0,
+            queued_reported_at: 0,
         })
     }
 
-    /// Whether the stream to the controller is open: what readiness is about.
+    /// Whether the stream to the controller is open. Readiness depends on it.
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.connected.subscribe()
     }
 
-    /// Works until `shutdown`; running pulls are then stopped. An error when it cannot be told with
-    /// which of several runtimes to work.
+    /// Runs until `shutdown`, then cancels running pulls. Returns an error when several runtimes
+    /// exist and the kubelet's cannot be determined.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), WarmerError> {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -161,7 +162,7 @@ impl Warmer {
                 Some(ended) = self.jobs.join_next_with_id() => self.on_ended(ended),
                 () = sleep_until(wake_at) => {}
                 () = self.removals.seen() => self.queue.removal_seen(now()),
-                _ = tick.tick() => self.tell_waiting(),
+                _ = tick.tick() => self.report_waiting(),
             }
         };
         self.show_connected(false);
@@ -185,26 +186,26 @@ impl Warmer {
         self.metrics.assignments.set(self.queue.assignments() as i64);
     }
 
-    /// Says who we are; asks the runtime first, but not for long.
+    /// The next `Hello`, with the runtime's version; that request has a timeout.
     fn hello(&mut self) -> BoxFuture<'static, Hello> {
-        // By the clock, so that it grows over restarts as well.
+        // From the clock, so that it also increases across restarts.
         let clock = u64::try_from(now()).unwrap_or(0);
         self.epoch = clock.max(self.epoch + 1);
         let pulling = self.pulling.iter().cloned().collect();
         let (runtime, epoch) = (self.runtime.clone(), self.epoch);
-        Box::pin(introduction::hello(runtime, epoch, pulling, self.introduced.clone()))
+        Box::pin(introduction::hello(runtime, epoch, pulling, self.logged_version.clone()))
     }
 
     fn on_link(&mut self, event: LinkEvent) -> Result<(), EndpointError> {
         match event {
-            // Not before the Welcome: until then the controller may still say no.
+            // Connected only after the Welcome: until then the controller may reject the stream.
             LinkEvent::Opened => {}
             LinkEvent::Lost(error) => {
                 self.show_connected(false);
                 self.metrics.stream_failures.inc();
                 match error {
                     StreamError::NotLeading(Some(_)) => {
-                        tracing::debug!("another replica leads: going there");
+                        tracing::debug!("another replica leads, connecting to it");
                     }
                     error => tracing::warn!(%error, "no stream to the controller"),
                 }
@@ -219,8 +220,8 @@ impl Warmer {
         Ok(())
     }
 
-    /// Takes the kubelet's runtime, and introduces itself anew.
-    fn settle(&mut self, kubelet: &str) -> Result<(), EndpointError> {
+    /// Selects the kubelet's runtime and opens a new stream with its version.
+    fn select_runtime(&mut self, kubelet: &str) -> Result<(), EndpointError> {
         self.runtime = runtime::choose(&self.candidates, kubelet)?;
         self.candidates.clear();
         self.removals = Removals::listen(self.runtime.clone());
@@ -231,7 +232,7 @@ impl Warmer {
     fn on_message(&mut self, message: FromController) -> Result<(), EndpointError> {
         match message.message {
             Some(Message::Welcome(welcome)) if !self.candidates.is_empty() => {
-                self.settle(&welcome.kubelet_runtime)?;
+                self.select_runtime(&welcome.kubelet_runtime)?;
             }
             Some(Message::Welcome(welcome)) => {
                 let (node, controller) = (welcome.node_name, welcome.controller_version);
@@ -239,7 +240,7 @@ impl Warmer {
                 self.show_connected(true);
                 self.queue.welcome();
                 self.outbox.clear();
-                self.asking.keys().for_each(|uid| self.outbox.request(uid));
+                self.awaiting_grant.keys().for_each(|uid| self.outbox.request(uid));
             }
             Some(Message::Assign(assign)) => {
                 let report = self.queue.assign(assign, now());
@@ -252,12 +253,12 @@ impl Warmer {
                 }
             }
             Some(Message::PullGrant(grant)) => {
-                if let Some(asking) = self.asking.remove(&grant.uid) {
+                if let Some(reply) = self.awaiting_grant.remove(&grant.uid) {
                     if grant.refused_reason.is_empty() {
                         self.pulling.insert(grant.uid.clone());
                     }
-                    // A job that was stopped meanwhile needs no grant.
-                    let _ = asking.send(grant);
+                    // A job that has been stopped needs no grant.
+                    let _ = reply.send(grant);
                 }
             }
             // From a newer controller.
@@ -268,11 +269,11 @@ impl Warmer {
 
     fn on_job_event(&mut self, event: JobEvent) {
         match event {
-            // Withdrawn just before: nobody would ever grant it, so its end is now.
-            JobEvent::Ask(uid, _) if !self.queue.knows(&uid) => {}
-            JobEvent::Ask(uid, reply) => {
+            // Withdrawn: no grant will follow. Dropping `reply` ends the job.
+            JobEvent::GrantRequested(uid, _) if !self.queue.knows(&uid) => {}
+            JobEvent::GrantRequested(uid, reply) => {
                 self.outbox.request(&uid);
-                self.asking.insert(uid, reply);
+                self.awaiting_grant.insert(uid, reply);
             }
             JobEvent::Progress(progress) => {
                 if self.link.is_open() && self.pulling.contains(&progress.uid) {
@@ -285,11 +286,11 @@ impl Warmer {
     fn on_ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
         let (id, ended) = match ended {
             Ok((id, ended)) => (id, Some(ended)),
-            // Stopped on purpose.
+            // Cancelled.
             Err(error) => (error.id(), None),
         };
         let Some((job, _)) = self.running.remove(&id) else { return };
-        self.asking.remove(&job.uid);
+        self.awaiting_grant.remove(&job.uid);
         self.pulling.remove(&job.uid);
         match ended {
             Some(ended) => {
@@ -306,9 +307,9 @@ impl Warmer {
 
     fn withdraw(&mut self, uid: &str) {
         self.outbox.forget(uid);
-        // Without an order there will be no grant: its job ends, and another order for the image asks
-        // for its own.
-        self.asking.remove(uid);
+        // Without an assignment no grant follows: the job ends. Another assignment of the image
+        // requests its own grant.
+        self.awaiting_grant.remove(uid);
         if self.queue.withdraw(uid)
             && let Some((_, handle)) = self.running.values().find(|(job, _)| job.uid == uid)
         {
@@ -322,18 +323,18 @@ impl Warmer {
         }
     }
 
-    fn tell_waiting(&mut self) {
+    fn report_waiting(&mut self) {
         let now = now();
         for outcome in self.queue.held_up(now) {
             self.outbox.outcome(outcome);
         }
-        if !self.link.is_open() || now - self.queued_told_at < QUEUED_EVERY_MS {
+        if !self.link.is_open() || now - self.queued_reported_at < QUEUED_EVERY_MS {
             return;
         }
-        self.queued_told_at = now;
-        // For a place on this node, or for the controller's word.
-        let asking = self.asking.keys().map(String::as_str);
-        for uid in self.queue.queued(now).chain(asking) {
+        self.queued_reported_at = now;
+        // They wait for a free place on this node, or for a grant.
+        let awaiting_grant = self.awaiting_grant.keys().map(String::as_str);
+        for uid in self.queue.queued(now).chain(awaiting_grant) {
             let progress = Progress { uid: uid.into(), queued: true, ..Progress::default() };
             self.outbox.progress(progress, now);
         }
@@ -357,7 +358,7 @@ fn log_outcome(job: &Job, outcome: &Outcome) {
 
 async fn sleep_until(at_unix_ms: Option<i64>) {
     match at_unix_ms {
-        // Never zero, so that a clock that jumps cannot make the loop spin.
+        // At least 1 ms, so that a clock that jumps cannot make the loop spin.
         Some(at) => {
             let left = u64::try_from(at - now()).unwrap_or(0).max(1);
             tokio::time::sleep(Duration::from_millis(left)).await;

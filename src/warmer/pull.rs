@@ -1,5 +1,6 @@
-//! One job from start to end: a look, or a pull (or a question to the registry) with its grant, its
-//! credentials in turn, and an end when nothing moves for too long. Says what happened; what follows from it is the queue's part.
+//! Runs one job: a presence check, a pull, or a verification against the registry. A pull and a
+//! verification wait for a grant and try its credentials in turn; a pull without progress times
+//! out. The job returns its result; the queue decides what follows.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,24 +19,24 @@ use imagewarm_core::protocol::{Progress, PullGrant};
 use imagewarm_core::runtime::{PullProgress, PulledImage, RuntimeError};
 
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Finer steps of progress than this are not passed on.
+/// Minimum interval of progress reports.
 const STEP_MS: i64 = 250;
-/// A pull of which nothing new is told is told of again, so that it is seen to run.
+/// Interval at which the last progress is reported again, to show that the pull is running.
 const ALIVE: Duration = Duration::from_secs(2);
 
-/// How long a pull may take.
+/// Timeouts of a pull.
 #[derive(Clone, Copy, Debug)]
 pub struct PullTimeouts {
-    /// Without progress, where the runtime tells of any.
+    /// Without progress, for a runtime that reports progress.
     pub idle: Duration,
-    /// In all, where it does not.
+    /// In total, for a runtime that does not.
     pub total: Duration,
 }
 
-/// What a running job has to say.
+/// An event of a running job.
 pub enum JobEvent {
     /// It needs a grant.
-    Ask(String, oneshot::Sender<PullGrant>),
+    GrantRequested(String, oneshot::Sender<PullGrant>),
     /// Its pull is running.
     Progress(Progress),
 }
@@ -50,20 +51,20 @@ pub async fn run(
 ) -> Ended {
     match job.step {
         Step::CheckPresence => {
-            let look = tokio::time::timeout(PRESENCE_TIMEOUT, runtime.present(&job.image)).await;
-            Ended::PresenceChecked(look.unwrap_or_else(|_| {
-                let message = "the runtime did not answer in time".into();
+            let checked = tokio::time::timeout(PRESENCE_TIMEOUT, runtime.present(&job.image)).await;
+            Ended::PresenceChecked(checked.unwrap_or_else(|_| {
+                let message = "the runtime did not respond in time".into();
                 Err(RuntimeError { reason: Reason::RuntimeUnavailable, message })
             }))
         }
         Step::Pull => {
-            // Before the grant: who cannot pull takes no place from other nodes.
+            // Before the grant: a node that cannot pull must not hold a permit that others need.
             let shortage = disk.shortage(runtime.as_ref(), job.room_bytes);
             match tokio::time::timeout(PRESENCE_TIMEOUT, shortage).await {
                 Ok(Some(message)) => return Ended::NoRoom(message),
                 Ok(None) => {}
-                // The pull will find out what is wrong.
-                Err(_) => tracing::warn!("the disk guard got no answer in time"),
+                // The pull reports the fault.
+                Err(_) => tracing::warn!("disk guard timed out"),
             }
             let (credentials, refusal) = match granted(job, &events).await {
                 Ok(granted) => granted,
@@ -89,7 +90,7 @@ pub async fn run(
                 let answer = runtime.verify(&job.image, credential);
                 async {
                     tokio::time::timeout(PRESENCE_TIMEOUT, answer).await.unwrap_or_else(|_| {
-                        let message = "the registry did not answer in time".into();
+                        let message = "the registry did not respond in time".into();
                         Err(RuntimeError { reason: Reason::TimedOut, message })
                     })
                 }
@@ -99,16 +100,16 @@ pub async fn run(
     }
 }
 
-/// The credentials to try, and what is missing among them; or why nothing may be tried.
+/// The credentials to try, and the error of a missing Secret; or why the job is refused.
 async fn granted(
     job: &Job,
     events: &mpsc::Sender<JobEvent>,
 ) -> Result<(Vec<Credential>, Option<RuntimeError>), RuntimeError> {
     let (sender, grant) = oneshot::channel();
-    // The main loop outlives its jobs; without it the process is ending.
-    let _ = events.send(JobEvent::Ask(job.uid.clone(), sender)).await;
+    // The main loop outlives its jobs; without it the process is terminating.
+    let _ = events.send(JobEvent::GrantRequested(job.uid.clone(), sender)).await;
     let Ok(grant) = grant.await else {
-        let message = "the warmer is ending".into();
+        let message = "the warmer is terminating".into();
         return Err(RuntimeError { reason: Reason::WaitingForWarmer, message });
     };
     let refusal = (!grant.refused_reason.is_empty()).then(|| RuntimeError {
@@ -121,8 +122,8 @@ async fn granted(
     }
 }
 
-/// Pull secrets that do not exist keep no Pod from a public image, and so no pull either. What the
-/// registry then hides is told by the secret that is missing.
+/// Missing pull secrets do not prevent a Pod from using a public image, and so do not prevent a
+/// pull. If the registry then refuses the image, the error names the missing Secret.
 fn without_secret(error: RuntimeError, missing: Option<RuntimeError>) -> RuntimeError {
     match missing {
         Some(missing) if matches!(error.reason, Reason::Unauthorized | Reason::NotFound) => {
@@ -146,7 +147,7 @@ async fn in_turn<'a, T, F: Future<Output = Result<T, RuntimeError>>>(
             Err(error) => error,
         };
         match (error.reason, &refused) {
-            // Registries hide what one may not see: another credential may see it.
+            // Registries report an image that a credential may not read as not found.
             (Reason::Unauthorized, _) | (Reason::NotFound, None) => refused = Some(error),
             (Reason::NotFound, Some(_)) => {}
             _ => return Err(error),
@@ -158,7 +159,7 @@ async fn in_turn<'a, T, F: Future<Output = Result<T, RuntimeError>>>(
     }))
 }
 
-/// One pull with one credential; ended when timeouts is.
+/// One pull with one credential, until it completes or times out.
 async fn watched(
     job: &Job,
     runtime: &dyn Runtime,
@@ -170,11 +171,11 @@ async fn watched(
     let begin = Instant::now();
     let elapsed = move || i64::try_from(begin.elapsed().as_millis()).unwrap_or(i64::MAX);
     let moved_at = AtomicI64::new(0);
-    let told_at = AtomicI64::new(-STEP_MS);
+    let reported_at = AtomicI64::new(-STEP_MS);
     let last = Mutex::new(PullProgress::default());
-    let tell = |progress: PullProgress| {
-        told_at.store(elapsed(), Ordering::Relaxed);
-        // A full channel loses a step; the next one says more.
+    let report = |progress: PullProgress| {
+        reported_at.store(elapsed(), Ordering::Relaxed);
+        // A full channel drops this report; a later one supersedes it.
         let _ = events.try_send(JobEvent::Progress(Progress {
             uid: job.uid.clone(),
             queued: false,
@@ -188,14 +189,14 @@ async fn watched(
         let now = elapsed();
         moved_at.store(now, Ordering::Relaxed);
         *last.lock().unwrap_or_else(PoisonError::into_inner) = progress;
-        if now - told_at.load(Ordering::Relaxed) >= STEP_MS {
-            tell(progress);
+        if now - reported_at.load(Ordering::Relaxed) >= STEP_MS {
+            report(progress);
         }
     };
     let alive = async {
         loop {
             tokio::time::sleep(ALIVE).await;
-            tell(*last.lock().unwrap_or_else(PoisonError::into_inner));
+            report(*last.lock().unwrap_or_else(PoisonError::into_inner));
         }
     };
     progress(PullProgress::default());
@@ -208,7 +209,8 @@ async fn watched(
     });
     if !runtime.reports_progress() {
         return tokio::time::timeout(timeouts.total, pull).await.unwrap_or_else(|_| {
-            let message = format!("not done within {} s", timeouts.total.as_secs());
+            let message =
+                format!("the pull did not complete within {} s", timeouts.total.as_secs());
             Err(RuntimeError { reason: Reason::TimedOut, message })
         });
     }
@@ -222,7 +224,7 @@ async fn watched(
         if u64::try_from(moved_at.load(Ordering::Relaxed)).unwrap_or(0) == moved {
             return Err(RuntimeError {
                 reason: Reason::TimedOut,
-                message: format!("nothing moved for {} s", timeouts.idle.as_secs()),
+                message: format!("the pull made no progress for {} s", timeouts.idle.as_secs()),
             });
         }
     }
@@ -271,12 +273,12 @@ mod tests {
     }
 
     async fn ended_as(job: &Job, runtime: FakeRuntime, grant: PullGrant, idle: Duration) -> Ended {
-        let (events, mut heard) = mpsc::channel(8);
+        let (events, mut received) = mpsc::channel(8);
         let grant_it = async {
-            if let Some(JobEvent::Ask(_, reply)) = heard.recv().await {
+            if let Some(JobEvent::GrantRequested(_, reply)) = received.recv().await {
                 let _ = reply.send(grant);
             }
-            while heard.recv().await.is_some() {}
+            while received.recv().await.is_some() {}
         };
         let timeouts = PullTimeouts { idle, total: 2 * idle };
         let disk = DiskGuard::new(0, None);
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_secret_keeps_no_public_image_away() {
+    async fn a_missing_secret_does_not_prevent_the_pull_of_a_public_image() {
         let grant = |reason: Reason| PullGrant {
             refused_reason: reason.as_str().into(),
             refused_message: "Secret regcred does not exist".into(),
@@ -347,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_there_is_opened_by_the_right_credential_only() {
+    async fn a_present_image_is_verified_by_the_right_credential_only() {
         let private = || FakeRuntime::default().with("r.test/app:v1", Script::Needs("right"));
         for (names, expected) in [
             (&["wrong", "right"][..], Ok(())),
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pull_ends_when_nothing_moves_but_not_by_its_length() {
+    async fn a_pull_times_out_without_progress_but_not_by_its_length() {
         let idle = Duration::from_millis(300);
         let stuck = FakeRuntime::default().with("r.test/app:v1", Script::Stuck);
         let ended_stuck = ended(stuck, PullGrant::default(), idle).await;
@@ -377,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_progress_a_pull_ends_by_its_length_only() {
+    async fn without_progress_reports_a_pull_times_out_by_its_length_only() {
         let idle = Duration::from_millis(300);
         let slow = FakeRuntime::default().silent().with("r.test/app:v1", Script::Slow(4));
         assert_eq!(reason(ended(slow, PullGrant::default(), idle).await), Ok(true));
@@ -387,16 +389,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_room_nothing_is_asked_for_and_nothing_pulled() {
+    async fn without_space_no_grant_is_requested_and_nothing_is_pulled() {
         let folder = tempfile::tempdir().unwrap();
         let disk = DiskGuard::new(0, Some(folder.path().to_owned()));
-        let (events, mut heard) = mpsc::channel(8);
+        let (events, mut received) = mpsc::channel(8);
         let runtime = FakeRuntime::default();
         let calls = runtime.calls();
         let huge = Job { room_bytes: u64::MAX, ..job("r.test/app:v1") };
         let timeouts = PullTimeouts { idle: Duration::from_secs(5), total: Duration::from_secs(5) };
         let ended = run(&huge, Arc::new(runtime), &disk, events, timeouts).await;
         assert!(matches!(ended, Ended::NoRoom(_)), "{ended:?}");
-        assert!(heard.recv().await.is_none() && calls.lock().unwrap().is_empty());
+        assert!(received.recv().await.is_none() && calls.lock().unwrap().is_empty());
     }
 }

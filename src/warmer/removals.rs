@@ -1,5 +1,5 @@
-//! Listens for images that the runtime removes, where it tells of them. What is lost of it, the
-//! regular look at what the node holds finds.
+//! Watches the images that the runtime removes, if the runtime reports removals. The periodic
+//! presence check detects removals that the watch misses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,38 +10,37 @@ use tokio::time::Instant;
 
 use crate::runtime::Runtime;
 
-/// A garbage collection removes many images, one after another.
+/// Delay that merges removals into one event: a garbage collection removes many images in a row.
 const SETTLE: Duration = Duration::from_millis(500);
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A runtime that told for so long was well: the next trouble starts from the shortest pause.
-const GOOD: Duration = Duration::from_secs(60);
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// A watch that lasted this long resets the back-off.
+const HEALTHY: Duration = Duration::from_secs(60);
 
-/// Hears of removals for as long as it lives.
+/// A watch of removals; dropping it stops the watch.
 pub(super) struct Removals {
-    told: Arc<Notify>,
+    removed: Arc<Notify>,
     due: Option<Instant>,
     _listener: JoinSet<()>,
 }
 
 impl Removals {
-    /// Begins to listen.
+    /// Starts the watch.
     pub(super) fn listen(runtime: Arc<dyn Runtime>) -> Self {
-        let told = Arc::new(Notify::new());
+        let removed = Arc::new(Notify::new());
         let mut listener = JoinSet::new();
         if runtime.reports_removals() {
-            listener.spawn(listen(runtime, told.clone()));
+            listener.spawn(listen(runtime, removed.clone()));
         }
-        Removals { told, due: None, _listener: listener }
+        Removals { removed, due: None, _listener: listener }
     }
 
-    /// Returns soon after a removal; of several in a row once. May be dropped and called again
-    /// without loss.
+    /// Returns `SETTLE` after a removal; once for several in a row. Cancel safe.
     pub(super) async fn seen(&mut self) {
         let due = match self.due {
             Some(due) => due,
             None => {
-                self.told.notified().await;
+                self.removed.notified().await;
                 *self.due.insert(Instant::now() + SETTLE)
             }
         };
@@ -50,19 +49,19 @@ impl Removals {
     }
 }
 
-async fn listen(runtime: Arc<dyn Runtime>, told: Arc<Notify>) {
-    let mut pause = FIRST_PAUSE;
+async fn listen(runtime: Arc<dyn Runtime>, removed: Arc<Notify>) {
+    let mut backoff = FIRST_BACKOFF;
     loop {
         let began = Instant::now();
-        let error = runtime.watch_removals(&|| told.notify_one()).await;
-        if began.elapsed() >= GOOD {
-            pause = FIRST_PAUSE;
+        let error = runtime.watch_removals(&|| removed.notify_one()).await;
+        if began.elapsed() >= HEALTHY {
+            backoff = FIRST_BACKOFF;
         }
-        tracing::debug!(%error, "the runtime does not tell of removals; asking again");
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-        // Nobody listened meanwhile.
-        told.notify_one();
+        tracing::debug!(%error, "watch of image removals failed, retrying");
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+        // Removals during the back-off were not observed.
+        removed.notify_one();
     }
 }
 
@@ -72,16 +71,16 @@ mod tests {
     use crate::runtime::fake::FakeRuntime;
 
     #[tokio::test]
-    async fn removals_are_heard_of_also_after_a_break() {
+    async fn removals_are_reported_after_the_watch_restarts() {
         let runtime = FakeRuntime::default();
         let mut removals = Removals::listen(Arc::new(runtime.clone()));
-        for told in [true, true, false, true] {
-            runtime.tell_removal(told);
-            // Dropped in the middle, as when something else happens, and taken up again.
+        for removed in [true, true, false, true] {
+            runtime.report_removal(removed);
+            // Cancelled and called again, as `select!` does.
             let settling = tokio::time::timeout(SETTLE / 5, removals.seen()).await;
             assert!(settling.is_err(), "several in a row are one");
             let seen = tokio::time::timeout(Duration::from_secs(20), removals.seen()).await;
-            assert!(seen.is_ok(), "told: {told}");
+            assert!(seen.is_ok(), "removed: {removed}");
         }
     }
 }

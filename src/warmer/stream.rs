@@ -1,5 +1,5 @@
-//! The stream to the leading controller: finding it, proving who we are, and coming back when it
-//! breaks. What is said on it is not understood here.
+//! The stream to the leading controller: connecting to the leader, authentication, and reconnection
+//! with back-off. It does not interpret the messages.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,21 +23,22 @@ use crate::protocol::dispatch_client::DispatchClient;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, printable, quoted};
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello, LEADER_METADATA, from_warmer};
 
-const CONNECT: Duration = Duration::from_secs(5);
-/// Many warmers may come at once, and each token is reviewed.
-const ACCEPT: Duration = Duration::from_secs(45);
-/// A silent connection is asked for a sign of life, and given up without one.
-const PING_EVERY: Duration = Duration::from_secs(15);
-const PING_ANSWER: Duration = Duration::from_secs(10);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A stream that lasted this long was a good one: the next trouble starts from the shortest pause.
-const GOOD: Duration = Duration::from_secs(10);
-/// Messages between the main loop and the connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout for the controller to accept the stream: many warmers may connect at once, and each
+/// token is reviewed.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(45);
+/// Interval of HTTP/2 keep-alive pings; a connection without a reply in time is closed.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// A stream that lasted this long resets the back-off.
+const HEALTHY: Duration = Duration::from_secs(10);
+/// Capacity of the channel of messages from the main loop to the connection.
 const UNSENT: usize = 64;
 const LARGEST_MESSAGE: usize = 1024 * 1024;
 
-/// Where the dispatch server is: `https://HOST:PORT`.
+/// URL of the dispatch server: `https://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerAddress {
     host: String,
@@ -65,7 +66,7 @@ impl ServerAddress {
     }
 }
 
-/// What is needed to open a stream.
+/// Settings needed to open a stream.
 #[derive(Clone, Debug)]
 pub(super) struct StreamSettings {
     pub(super) server: ServerAddress,
@@ -75,34 +76,34 @@ pub(super) struct StreamSettings {
 }
 
 impl StreamSettings {
-    /// The name that the server's certificate must carry: the one given, or the server's host.
+    /// The name that the server's certificate must contain: the one given, or the server's host.
     pub(super) fn server_name(
         server: &ServerAddress,
         name: Option<&str>,
     ) -> Result<ServerName<'static>, String> {
         let name = name.unwrap_or(&server.host).to_owned();
         ServerName::try_from(name.clone())
-            .map_err(|_| format!("{} is no DNS name or address", quoted(&name)))
+            .map_err(|_| format!("{} is not a DNS name or IP address", quoted(&name)))
     }
 }
 
-/// Why there is no stream.
+/// Why the stream could not be opened, or why it terminated.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// A file cannot be read, perhaps not yet.
+    /// A file cannot be read; it may be created later.
     #[error("cannot read {path}: {source}")]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A file does not hold what it should.
+    /// A file has invalid content.
     #[error("{path} {problem}")]
     Content {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         problem: &'static str,
     },
     /// TLS cannot be set up.
@@ -111,16 +112,16 @@ pub enum StreamError {
     /// The server cannot be reached.
     #[error("cannot connect to {address}: {problem}")]
     Connect {
-        /// Where.
+        /// The server's address.
         address: String,
-        /// Why.
+        /// The cause.
         problem: String,
     },
-    /// The server does not lead; it may have said who does.
+    /// The server does not lead; with the leader's address if the server reports it.
     #[error("the replica does not lead")]
     NotLeading(Option<ServerAddress>),
-    /// The server refused the stream, or ended it.
-    #[error("the stream ended: {} ({:?})", printable(.0.message(), MESSAGE_MAX), .0.code())]
+    /// The server rejected the stream, or terminated it.
+    #[error("the stream terminated: {} ({:?})", printable(.0.message(), MESSAGE_MAX), .0.code())]
     Ended(Box<Status>),
 }
 
@@ -140,7 +141,7 @@ pub(super) struct Session {
     pub(super) incoming: Streaming<FromController>,
 }
 
-/// Opens a stream to `target` and says hello. The files are read anew each time.
+/// Opens a stream to `target` and sends `hello`. Reads the files for each stream.
 async fn open(
     settings: &StreamSettings,
     target: &ServerAddress,
@@ -159,25 +160,25 @@ async fn open(
             Ok::<_, io::Error>(TokioIo::new(tls.connect(name, tcp).await?))
         }
     });
-    // TLS is the connector's part, so tonic sees a plain connection.
+    // The connector does TLS, so tonic uses a plain connection.
     let endpoint = Endpoint::try_from(format!("http://{address}"))
         .map_err(|error| connect(error.to_string()))?
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_ANSWER)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true);
-    let channel = tokio::time::timeout(CONNECT, endpoint.connect_with_connector(connector))
+    let channel = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(connector))
         .await
-        .map_err(|_| connect("no answer in time".into()))?
+        .map_err(|_| connect("no response in time".into()))?
         .map_err(|error| connect(root_cause(&error)))?;
 
     let mut client = DispatchClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
     let (outgoing, messages) = mpsc::channel(UNSENT);
     let hello = FromWarmer { message: Some(from_warmer::Message::Hello(hello)) };
-    // The channel is new and empty.
+    // Cannot fail: the channel is new and empty.
     let _ = outgoing.try_send(hello);
     let mut request = Request::new(ReceiverStream::new(messages));
     request.metadata_mut().insert("authorization", token);
-    let response = tokio::time::timeout(ACCEPT, client.session(request))
+    let response = tokio::time::timeout(ACCEPT_TIMEOUT, client.session(request))
         .await
         .map_err(|_| connect("the stream was not accepted in time".into()))??;
     Ok(Session { outgoing, incoming: response.into_inner() })
@@ -196,7 +197,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, StreamError> {
-    // Small files of a memory file system: not worth a thread.
+    // Small files on a memory file system: blocking is short.
     fs::read(path).map_err(|source| StreamError::File { path: path.to_owned(), source })
 }
 
@@ -232,15 +233,15 @@ fn client_config(ca_file: &Path) -> Result<ClientConfig, StreamError> {
     Ok(config)
 }
 
-/// What happened on the link.
+/// An event of the link.
 pub(super) enum LinkEvent {
     /// The stream is open.
     Opened,
-    /// It could not be opened, or it ended.
+    /// The stream could not be opened, or it terminated.
     Lost(StreamError),
-    /// A message came.
+    /// A message from the controller.
     Message(FromController),
-    /// There is room for a message.
+    /// The channel has capacity for a message.
     Room(mpsc::OwnedPermit<FromWarmer>),
 }
 
@@ -250,11 +251,11 @@ enum State {
     Open(Box<Session>),
 }
 
-/// The stream, or the way to the next one.
+/// The stream, or the attempt to open the next one.
 pub(super) struct Link {
     settings: StreamSettings,
     state: State,
-    /// Where the leader is said to be; tried once before the configured address.
+    /// The leader's reported address; tried once before the configured address.
     leader: Option<ServerAddress>,
     failures: u32,
     opened_at: Option<tokio::time::Instant>,
@@ -273,28 +274,28 @@ impl Link {
         matches!(self.state, State::Open(_))
     }
 
-    /// Ends the stream; the next may be opened at once.
+    /// Closes the stream and resets the back-off.
     pub(super) fn close(&mut self) {
         (self.state, self.failures, self.opened_at) = (State::Closed, 0, None);
     }
 
-    /// Begins to open a stream, after a pause if the last ones failed. `jitter` is from 0 to 1.
+    /// Starts to open a stream, after a back-off if the last ones failed. `jitter` is from 0 to 1.
     pub(super) fn begin(&mut self, hello: BoxFuture<'static, Hello>, jitter: f64) {
         let redirected = self.leader.take();
-        // A redirect is followed at once, but not for ever: replicas may point at each other.
-        let pause = match (&redirected, self.failures) {
+        // A redirect is followed at once at most twice in a row: replicas may point at each other.
+        let backoff = match (&redirected, self.failures) {
             (_, 0) | (Some(_), 1..=2) => Duration::ZERO,
-            (_, failures) => pause(failures, jitter),
+            (_, failures) => backoff(failures, jitter),
         };
         let target = redirected.unwrap_or_else(|| self.settings.server.clone());
         let settings = self.settings.clone();
         self.state = State::Opening(Box::pin(async move {
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(backoff).await;
             open(&settings, &target, hello.await).await
         }));
     }
 
-    /// Waits for the next event. May be dropped and called again without loss.
+    /// Waits for the next event. Cancel safe.
     pub(super) async fn next(&mut self, wants_room: bool) -> LinkEvent {
         match &mut self.state {
             State::Closed => std::future::pending().await,
@@ -326,10 +327,10 @@ impl Link {
 
     fn lost(&mut self, error: StreamError) -> LinkEvent {
         self.state = State::Closed;
-        // A controller that is replaced ends its streams in good order: the next is near.
+        // A controller that shuts down closes streams with UNAVAILABLE; another is ready soon.
         let handed_over =
             matches!(&error, StreamError::Ended(status) if status.code() == Code::Unavailable);
-        if self.opened_at.take().is_some_and(|at| handed_over || at.elapsed() >= GOOD) {
+        if self.opened_at.take().is_some_and(|at| handed_over || at.elapsed() >= HEALTHY) {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);
@@ -340,9 +341,9 @@ impl Link {
     }
 }
 
-fn pause(failures: u32, jitter: f64) -> Duration {
+fn backoff(failures: u32, jitter: f64) -> Duration {
     let factor = 1u32 << failures.saturating_sub(1).min(10);
-    (FIRST_PAUSE * factor).min(LONGEST_PAUSE).mul_f64(0.5 + jitter * 0.5)
+    (FIRST_BACKOFF * factor).min(MAX_BACKOFF).mul_f64(0.5 + jitter * 0.5)
 }
 
 #[cfg(test)]
@@ -368,20 +369,20 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_and_are_bounded() {
-        assert_eq!(pause(1, 1.0), FIRST_PAUSE);
-        assert_eq!(pause(3, 1.0), FIRST_PAUSE * 4);
-        assert_eq!(pause(99, 1.0), LONGEST_PAUSE);
-        assert_eq!(pause(99, 0.0), LONGEST_PAUSE / 2);
+    fn back_off_grows_and_is_bounded() {
+        assert_eq!(backoff(1, 1.0), FIRST_BACKOFF);
+        assert_eq!(backoff(3, 1.0), FIRST_BACKOFF * 4);
+        assert_eq!(backoff(99, 1.0), MAX_BACKOFF);
+        assert_eq!(backoff(99, 0.0), MAX_BACKOFF / 2);
     }
 
     #[test]
-    fn a_replica_that_does_not_lead_says_where_the_leader_is() {
+    fn a_replica_that_does_not_lead_reports_the_leader() {
         let mut status = Status::failed_precondition("no");
         status.metadata_mut().insert(LEADER_METADATA, "10.0.0.7:8444".parse().unwrap());
         let StreamError::NotLeading(Some(leader)) = status.into() else { unreachable!() };
         assert_eq!((leader.host.as_str(), leader.port), ("10.0.0.7", 8444));
-        let status = Status::failed_precondition("nobody leads");
+        let status = Status::failed_precondition("no leader");
         assert!(matches!(status.into(), StreamError::NotLeading(None)));
         let error = StreamError::from(Status::unauthenticated("x"));
         assert!(matches!(error, StreamError::Ended(_)));

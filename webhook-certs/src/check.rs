@@ -1,5 +1,5 @@
-//! Judges a `Bundle` as a client would: readable, in date, keys that belong to their
-//! certificates, signed by the CA, made for the right names; and says when it is due for renewal.
+//! Validates a `Bundle` as a client would: readable, within its validity, keys that match their
+//! certificates, signed by the CA, issued for the right names. Computes when renewal is due.
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// The key under which the part stands in the Secret.
+    /// The part's key in the Secret.
     pub const fn key(self) -> &'static str {
         match self {
             Part::CaCertificate => "ca.crt",
@@ -48,64 +48,64 @@ impl fmt::Display for Part {
     }
 }
 
-/// From when to when a bundle can be served, and when to replace it.
+/// The period in which a bundle can be served, and the time to replace it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// Begin of the serving certificate.
+    /// Start of the serving certificate's validity.
     pub not_before: Timestamp,
-    /// End of the serving certificate.
+    /// Expiry of the serving certificate.
     pub not_after: Timestamp,
-    /// When a third of the serving certificate's life is left, or what the policy says.
+    /// When a third of the serving certificate's lifetime is left, or as set by the policy.
     pub renew_at: Timestamp,
-    /// End of the CA.
+    /// Expiry of the CA.
     pub ca_not_after: Timestamp,
 }
 
 impl Validity {
-    /// Whether the serving certificate is to be renewed now.
+    /// Whether the serving certificate is due for renewal.
     pub fn is_due(&self, now: Timestamp) -> bool {
         now >= self.renew_at
     }
 }
 
-/// What is wrong with a bundle.
+/// The fault of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
     /// A part is absent or cannot be decoded.
     #[error("{part} cannot be read: {detail}")]
     Corrupted {
-        /// Which part.
+        /// The part.
         part: Part,
-        /// What the decoder said; holds nothing of the content.
+        /// The decoder's error; without any of the content.
         detail: String,
     },
-    /// A certificate is out of date.
+    /// A certificate has expired.
     #[error("{part} expired at {at}")]
     Expired {
-        /// Which certificate.
+        /// The certificate.
         part: Part,
-        /// Its end.
+        /// Its expiry.
         at: Timestamp,
     },
-    /// A certificate is not valid yet; perhaps the clock is wrong.
+    /// A certificate is not valid yet; the clock may be wrong.
     #[error("{part} is not valid before {at}")]
     NotYetValid {
-        /// Which certificate.
+        /// The certificate.
         part: Part,
-        /// Its begin.
+        /// The start of its validity.
         at: Timestamp,
     },
-    /// A key that does not belong to its certificate.
-    #[error("{part} does not belong to its certificate")]
+    /// A key does not match its certificate.
+    #[error("{part} does not match its certificate")]
     KeyMismatch {
-        /// Which key.
+        /// The key.
         part: Part,
     },
-    /// The serving certificate comes from another CA, or may not serve.
+    /// The serving certificate is signed by another CA, or is not for servers.
     #[error("tls.crt would not be accepted by a client that trusts ca.crt: {0}")]
     Foreign(String),
-    /// The serving certificate is for other names.
-    #[error("tls.crt is not made for {missing}")]
+    /// The serving certificate lacks a name.
+    #[error("tls.crt is not issued for {missing}")]
     WrongNames {
         /// The first name that it lacks.
         missing: String,
@@ -113,7 +113,7 @@ pub enum BundleError {
 }
 
 impl BundleError {
-    /// One word for logs and metrics.
+    /// The reason, for logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
             BundleError::Corrupted { .. } => "Corrupted",
@@ -140,8 +140,8 @@ impl Bundle {
         Ok(Validity { not_before, not_after, renew_at: not_after - life / 3, ca_not_after })
     }
 
-    /// The same without a look at the CA's key, which this process may not have. Returns begin and
-    /// end of the serving certificate.
+    /// The same without the CA's key, which this process may not have. Returns the start and the
+    /// expiry of the serving certificate's validity.
     pub fn verify_serving(
         &self,
         names: &[String],
@@ -169,13 +169,13 @@ impl Bundle {
         Ok((not_before, not_after))
     }
 
-    /// Whether the CA alone is good: readable, in date, with its key. Returns its end.
+    /// Whether the CA alone is valid: readable, not expired, with its key. Returns its expiry.
     pub fn check_ca(&self, now: Timestamp) -> Result<Timestamp, BundleError> {
         let roots = certificates(Part::CaCertificate, &self.ca_cert_pem)?;
         let (_, certificate) = X509Certificate::from_der(&roots[0])
             .map_err(|error| corrupted(Part::CaCertificate, error))?;
         if !certificate.is_ca() {
-            return Err(corrupted(Part::CaCertificate, "it is not a CA's certificate"));
+            return Err(corrupted(Part::CaCertificate, "the certificate is not a CA"));
         }
         let (_, not_after) = validity(Part::CaCertificate, &roots[0], now)?;
         let key = KeyPair::from_pem(&self.ca_key_pem).map_err(|e| corrupted(Part::CaKey, e))?;
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_told_apart() {
+    fn each_fault_is_distinguished() {
         let other = good();
         let twisted = |twist: &dyn Fn(&mut Bundle)| {
             let mut bundle = good();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_in_the_certificate_is_noticed() {
+    fn a_flipped_bit_in_the_certificate_is_detected() {
         let mut bundle = good();
         let body = bundle.cert_pem.find("\n").unwrap() + 300;
         let old = bundle.cert_pem.as_bytes()[body];
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_names_are_told() {
+    fn times_and_names_are_reported() {
         let bundle = good();
         let error = bundle.check(&names(&["hook.ns.svc"]), now() + days(91)).unwrap_err();
         assert_eq!(error.to_string(), "tls.crt expired at 2027-02-21T02:30:00Z");
@@ -331,7 +331,7 @@ mod tests {
         let error = bundle.check(&names(&["localhost", "hook.ns.svc.cluster.local"]), now());
         assert_eq!(
             error.unwrap_err().to_string(),
-            "tls.crt is not made for hook.ns.svc.cluster.local"
+            "tls.crt is not issued for hook.ns.svc.cluster.local"
         );
     }
 
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_orders_are_refused() {
+    fn impossible_requests_are_refused() {
         let zero = Lifetimes { serving: SignedDuration::ZERO, ..Lifetimes::default() };
         assert!(Bundle::issue(&names(&["a"]), zero, now()).is_err());
         assert!(Bundle::issue(&[], Lifetimes::default(), now()).is_err());

@@ -1,4 +1,4 @@
-//! What a certificate says of itself, for people.
+//! The fields of a certificate, for display.
 
 use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
@@ -6,30 +6,30 @@ use rustls::pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The parts that matter to an operator.
+/// The fields that an operator needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// Whose it is.
+    /// The subject.
     pub subject: String,
-    /// Who signed it.
+    /// The issuer.
     pub issuer: String,
-    /// The DNS names that it is good for.
+    /// The DNS names for which it is valid.
     pub names: Vec<String>,
-    /// Its begin.
+    /// The start of its validity.
     pub not_before: Timestamp,
-    /// Its end.
+    /// Its expiry.
     pub not_after: Timestamp,
     /// Its serial number, in hexadecimal digits.
     pub serial: String,
 }
 
 impl Description {
-    /// Reads the first certificate of a PEM text.
+    /// Parses the first certificate of a PEM text.
     pub fn of_pem(pem: &str) -> Option<Self> {
         Self::of_der(&CertificateDer::from_pem_slice(pem.as_bytes()).ok()?)
     }
 
-    /// Reads one certificate.
+    /// Parses one certificate.
     pub fn of_der(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let alternative = certificate.subject_alternative_name().ok().flatten();
@@ -58,7 +58,7 @@ mod tests {
     use crate::issue::{Bundle, Lifetimes};
 
     #[test]
-    fn a_certificate_tells_names_issuer_and_times() {
+    fn names_issuer_and_times_are_described() {
         let now: Timestamp = "2026-11-23T02:30:00Z".parse().unwrap();
         let names = ["hook.ns.svc".to_owned(), "localhost".to_owned()];
         let bundle = Bundle::issue(&names, Lifetimes::default(), now).unwrap();

@@ -1,5 +1,4 @@
-//! Makes the CA and the serving certificate (ECDSA P-256). No I/O and no clock; the only effect is
-//! the randomness of the keys.
+//! Issues the CA and the serving certificate (ECDSA P-256). No I/O and no clock; keys are random.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,15 +9,15 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose,
 };
 
-/// Certificates begin this long before they are made, for clients whose clock is behind.
+/// Certificates are valid from this long before they are issued, for clients whose clock is behind.
 pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(1);
 
-/// How long new certificates are valid.
+/// Lifetimes of new certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetimes {
     /// Of the CA.
     pub ca: SignedDuration,
-    /// Of the serving certificate; never beyond the CA's end.
+    /// Of the serving certificate; limited by the CA's expiry.
     pub serving: SignedDuration,
 }
 
@@ -35,17 +34,17 @@ impl Default for Lifetimes {
 /// A CA and the serving certificate that it signed, with both keys, as PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bundle {
-    /// What clients trust. Where there are several, the first belongs to `ca_key_pem`.
+    /// The CAs that clients trust. If there are several, the first belongs to `ca_key_pem`.
     pub ca_cert_pem: String,
     /// The CA's private key.
     pub ca_key_pem: String,
-    /// The serving certificate, perhaps followed by its chain.
+    /// The serving certificate, optionally followed by its chain.
     pub cert_pem: String,
     /// The serving certificate's private key.
     pub key_pem: String,
 }
 
-/// Keys stay out of every log.
+/// Redacted, so that no log contains a key.
 impl fmt::Debug for Bundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bundle")
@@ -57,22 +56,24 @@ impl fmt::Debug for Bundle {
     }
 }
 
-/// Why no certificate could be made.
+/// Why no certificate could be issued.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
-    /// A certificate must be for somebody.
-    #[error("no server name was given: at least one DNS name or IP address is needed")]
+    /// A certificate needs at least one name.
+    #[error("no server name is given: at least one DNS name or IP address is required")]
     NoNames,
-    /// The wanted lifetime does not fit the calendar, or is not positive.
-    #[error("a lifetime of {0} is not possible: it must be positive and end before the year 9999")]
+    /// The lifetime exceeds the range of dates, or is not positive.
+    #[error(
+        "a lifetime of {0} is not possible: it must be positive and expire before the year 9999"
+    )]
     Lifetime(SignedDuration),
-    /// The key or certificate library refused, usually a name.
-    #[error("the certificate cannot be made")]
+    /// The key or certificate library returned an error, usually for a name.
+    #[error("the certificate cannot be issued")]
     Crypto(#[from] rcgen::Error),
 }
 
 impl Bundle {
-    /// Makes a new CA and a serving certificate for `names` (DNS names or IP addresses).
+    /// Issues a new CA and a serving certificate for `names` (DNS names or IP addresses).
     pub fn issue(
         names: &[String],
         lifetimes: Lifetimes,
@@ -84,7 +85,7 @@ impl Bundle {
         bundle.renew(names, lifetimes, end(now, lifetimes.ca)?, now)
     }
 
-    /// Makes a new serving certificate from the same CA, which must be good until `ca_not_after`.
+    /// Issues a new serving certificate from the same CA, which must be valid until `ca_not_after`.
     pub fn renew(
         &self,
         names: &[String],
@@ -110,7 +111,7 @@ pub(crate) fn new_ca(lifetimes: Lifetimes, now: Timestamp) -> Result<(String, St
         KeyUsagePurpose::CrlSign,
         KeyUsagePurpose::DigitalSignature,
     ];
-    // The time keeps CAs apart by name, so that a client that trusts two finds the right one.
+    // The time makes the CA's name unique: a client that trusts two selects the right one.
     params.distinguished_name = common_name(&format!("webhook CA {now:.0}"));
     set_validity(&mut params, now, end(now, lifetimes.ca)?)?;
     let certificate = params.self_signed(&key)?;
@@ -155,7 +156,7 @@ fn set_validity(
     now: Timestamp,
     not_after: Timestamp,
 ) -> Result<(), IssueError> {
-    // rcgen counts in the `time` crate's type; only this function speaks it.
+    // rcgen uses the `time` crate's type; only this function converts to it.
     let from_epoch = |at: Timestamp| {
         let seconds = u64::try_from(at.as_second()).unwrap_or(0);
         rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds)

@@ -1,5 +1,5 @@
-//! Keeps the served certificate good: loads it, looks at it by wall clock every so often (another
-//! replica may have replaced it, a person may have deleted it), and publishes the CA.
+//! Loads the served certificate, checks the Secret at an interval by the wall clock (another
+//! replica may have replaced it, a user may have deleted it), and publishes the CA.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,45 +13,45 @@ use crate::rotate::Policy;
 use crate::secret::{Publication, SecretStore, StoreError};
 use crate::serve::Resolver;
 
-/// The first wait after a failure; it doubles up to the interval of checks.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// The first back-off after a failure; it doubles up to the interval of checks.
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 
-/// What a keeper keeps.
+/// Settings of a keeper.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// DNS names (or IP addresses) that the serving certificate must be good for.
+    /// DNS names (or IP addresses) that the serving certificate must be valid for.
     pub names: Vec<String>,
-    /// When certificates are made, used and given up.
+    /// When certificates are issued, used and retired.
     pub policy: Policy,
-    /// How often the Secret is looked at.
+    /// How often the Secret is checked.
     pub check_interval: Duration,
 }
 
-/// What is being served.
+/// The served certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// The CA (or CAs) that clients have to trust.
+    /// The CA (or CAs) that clients must trust.
     pub ca_cert_pem: Arc<str>,
-    /// End of the serving certificate.
+    /// Expiry of the serving certificate.
     pub not_after: Timestamp,
-    /// End of the CA that signed it.
+    /// Expiry of the CA that signed it.
     pub ca_not_after: Timestamp,
 }
 
-/// Loads, renews and swaps; see [`Keeper::run`].
+/// Loads, renews and swaps certificates; see [`Keeper::run`].
 pub struct Keeper {
     store: SecretStore,
     settings: Settings,
     resolver: Arc<Resolver>,
     served: watch::Sender<Option<Served>>,
-    /// `tls.crt` as last swapped in.
+    /// `tls.crt` in service.
     certificate: String,
     publication: Publication,
     on_fault: Box<dyn Fn(&BundleError) + Send + Sync>,
 }
 
 impl Keeper {
-    /// Does nothing yet.
+    /// A keeper; it starts with [`Keeper::run`].
     pub fn new(store: SecretStore, settings: Settings) -> Self {
         Keeper {
             store,
@@ -64,27 +64,27 @@ impl Keeper {
         }
     }
 
-    /// The next CA waits until it is seen among those that clients were told to trust (PEM).
+    /// The next CA signs only once it is among the CAs that clients trust (`seen`, PEM).
     pub fn wait_for_publication(&mut self, seen: watch::Receiver<Option<Arc<str>>>) {
         self.publication = Publication::watch(seen);
     }
 
-    /// Called for each bad bundle that was replaced; for metrics.
-    pub fn on_fault(&mut self, told: impl Fn(&BundleError) + Send + Sync + 'static) {
-        self.on_fault = Box::new(told);
+    /// Sets the function to call for each invalid bundle that was replaced; for metrics.
+    pub fn on_fault(&mut self, on_fault: impl Fn(&BundleError) + Send + Sync + 'static) {
+        self.on_fault = Box::new(on_fault);
     }
 
-    /// For the TLS server.
+    /// The resolver for the TLS server.
     pub fn resolver(&self) -> Arc<Resolver> {
         Arc::clone(&self.resolver)
     }
 
-    /// What is being served; `None` until the first load. Changes only when the content does.
+    /// The served certificate; `None` until the first load. Changes only when the content does.
     pub fn subscribe(&self) -> watch::Receiver<Option<Served>> {
         self.served.subscribe()
     }
 
-    /// One look at the Secret. After an error the previous certificate stays in service.
+    /// Checks the Secret once. After an error the previous certificate stays in service.
     pub async fn check(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let Settings { names, policy, .. } = &self.settings;
         let settled = self.store.settle(names, policy, now, &mut self.publication).await?;
@@ -111,18 +111,18 @@ impl Keeper {
         Ok(())
     }
 
-    /// Checks for ever; drop the future to stop.
+    /// Checks until the future is dropped.
     pub async fn run(mut self) {
-        let mut retry = FIRST_RETRY;
+        let mut retry = FIRST_BACKOFF;
         loop {
             let wait = match self.check(Timestamp::now()).await {
                 Ok(()) => {
-                    retry = FIRST_RETRY;
+                    retry = FIRST_BACKOFF;
                     self.settings.check_interval
                 }
                 Err(error) => {
                     let source = std::error::Error::source(&error).map(ToString::to_string);
-                    warn!(%error, source, retry_in = ?retry, "certificates could not be checked");
+                    warn!(%error, source, retry_in = ?retry, "certificate check failed");
                     let wait = retry;
                     retry = (retry * 2).min(self.settings.check_interval);
                     wait

@@ -1,15 +1,15 @@
 //! TLS certificates for Kubernetes admission webhooks, without cert-manager: a self-signed CA and
-//! a serving certificate, kept in a Secret that any of several replicas creates, all load, and
-//! whoever comes first renews; swapped into the running TLS server without a restart.
+//! a serving certificate, stored in a Secret. Any of several replicas creates or renews it; all
+//! load it and swap it into the running TLS server without a restart.
 //!
 //! ```text
 //! issue ─▶ Bundle ─▶ secret (POST, or GET the winner's) ─▶ keeper ─▶ serve (rustls resolver)
-//!             └ check: what is wrong with it                      └▶ watch: the CA to publish
-//!             └ rotate: what is to be stored next
+//!             └ check: its faults                                 └▶ watch: the CA to publish
+//!             └ rotate: the next state to store
 //! ```
 //!
-//! `issue` and `check` are pure but for the randomness of keys; `now` is an argument. Putting the
-//! CA into webhook configurations is the caller's part.
+//! `issue` and `check` are pure except for the randomness of keys; `now` is an argument. The caller
+//! publishes the CA in webhook configurations.
 // A dependency that nothing here names does not belong in Cargo.toml.
 #![cfg_attr(not(test), warn(unused_crate_dependencies))]
 

@@ -1,6 +1,7 @@
-//! Certificates that somebody else makes (cert-manager, say) and mounts as a folder: `tls.crt`,
-//! `tls.key`, `ca.crt`. Looked at by content, for kubelet swaps a symlink beside them, which no
-//! watch on the files would tell. A pair that does not hold together is never served.
+//! Certificates that another program (such as cert-manager) issues, mounted as a directory:
+//! `tls.crt`, `tls.key`, `ca.crt`. Changes are detected by content: the kubelet replaces a symbolic
+//! link beside the files, which a watch on the files does not report. A certificate without its key
+//! is never served.
 
 use std::fs;
 use std::io;
@@ -19,32 +20,32 @@ use crate::keeper::Served;
 use crate::rotate::{certificates, end_of};
 use crate::serve::Resolver;
 
-/// More than any certificate chain needs.
-const LARGEST: u64 = 1 << 20;
+/// Maximum size of a file, in bytes; more than any certificate chain needs.
+const MAX_FILE_SIZE: u64 = 1 << 20;
 
-/// Why the folder's certificates are not served.
+/// Why the directory's certificates are not served.
 #[derive(Debug, thiserror::Error)]
 pub enum MountedError {
     /// A file is absent or cannot be read.
     #[error("cannot read {path}")]
     File {
-        /// Which file.
+        /// The file.
         path: String,
-        /// What happened.
+        /// The cause.
         source: io::Error,
     },
-    /// The files do not hold together; perhaps only some of them have been replaced.
+    /// The files do not match; possibly only some of them have been replaced.
     #[error("the certificates in {folder} cannot be served")]
     Bad {
-        /// The folder.
+        /// The directory.
         folder: String,
-        /// What is wrong.
+        /// The fault.
         source: BundleError,
     },
 }
 
 impl MountedError {
-    /// One word for logs and metrics.
+    /// The reason, for logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
             MountedError::File { .. } => "Unreadable",
@@ -53,20 +54,20 @@ impl MountedError {
     }
 }
 
-/// Loads and swaps; see [`Mounted::run`].
+/// Loads and swaps mounted certificates; see [`Mounted::run`].
 pub struct Mounted {
     folder: PathBuf,
     names: Vec<String>,
     every: Duration,
     resolver: Arc<Resolver>,
     served: watch::Sender<Option<Served>>,
-    /// Hash of what was last taken over.
-    taken: Option<[u8; 32]>,
+    /// Hash of the files in use.
+    loaded: Option<[u8; 32]>,
     on_fault: Box<dyn Fn(&MountedError) + Send + Sync>,
 }
 
 impl Mounted {
-    /// Looks at `folder` every so often; the certificate has to be good for `names`.
+    /// Checks `folder` at the interval `every`; the certificate must be valid for `names`.
     pub fn new(folder: &Path, names: Vec<String>, every: Duration) -> Self {
         Mounted {
             folder: folder.to_owned(),
@@ -74,27 +75,27 @@ impl Mounted {
             every,
             resolver: Arc::default(),
             served: watch::Sender::new(None),
-            taken: None,
+            loaded: None,
             on_fault: Box::new(|_| ()),
         }
     }
 
-    /// Called for each look at which the files could not be taken over; for metrics.
-    pub fn on_fault(&mut self, told: impl Fn(&MountedError) + Send + Sync + 'static) {
-        self.on_fault = Box::new(told);
+    /// Sets the function to call for each failed check; for metrics.
+    pub fn on_fault(&mut self, on_fault: impl Fn(&MountedError) + Send + Sync + 'static) {
+        self.on_fault = Box::new(on_fault);
     }
 
-    /// For the TLS server.
+    /// The resolver for the TLS server.
     pub fn resolver(&self) -> Arc<Resolver> {
         Arc::clone(&self.resolver)
     }
 
-    /// What is being served; `None` until the first load.
+    /// The served certificate; `None` until the first load.
     pub fn subscribe(&self) -> watch::Receiver<Option<Served>> {
         self.served.subscribe()
     }
 
-    /// One look. After an error the previous certificate stays in service.
+    /// Checks once. After an error the previous certificate stays in service.
     pub fn check(&mut self, now: Timestamp) -> Result<(), MountedError> {
         let bundle = Bundle {
             ca_cert_pem: self.read(Part::CaCertificate)?,
@@ -107,14 +108,14 @@ impl Mounted {
             hash.update(Sha256::digest(part));
         }
         let hash: [u8; 32] = hash.finalize().into();
-        if self.taken == Some(hash) {
+        if self.loaded == Some(hash) {
             return Ok(());
         }
         let bad = |source| MountedError::Bad { folder: self.folder.display().to_string(), source };
         let (_, not_after) = bundle.verify_serving(&self.names, now).map_err(bad)?;
         let key = bundle.certified_key().map_err(bad)?;
         self.resolver.swap(key);
-        self.taken = Some(hash);
+        self.loaded = Some(hash);
         let ends = certificates(&bundle.ca_cert_pem).into_iter().filter_map(end_of);
         let ca_not_after = ends.min().unwrap_or(not_after);
         let ca_cert_pem = Arc::from(bundle.ca_cert_pem.as_str());
@@ -125,31 +126,28 @@ impl Mounted {
 
     fn read(&self, part: Part) -> Result<String, MountedError> {
         let path = self.folder.join(part.key());
-        let told = |source| MountedError::File { path: path.display().to_string(), source };
-        let size = fs::metadata(&path).map_err(told)?.len();
-        if size > LARGEST {
-            return Err(told(io::Error::other("it is larger than 1 MiB")));
+        let unreadable = |source| MountedError::File { path: path.display().to_string(), source };
+        let size = fs::metadata(&path).map_err(unreadable)?.len();
+        if size > MAX_FILE_SIZE {
+            return Err(unreadable(io::Error::other("the file is larger than 1 MiB")));
         }
-        fs::read_to_string(&path).map_err(told)
+        fs::read_to_string(&path).map_err(unreadable)
     }
 
-    /// Looks for ever; drop the future to stop.
+    /// Checks until the future is dropped.
     pub async fn run(mut self) {
-        let mut said = None;
+        let mut logged = None;
         loop {
             match self.check(Timestamp::now()) {
-                Ok(()) => said = None,
+                Ok(()) => logged = None,
                 Err(error) => {
                     (self.on_fault)(&error);
                     let text = format!("{error}: {}", Cause(&error));
-                    if said.as_ref() != Some(&text) {
+                    if logged.as_ref() != Some(&text) {
                         let reason = error.reason();
-                        let kept = match self.taken {
-                            Some(_) => "the certificate in service stays",
-                            None => "no certificate can be served yet",
-                        };
-                        warn!(reason, error = text, "{kept}");
-                        said = Some(text);
+                        let serving = self.loaded.is_some();
+                        warn!(reason, error = text, serving, "mounted certificates rejected");
+                        logged = Some(text);
                     }
                 }
             }
@@ -183,7 +181,7 @@ mod tests {
         Bundle::issue(&names, Lifetimes::default(), Timestamp::now()).unwrap()
     }
 
-    /// A folder as kubelet keeps it: files are links into `..data`, itself a link that is renamed.
+    /// A directory as the kubelet mounts it: files link into `..data`, a link that is replaced.
     fn mount(folder: &Path, version: &str, bundle: &Bundle) {
         let data = folder.join(version);
         fs::create_dir(&data).unwrap();
@@ -215,7 +213,7 @@ mod tests {
         shake(&resolver, &first.ca_cert_pem, "localhost").await.unwrap();
         assert_eq!(&*served.borrow_and_update().clone().unwrap().ca_cert_pem, first.ca_cert_pem);
         mounted.check(Timestamp::now()).unwrap();
-        assert!(!served.has_changed().unwrap(), "the same content changes nothing");
+        assert!(!served.has_changed().unwrap(), "unchanged content is not published");
 
         mount(folder.path(), "..2", &second);
         mounted.check(Timestamp::now()).unwrap();

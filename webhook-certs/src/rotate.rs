@@ -1,6 +1,6 @@
-//! What becomes of the stored certificates: a pure step from (what is stored, now, policy) to what
-//! is to be stored next. A new CA is trusted before it signs what is served, and the old one is
-//! trusted for a while after: clients and replicas that lag behind always meet a chain they trust.
+//! Rotation of the stored certificates: a pure step from (stored state, now, policy) to the next
+//! state. A new CA is trusted before it signs serving certificates, and the old one stays trusted
+//! for a while: clients and replicas that lag behind always receive a chain that they trust.
 //!
 //! ```text
 //! CA ──▶ CA + next CA ──publish lag──▶ next CA serves, old stays ──retire lag──▶ next CA alone
@@ -17,16 +17,16 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::check::{BundleError, Validity};
 use crate::issue::{Bundle, CLOCK_SKEW, IssueError, Lifetimes, new_ca};
 
-/// When certificates are made, used and given up.
+/// When certificates are issued, used and retired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// How long new certificates live.
+    /// Lifetimes of new certificates.
     pub lifetimes: Lifetimes,
-    /// A serving certificate is renewed this long before its end.
+    /// A serving certificate is renewed this long before it expires.
     pub serving_renew_before: SignedDuration,
-    /// The next CA is made this long before the end of the present one.
+    /// The next CA is issued this long before the current one expires.
     pub ca_renew_before: SignedDuration,
-    /// The next CA signs what is served only after it has been published for this long.
+    /// The next CA signs serving certificates only after it has been published for this long.
     pub publish_lag: SignedDuration,
     /// A CA that no longer signs is trusted for this long.
     pub retire_lag: SignedDuration,
@@ -45,28 +45,28 @@ impl Default for Policy {
     }
 }
 
-/// A policy by which certificates would end before their successors are trusted.
+/// A policy by which certificates would expire before their successors are trusted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// Renewal would begin before the certificate does.
+    /// The renewal time is longer than the lifetime.
     #[error(
-        "a serving certificate must live longer than the time before its end at which it is renewed"
+        "the lifetime of a serving certificate must be longer than the time before its expiry at which it is renewed"
     )]
     ServingRenewal,
     /// The same for the CA.
     #[error(
-        "a CA must live longer than a serving certificate, and than the time before its end at which the next is made"
+        "the lifetime of a CA must be longer than that of a serving certificate, and than the time before its expiry at which the next is issued"
     )]
     CaRenewal,
-    /// The rotation would not be over at the CA's end.
+    /// The rotation would not complete before the CA expires.
     #[error(
-        "the next CA must be made earlier before the end of the present one: publish lag and retire lag do not fit in between"
+        "the next CA must be issued earlier before the current one expires: publish lag and retire lag do not fit in between"
     )]
     Overlap,
 }
 
 impl Policy {
-    /// Whether every rotation is over before the CA that it replaces ends.
+    /// Whether every rotation completes before the CA that it replaces expires.
     pub fn check(&self) -> Result<(), PolicyError> {
         let Lifetimes { ca, serving } = self.lifetimes;
         if self.serving_renew_before >= serving {
@@ -82,24 +82,24 @@ impl Policy {
     }
 }
 
-/// All that is stored. `bundle.ca_cert_pem` holds every CA to be trusted, the present one first:
-/// whoever knows nothing of rotation publishes all of them.
+/// The stored state. `bundle.ca_cert_pem` holds every CA to trust, the current one first: code that
+/// does not support rotation publishes all of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// What is served, and the CAs to be trusted.
+    /// The serving certificate, and the CAs to trust.
     pub bundle: Bundle,
-    /// The CA to come; its certificate is among those of the bundle.
+    /// The next CA; its certificate is among those of the bundle.
     pub next: Option<NextCa>,
-    /// When CAs that are neither the present one nor the next leave the bundle.
+    /// When CAs that are neither the current one nor the next are removed from the bundle.
     pub retire_at: Option<Timestamp>,
 }
 
-/// The CA to come.
+/// The next CA.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NextCa {
     /// Its private key.
     pub key_pem: String,
-    /// When it was made.
+    /// When it was issued.
     pub since: Timestamp,
 }
 
@@ -110,12 +110,12 @@ impl fmt::Debug for NextCa {
 }
 
 impl State {
-    /// A state in which nothing is under way.
+    /// A state without a rotation in progress.
     pub fn settled(bundle: Bundle) -> Self {
         State { bundle, next: None, retire_at: None }
     }
 
-    /// The certificate of the CA to come, if there is one that its key belongs to.
+    /// The certificate of the next CA, if one matches its key.
     pub fn next_certificate(&self) -> Option<&str> {
         let key = KeyPair::from_pem(&self.next.as_ref()?.key_pem).ok()?;
         certificates(&self.bundle.ca_cert_pem).into_iter().skip(1).find(|pem| {
@@ -126,7 +126,7 @@ impl State {
         })
     }
 
-    /// CAs that are neither the present one nor the next.
+    /// CAs that are neither the current one nor the next.
     fn others(&self) -> Vec<&str> {
         let next = self.next_certificate();
         let all = certificates(&self.bundle.ca_cert_pem).into_iter().skip(1);
@@ -134,24 +134,24 @@ impl State {
     }
 }
 
-/// What is to be done.
+/// The action to take.
 #[derive(Debug)]
 pub enum Step {
-    /// All is well until the next look.
+    /// Nothing to do until the next check.
     Keep(Validity),
-    /// To be stored.
+    /// Store a new state.
     Store {
         /// The next state.
         state: Box<State>,
         /// Why, for the log.
         why: String,
-        /// What was wrong, where something was.
+        /// The fault of the previous state, if any.
         fault: Option<BundleError>,
     },
 }
 
-/// One step. `published` says since when clients can have seen the next CA, given its certificate
-/// and the time at which it was made.
+/// One step. `published` returns the time from which clients can have observed the next CA, given
+/// its certificate and the time at which it was issued.
 pub fn step(
     found: Result<State, BundleError>,
     names: &[String],
@@ -161,7 +161,7 @@ pub fn step(
 ) -> Result<Step, IssueError> {
     let state = match found {
         Ok(state) => state,
-        Err(fault) => return anew(names, policy, now, fault),
+        Err(fault) => return reissue(names, policy, now, fault),
     };
     let mut validity = match state.bundle.check(names, now) {
         Ok(validity) => validity,
@@ -174,10 +174,10 @@ pub fn step(
     let retired = state.retire_at.is_some_and(|at| at <= now) || others.iter().any(over);
     if !others.is_empty() && retired {
         let all = state.retire_at.is_some_and(|at| at <= now);
-        let gone: Vec<&str> = others.iter().copied().filter(|pem| all || over(pem)).collect();
-        let kept = certificates(&state.bundle.ca_cert_pem).into_iter();
-        let ca_cert_pem = kept.filter(|pem| !gone.contains(pem)).collect();
-        let retire_at = state.retire_at.filter(|_| gone.len() < others.len());
+        let expired: Vec<&str> = others.iter().copied().filter(|pem| all || over(pem)).collect();
+        let all_certificates = certificates(&state.bundle.ca_cert_pem).into_iter();
+        let ca_cert_pem = all_certificates.filter(|pem| !expired.contains(pem)).collect();
+        let retire_at = state.retire_at.filter(|_| expired.len() < others.len());
         let bundle = Bundle { ca_cert_pem, ..state.bundle.clone() };
         return Ok(store(
             State { bundle, retire_at, next: state.next.clone() },
@@ -186,7 +186,10 @@ pub fn step(
     }
     if !others.is_empty() && state.retire_at.is_none() {
         let retire_at = Some(now + policy.retire_lag);
-        return Ok(store(State { retire_at, ..state }, "a CA that does not sign will retire"));
+        return Ok(store(
+            State { retire_at, ..state },
+            "a CA that no longer signs is scheduled to retire",
+        ));
     }
 
     match (state.next_certificate().map(str::to_owned), &state.next) {
@@ -207,22 +210,22 @@ pub fn step(
             let next = Some(NextCa { key_pem, since: now });
             return Ok(store(
                 State { bundle, next, retire_at: state.retire_at },
-                "the next CA is to be published",
+                "the next CA is published",
             ));
         }
         _ => {}
     }
     let too_long = outlives(validity.not_after, policy.lifetimes.serving, now);
-    // What ends with its CA already cannot be made to last longer by the same CA.
+    // A certificate that expires with its CA cannot be extended by the same CA.
     if too_long || validity.is_due(now) && validity.not_after < validity.ca_not_after {
-        let why = format!("tls.crt ends at {}", validity.not_after);
+        let why = format!("tls.crt expires at {}", validity.not_after);
         let bundle = state.bundle.renew(names, policy.lifetimes, validity.ca_not_after, now)?;
         return Ok(store(State { bundle, ..state }, why));
     }
     Ok(Step::Keep(validity))
 }
 
-/// From a bundle that cannot be served: the change that clients notice least.
+/// Replaces a bundle that cannot be served, by the change that affects clients least.
 fn repair(
     state: State,
     names: &[String],
@@ -246,10 +249,10 @@ fn repair(
     if let Some(certificate) = next.filter(|pem| end_of(pem).is_some_and(|end| end > now)) {
         return Ok(with_fault(switch(&state, &certificate, names, policy, now)?));
     }
-    anew(names, policy, now, fault)
+    reissue(names, policy, now, fault)
 }
 
-fn anew(
+fn reissue(
     names: &[String],
     policy: &Policy,
     now: Timestamp,
@@ -259,13 +262,13 @@ fn anew(
     Ok(Step::Store { state, why: fault.to_string(), fault: Some(fault) })
 }
 
-/// Whether it ends later than what would be made now: it was made when longer lives were wanted. As
-/// far as clocks of replicas may differ, it was made by a replica whose clock is ahead.
+/// Whether it expires later than a certificate issued now: the configured lifetime was longer then.
+/// Differences within the clock skew come from a replica whose clock is ahead.
 fn outlives(end: Timestamp, lifetime: SignedDuration, now: Timestamp) -> bool {
     end.duration_since(now) > lifetime.saturating_add(CLOCK_SKEW)
 }
 
-/// The next CA becomes the present one.
+/// The next CA becomes the current one.
 fn switch(
     state: &State,
     certificate: &str,
@@ -285,7 +288,7 @@ fn switch(
     let end = end_of(certificate).unwrap_or(now);
     let bundle = bundle.renew(names, policy.lifetimes, end, now)?;
     let retire_at = Some(now + policy.retire_lag);
-    Ok(store(State { bundle, next: None, retire_at }, "the next CA takes over"))
+    Ok(store(State { bundle, next: None, retire_at }, "the next CA is in use"))
 }
 
 fn store(state: State, why: impl Into<String>) -> Step {
@@ -301,7 +304,7 @@ pub fn certificates(pem: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The end of one certificate; `None` when it cannot be read.
+/// The expiry of one certificate; `None` if it cannot be parsed.
 pub fn end_of(pem: &str) -> Option<Timestamp> {
     let seconds = parsed(pem, |certificate| certificate.validity().not_after.timestamp())?;
     Timestamp::from_second(seconds).ok()

@@ -1,6 +1,6 @@
 //! The bundle in its Secret (type `kubernetes.io/tls`, with `ca.crt` and `ca.key` beside
-//! `tls.crt` and `tls.key`). Any of several replicas may create or replace it: creation is decided
-//! by the API server (409 means: use the winner's), replacement by `resourceVersion`.
+//! `tls.crt` and `tls.key`). Any of several replicas may create or replace it: the API server
+//! decides creation (409: use the existing Secret), and `resourceVersion` decides replacement.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,75 +19,75 @@ use crate::check::{BundleError, Part, Validity};
 use crate::issue::{Bundle, IssueError};
 use crate::rotate::{NextCa, Policy, State, Step, certificates, step};
 
-/// How often a lost race is tried again before the caller hears of it.
+/// Maximum number of attempts after conflicts before an error is returned.
 const ATTEMPTS: usize = 5;
-/// How long one request to the API server may take.
+/// Timeout of one request to the API server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the bundle could not be had.
+/// Why the bundle is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The API server answered with an error, or could not be reached.
+    /// The API server returned an error, or could not be reached.
     #[error("cannot {verb} Secret {secret}")]
     Api {
         /// `read`, `create` or `replace`.
         verb: &'static str,
         /// Namespace and name.
         secret: String,
-        /// What happened.
+        /// The cause.
         source: Box<kube::Error>,
     },
-    /// The API server did not answer in time.
-    #[error("cannot {verb} Secret {secret}: no answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    /// The API server did not respond in time.
+    #[error("cannot {verb} Secret {secret}: no response within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout {
         /// `read`, `create` or `replace`.
         verb: &'static str,
         /// Namespace and name.
         secret: String,
     },
-    /// Others changed the Secret each time that this process wanted to.
-    #[error("cannot settle Secret {secret}: others keep changing it")]
+    /// Every attempt to change the Secret conflicted with another writer.
+    #[error("cannot update Secret {secret}: it conflicts with other writers on every attempt")]
     Contended {
         /// Namespace and name.
         secret: String,
     },
-    /// The Secret would have to change and may not.
+    /// The Secret must change, but is immutable.
     #[error(
-        "cannot replace Secret {secret}, for it is immutable: delete it and a new one is made ({why})"
+        "cannot replace Secret {secret} because it is immutable: delete it to have a new one created ({why})"
     )]
     Immutable {
         /// Namespace and name.
         secret: String,
-        /// Why it would have to change.
+        /// Why it must change.
         why: String,
     },
-    /// A certificate could not be made.
-    #[error("cannot make a certificate")]
+    /// A certificate could not be issued.
+    #[error("cannot issue a certificate")]
     Issue(#[from] IssueError),
-    /// A newly made bundle does not pass its own check.
-    #[error("a new certificate would not be usable")]
+    /// A newly issued bundle does not pass its check.
+    #[error("the new certificate is unusable")]
     Unusable(#[source] BundleError),
 }
 
-/// Keys that stand in the Secret only while a CA comes or goes.
+/// Keys that are in the Secret only during a CA rotation.
 const ROTATION_KEYS: [&str; 3] = [NEXT_KEY, NEXT_SINCE, RETIRE_AT];
 const NEXT_KEY: &str = "next-ca.key";
 const NEXT_SINCE: &str = "next-ca.since";
 const RETIRE_AT: &str = "retire-at";
 
-/// What is stored now, as checked.
+/// The stored state, checked.
 #[derive(Debug)]
 pub struct Settled {
-    /// What stands in the Secret.
+    /// The state in the Secret.
     pub state: State,
-    /// How long it is good for.
+    /// Its validity.
     pub validity: Validity,
-    /// What was wrong with what stood there before.
+    /// The fault of the previous state, if any.
     pub fault: Option<BundleError>,
 }
 
 impl Settled {
-    fn made(
+    fn checked(
         state: State,
         names: &[String],
         policy: &Policy,
@@ -100,26 +100,27 @@ impl Settled {
     }
 }
 
-/// Since when clients can have seen the next CA.
+/// The time from which clients can have observed the next CA.
 #[derive(Clone, Debug, Default)]
 pub struct Publication {
-    /// The CAs that were last seen published; without it, what is stored counts as published.
+    /// The CAs that were last observed as published; without it, stored CAs count as published.
     watched: Option<watch::Receiver<Option<Arc<str>>>>,
-    /// The next CA, and when it was first seen there.
+    /// The next CA, and when it was first observed there.
     first: Option<(String, Timestamp)>,
 }
 
 impl Publication {
-    /// Counts from when the next CA is among those in `watched` (PEM).
+    /// Counts from the time at which the next CA is among those in `watched` (PEM).
     pub fn watch(watched: watch::Receiver<Option<Arc<str>>>) -> Self {
         Publication { watched: Some(watched), first: None }
     }
 
     fn since(&mut self, ca: &str, made: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let Some(watched) = &self.watched else { return Some(made) };
-        let there = watched.borrow().as_ref().is_some_and(|all| certificates(all).contains(&ca));
-        if !there {
-            // Overwritten by somebody: the lag counts anew once it is back.
+        let published =
+            watched.borrow().as_ref().is_some_and(|all| certificates(all).contains(&ca));
+        if !published {
+            // Overwritten by another writer: the lag restarts once the CA is published again.
             self.first = None;
             return None;
         }
@@ -133,7 +134,7 @@ impl Publication {
     }
 }
 
-/// Where the bundle is kept.
+/// The Secret that stores the bundle.
 #[derive(Clone)]
 pub struct SecretStore {
     api: Api<Secret>,
@@ -158,8 +159,8 @@ impl SecretStore {
         }
     }
 
-    /// Reads the state; creates it where there is none, takes it one step on where that is due.
-    /// What is returned was checked for `names` at `now`.
+    /// Reads the state; creates it if absent, and applies one step of rotation if due. The returned
+    /// state is checked for `names` at `now`.
     pub async fn settle(
         &self,
         names: &[String],
@@ -172,7 +173,7 @@ impl SecretStore {
             let found = self.request("read", self.api.get_opt(&self.name)).await?;
             let Some(secret) = found else {
                 let state = State::settled(Bundle::issue(names, policy.lifetimes, now)?);
-                let settled = Settled::made(state, names, policy, now, None)?;
+                let settled = Settled::checked(state, names, policy, now, None)?;
                 let secret = self.new_secret(&settled.state);
                 let created = self.api.create(&post, &secret);
                 match self.request("create", created).await {
@@ -185,13 +186,13 @@ impl SecretStore {
                 }
             };
             let found = from_secret(&secret);
-            let kept = found.as_ref().ok().cloned();
+            let current = found.as_ref().ok().cloned();
             let published = |ca: &str, since| publication.since(ca, since, now);
-            let (state, why, fault) = match (step(found, names, policy, now, published)?, kept) {
+            let (state, why, fault) = match (step(found, names, policy, now, published)?, current) {
                 (Step::Keep(validity), Some(state)) => {
                     return Ok(Settled { state, validity, fault: None });
                 }
-                // What cannot be read is never kept.
+                // Unreachable: `step` never keeps an unreadable state.
                 (Step::Keep(_), None) => continue,
                 (Step::Store { state, why, fault }, _) => (*state, why, fault),
             };
@@ -201,18 +202,18 @@ impl SecretStore {
             match &fault {
                 Some(fault) => {
                     let reason = fault.reason();
-                    warn!(secret = %self.path(), reason, %fault, "replacing bad certificates");
+                    warn!(secret = %self.path(), reason, %fault, "replacing invalid certificates");
                 }
                 None => info!(secret = %self.path(), %why, "replacing certificates"),
             }
-            let settled = Settled::made(state, names, policy, now, fault)?;
+            let settled = Settled::checked(state, names, policy, now, fault)?;
             let mut secret = secret;
             let data = secret.data.get_or_insert_default();
             for key in ROTATION_KEYS {
                 data.remove(key);
             }
             data.extend(to_data(&settled.state));
-            // The resourceVersion that was read goes with it: a change since then is a 409.
+            // Sends the resourceVersion that was read: a change since then is a 409.
             let replaced = self.api.replace(&self.name, &post, &secret);
             match self.request("replace", replaced).await {
                 Ok(_) => return Ok(settled),
@@ -256,13 +257,13 @@ impl SecretStore {
     }
 }
 
-/// The state in a Secret. One without the keys of a rotation has none under way.
+/// The state in a Secret. Without the keys of a rotation, none is in progress.
 pub fn from_secret(secret: &Secret) -> Result<State, BundleError> {
     let text = |part: Part| {
         let corrupted = |detail: &str| BundleError::Corrupted { part, detail: detail.to_owned() };
         let data = secret.data.as_ref().and_then(|data| data.get(part.key()));
         let data = data.ok_or_else(|| corrupted("the Secret has no such key"))?;
-        String::from_utf8(data.0.clone()).map_err(|_| corrupted("it is not text"))
+        String::from_utf8(data.0.clone()).map_err(|_| corrupted("the value is not UTF-8"))
     };
     let bundle = Bundle {
         ca_cert_pem: text(Part::CaCertificate)?,
@@ -270,7 +271,7 @@ pub fn from_secret(secret: &Secret) -> Result<State, BundleError> {
         cert_pem: text(Part::Certificate)?,
         key_pem: text(Part::Key)?,
     };
-    // Without these the bundle is as good as before: a rotation that is garbled begins again.
+    // The bundle is valid without these: a rotation with corrupted keys restarts.
     let extra = |key: &str| {
         let data = secret.data.as_ref()?.get(key)?;
         String::from_utf8(data.0.clone()).ok()

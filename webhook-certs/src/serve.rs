@@ -1,5 +1,5 @@
-//! The certificate as the TLS server sees it: one pointer that is swapped while connections run.
-//! Handshakes that have begun keep what they began with.
+//! The resolver of the TLS server's certificate: one pointer that is swapped while connections run.
+//! Handshakes in progress continue with their certificate.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-/// Answers each TLS handshake with the newest certificate; none yet refuses the handshake.
+/// Resolves each TLS handshake to the newest certificate; without one the handshake fails.
 #[derive(Default)]
 pub struct Resolver {
     current: ArcSwapOption<CertifiedKey>,
@@ -21,7 +21,7 @@ impl Resolver {
         self.current.store(Some(Arc::new(key)));
     }
 
-    /// Whether there is anything to serve.
+    /// Whether a certificate is loaded.
     pub fn is_filled(&self) -> bool {
         self.current.load().is_some()
     }
@@ -35,7 +35,7 @@ impl fmt::Debug for Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // The name that the client asks for plays no part: it checks it against the certificate.
+        // The requested server name is ignored: the client verifies it against the certificate.
         self.current.load_full()
     }
 }

@@ -1,4 +1,4 @@
-//! `--watch`: follows ImageWarms until nothing more is going to change.
+//! `--watch`: follows ImageWarms until every state is final.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -17,28 +17,28 @@ use imagewarm_core::api::ImageWarm;
 use imagewarm_core::table::images::{lines, printable, shortened, state};
 use imagewarm_core::table::row::{Row, Summary};
 
-/// Between two looks at what came in.
+/// Interval of updates of the view.
 const TICK: Duration = Duration::from_millis(200);
-/// Everything must stay final for so long: a fan-out may still be creating ImageWarms.
+/// All states must stay final for this long: a fan-out may still be creating ImageWarms.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Rows of the live view: with header and summary it fits the smallest usual terminal, since
-/// nothing above the screen's upper edge can be redrawn.
+/// Rows of the live view. With header and summary it fits the smallest usual terminal: lines above
+/// the screen's upper edge cannot be redrawn.
 const LIVE_ROWS: usize = 18;
 
-/// What is written while following.
+/// The output while following.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Screen {
-    /// The view is drawn over itself.
+    /// The view is redrawn in place.
     Terminal,
-    /// Every change of state is a line.
+    /// One line for every change of state.
     Lines,
-    /// Nothing.
+    /// No output.
     Silent,
 }
 
 type Store = BTreeMap<(String, String), ImageWarm>;
 
-/// Follows from `listed` on, and returns what is there in the end.
+/// Follows from `listed` on, and returns the final ImageWarms.
 pub(super) async fn follow(
     api: Api<ImageWarm>,
     listed: Vec<ImageWarm>,
@@ -49,7 +49,7 @@ pub(super) async fn follow(
     let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
     let mut store: Store = listed.into_iter().map(|warm| (key(&warm), warm)).collect();
     let mut relisted = Store::new();
-    let mut view = View { screen, drawn: 0, text: String::new(), said: BTreeMap::new(), out };
+    let mut view = View { screen, drawn: 0, text: String::new(), printed: BTreeMap::new(), out };
     let mut settled_since: Option<Instant> = None;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -64,7 +64,7 @@ pub(super) async fn follow(
                 Some(Ok(Event::Init)) => relisted.clear(),
                 Some(Ok(Event::InitApply(warm))) => drop(relisted.insert(key(&warm), warm)),
                 Some(Ok(Event::InitDone)) => store = std::mem::take(&mut relisted),
-                // The watch begins anew by itself; until then the last known state is shown.
+                // The watcher restarts by itself; until then the view shows the last known state.
                 Some(Err(_)) => {}
                 None => return Ok(store.into_values().collect()),
             },
@@ -84,12 +84,12 @@ pub(super) async fn follow(
 
 struct View<'a> {
     screen: Screen,
-    /// Lines on the terminal that the next drawing replaces.
+    /// Number of lines on the terminal that the next drawing replaces.
     drawn: usize,
-    /// What stands there: nothing is drawn anew that has not changed.
+    /// The text on the terminal; it is redrawn only on a change.
     text: String,
-    /// States as last told, by namespace, node and image.
-    said: BTreeMap<(String, String, String), String>,
+    /// States as last printed, by namespace, node and image.
+    printed: BTreeMap<(String, String, String), String>,
     out: &'a mut dyn Write,
 }
 
@@ -97,7 +97,7 @@ impl View<'_> {
     fn show(&mut self, rows: &[Row], scope: &Scope) -> io::Result<()> {
         match self.screen {
             Screen::Silent => Ok(()),
-            Screen::Lines => self.tell(rows),
+            Screen::Lines => self.print_changes(rows),
             Screen::Terminal => {
                 let text = match rows {
                     [] => empty(scope),
@@ -123,25 +123,25 @@ impl View<'_> {
         }
     }
 
-    fn tell(&mut self, rows: &[Row]) -> io::Result<()> {
+    fn print_changes(&mut self, rows: &[Row]) -> io::Result<()> {
         for row in rows {
             let place = (row.namespace.clone(), row.node.clone(), row.image.clone());
             let state = state(row);
-            if self.said.get(&place) != Some(&state) {
+            if self.printed.get(&place) != Some(&state) {
                 let (node, image) = (printable(&row.node), shortened(&printable(&row.image)));
                 writeln!(self.out, "{}/{node}  {image}  {state}", printable(&row.namespace))?;
-                self.said.insert(place, state);
+                self.printed.insert(place, state);
             }
         }
         self.out.flush()
     }
 }
 
-/// What moves or is broken first, as much as fits, and the summary.
+/// Rows in progress or failed first, as many as fit, and the summary.
 fn live_view(rows: &[Row], namespaces: bool) -> String {
     let mut shown: Vec<&Row> = rows.iter().collect();
     if shown.len() > LIVE_ROWS {
-        // Stable: within a phase the order of the table stays.
+        // Stable: preserves the order of the table within a phase.
         shown.sort_by_key(|row| row.phase);
         shown.truncate(LIVE_ROWS);
     }
@@ -197,7 +197,7 @@ mod tests {
             screen: Screen::Lines,
             drawn: 0,
             text: String::new(),
-            said: BTreeMap::new(),
+            printed: BTreeMap::new(),
             out: &mut out,
         };
         let scope = Scope { namespace: None };
@@ -220,7 +220,7 @@ mod tests {
             screen: Screen::Terminal,
             drawn: 0,
             text: String::new(),
-            said: BTreeMap::new(),
+            printed: BTreeMap::new(),
             out: &mut out,
         };
         let scope = Scope { namespace: None };

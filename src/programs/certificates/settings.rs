@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
 use imagewarm_webhook_certs::{Lifetimes, Policy, PolicyError, Served};
 use jiff::SignedDuration;
@@ -14,53 +15,54 @@ use prometheus_client::registry::Registry;
 
 use imagewarm_core::settings::duration;
 
-/// Where certificates come from, and when they are made and given up.
+/// The source of certificates, their lifetimes and their renewal times.
 #[derive(Args, Clone, Debug)]
 pub struct CertificateArgs {
-    /// Folder with tls.crt, tls.key and ca.crt that somebody else keeps good (cert-manager, say).
-    /// Without it the controller makes certificates itself and keeps them in a Secret.
-    #[arg(long, env = "IMAGEWARM_TLS_CERT_DIR", value_name = "FOLDER")]
+    /// Directory with tls.crt, tls.key and ca.crt that another program renews, such as
+    /// cert-manager. By default the controller issues certificates and stores them in a Secret
+    #[arg(long, env = "IMAGEWARM_TLS_CERT_DIR", value_name = "DIR")]
     pub tls_cert_dir: Option<PathBuf>,
 
-    /// Whether the leader puts the CA into the webhook configurations; false where somebody else
-    /// does, such as cert-manager's injector.
+    /// Have the leader publish the CA in the webhook configurations. Set to false where another
+    /// program does, such as cert-manager's injector
     #[arg(long, env = "IMAGEWARM_PUBLISH_CA_BUNDLE", value_name = "BOOL",
-          default_value_t = true, action = ArgAction::Set)]
+          default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+          action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub publish_ca_bundle: bool,
 
-    /// How long a CA lives.
+    /// Lifetime of a CA
     #[arg(long, env = "IMAGEWARM_CA_LIFETIME", value_name = "DURATION",
           default_value = "87600h", value_parser = duration)]
     pub ca_lifetime: Duration,
 
-    /// How long before its end the next CA is made.
+    /// How long before a CA expires the next one is issued
     #[arg(long, env = "IMAGEWARM_CA_RENEW_BEFORE", value_name = "DURATION",
           default_value = "4320h", value_parser = duration)]
     pub ca_renew_before: Duration,
 
-    /// How long a serving certificate lives.
+    /// Lifetime of a serving certificate
     #[arg(long, env = "IMAGEWARM_SERVING_LIFETIME", value_name = "DURATION",
           default_value = "2160h", value_parser = duration)]
     pub serving_lifetime: Duration,
 
-    /// How long before its end a serving certificate is renewed.
+    /// How long before a serving certificate expires it is renewed
     #[arg(long, env = "IMAGEWARM_SERVING_RENEW_BEFORE", value_name = "DURATION",
           default_value = "720h", value_parser = duration)]
     pub serving_renew_before: Duration,
 
-    /// How long a new CA has to be published before it signs what is served: longer than API
-    /// servers and kubelets take to see a change.
+    /// How long a new CA is published before it signs serving certificates: longer than API
+    /// servers and kubelets take to observe a change
     #[arg(long, env = "IMAGEWARM_CA_PUBLISH_LAG", value_name = "DURATION",
           default_value = "1h", value_parser = duration)]
     pub ca_publish_lag: Duration,
 
-    /// How long an old CA stays published once it no longer signs: longer than replicas take to
-    /// serve what the new one has signed.
+    /// How long an old CA stays published after it stops signing: longer than replicas take to
+    /// serve certificates that the new CA has signed
     #[arg(long, env = "IMAGEWARM_CA_RETIRE_LAG", value_name = "DURATION",
           default_value = "1h", value_parser = duration)]
     pub ca_retire_lag: Duration,
 
-    /// How often the Secret or folder is looked at, by the wall clock.
+    /// How often the Secret or directory is checked, by the wall clock
     #[arg(long, env = "IMAGEWARM_CERTIFICATE_CHECK_INTERVAL", value_name = "DURATION",
           default_value = "60s", value_parser = duration)]
     pub certificate_check_interval: Duration,

@@ -5,7 +5,7 @@ use std::fmt;
 
 tonic::include_proto!("runtime.v1");
 
-/// Passwords stay out of every log, so this prints none.
+/// Redacted, so that no log contains a password.
 impl fmt::Debug for AuthConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AuthConfig(redacted)")

@@ -1,4 +1,4 @@
-//! What dockerd says on its socket, word for word, and what is made of it.
+//! Responses of dockerd, verbatim, and their interpretation.
 #![allow(clippy::unwrap_used)]
 use super::*;
 
@@ -8,7 +8,7 @@ fn line(json: serde_json::Value) -> CreateImageInfo {
 
 #[test]
 fn progress_sums_the_layers_and_the_last_line_decides() {
-    let mut told = Told::default();
+    let mut output = PullOutput::default();
     let mut last = None;
     for json in [
         serde_json::json!({"status": "Pulling from app", "id": "v1"}),
@@ -18,17 +18,17 @@ fn progress_sums_the_layers_and_the_last_line_decides() {
         serde_json::json!({"status": "Download complete", "progressDetail": {}, "id": "a"}),
         serde_json::json!({"status": "Extracting", "progressDetail": {"current": 2, "total": 10}, "id": "a"}),
     ] {
-        last = told.take(&line(json)).or(last);
+        last = output.take(&line(json)).or(last);
     }
     assert_eq!(last, Some(PullProgress { downloaded_bytes: 11, total_bytes: 14 }));
-    assert_eq!(told.downloaded, None);
+    assert_eq!(output.downloaded, None);
     let retrying = serde_json::json!({"status": "Retrying in 5 seconds", "id": "b"});
-    assert_eq!(told.take(&line(retrying)), None);
-    told.take(&line(serde_json::json!({"status": "Digest: sha256:00"})));
-    told.take(&line(serde_json::json!({"status": "Status: Downloaded newer image for app:v1"})));
-    assert_eq!((told.digest.as_deref(), told.downloaded), (Some("sha256:00"), Some(true)));
-    told.take(&line(serde_json::json!({"status": "Status: Image is up to date for app:v1"})));
-    assert_eq!(told.downloaded, Some(false));
+    assert_eq!(output.take(&line(retrying)), None);
+    output.take(&line(serde_json::json!({"status": "Digest: sha256:00"})));
+    output.take(&line(serde_json::json!({"status": "Status: Downloaded newer image for app:v1"})));
+    assert_eq!((output.digest.as_deref(), output.downloaded), (Some("sha256:00"), Some(true)));
+    output.take(&line(serde_json::json!({"status": "Status: Image is up to date for app:v1"})));
+    assert_eq!(output.downloaded, Some(false));
 }
 
 #[test]
@@ -73,9 +73,9 @@ fn failures_are_short_and_hold_no_key() {
         ("from https://blobs.test/a?sig=abc: EOF", "from https://blobs.test/a?…: EOF"),
         ("Head \"http://r.test/v2/\": refused", "Head \"http://r.test/v2/\": refused"),
     ];
-    for (said, told) in table {
-        let error = failure(Error::DockerStreamError { error: said.into() });
-        assert_eq!(error.message, told);
+    for (message, expected) in table {
+        let error = failure(Error::DockerStreamError { error: message.into() });
+        assert_eq!(error.message, expected);
     }
     let long = failure(Error::DockerStreamError { error: "ä".repeat(5_000) });
     // Whole characters, and the mark of what was left out.
@@ -91,7 +91,7 @@ fn failures_are_short_and_hold_no_key() {
     assert_eq!(without(Some(&credential), error).message, "u:… no");
 }
 
-/// Answers each request with the next of `answers`, status and body; returns the requests' heads.
+/// Serves each request the next of `answers`, status and body; returns the requests' heads.
 async fn dockerd(
     answers: &'static [(&'static str, &'static str)],
 ) -> (tempfile::TempDir, Docker, tokio::task::JoinHandle<Vec<String>>) {

@@ -26,7 +26,7 @@ fn take(bundle: Bundle, at: Timestamp) -> Step {
 }
 
 #[test]
-fn what_is_replaced_and_whether_the_ca_survives() {
+fn replacements_and_whether_the_ca_survives() {
     assert!(matches!(take(issued(now()), now()), Step::Keep(_)));
     type Case = (&'static str, Bundle, Timestamp, bool, Option<&'static str>);
     let foreign = Bundle { key_pem: issued(now()).key_pem, ..issued(now()) };
@@ -60,7 +60,7 @@ fn what_is_replaced_and_whether_the_ca_survives() {
 }
 
 #[test]
-fn what_was_made_for_a_longer_life_is_replaced() {
+fn certificates_with_a_longer_lifetime_are_replaced() {
     let minutes = SignedDuration::from_mins;
     let policy = Policy {
         lifetimes: Lifetimes { ca: days(30), serving: days(10) },
@@ -104,7 +104,7 @@ fn a_policy_without_room_for_a_rotation_is_refused() {
 }
 
 #[test]
-fn an_unpublished_ca_does_not_take_over_before_the_present_one_ends() {
+fn an_unpublished_ca_does_not_sign_before_the_current_one_expires() {
     let late = now() + days(3500);
     let mut state = State::settled(
         issued(now()).renew(&names(), Lifetimes::default(), now() + days(3650), late).unwrap(),
@@ -127,8 +127,8 @@ fn an_unpublished_ca_does_not_take_over_before_the_present_one_ends() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Whoever lags behind by less than the lags, be it a client with an old bundle or a replica
-    /// with an old certificate, meets a chain that verifies.
+    /// A client with an old bundle or a replica with an old certificate that lags behind by less
+    /// than the configured lags receives a chain that verifies.
     #[test]
     fn every_chain_verifies_for_all_who_lag(waits in prop::collection::vec(1_i64..=8, 20..80)) {
         let seconds = SignedDuration::from_secs;
@@ -152,7 +152,7 @@ proptest! {
                 past.push((at, state.bundle.clone()));
             }
             prop_assert!(certificates(&state.bundle.ca_cert_pem).len() <= 3);
-            // Each was in use until the next came.
+            // Each was in use until the next one.
             let recent = past.windows(2).filter(|two| two[1].0 + seconds(20) > at).map(|two| &two[0]);
             for (_, old) in recent.chain(past.last()) {
                 let client = Bundle { ca_cert_pem: old.ca_cert_pem.clone(), ..state.bundle.clone() };

@@ -1,5 +1,5 @@
 //! `settle` by several replicas at once against a small HTTP
-//! server that keeps one Secret as the API server would (409 on a second POST, 409 on a stale
+//! server that stores one Secret as the API server would (409 on a second POST, 409 on a stale
 //! resourceVersion).
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -26,21 +26,21 @@ fn days(days: i64) -> SignedDuration {
 }
 
 #[test]
-fn a_secret_without_a_key_says_which() {
+fn a_missing_key_of_the_secret_is_named() {
     let error = from_secret(&Secret::default()).unwrap_err();
     assert_eq!(error.to_string(), "ca.crt cannot be read: the Secret has no such key");
 }
 
 /// One Secret behind the API server's rules.
 #[derive(Default)]
-struct Kept {
+struct Stored {
     secret: Option<Value>,
     version: u64,
     posts: u32,
     puts: u32,
 }
 
-impl Kept {
+impl Stored {
     fn answer(&mut self, method: &str, body: Value) -> (u16, Value) {
         match (method, &self.secret) {
             ("GET", Some(secret)) => (200, secret.clone()),
@@ -77,7 +77,7 @@ fn failure(code: u16, reason: &str) -> Value {
            "message": reason, "reason": reason, "code": code})
 }
 
-async fn converse(stream: TcpStream, kept: Arc<Mutex<Kept>>) -> std::io::Result<()> {
+async fn converse(stream: TcpStream, stored: Arc<Mutex<Stored>>) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
         let (mut line, mut length) = (String::new(), 0);
@@ -98,7 +98,7 @@ async fn converse(stream: TcpStream, kept: Arc<Mutex<Kept>>) -> std::io::Result<
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await?;
         let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        let (code, answer) = kept.lock().unwrap().answer(&method, body);
+        let (code, answer) = stored.lock().unwrap().answer(&method, body);
         let answer = answer.to_string();
         let head = format!(
             "HTTP/1.1 {code} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -108,18 +108,18 @@ async fn converse(stream: TcpStream, kept: Arc<Mutex<Kept>>) -> std::io::Result<
     }
 }
 
-async fn server() -> (Client, Arc<Mutex<Kept>>) {
-    let kept = Arc::new(Mutex::new(Kept::default()));
+async fn server() -> (Client, Arc<Mutex<Stored>>) {
+    let stored = Arc::new(Mutex::new(Stored::default()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let state = Arc::clone(&kept);
+    let state = Arc::clone(&stored);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(converse(stream, Arc::clone(&state)));
         }
     });
     let config = kube::Config::new(format!("http://{address}").parse().unwrap());
-    (Client::try_from(config).unwrap(), kept)
+    (Client::try_from(config).unwrap(), stored)
 }
 
 fn store(client: &Client) -> SecretStore {
@@ -129,7 +129,7 @@ fn store(client: &Client) -> SecretStore {
 
 #[tokio::test]
 async fn many_replicas_settle_on_one_bundle() {
-    let (client, kept) = server().await;
+    let (client, stored) = server().await;
     let settle = |at: Timestamp| {
         let stores: Vec<_> = (0..8).map(|_| store(&client)).collect();
         async move {
@@ -148,21 +148,21 @@ async fn many_replicas_settle_on_one_bundle() {
         }
     };
     let first = settle(now()).await;
-    assert_eq!(kept.lock().unwrap().version, 1);
-    assert_eq!(kept.lock().unwrap().secret.as_ref().unwrap()["type"], "kubernetes.io/tls");
+    assert_eq!(stored.lock().unwrap().version, 1);
+    assert_eq!(stored.lock().unwrap().secret.as_ref().unwrap()["type"], "kubernetes.io/tls");
 
     assert_eq!(settle(now() + days(1)).await, first);
-    assert_eq!(kept.lock().unwrap().puts, 0, "nothing to do, nothing written");
+    assert_eq!(stored.lock().unwrap().puts, 0, "nothing to do, nothing written");
 
     let renewed = settle(now() + days(70)).await;
-    assert_eq!(kept.lock().unwrap().version, 2);
+    assert_eq!(stored.lock().unwrap().version, 2);
     assert_eq!(renewed.ca_cert_pem, first.ca_cert_pem);
     assert_ne!(renewed.cert_pem, first.cert_pem);
 }
 
 #[tokio::test]
 async fn the_keeper_publishes_changes_only() {
-    let (client, kept) = server().await;
+    let (client, stored) = server().await;
     let settings = Settings {
         names: names(),
         policy: Policy::default(),
@@ -178,36 +178,36 @@ async fn the_keeper_publishes_changes_only() {
     keeper.check(now()).await.unwrap();
     assert!(!served.has_changed().unwrap());
 
-    // Somebody deletes the Secret: a new CA comes, and is published.
-    kept.lock().unwrap().secret = None;
+    // The Secret is deleted: a new CA is issued and published.
+    stored.lock().unwrap().secret = None;
     keeper.check(now()).await.unwrap();
     let second = served.borrow_and_update().clone().unwrap();
     assert_ne!(first.ca_cert_pem, second.ca_cert_pem);
 }
 
 #[tokio::test]
-async fn a_secret_of_the_first_format_is_read_and_rotated_and_an_immutable_one_is_told() {
-    let (client, kept) = server().await;
+async fn a_secret_of_the_first_format_is_read_and_rotated_and_an_immutable_one_is_reported() {
+    let (client, stored) = server().await;
     let mut seen = Publication::default();
     let (store, policy) = (store(&client), Policy::default());
     let first = store.settle(&names(), &policy, now(), &mut seen).await.unwrap();
-    let keys = |kept: &Mutex<Kept>| {
-        let secret = kept.lock().unwrap().secret.clone().unwrap();
+    let keys = |stored: &Mutex<Stored>| {
+        let secret = stored.lock().unwrap().secret.clone().unwrap();
         secret["data"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
     };
-    assert_eq!(keys(&kept), ["ca.crt", "ca.key", "tls.crt", "tls.key"]);
+    assert_eq!(keys(&stored), ["ca.crt", "ca.key", "tls.crt", "tls.key"]);
 
-    // Renewed a while before its CA is due, so that only the CA has to be dealt with.
+    // Renewed some time before its CA is due, so that only the CA needs a change.
     let late = now() + days(3650 - 179);
     store.settle(&names(), &policy, late - days(2), &mut seen).await.unwrap();
-    kept.lock().unwrap().secret.as_mut().unwrap()["immutable"] = json!(true);
+    stored.lock().unwrap().secret.as_mut().unwrap()["immutable"] = json!(true);
     let error = store.settle(&names(), &policy, late, &mut seen).await.unwrap_err();
     assert!(error.to_string().contains("it is immutable: delete it"), "{error}");
-    kept.lock().unwrap().secret.as_mut().unwrap()["immutable"] = json!(false);
+    stored.lock().unwrap().secret.as_mut().unwrap()["immutable"] = json!(false);
     let published = store.settle(&names(), &policy, late, &mut seen).await.unwrap().state;
     assert_eq!(certificates(&published.bundle.ca_cert_pem).len(), 2);
     assert!(published.bundle.ca_cert_pem.starts_with(&first.state.bundle.ca_cert_pem));
-    assert!(keys(&kept).contains(&"next-ca.key".to_owned()));
+    assert!(keys(&stored).contains(&"next-ca.key".to_owned()));
 
     let lag = policy.publish_lag;
     let switched = store.settle(&names(), &policy, late + lag, &mut seen).await.unwrap().state;
@@ -215,5 +215,5 @@ async fn a_secret_of_the_first_format_is_read_and_rotated_and_an_immutable_one_i
     let end = late + lag + policy.retire_lag;
     let ended = store.settle(&names(), &policy, end, &mut seen).await.unwrap().state;
     assert_eq!(certificates(&ended.bundle.ca_cert_pem).len(), 1);
-    assert_eq!(keys(&kept), ["ca.crt", "ca.key", "tls.crt", "tls.key"]);
+    assert_eq!(keys(&stored), ["ca.crt", "ca.key", "tls.crt", "tls.key"]);
 }

@@ -30,9 +30,12 @@ struct File {
     registered: Vec<(String, String)>,
     /// By field: the struct of the labels, and the type of the metric.
     families: BTreeMap<String, (String, String)>,
-    /// Fields of the structs, with their types.
-    structs: BTreeMap<String, Vec<(String, Type)>>,
+    /// Fields of the structs, with those of their types that have type arguments.
+    structs: BTreeMap<String, Vec<(String, Option<Generic>)>>,
 }
+
+/// The last name of a type's path, and those of its type arguments.
+type Generic = (String, Vec<String>);
 
 impl<'ast> Visit<'ast> for File {
     fn visit_item_struct(&mut self, item: &'ast ItemStruct) {
@@ -40,10 +43,13 @@ impl<'ast> Visit<'ast> for File {
         let mut named = vec![];
         for field in &fields.named {
             let name = field.ident.as_ref().expect("a named field").to_string();
-            if let Some(("Family", [set, metric, ..])) = generic(&field.ty).as_ref().map(pair) {
-                self.families.insert(name.clone(), (last(set), last(metric).to_lowercase()));
+            let generic = generic(&field.ty);
+            if let Some((family, [set, metric, ..])) = generic.as_ref().map(|(a, b)| (a, &b[..]))
+                && family == "Family"
+            {
+                self.families.insert(name.clone(), (set.clone(), metric.to_lowercase()));
             }
-            named.push((name, field.ty.clone()));
+            named.push((name, generic));
         }
         self.structs.insert(item.ident.to_string(), named);
     }
@@ -97,9 +103,9 @@ pub fn metrics() -> BTreeMap<String, Labelled> {
         for (name, field) in &file.registered {
             let Some((set, kind)) = file.families.get(field) else { continue };
             let fields = file.structs.get(set).expect("the labels are a struct of the same file");
-            let labels = fields.iter().map(|(label, kind)| Label {
+            let labels = fields.iter().map(|(label, field)| Label {
                 name: label.clone(),
-                values: values(kind, &enums)
+                values: values(field.as_ref(), &enums)
                     .unwrap_or_else(|| panic!("{name}: {label} is no LabelValue of an enum")),
             });
             let labelled = Labelled { kind: kind.clone(), labels: labels.collect() };
@@ -110,10 +116,11 @@ pub fn metrics() -> BTreeMap<String, Labelled> {
 }
 
 /// The values of a field of type `LabelValue<Enum>` or `OptionalLabelValue<Enum>`.
-fn values(field: &Type, enums: &Enums) -> Option<Vec<(String, String)>> {
-    let (wrapper, arguments) = generic(field)?;
-    let [Type::Path(_)] = arguments[..] else { return None };
-    let [values] = &enums.0.get(&last(&arguments[0]))?[..] else { return None };
+fn values(field: Option<&Generic>, enums: &Enums) -> Option<Vec<(String, String)>> {
+    let (wrapper, arguments) = field?;
+    let [argument] = &arguments[..] else { return None };
+    // Two enums of one name would leave open which one it is.
+    let [values] = &enums.0.get(argument)?[..] else { return None };
     let mut values = values.clone();
     match wrapper.as_str() {
         "LabelValue" => {}
@@ -123,25 +130,17 @@ fn values(field: &Type, enums: &Enums) -> Option<Vec<(String, String)>> {
     Some(values)
 }
 
-/// The last name of a type's path, and its type arguments.
-fn generic(of: &Type) -> Option<(String, Vec<Type>)> {
+fn generic(of: &Type) -> Option<Generic> {
     let Type::Path(path) = of else { return None };
     let last = path.path.segments.last()?;
     let syn::PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
-    let types = arguments.args.iter().filter_map(|argument| match argument {
-        GenericArgument::Type(argument) => Some(argument.clone()),
+    let names = arguments.args.iter().filter_map(|argument| match argument {
+        GenericArgument::Type(Type::Path(path)) => {
+            Some(path.path.segments.last()?.ident.to_string())
+        }
         _ => None,
     });
-    Some((last.ident.to_string(), types.collect()))
-}
-
-fn pair(generic: &(String, Vec<Type>)) -> (&str, &[Type]) {
-    (&generic.0, &generic.1)
-}
-
-fn last(of: &Type) -> String {
-    let Type::Path(path) = of else { panic!("a path") };
-    path.path.segments.last().expect("a path has segments").ident.to_string()
+    Some((last.ident.to_string(), names.collect()))
 }
 
 /// A doc comment as one line, without the brackets of its links.

@@ -88,7 +88,7 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
     report.add(name, "watches", Series::one(dropped), Limit::Most(0.0));
     let otherwise = sum(&so_far, DROPPED, "") - dropped;
     let name =
-        format!("the same while {count} warmers connect, or tell at once that they are done");
+        format!("the same while {count} warmers connect, or report at once that they are done");
     report.add(name, "watches", Series::one(otherwise), Limit::None);
     let rejected = sum(&so_far, REJECTED, "");
     let name = format!("requests that priority and fairness rejected, {count} warmers");

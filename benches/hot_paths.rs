@@ -1,4 +1,4 @@
-//! What one admission, one plan, one credential look-up and one burst of image_warms cost, without any
+//! Cost of one admission, one plan, one credential lookup and one burst of ImageWarms, without any
 //! network: `cargo bench --bench hot_paths`. Allocations of the admission path are counted first.
 
 #![allow(clippy::unwrap_used)]

@@ -1,5 +1,6 @@
-//! `docs/metrics.md` lists the metrics that the code registers, with the labels it gives them.
-//! `UPDATE_DOCS=1 cargo test --test metrics` writes the lists anew.
+//! `docs/metrics.md` lists the metrics that the code registers, with the labels and the values that
+//! the code gives them. What the documentation and the alert rules name exists.
+//! `UPDATE_DOCS=1 cargo test --test metrics` writes the lists.
 #![allow(clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -16,70 +17,47 @@ use imagewarm::telemetry::metrics;
 use imagewarm::warmer::WarmerMetrics;
 use prometheus_client::registry::Registry;
 
-/// Labels by metric. A registry shows none before something was counted, so they are told here, and
-/// checked against what the sources declare.
-const LABELS: &[(&str, &[&str])] = &[
-    ("imagewarm_repairs_total", &["kind"]),
-    ("imagewarm_deletes_total", &["cause"]),
-    ("imagewarm_image_warms", &["reason"]),
-    ("imagewarm_dispatch_streams_ended_total", &["reason"]),
-    ("imagewarm_dispatch_connections_refused_total", &["reason"]),
-    ("imagewarm_dispatch_status_writes_total", &["result"]),
-    ("imagewarm_warmer_outcomes_total", &["reason"]),
-    ("imagewarm_webhook_requests_total", &["path", "verdict"]),
-    ("imagewarm_webhook_duration_seconds", &["path"]),
-    ("imagewarm_webhook_handshake_failures_total", &["fault"]),
-    ("imagewarm_fan_out_image_warms_total", &["outcome"]),
-    ("imagewarm_certificate_expiry_timestamp_seconds", &["kind"]),
-    ("imagewarm_certificate_faults_total", &["reason"]),
-];
+#[path = "metrics/declared.rs"]
+mod declared;
+#[path = "metrics/expressions.rs"]
+mod expressions;
+
+use declared::{Label, Labelled};
 
 struct Metric {
     name: String,
     kind: String,
     help: String,
+    labels: Vec<Label>,
 }
 
-/// The metrics of a registry, in the order in which they were registered.
+/// The metrics of a registry, in the order of their registration.
 fn described(registry: &Registry) -> Vec<Metric> {
+    let declared = declared::metrics();
     let text = metrics::encode(registry).expect("metrics have a text form");
     let types: BTreeMap<&str, &str> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-    // The text form leaves out a metric with labels that has counted nothing; the registry's own
-    // description has all of them.
+    // The text form omits a metric with labels that has counted nothing. The registry's Debug has
+    // all of them.
     let all = format!("{registry:?}");
     let metric = |descriptor: &str| {
         let (name, rest) = descriptor.split_once('"').expect("a name ends");
         let (_, help) = rest.split_once("help: \"").expect("help follows the name");
         let (help, _) = help.split_once("\", unit: ").expect("the unit follows the help");
-        let name = format!("imagewarm_{name}");
-        let labelled = LABELS.iter().map(|(name, _)| *name);
-        let labelled = labelled.map(|full| (full, full.trim_end_matches("_total")));
-        match (types.get(name.as_str()), labelled.clone().find(|(_, bare)| *bare == name)) {
-            (Some(&kind), _) => Metric {
-                name: if kind == "counter" { format!("{name}_total") } else { name },
-                kind: kind.to_owned(),
-                help: help.trim_end_matches('.').to_owned(),
-            },
-            (None, Some((full, _))) => Metric {
-                name: full.to_owned(),
-                kind: kind_by_name(full).to_owned(),
-                help: help.trim_end_matches('.').to_owned(),
-            },
-            (None, None) => panic!("{name} has labels: name them in LABELS"),
+        let full = format!("imagewarm_{name}");
+        let (kind, labels) = match (declared.get(name), types.get(full.as_str())) {
+            (Some(Labelled { kind, labels }), _) => (kind.clone(), labels.clone()),
+            (None, Some(kind)) => ((*kind).to_owned(), vec![]),
+            (None, None) => panic!("{full} has labels, but the sources declare no Family for it"),
+        };
+        Metric {
+            name: if kind == "counter" { format!("{full}_total") } else { full },
+            kind,
+            help: help.trim_end_matches('.').to_owned(),
+            labels,
         }
     };
     all.split("Descriptor { name: \"").skip(1).map(metric).collect()
-}
-
-fn kind_by_name(name: &str) -> &'static str {
-    match name {
-        _ if name.ends_with("_total") => "counter",
-        // A point in time is no duration.
-        _ if name.ends_with("_timestamp_seconds") => "gauge",
-        _ if name.ends_with("_seconds") => "histogram",
-        _ => "gauge",
-    }
 }
 
 fn controller() -> Vec<Metric> {
@@ -98,70 +76,124 @@ fn warmer() -> Vec<Metric> {
     described(&registry)
 }
 
-fn labels(metric: &Metric) -> &'static [&'static str] {
-    LABELS.iter().find(|(name, _)| *name == metric.name).map_or(&[], |(_, labels)| *labels)
+fn all() -> Vec<Metric> {
+    controller().into_iter().chain(warmer()).collect()
 }
 
-fn table(metrics: &[Metric]) -> String {
+/// The metrics, then the values of their labels.
+fn tables(metrics: &[Metric]) -> String {
     let mut text = "\n| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
     for metric in metrics {
-        let labels: Vec<_> = labels(metric).iter().map(|label| format!("`{label}`")).collect();
+        let labels: Vec<_> =
+            metric.labels.iter().map(|label| format!("`{}`", label.name)).collect();
         let labels = labels.join(", ");
         let (name, kind, help) = (&metric.name, &metric.kind, &metric.help);
         writeln!(text, "| `{name}` | {kind} | {labels} | {help} |").expect("a String has room");
     }
+    text += "\n| label | of | value | meaning |\n|---|---|---|---|\n";
+    let mut listed: Vec<(&Label, Vec<String>)> = vec![];
+    for metric in metrics {
+        for label in &metric.labels {
+            let name = format!("`{}`", metric.name);
+            match listed.iter_mut().find(|(same, _)| *same == label) {
+                Some((_, names)) => names.push(name),
+                None => listed.push((label, vec![name])),
+            }
+        }
+    }
+    for (label, names) in listed {
+        let mut first = format!("`{}` | {}", label.name, names.join(", "));
+        for (value, doc) in &label.values {
+            let doc = doc.trim_end_matches('.').replace('|', "\\|");
+            writeln!(text, "| {first} | `{value}` | {doc} |").expect("a String has room");
+            " | ".clone_into(&mut first);
+        }
+    }
     text
 }
 
-/// `page` with what stands between the marks of `part` replaced.
-fn with_table(page: &str, part: &str, table: &str) -> String {
+/// `page` with the text between the marks of `part` replaced.
+fn with_tables(page: &str, part: &str, tables: &str) -> String {
     let (begin, end) = (format!("<!-- {part}: begin -->\n"), format!("<!-- {part}: end -->"));
     let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("no {begin}"));
     let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no {end}"));
-    format!("{before}{begin}{table}\n{end}{after}")
+    format!("{before}{begin}{tables}\n{end}{after}")
 }
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The files below `folder` whose names end in `.extension`.
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = vec![];
+    for entry in fs::read_dir(folder).expect("the folder can be read") {
+        let path = entry.expect("the folder can be read").path();
+        if path.is_dir() {
+            found.extend(files(&path, extension));
+        } else if path.extension().is_some_and(|it| it == extension) {
+            found.push(path);
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
 #[test]
 fn the_page_lists_all_metrics() {
     let path = root().join("docs/metrics.md");
-    let page = fs::read_to_string(&path).expect("the page exists");
-    let wanted = with_table(&page, "controller", &table(&controller()));
-    let wanted = with_table(&wanted, "warmer", &table(&warmer()));
+    let page = read(&path);
+    let expected = with_tables(&page, "controller", &tables(&controller()));
+    let expected = with_tables(&expected, "warmer", &tables(&warmer()));
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, wanted).expect("the page can be written");
+        fs::write(&path, expected).expect("the page can be written");
         return;
     }
     assert!(
-        page == wanted,
-        "docs/metrics.md differs from the code; write its lists anew with\n    \
+        page == expected,
+        "docs/metrics.md differs from the code; write its lists with\n    \
          UPDATE_DOCS=1 cargo test --test metrics"
     );
 }
 
 #[test]
-fn the_page_names_no_metric_that_does_not_exist() {
-    let all: Vec<String> = controller().into_iter().chain(warmer()).map(|one| one.name).collect();
-    for file in ["docs/metrics.md", "README.md"] {
-        let text = fs::read_to_string(root().join(file)).expect("the page exists");
-        let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
-        for word in words.filter(|word| word.starts_with("imagewarm_")) {
-            let known = all.iter().any(|name| {
-                let parts = ["_bucket", "_count", "_sum"];
-                word == name || parts.iter().any(|part| word.strip_suffix(part) == Some(name))
-            });
-            assert!(known, "{file}: {word}");
+fn documentation_and_alerts_name_what_exists() {
+    let metrics = all();
+    let alerts = files(&root().join("deploy/alerts"), "yaml");
+    assert!(!alerts.is_empty());
+    let pages = files(&root().join("docs"), "md").into_iter().chain([root().join("README.md")]);
+    for path in pages.chain(alerts) {
+        // A cell of a table has `\|` for `|`.
+        let text = read(&path).replace("\\|", "|");
+        if let Err(fault) = expressions::check(&text, &metrics) {
+            panic!("{}: {fault}", path.display());
         }
     }
 }
 
 #[test]
-fn names_are_told_once_and_end_in_their_unit() {
+fn alerts_use_labels_of_their_expression() {
+    for path in files(&root().join("deploy/alerts"), "yaml") {
+        let rules: serde_json::Value = serde_saphyr::from_str(&read(&path)).expect("YAML");
+        let groups = rules["groups"].as_array().expect("groups");
+        for rule in groups.iter().flat_map(|group| group["rules"].as_array().expect("rules")) {
+            let expression = rule["expr"].as_str().expect("an expression");
+            if let Err(fault) = expressions::check_templates(expression, &rule.to_string(), &all())
+            {
+                panic!("{}: {}: {fault}", path.display(), rule["alert"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn names_are_unique_and_end_in_their_unit() {
     let mut seen = BTreeMap::new();
-    for metric in controller().into_iter().chain(warmer()) {
+    for metric in all() {
         assert!(metric.name.starts_with("imagewarm_"), "{}", metric.name);
         assert!(!metric.help.is_empty(), "{}", metric.name);
         assert_eq!(
@@ -172,43 +204,16 @@ fn names_are_told_once_and_end_in_their_unit() {
         );
         assert!(seen.insert(metric.name.clone(), metric.kind).is_none(), "{} twice", metric.name);
     }
-    for (name, _) in LABELS {
-        assert!(seen.contains_key(*name), "{name} does not exist");
-    }
-}
-
-/// Labels and type of every metric with labels in the sources, as they are declared.
-fn families(folder: &Path, found: &mut Vec<(Vec<String>, String)>) {
-    for entry in fs::read_dir(folder).expect("the sources can be read") {
-        let path: PathBuf = entry.expect("the sources can be read").path();
-        if path.is_dir() {
-            families(&path, found);
-            continue;
-        }
-        let text = fs::read_to_string(&path).expect("the sources can be read");
-        for family in text.split(": Family<").skip(1) {
-            let (set, rest) = family.split_once(',').expect("a family has a type");
-            let kind = rest.trim_start().split([',', '>']).next().unwrap_or_default();
-            let set =
-                text.split_once(&format!("struct {set} {{")).and_then(|(_, it)| it.split_once('}'));
-            let (fields, _) = set.expect("the set of labels is a struct of the same file");
-            let fields = fields.split(',').filter_map(|field| field.split_once(':'));
-            let fields = fields.map(|(name, _)| name.trim().trim_start_matches("pub ").to_owned());
-            found.push((fields.collect(), kind.to_lowercase()));
-        }
-    }
 }
 
 #[test]
-fn labels_are_those_of_the_code() {
-    let mut declared = Vec::new();
-    families(&root().join("src"), &mut declared);
-    let told = |(name, labels): &(&str, &[&str])| {
-        let labels: Vec<_> = labels.iter().map(|&label| label.to_owned()).collect();
-        (labels, kind_by_name(name).to_owned())
-    };
-    let mut told: Vec<_> = LABELS.iter().map(told).collect();
-    declared.sort_unstable();
-    told.sort_unstable();
-    assert_eq!(told, declared, "LABELS, and what the code declares");
+fn every_value_of_a_label_has_a_meaning() {
+    for metric in all() {
+        for label in metric.labels {
+            assert!(label.values.len() > 1, "{} {}", metric.name, label.name);
+            for (value, doc) in label.values {
+                assert!(!doc.is_empty(), "{} {} {value}", metric.name, label.name);
+            }
+        }
+    }
 }

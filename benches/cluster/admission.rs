@@ -1,4 +1,4 @@
-//! What one admission call costs, beside a server that only says `allowed`.
+//! Cost of one admission call, beside a server that only answers `allowed`.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::stage::{DEADLINE, Stage};
 
 const REVIEW: &[u8] =
     include_bytes!("../../tests/fixtures/knative/admission-review.revision-create.mutating.json");
-/// As many as the API server has open at a time, about.
+/// About as many as the API server keeps open.
 const CONNECTIONS: usize = 16;
 
-/// Rows: p50 and p99 at 200 calls in a second, and calls in a second without a pause.
+/// Rows: p50 and p99 at 200 calls in a second, and calls in a second back to back.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, controller) = Stage::new(0).await?;
     stage.plain_nodes((1..=10).map(|number| format!("plain-{number}")).collect()).await?;
@@ -64,7 +64,7 @@ fn review_of_three_images(dry_run: bool) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec(&review)?)
 }
 
-/// The server that only says `allowed`, with the webhook's own certificate.
+/// The server that only answers `allowed`, with the webhook's own certificate.
 pub struct Baseline {
     port: Port,
     _process: Process,
@@ -89,8 +89,8 @@ impl Baseline {
         Ok(Baseline { _process: Process::start("noop", program, folder)?, port })
     }
 
-    /// This replica and the baseline, both to be asked the same, once both answer. A dry run is
-    /// answered like any other call, but nothing is made of it.
+    /// This replica and the baseline, for the same calls, once both answer. A dry run is answered
+    /// like any other call, but creates nothing.
     pub async fn beside(
         &self,
         stage: &Stage,

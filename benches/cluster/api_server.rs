@@ -1,5 +1,5 @@
-//! What a fan-out costs the API server: with a connected warmer on each node, without any, and in
-//! the design that was rejected, where each node watches its own ImageWarms.
+//! Cost of a fan-out for the API server: with a connected warmer on each node, without any, and in
+//! the rejected design, where each node watches its own ImageWarms.
 
 use std::fs;
 use std::sync::Arc;
@@ -25,21 +25,21 @@ use crate::fake_warmers::{FakeWarmers, Held, is_write};
 use crate::report::{Limit, Report, Series, median};
 use crate::stage::{CONCURRENCY, DEADLINE, Revisions, Stage, cpu_seconds, resident_bytes};
 
-/// Watchers that the API server gave up because they were too slow.
+/// Watches that the API server dropped because they were too slow.
 const DROPPED: &str = "apiserver_terminated_watchers_total";
-/// Time that requests waited for their turn.
+/// Time that requests waited in a queue.
 const WAITED: &str = "apiserver_flowcontrol_request_wait_duration_seconds_sum";
-/// Requests that were sent away.
+/// Rejected requests.
 const REJECTED: &str = "apiserver_flowcontrol_rejected_requests_total";
-/// Events that watchers were sent.
+/// Events sent to watches.
 const DELIVERED: &str = "apiserver_watch_events_total";
-/// How long the last events of a fan-out may still be worked on; the same for all that is compared.
+/// Time for the last events of a fan-out; the same for everything that is compared.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Bookmarks are counted among the events: one in a minute for each watch.
 const BOOKMARKS: f64 = 0.01;
-/// A round with a watch for each of 5,000 nodes takes minutes, and tells at once what it has to.
+/// A round with a watch for each of 5,000 nodes takes minutes, and shows the difference at once.
 const SELECTOR_ROUNDS: usize = 3;
-/// After a write, until its events are counted.
+/// Time after a write until its events are counted.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// Rows: CPU of the API server beside that without warmers, and beside that with a watch for each
@@ -69,7 +69,7 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
         let name = format!("ours-{round}");
         let ours = fan_out(&with, &name, round, count).await?;
         warmers.orders(&image(round), count).await?;
-        // What went on would write its progress into the next rounds.
+        // Running pulls would write their progress into the next rounds.
         warmers.hold(Held::Nothing);
         with.all_ready(&name, count).await?;
         let baseline = fan_out(&without, &name, round, count).await?;
@@ -88,7 +88,7 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
     report.add(name, "watches", Series::one(dropped), Limit::Most(0.0));
     let otherwise = sum(&so_far, DROPPED, "") - dropped;
     let name =
-        format!("the same while {count} warmers connect, or tell at once that they are done");
+        format!("the same while {count} warmers connect, or report at once that they are done");
     report.add(name, "watches", Series::one(otherwise), Limit::None);
     let rejected = sum(&so_far, REJECTED, "");
     let name = format!("requests that priority and fairness rejected, {count} warmers");
@@ -103,7 +103,7 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
     drop(warmers);
     selector_watches(&without, &names, rounds, ours, report).await?;
 
-    // The same writes with nobody there but the control plane: what is left are imagewarm's.
+    // The same writes with the control plane alone. The difference is imagewarm's.
     idle.terminate(DEADLINE).await?;
     let others = Series { ours: others(&without, &names).await?, baseline: Vec::new() };
     let theirs = median(&others.ours).context("no round without a replica")?;
@@ -118,12 +118,12 @@ async fn nodes(count: usize, rounds: usize, report: &mut Report) -> Result<()> {
 /// Watch deliveries for each write, of raw creates in a cluster where no imagewarm runs any more.
 async fn others(stage: &Stage, nodes: &[String]) -> Result<Vec<f64>> {
     let client = stage.cluster.client();
-    // Nobody is there to answer for them, and creates would be refused.
+    // Without a server for the webhooks, creates would be rejected.
     let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     mutating.delete("imagewarm", &Default::default()).await?;
     let validating: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
     validating.delete("imagewarm", &Default::default()).await?;
-    // The API server learns of it by a watch of its own.
+    // The API server's own watch delivers the change.
     let namespace = stage.namespace("probe").await?;
     let probe = nodes.get(..1).context("no node")?;
     wait_for(DEADLINE, "creates without admission", async || {
@@ -180,8 +180,8 @@ async fn selector_watches(
     Ok(())
 }
 
-/// Watches one node's ImageWarms until it is ended. The API server ends watches as it likes; the
-/// next goes on from there.
+/// Watches one node's ImageWarms until it is aborted. The API server closes watches at any time;
+/// the next one resumes.
 async fn watch_node(
     warms: Api<ImageWarm>,
     only: WatchParams,
@@ -219,17 +219,17 @@ async fn watch_node(
     }
 }
 
-/// What the API server did for one fan-out.
+/// Work of the API server for one fan-out.
 struct Cost {
     cpu: f64,
     /// Events for each write, without those to this program's own watch, which waits for the last.
     deliveries: f64,
-    /// Watches that it gave up.
+    /// Watches that it dropped.
     dropped: f64,
 }
 
 fn image(round: usize) -> String {
-    // By digest: the warmer looks first, and nothing is asked of the controller before that.
+    // By digest: the warmer checks presence first, before any request to the controller.
     format!("registry.example.com/team/app@sha256:{round:064x}")
 }
 
@@ -257,24 +257,24 @@ async fn measured(
     let cpu = cpu_seconds(server)? - cpu;
     let after = Deliveries::settled(stage, &client, namespace).await?;
     let (delivered, own) = (after.delivered - before.delivered, after.own);
-    // This program's own watch is sent each: none at all means that the metric was misread.
+    // This program's own watch receives each: none at all means that the metric was misread.
     ensure!(delivered > 0.0 && own > 0.0, "{delivered} events of {own} writes");
     let deliveries = (delivered - own) / (after.all - before.all);
     Ok(Cost { cpu, deliveries, dropped: after.dropped - before.dropped })
 }
 
-/// Writes of ImageWarms so far, and what watches were sent of them. What is written in other
-/// namespaces meanwhile is delivered too, but not to this program's own watch.
+/// Writes of ImageWarms so far, and their events to watches. Writes in other namespaces are
+/// delivered too, but not to this program's own watch.
 struct Deliveries {
     delivered: f64,
     all: f64,
     own: f64,
-    /// Watches that the API server gave up.
+    /// Watches that the API server dropped.
     dropped: f64,
 }
 
 impl Deliveries {
-    /// Both numbers of one moment: while nothing is written.
+    /// Both numbers at the same moment: while nothing is written.
     async fn settled(stage: &Stage, client: &Client, namespace: &str) -> Result<Deliveries> {
         wait_for(DEADLINE, "a moment without writes", async || {
             let (before, _) = writes(&stage.cluster.audit_events().ok()?, namespace);
@@ -312,7 +312,7 @@ fn api_server(cluster: &Cluster) -> Result<u32> {
     anyhow::bail!("no process has {flag}")
 }
 
-/// What the API server says of itself.
+/// The API server's metrics.
 pub async fn metrics(client: &Client) -> Result<String> {
     Ok(client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?)
 }

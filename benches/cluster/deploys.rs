@@ -1,5 +1,5 @@
-//! A busy hour: many Revisions in a few seconds on many nodes with warmers, beside raw creates of
-//! as many ImageWarms; what admission takes meanwhile; and how soon what was dropped is repaired.
+//! Many Revisions in a few seconds on many nodes with warmers, beside raw creates of as many
+//! ImageWarms; the latency of admission meanwhile; and the time to repair dropped Revisions.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,18 +17,18 @@ use crate::load::Target;
 use crate::report::{Limit, Report, Series, median, percentile};
 use crate::stage::{Appearing, DEADLINE, Revisions, Stage, seconds};
 
-/// What a registry can bear is another benchmark's.
+/// No limits of registries, which another benchmark measures.
 const NO_BUDGET: [&str; 3] =
     ["--registry-pulls=0", "--registry-pulls-per-second=0", "--canary-nodes=0"];
-/// Between one Revision and the next.
+/// Interval between Revisions.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Admission calls in a second beside the deploys: enough for a p99, and no load.
 const CALLS: u32 = 25;
 /// Revisions of a namespace that the controller of the repairs takes at admission in a minute.
 const TAKEN: usize = 5;
-/// Revisions of that round; what is not taken is dropped.
+/// Revisions of that round; those beyond the limit are dropped.
 const OFFERED: usize = 15;
-/// How late what was dropped may be.
+/// Maximum delay of a dropped Revision.
 const REPAIRED: f64 = 5.0;
 
 /// Rows: seconds to the last ImageWarm; admission's p99 meanwhile; statuses in a second; what the
@@ -50,7 +50,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (mut dropped, mut late) = (0.0, 0);
     for round in 0..scale.pick(2, 3) {
         p99(&asked, lasting, &mut idle).await?;
-        // Pulls are another benchmark's.
+        // Another benchmark measures pulls.
         warmers.hold(Held::Pulls);
         let before = drops(&controller).await?;
         let revisions = stage.namespace(&format!("deploys-{round}")).await?;
@@ -73,7 +73,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         let raw = stage.namespace(&format!("raw-{round}")).await?;
         let began = Instant::now();
         for number in 0..deploys {
-            // Not before the Revision would have been there.
+            // Not before the time at which the Revision would exist.
             tokio::time::sleep_until((began + PAUSE * number as u32).into()).await;
             let image = format!("registry.example.com/team/raw-{number}:v1");
             raw.raw_creates(&client, &image, &others).await?;
@@ -83,7 +83,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         statuses.round(pace, (nodes * deploys) as f64 / raw);
         let of_round = drops(&controller).await? - before;
         dropped += of_round;
-        // Without a drop nothing was left to repair, however long it took.
+        // Without a drop there was nothing to repair, however long it took.
         late += usize::from(of_round > 0.0 && ours > raw + REPAIRED);
     }
     let seconds = lasting.as_secs_f64();
@@ -108,8 +108,8 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     repairs(&others, report).await
 }
 
-/// Revisions that the fan-out has no place for, a few seconds apart, so that none waits for another;
-/// in a cluster of their own, where nothing is left of the others.
+/// Revisions that the fan-out drops, a few seconds apart, so that none waits for another; in a
+/// cluster of their own, without the objects of the others.
 async fn repairs(others: &[String], report: &mut Report) -> Result<()> {
     let (stage, controller) = Stage::new(0).await?;
     let warmers = FakeWarmers::connect(&stage, others.len()).await?;
@@ -152,7 +152,7 @@ async fn repairs(others: &[String], report: &mut Report) -> Result<()> {
         took.push(seconds(*made, *last));
     }
     let late = took.iter().filter(|took| **took > raw + REPAIRED).count() as f64;
-    // The first of the namespace are taken.
+    // The first ones of the namespace are within its limit.
     let took = took.split_off(TAKEN);
     let slowest =
         Series { ours: vec![took.iter().copied().fold(0.0, f64::max)], baseline: creates };
@@ -167,7 +167,7 @@ async fn repairs(others: &[String], report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Creates Revisions, each of an image of its own; returns when each was asked for.
+/// Creates Revisions, each of an image of its own; returns when each was requested.
 async fn deploy(
     revisions: &Revisions,
     count: usize,
@@ -185,7 +185,7 @@ async fn deploy(
     Ok(made)
 }
 
-/// When the last ImageWarm of each image was seen; their names begin with what the image is called.
+/// When the last ImageWarm of each image was seen; their names begin with the image's.
 async fn last_of_each(
     appearing: &mut Appearing,
     count: usize,
@@ -199,7 +199,7 @@ async fn last_of_each(
     Ok(last)
 }
 
-/// Calls the webhook and the server that does nothing in the same moments.
+/// Calls the webhook and the baseline's server at the same moments.
 async fn p99(
     (ours, theirs): &(Target, Target),
     duration: Duration,
@@ -231,7 +231,7 @@ async fn statuses_written(controller: &Imagewarm) -> Result<f64> {
     Ok((known - before) / seconds(began, since))
 }
 
-/// Revisions that were seen at admission and not taken, so far.
+/// Admitted Revisions that were dropped, so far.
 async fn drops(controller: &Imagewarm) -> Result<f64> {
     metric(controller, "imagewarm_admission_revisions_dropped_total").await
 }

@@ -1,4 +1,4 @@
-//! Whether a fan-out and other accounts leave each other room in an API server that has few seats:
+//! How a fan-out and other accounts slow each other down in an API server that has few seats:
 //! with the FlowSchema and priority level of `deploy/`, beside the same without them.
 
 use std::sync::Arc;
@@ -21,39 +21,38 @@ use crate::api_server::{metrics, sum};
 use crate::report::{Limit, Report, Series, percentile};
 use crate::stage::{DEADLINE, Stage, milliseconds, seconds};
 
-/// A tenth of the seats that an API server has by default: those of two cores are scarce already
-/// when that many requests are under way. How many seats a list takes goes by what is stored: by the
-/// number of objects, counted each ten seconds. By default it goes by their size, which an API server
-/// with an etcd before 3.4.31 learns only by chance: a list then takes one seat, or the most it may.
+/// A tenth of the seats that an API server has by default: two cores are busy with that many
+/// requests in flight. A list's seats depend on the number of stored objects, counted every ten
+/// seconds. By default they depend on their size, which an API server with an etcd before 3.4.31
+/// learns only by chance: a list then takes one seat, or the maximum.
 const FEW_SEATS: [&str; 4] = [
     "--max-requests-inflight=40",
     "--max-mutating-requests-inflight=20",
     "--etcd-count-metric-poll-period=10s",
     "--feature-gates=SizeBasedListCostEstimate=false",
 ];
-/// How many objects the API server has counted.
+/// Objects that the API server has counted.
 const COUNTED: &str = "apiserver_resource_objects";
 /// Accounts that flood the API server, and the requests that each of them has in flight.
 const CROWD: usize = 10;
 const LISTS: usize = 2;
-/// ImageWarms that each of their requests reads: as many as make it as many seats wide as a list may be.
+/// ImageWarms that each of their requests reads: enough for the maximum of seats of a list.
 const STOCK: usize = 1_000;
-/// A fan-out that is not done by then counts as done: in favour of the baseline, which may never be.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A fan-out that is not done by then counts as done: in favour of the baseline.
+const FAN_OUT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Beside small requests, in each round, one after another: one alone has too few of them beside it.
 const FAN_OUTS: usize = 3;
 /// The API server decides anew every ten seconds how many seats are lent and to whom.
 const LENT: Duration = Duration::from_secs(12);
-/// Where the other accounts are at home.
+/// The namespace of the other accounts.
 const ELSEWHERE: &str = "elsewhere";
-/// Every one of them is read and decoded, and none is in the answer: all of the cost is the API
-/// server's.
+/// Every object is read and decoded, and none is in the answer: the API server has all of the cost.
 const EXPENSIVE: &str = "/apis/caching.knative.dev/v1alpha1/namespaces/elsewhere/imagewarms\
                          ?labelSelector=example.com%2Fnone%3Dsuch";
 const SMALL: &str = "/api/v1/namespaces/elsewhere/configmaps/small";
 
-/// Rows: seconds of a fan-out while others flood the API server, and what the flood got through
-/// meanwhile; milliseconds of another account's small requests during fan-outs; refusals.
+/// Rows: seconds of a fan-out while others flood the API server, and the flood's answered lists
+/// meanwhile; milliseconds of another account's small requests during fan-outs; rejections.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, _controller) = Stage::with_api_server(&FEW_SEATS).await?;
     let (nodes, rounds) = (500, scale.pick(2, 5));
@@ -77,7 +76,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     for round in 0..rounds {
         let (ours, without) = turns.both(round, &beside).await?;
         for (series, share) in [(&mut p50, 0.5), (&mut p99, 0.99)] {
-            let of = |times: &[f64]| percentile(times, share).context("nothing was asked");
+            let of = |times: &[f64]| percentile(times, share).context("no request was made");
             series.round(of(&ours.0)?, of(&without.0)?);
         }
         calm.round(ours.1, without.1);
@@ -111,16 +110,17 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// With what is shipped for the controller's flow, and without.
+/// With the shipped FlowSchema and priority level, and without.
 struct Turns<'a> {
     stage: &'a Stage,
     shipped: bool,
-    /// Answers of 429 to the controller with what is shipped.
+    /// Answers of 429 to the controller with the shipped objects.
     refused: usize,
 }
 
 impl Turns<'_> {
-    /// Measures both, with what is shipped first in each other round: half of the changes are saved.
+    /// Measures both, with the shipped objects first in every other round: that saves half of the
+    /// changes.
     async fn both<T>(
         &mut self,
         round: usize,
@@ -141,7 +141,7 @@ impl Turns<'_> {
         ours.zip(without).context("one of two was not measured")
     }
 
-    /// Applies what is shipped, or takes it away; returns when the API server goes by it.
+    /// Applies the shipped objects, or deletes them; returns when the API server has them.
     async fn change(&mut self, shipped: bool) -> Result<()> {
         if self.shipped == shipped {
             return Ok(());
@@ -162,7 +162,7 @@ impl Turns<'_> {
             (schema == wanted).then_some(())
         })
         .await?;
-        // Until then the seats are shared out as they were before.
+        // Until then the seats are distributed as before.
         tokio::time::sleep(LENT).await;
         self.shipped = shipped;
         Ok(())
@@ -201,8 +201,8 @@ async fn others(stage: &Stage, stock: usize) -> Result<Vec<Client>> {
     Ok(clients)
 }
 
-/// Until the API server has counted all ImageWarms: before, it takes the lists of the flood for small
-/// ones, and lets all of them go on at once.
+/// Waits until the API server has counted all ImageWarms: before, it estimates the flood's lists as
+/// small, and runs all of them at once.
 async fn counted(stage: &Stage) -> Result<()> {
     let client = stage.cluster.client();
     let warms: Api<ImageWarm> = Api::all(client.clone());
@@ -214,7 +214,7 @@ async fn counted(stage: &Stage) -> Result<()> {
     .await
 }
 
-/// Lists without a pause. Ends when dropped.
+/// Lists continuously. Stops when dropped.
 struct Flood {
     answers: Arc<AtomicU64>,
     _tasks: JoinSet<()>,
@@ -230,7 +230,7 @@ impl Flood {
                     if get(&account, EXPENSIVE).await.is_ok() {
                         answers.fetch_add(1, Ordering::Relaxed);
                     } else {
-                        // Told to come later, more often than a client puts up with.
+                        // More answers of 429 than the client retries.
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 }
@@ -249,8 +249,8 @@ async fn get(client: &Client, path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Seconds from a Revision to its last ImageWarm, [`PATIENCE`] at most, and lists that the flood was
-/// answered meanwhile.
+/// Seconds from a Revision to its last ImageWarm, at most [`FAN_OUT_TIMEOUT`], and the flood's
+/// answered lists meanwhile.
 async fn flooded(
     stage: &Stage,
     flood: &Flood,
@@ -261,7 +261,7 @@ async fn flooded(
     let mut appearing = stage.watch(namespace).await?;
     let (began, answers) = (Instant::now(), flood.answers());
     revisions.create("app-00001", &["registry.example.com/team/app:v1"]).await?;
-    let last = match tokio::time::timeout(PATIENCE, appearing.count(nodes)).await {
+    let last = match tokio::time::timeout(FAN_OUT_TIMEOUT, appearing.count(nodes)).await {
         Ok(last) => last?,
         Err(_) => Instant::now(),
     };

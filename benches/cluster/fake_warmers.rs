@@ -1,6 +1,6 @@
 //! Many warmers in this process: the real client, each with its own stream and a token of a Pod on
-//! its own node, over a runtime that only waits. Measured: until the last of them has its order,
-//! and what the API server is asked to write for each.
+//! its own node, over a runtime that only waits. Measures the time until the last of them has its
+//! assignment, and the writes to the API server for each.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,21 +29,21 @@ use crate::Scale;
 use crate::report::{Limit, Report, Series};
 use crate::stage::{CONCURRENCY, DEADLINE, Stage, seconds};
 
-/// Rows: the last order received, against raw creates; writes for each image and node.
+/// Rows: the last assignment received, against raw creates; writes for each image and node.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (stage, _controller) = Stage::new(0).await?;
     let (count, rounds) = (scale.pick(300, 1_000), 3);
     let mut warmers = FakeWarmers::connect(&stage, count).await?;
     let client = stage.as_controller().await?;
-    // No warmer is told of these, so that the baseline is creates alone.
+    // No warmer is assigned these, so that the baseline is creates alone.
     let others: Vec<String> = (0..count).map(|at| format!("no-node-{at:05}")).collect();
     let mut series = Series::default();
     let mut writes = Series::default();
     for round in 0..=rounds {
-        // By digest: the warmer looks first, and nothing is asked of the controller before that.
+        // By digest: the warmer checks presence first, before any request to the controller.
         let image = format!("registry.example.com/team/app@sha256:{round:064x}");
         warmers.hold(Held::Pulls);
-        let revisions = stage.namespace(&format!("orders-{round}")).await?;
+        let revisions = stage.namespace(&format!("assignments-{round}")).await?;
         let began = Instant::now();
         revisions.create("app-00001", &[&image]).await?;
         let ours = seconds(began, warmers.orders(&image, count).await?);
@@ -63,7 +63,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         revisions.delete_configuration().await?;
         writes.ours.push(life_writes(&stage, &revisions.namespace, count).await?);
     }
-    let name = format!("Revision created, until the last of {count} warmers has its order");
+    let name = format!("Revision created, until the last of {count} warmers has its assignment");
     report.add(name, "s", series, Limit::Ratio(1.3));
     report.add("API writes in the life of an ImageWarm", "writes", writes, Limit::Most(3.0));
     Ok(())
@@ -84,7 +84,7 @@ async fn life_writes(stage: &Stage, namespace: &str, count: usize) -> Result<f64
     Ok(f64::from(writes) / count as f64)
 }
 
-/// Whether an audit event says that an ImageWarm of the namespace was written.
+/// Whether an audit event is a write of an ImageWarm of the namespace.
 pub fn is_write(event: &Value, namespace: &str) -> bool {
     let object = &event["objectRef"];
     let succeeded = event["responseStatus"]["code"].as_u64().is_some_and(|code| code < 300);
@@ -95,19 +95,19 @@ pub fn is_write(event: &Value, namespace: &str) -> bool {
         && matches!(verb, "create" | "update" | "patch" | "delete")
 }
 
-/// What warmers wait with.
+/// What the fake runtimes hold back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
     /// Nothing.
     Nothing,
     /// The ends of pulls.
     Pulls,
-    /// The answer to whether an image is there: nothing is reported before that, so no status is
-    /// written. For less than a minute: the warmer gives up then.
+    /// The answer to the presence check: nothing is reported before that, so no status is written.
+    /// For less than a minute: the check times out then.
     Looks,
 }
 
-/// Something that a warmer asked its runtime.
+/// A request of a warmer to its runtime.
 struct Asked {
     image: String,
     at: Instant,
@@ -180,7 +180,7 @@ impl FakeWarmers {
     /// Waits until so many warmers have begun to work on the image; returns the last one's moment.
     pub async fn orders(&mut self, image: &str, count: usize) -> Result<Instant> {
         self.until(image, count, false).await?;
-        self.seen.get(image).and_then(|seen| seen.last_look).context("nobody asked")
+        self.seen.get(image).and_then(|seen| seen.last_look).context("no warmer made a request")
     }
 
     /// Waits until so many warmers have pulled the image.
@@ -243,7 +243,7 @@ fn args(stage: &Stage, token: PathBuf) -> Result<WarmerArgs> {
     let name = format!("--dispatch-server-name=imagewarm-dispatch.{NAMESPACE}.svc");
     let ca = format!("--dispatch-ca-file={}", stage.cluster.dispatch_ca_file().display());
     let token = format!("--token-file={}", token.display());
-    // Whatever room this machine has: nothing is stored.
+    // Independent of this machine's free space: nothing is stored.
     let room = ["--keep-free-disk=0%", "--assumed-image-size=0"];
     let flags = ["warmer", &server, &name, &ca, &token];
     let matches = command.try_get_matches_from(flags.into_iter().chain(room))?;
@@ -268,7 +268,7 @@ impl Gate {
         self.refused.store(0, Ordering::Relaxed);
     }
 
-    /// How many were refused since.
+    /// Pulls rejected since.
     pub fn refused(&self) -> usize {
         self.refused.load(Ordering::Relaxed)
     }
@@ -290,12 +290,12 @@ struct Waiting {
     tell: mpsc::UnboundedSender<Asked>,
     hold: watch::Receiver<Held>,
     gate: Option<Arc<Gate>>,
-    /// What it was asked for, and whether it holds that.
+    /// The requested images, and whether it holds them.
     images: Mutex<BTreeMap<String, bool>>,
 }
 
 impl Waiting {
-    /// Tells of the first question about an image; returns whether it is held.
+    /// Signals the first request for an image; returns whether it is held.
     fn received(&self, image: &Reference) -> bool {
         let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         let known = images.get(image.as_str()).copied();
@@ -312,7 +312,7 @@ impl Waiting {
     }
 
     fn tell(&self, image: &Reference, pulled: bool) {
-        // Nobody listens any more at the end.
+        // The receiver is gone at the end.
         let _ = self.tell.send(Asked { image: image.to_string(), at: Instant::now(), pulled });
     }
 }
@@ -357,7 +357,7 @@ impl Runtime for Waiting {
         _progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
         Box::pin(async move {
-            // A tag that is to be checked is pulled without a look.
+            // A tag that is to be checked is pulled without a presence check.
             self.received(image);
             match &self.gate {
                 Some(gate) => gate.serve().await?,

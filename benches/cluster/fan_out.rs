@@ -11,11 +11,11 @@ use crate::report::{Limit, Report, Series};
 use crate::stage::{Stage, seconds};
 
 /// Rows: seconds for 1,000 nodes, and for 5,000; what of the plain loop's time is due to a controller
-/// that sees its ImageWarms; refusals by API priority and fairness.
+/// that sees its ImageWarms; rejections by API priority and fairness.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let mut throttled = 0;
     for (nodes, rounds) in scale.pick(vec![(1_000, 3)], vec![(1_000, 9), (5_000, 3)]) {
-        // A cluster for each: nodes that come later would be given the images of before.
+        // A cluster for each: nodes that join later would get the earlier images.
         let (stage, _controller) = Stage::new(0).await?;
         stage.plain_nodes(names(nodes)).await?;
         let series = rounds_of(&stage, nodes, rounds).await?;
@@ -30,7 +30,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         let stage = Stage::empty(0).await?;
         let client = stage.as_controller().await?;
         for round in 0..=rounds {
-            // As much is in the store then as there was with the controller.
+            // The store then holds as much as it did with the controller.
             plain_loop(&stage, &client, &format!("before-{round}"), &names(nodes)).await?;
             let took =
                 plain_loop(&stage, &client, &format!("alone-{round}"), &names(nodes)).await?;

@@ -95,7 +95,7 @@ fn panel(body: &mut String, curve: &Curve, (left, top): (f64, f64)) {
         (values().fold(f64::MAX, f64::min), values().fold(f64::MIN_POSITIVE, f64::max))
     };
     let ((x_min, x_max), (y_min, y_max)) = (range(|point| point.0), range(|point| point.1));
-    // One scale for both axes, so that the angle tells the exponent.
+    // One scale for both axes, so that the angle shows the exponent.
     let span = (positive(x_max) - positive(x_min)).max(positive(y_max) - positive(y_min)).max(0.1);
     let x_of = |x: f64| left + (positive(x) - positive(x_min)) / span * SIDE;
     let y_of = |y: f64| top + SIDE - (positive(y) - positive(y_min)) / span * SIDE;

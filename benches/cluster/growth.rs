@@ -1,9 +1,9 @@
-//! How what imagewarm takes grows with nodes and with images: time, CPU, memory, bytes in etcd. The
-//! law is fitted, printed and drawn: linear is the aim. Time is the API server's more than ours, so
-//! that of as many raw creates stands beside it.
+//! Growth of time, CPU, memory and bytes in etcd with nodes and with images. A power law is fitted,
+//! printed and drawn; the goal is linear. Most of the time is the API server's, so the baseline is
+//! the time of as many raw creates.
 //!
-//! A few creations after a pause cost the API server less each than many in a row, and no machine is
-//! always equally fast. So a smaller size is fanned out several times in a row, until it has made as
+//! A few creations after an idle time cost the API server less each than many in a row, and a
+//! machine's speed varies. So a smaller size is fanned out several times in a row, until it has made as
 //! much as the greatest, and the sizes take turns.
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::stage::{DEADLINE, Stage, seconds};
 /// Images grow on so many nodes.
 const NODES_FOR_IMAGES: usize = 100;
 
-/// Images on all nodes of a cluster when it is looked at what these take.
+/// Images on all nodes of a cluster whose resources are measured.
 const IMAGES_HELD: usize = 4;
 
 /// No more images of one Revision are warmed, by default.
@@ -77,8 +77,8 @@ async fn held_over_images(sizes: &[usize]) -> Result<Held> {
     Ok(held)
 }
 
-/// Each number of nodes in a cluster of its own. Were they to grow in one, they would be given the
-/// images of before as well, and all that in the time of the next.
+/// Each number of nodes in a cluster of its own. In a single cluster, new nodes would get the
+/// earlier images as well, within the time of the next measurement.
 async fn over_nodes(scale: Scale, report: &mut Report) -> Result<Vec<Curve>> {
     let sizes = scale.pick(vec![100, 400, 1_500], vec![100, 300, 1_000, 2_500, 5_000]);
     let most = sizes.iter().copied().max().context("no size")?;
@@ -153,7 +153,7 @@ impl Place {
     async fn take(&self, turn: &Turn) -> Result<Taken> {
         let used = cpu_nanoseconds(self.controller.pid())?;
         let time = self.fan_out(turn).await?;
-        // The leader still looks at what was made.
+        // The leader still reconciles the new objects.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let cpu = (cpu_nanoseconds(self.controller.pid())? - used) / 1e9;
 
@@ -188,7 +188,7 @@ impl Place {
     }
 
     /// What a controller takes that has just started, with nothing in it but what it needs; and the
-    /// size of etcd's database as the API server tells it.
+    /// size of etcd's database as the API server reports it.
     async fn holdings(&self) -> Result<Holdings> {
         let started = self.stage.controller("fresh").await?;
         let memory = anonymous_bytes(started.pid())?;
@@ -197,7 +197,8 @@ impl Place {
         let text = metrics(&self.stage.cluster.client()).await?;
         let line = text.lines().find(|line| line.starts_with("apiserver_storage_size_bytes"));
         let number = line.and_then(|line| line.split_whitespace().last());
-        let stored = number.context("the API server does not tell its storage's size")?.parse()?;
+        let stored =
+            number.context("the API server does not report its storage's size")?.parse()?;
         Ok(Holdings { memory, stored })
     }
 }

@@ -11,7 +11,7 @@ use crate::fake_warmers::{FakeWarmers, Gate};
 use crate::report::{Limit, Report, Series};
 use crate::stage::{DEADLINE, Stage, seconds};
 
-/// No limit, no canary, and no word about 429 from node to node.
+/// No limit, no canary, and no shared back-off after a 429.
 const WITHOUT: [&str; 3] =
     ["--registry-pulls=0", "--registry-pulls-per-second=0", "--canary-nodes=0"];
 

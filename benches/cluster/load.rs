@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Who is asked what.
+/// A server, and the request to it.
 #[derive(Clone)]
 pub struct Target {
     address: SocketAddr,
@@ -56,7 +56,7 @@ impl Target {
         Ok(Connection { stream, buffer: Vec::with_capacity(4096) })
     }
 
-    /// Asks once.
+    /// Makes one call.
     pub async fn ask_once(&self) -> Result<()> {
         self.connect().await?.ask(&self.request).await
     }
@@ -92,7 +92,7 @@ impl Target {
         calls.join_all().await.into_iter().collect()
     }
 
-    /// Calls without a pause on so many connections; returns calls in a second.
+    /// Calls back to back on so many connections; returns calls in a second.
     pub async fn saturated(&self, connections: usize, duration: Duration) -> Result<f64> {
         let mut callers = JoinSet::new();
         for _ in 0..connections {

@@ -1,6 +1,6 @@
 //! The benchmarks against the development cluster: `cargo xtask bench [NAME…] [--quick]`. Each
 //! measures the real program beside a baseline, in rounds that take turns, so that a busy machine
-//! slows both. docs/performance.md says what each is about.
+//! slows both. docs/performance.md describes each.
 
 mod admission;
 mod api_server;
@@ -112,8 +112,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs what was asked for; false when one could not be measured. A limit that does not hold is
-/// said in the report, and is no failure of the run: machines differ.
+/// Runs the chosen benchmarks; false when one could not be measured. The report marks a limit that
+/// does not hold. That is no failure of the run: machines differ.
 async fn measure(arguments: &Arguments) -> Result<bool> {
     let known = |name: &String| BENCHMARKS.iter().any(|(known, _)| known == name);
     if let Some(name) = arguments.names.iter().find(|name| !known(name)) {

@@ -1,4 +1,4 @@
-//! What many ImageWarms cost a controller: memory, and time to start.
+//! Cost of many ImageWarms for a controller: memory, and time to start.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::process::peak_bytes;
 use crate::report::{Limit, Report, Series, median};
 use crate::stage::{DEADLINE, Stage, resident_bytes, seconds};
 
-/// As many as the controller asks for at once.
+/// The page size of the controller's lists.
 const PAGE: u32 = 500;
 
 /// Rows: megabytes of the leader with many ImageWarms and streams, and of a replica that starts
@@ -67,7 +67,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Starts a replica and ends it: memory once it is ready, the most until then, and when it was.
+/// Starts and terminates a replica: memory once it is ready, the most until then, and when it was.
 async fn fresh(stage: &Stage, name: &str) -> Result<(f64, f64, Instant)> {
     let started = stage.controller(name).await?;
     let ready = Instant::now();

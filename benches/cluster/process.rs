@@ -1,10 +1,10 @@
-//! What the kernel tells of a process: CPU time to the nanosecond, and the most memory that it had.
+//! The kernel's numbers of a process: CPU time to the nanosecond, and its peak memory.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// CPU time of all its threads so far, in nanoseconds. Of threads that have ended it knows nothing.
+/// CPU time of all its threads so far, in nanoseconds. Excludes threads that have ended.
 pub fn cpu_nanoseconds(pid: u32) -> Result<f64> {
     let mut sum = 0.0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -16,7 +16,7 @@ pub fn cpu_nanoseconds(pid: u32) -> Result<f64> {
     Ok(sum)
 }
 
-/// Lets the kernel begin anew with [`peak_bytes`].
+/// Resets the kernel's value of [`peak_bytes`].
 pub fn forget_peak(pid: u32) -> Result<()> {
     Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
 }

@@ -1,4 +1,4 @@
-//! What a pull takes longer when it is ordered by an ImageWarm than when the runtime is asked itself.
+//! The time that imagewarm adds to a pull, compared with a direct pull by the runtime.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ async fn of_node(stage: &Stage, node: &Node, scale: Scale, report: &mut Report) 
             tap.clear();
             let order = Order { stage, namespace: &namespace, name: &name, image: &ours };
             let total = order.until_ready(&node.name).await?;
-            let pulling = tap.longest().context("the warmer asked its runtime for nothing")?;
+            let pulling = tap.longest().context("the warmer made no request to its runtime")?;
             let baseline = match baseline {
                 Some(baseline) => baseline,
                 None => own_pull(node, &theirs).await?,
@@ -97,7 +97,7 @@ async fn of_node(stage: &Stage, node: &Node, scale: Scale, report: &mut Report) 
     Ok(())
 }
 
-/// Makes an ImageWarm as a person does.
+/// Creates an ImageWarm as a user does.
 pub async fn order(
     stage: &Stage,
     namespace: &str,
@@ -114,7 +114,7 @@ pub async fn order(
     Ok(())
 }
 
-/// Else the node would be told to pull it again once it is removed.
+/// Otherwise the node would be assigned the image again once it is removed.
 async fn delete(stage: &Stage, namespace: &str, name: &str) -> Result<()> {
     let warms: Api<ImageWarm> = Api::namespaced(stage.cluster.client(), namespace);
     warms.delete(name, &Default::default()).await?;
@@ -155,7 +155,7 @@ impl Order<'_> {
     }
 }
 
-/// Asks the runtime for the image in its own language; returns milliseconds.
+/// Pulls the image with the runtime's own API; returns milliseconds.
 async fn own_pull(node: &Node, image: &str) -> Result<f64> {
     let began = Instant::now();
     let pulled = async {

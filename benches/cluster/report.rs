@@ -1,4 +1,4 @@
-//! What a run found: rows with their baselines and limits, as a table, as JSON and as pictures.
+//! The report of a run: rows with their baselines and limits, as a table, as JSON and as charts.
 
 use std::fs;
 use std::path::PathBuf;
@@ -86,8 +86,8 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Writes `report.json` and one picture for each unit; what earlier benchmarks of this run
-    /// found is there even when a later one ends the program.
+    /// Writes `report.json` and one chart for each unit. The results of earlier benchmarks of
+    /// this run are kept even when a later one terminates the program.
     pub fn write(&self) -> Result<PathBuf> {
         let folder = xtask::workspace().join("target/bench");
         fs::create_dir_all(&folder)?;
@@ -99,7 +99,7 @@ impl Report {
         Ok(file)
     }
 
-    /// The table for people.
+    /// The table on standard output.
     pub fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::NOTHING);

@@ -1,4 +1,4 @@
-//! What the webhook adds to the creation of a Revision through the real API server.
+//! The time that the webhook adds to the creation of a Revision through the real API server.
 
 use std::time::Instant;
 
@@ -38,7 +38,7 @@ async fn register(stage: &Stage, registered: bool) -> Result<()> {
     ]);
     let patch = Patch::<()>::Json(serde_json::from_value(body)?);
     configurations.patch("imagewarm", &PatchParams::default(), &patch).await?;
-    // The API server's own watch brings it the change; nothing tells when it has.
+    // The API server's own watch delivers the change; nothing shows when it has.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     Ok(())
 }

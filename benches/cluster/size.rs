@@ -1,4 +1,4 @@
-//! What is shipped: how large, made of how many crates, and built in what time.
+//! The shipped program: its size, the number of its crates, and its build time.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};

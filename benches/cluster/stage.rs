@@ -1,5 +1,5 @@
-//! Where everything is measured: a development cluster of its own for each benchmark, with the
-//! shipped manifests, and controllers under the shipped ServiceAccount.
+//! A benchmark's environment: a development cluster of its own, with the shipped manifests, and
+//! controllers under the shipped ServiceAccount.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use xtask::wait::wait_for;
 /// The program that is measured.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_imagewarm");
 
-/// How long anything may take on a slow machine before it counts as never.
+/// Timeout of every wait, generous for a slow machine.
 pub const DEADLINE: Duration = Duration::from_secs(600);
 
 /// Requests in flight of everything that is not imagewarm; more gives no more on a few cores.
@@ -84,7 +84,7 @@ impl Stage {
         self.admission_answers().await
     }
 
-    /// The API server keeps refused connections in mind for a moment; returns once it calls us.
+    /// The API server backs off after refused connections; returns once it calls the webhook.
     async fn admission_answers(&self) -> Result<()> {
         let client = self.cluster.client();
         let warms: Api<ImageWarm> = Api::namespaced(client, "default");
@@ -182,7 +182,7 @@ impl Stage {
         .await
     }
 
-    /// How often the API server told the controller's account to come later.
+    /// Number of answers of 429 to the controller's account.
     pub fn throttled(&self) -> Result<usize> {
         let account = format!("system:serviceaccount:{NAMESPACE}:{CONTROLLER_ACCOUNT}");
         let events = self.cluster.audit_events()?;
@@ -256,7 +256,7 @@ impl Revisions {
             .await
     }
 
-    /// An ImageWarm with as much in it as one of a fan-out, that no Revision wants.
+    /// An ImageWarm with as much in it as one of a fan-out, that no Revision demands.
     fn raw(&self, image: &str, node: &str) -> Result<ImageWarm> {
         let name = image.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         Ok(serde_json::from_value(json!({
@@ -295,13 +295,13 @@ impl Appearing {
         Ok(last)
     }
 
-    /// Tells the name of each of so many more, and when it was seen.
+    /// Returns the names of so many more, and when each was seen.
     pub async fn each(&mut self, wanted: usize, mut tell: impl FnMut(&str, Instant)) -> Result<()> {
         let mut seen = 0;
         let counted = async {
             while seen < wanted {
                 let Some(event) = self.events.try_next().await? else {
-                    // The API server ends watches as it likes; the next goes on from there.
+                    // The API server closes watches at any time; the next one resumes.
                     let (warms, params) = (&self.warms, WatchParams::default());
                     self.events = warms.watch_metadata(&params, &self.since).await?.boxed();
                     continue;

@@ -1,6 +1,5 @@
-//! Between a warmer and its runtime's socket: passes every byte on, and keeps when the runtime was
-//! asked for something last and when it had answered. So the time that a pull takes is told from the
-//! time that imagewarm adds to it.
+//! A proxy between a warmer and its runtime's socket. It passes every byte on, and records the
+//! times of requests and answers. That separates the time of a pull from the time that imagewarm adds to it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -60,8 +59,8 @@ impl Tap {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// How long the longest call took since the last [`Tap::clear`]: with one order at a time that
-    /// is the pull.
+    /// Duration of the longest call since the last [`Tap::clear`]: with one assignment at a time,
+    /// that is the pull.
     pub fn longest(&self) -> Option<Duration> {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.values().map(|call| call.answered.saturating_duration_since(call.asked)).max()

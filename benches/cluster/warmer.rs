@@ -1,4 +1,4 @@
-//! What a warmer costs its node while nothing happens, and while it pulls: with each runtime.
+//! Cost of a warmer for its node while it is idle, and while it pulls: with each runtime.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

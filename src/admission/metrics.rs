@@ -1,78 +1,81 @@
 //! The webhook's metrics.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// What was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Path {
-    /// `/mutate`.
-    Mutate,
-    /// `/validate`.
-    Validate,
-}
+use imagewarm_core::labels;
 
-/// What was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Verdict {
-    /// The object passes as it is.
-    Allowed,
-    /// The object passes with a patch.
-    Patched,
-    /// The object is refused.
-    Denied,
-    /// The request was no AdmissionReview.
-    Malformed,
+use crate::telemetry::metrics::LabelValue;
+
+labels! {
+    /// Paths that the webhook serves.
+    pub enum Path {
+        /// `/mutate`.
+        Mutate,
+        /// `/validate`.
+        Validate,
+    }
+
+    /// Answers of the webhook.
+    pub enum Verdict {
+        /// The object is admitted unchanged.
+        Allowed,
+        /// The object is admitted with a patch.
+        Patched,
+        /// The object is denied.
+        Denied,
+        /// The request is not an AdmissionReview.
+        Malformed,
+    }
+
+    /// Why a TLS handshake did not succeed.
+    pub enum HandshakeFault {
+        /// The client closed the connection, or does not speak a supported TLS.
+        Failed,
+        /// The handshake timed out.
+        TimedOut,
+    }
 }
 
 /// Labels of `webhook_requests`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
-    path: Path,
-    verdict: Verdict,
+    path: LabelValue<Path>,
+    verdict: LabelValue<Verdict>,
 }
 
 /// Labels of `webhook_duration_seconds`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PathLabels {
-    path: Path,
-}
-
-/// Why a TLS handshake did not succeed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum HandshakeFault {
-    /// The client broke off, or spoke no TLS that is known here.
-    Failed,
-    /// The client took too long.
-    TimedOut,
+    path: LabelValue<Path>,
 }
 
 /// Labels of `webhook_handshake_failures`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct HandshakeLabels {
-    fault: HandshakeFault,
+    fault: LabelValue<HandshakeFault>,
 }
 
-/// The webhook's metrics; clones count together.
+/// The webhook's metrics. Clones share their values.
 #[derive(Clone)]
 pub struct WebhookMetrics {
     requests: Family<RequestLabels, Counter>,
     duration: Family<PathLabels, Histogram, fn() -> Histogram>,
     handshake_failures: Family<HandshakeLabels, Counter>,
-    /// Connections that are open now.
+    /// Open connections.
     pub connections: Gauge,
-    /// Connections that were cut because their request head came too slowly.
+    /// Connections that were closed because a request's head timed out.
     pub header_timeouts: Counter,
-    /// Revisions that the queue had no room for.
+    /// Revisions that were dropped because the queue was full.
     pub revisions_dropped: Counter,
 }
 
 impl WebhookMetrics {
-    /// Registers all of them.
+    /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = WebhookMetrics {
             requests: Family::default(),
@@ -86,7 +89,7 @@ impl WebhookMetrics {
         };
         registry.register(
             "webhook_requests",
-            "Admission requests by path and answer",
+            "Admission requests by path and verdict",
             metrics.requests.clone(),
         );
         registry.register(
@@ -101,30 +104,32 @@ impl WebhookMetrics {
         );
         registry.register(
             "webhook_connections",
-            "Connections of the webhook that are open now",
+            "Open connections to the webhook",
             metrics.connections.clone(),
         );
         registry.register(
             "webhook_header_timeouts",
-            "Connections cut because a request's head came too slowly",
+            "Connections closed because a request's head timed out",
             metrics.header_timeouts.clone(),
         );
         registry.register(
             "admission_revisions_dropped",
-            "Revisions seen at admission that the queue had no room for; repaired later",
+            "Admitted Revisions dropped because the queue was full; the leader repairs them",
             metrics.revisions_dropped.clone(),
         );
         metrics
     }
 
-    /// Counts one answer.
+    /// Counts one answered request.
     pub fn answered(&self, path: Path, verdict: Verdict, seconds: f64) {
+        let path = LabelValue(path);
+        let verdict = LabelValue(verdict);
         self.requests.get_or_create(&RequestLabels { path, verdict }).inc();
         self.duration.get_or_create(&PathLabels { path }).observe(seconds);
     }
 
-    /// Counts one handshake that did not succeed.
+    /// Counts one failed handshake.
     pub fn handshake_failed(&self, fault: HandshakeFault) {
-        self.handshake_failures.get_or_create(&HandshakeLabels { fault }).inc();
+        self.handshake_failures.get_or_create(&HandshakeLabels { fault: LabelValue(fault) }).inc();
     }
 }

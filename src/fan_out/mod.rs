@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::Client;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::writes::{self, ApplyError, Created};
+use crate::telemetry::metrics::LabelValue;
 use imagewarm_core::api::{CachedObject, ImageWarm};
 use imagewarm_core::demand::AdmittedRevision;
 use imagewarm_core::demand::revision::demand;
@@ -319,17 +320,23 @@ impl Tally {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    Created,
-    Existed,
-    Failed,
-    OverLimit,
+imagewarm_core::labels! {
+    /// Outcomes of an ImageWarm that a fan-out planned.
+    enum Outcome {
+        /// It was created.
+        Created,
+        /// It existed already.
+        Existed,
+        /// The API server did not create it.
+        Failed,
+        /// It exceeds the namespace's limit of ImageWarms.
+        OverLimit,
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
-    outcome: Outcome,
+    outcome: LabelValue<Outcome>,
 }
 
 /// Counts of the fan-out.
@@ -354,22 +361,22 @@ impl FanOutMetrics {
         };
         registry.register(
             "fan_out_queue_length",
-            "Revisions that wait for their fan-out",
+            "Admitted Revisions that wait for their fan-out",
             metrics.queued.clone(),
         );
         registry.register(
             "fan_out_rate_limited",
-            "Revisions seen at admission beyond their namespace's number for a minute",
+            "Admitted Revisions not fanned out because of their namespace's rate limit",
             metrics.rate_limited.clone(),
         );
         registry.register(
             "webhook_undecodable_revisions",
-            "Revisions seen at admission that could not be read",
+            "Admitted Revisions that could not be decoded",
             metrics.undecodable.clone(),
         );
         registry.register(
             "fan_out_image_warms",
-            "ImageWarms that a fan-out created, found, failed to create, or left out for a limit",
+            "ImageWarms that fan-outs planned, by outcome",
             metrics.image_warms.clone(),
         );
         registry.register(
@@ -385,7 +392,8 @@ impl FanOutMetrics {
     }
 
     fn count_many(&self, outcome: Outcome, number: usize) {
-        self.image_warms.get_or_create(&OutcomeLabels { outcome }).inc_by(number as u64);
+        let labels = OutcomeLabels { outcome: LabelValue(outcome) };
+        self.image_warms.get_or_create(&labels).inc_by(number as u64);
     }
 }
 

@@ -1,8 +1,8 @@
-//! Counts of the leader's work.
+//! The leader's metrics.
 
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -13,7 +13,9 @@ use imagewarm_core::api::Reason;
 use imagewarm_core::plan::Repair;
 use imagewarm_core::plan::diff::Cause;
 
-/// Counts of the leader's work.
+use crate::telemetry::metrics::{LabelValue, OptionalLabelValue};
+
+/// The leader's metrics. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct ControllerMetrics {
     reconcile: Histogram,
@@ -29,46 +31,21 @@ pub struct ControllerMetrics {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RepairLabels {
-    kind: Label,
+    kind: LabelValue<Repair>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CauseLabels {
-    cause: Label,
+    cause: LabelValue<Cause>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
-    reason: Label,
-}
-
-/// Words of enums only, so that their number is bounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Label {
-    Repair(Repair),
-    Cause(Cause),
-    Reason(Option<Reason>),
-}
-
-impl EncodeLabelValue for Label {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let word = match self {
-            Label::Repair(Repair::Missing) => "Missing",
-            Label::Repair(Repair::NewNode) => "NewNode",
-            Label::Repair(Repair::Image) => "Image",
-            Label::Repair(Repair::MovedTag) => "MovedTag",
-            Label::Cause(Cause::NodeGone) => "NodeGone",
-            Label::Cause(Cause::Unwanted) => "Unwanted",
-            Label::Cause(Cause::Reserve) => "Reserve",
-            Label::Reason(Some(reason)) => reason.as_str(),
-            Label::Reason(None) => "None",
-        };
-        word.encode(encoder)
-    }
+    reason: OptionalLabelValue<Reason>,
 }
 
 impl ControllerMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = ControllerMetrics {
             reconcile: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
@@ -83,15 +60,19 @@ impl ControllerMetrics {
         };
         registry.register(
             "reconcile_duration_seconds",
-            "Time of one comparison of all Revisions with all ImageWarms, and of what followed",
+            "Duration of one reconciliation of all Revisions with all ImageWarms, writes included",
             metrics.reconcile.clone(),
         );
         registry.register(
             "repairs",
-            "ImageWarms that the leader created, by what they repair",
+            "ImageWarms that the leader created, by kind of repair",
             metrics.repairs.clone(),
         );
-        registry.register("deletes", "ImageWarms that the leader deleted", metrics.deletes.clone());
+        registry.register(
+            "deletes",
+            "ImageWarms that the leader deleted, by cause",
+            metrics.deletes.clone(),
+        );
         registry.register(
             "failed_writes",
             "Writes by the leader that failed",
@@ -104,18 +85,18 @@ impl ControllerMetrics {
         );
         registry.register(
             "reconcile_queue_depth",
-            "ImageWarms that are missing and Image statuses that are behind, as the leader last found",
+            "Missing ImageWarms and outdated Image statuses in the leader's last reconciliation",
             metrics.waiting.clone(),
         );
         registry.register(
             "image_warms_over_limit",
-            "ImageWarms that are wanted, but have no place in their namespace; kept by the leader",
+            "ImageWarms that are demanded but exceed their namespace's limit; set by the leader",
             metrics.over_limit.clone(),
         );
         registry.register("leading", "1 while this replica leads", metrics.leading.clone());
         registry.register(
             "image_warms",
-            "ImageWarms by the reason of their Ready condition; kept by the leader",
+            "ImageWarms by the reason of their Ready condition; set by the leader",
             metrics.image_warms.clone(),
         );
         metrics
@@ -126,11 +107,11 @@ impl ControllerMetrics {
     }
 
     pub(super) fn repaired(&self, repair: Repair) {
-        self.repairs.get_or_create(&RepairLabels { kind: Label::Repair(repair) }).inc();
+        self.repairs.get_or_create(&RepairLabels { kind: LabelValue(repair) }).inc();
     }
 
     pub(super) fn deleted(&self, cause: Cause) {
-        self.deletes.get_or_create(&CauseLabels { cause: Label::Cause(cause) }).inc();
+        self.deletes.get_or_create(&CauseLabels { cause: LabelValue(cause) }).inc();
     }
 
     pub(super) fn write_failed(&self) {
@@ -158,7 +139,7 @@ impl ControllerMetrics {
         }
     }
 
-    /// Counts objects by reason; a reason that vanished stands at 0.
+    /// Counts objects by reason. Every reason gets a value, so one without objects is 0.
     pub(super) fn states(&self, reasons: impl Iterator<Item = Option<Reason>>) {
         let mut counts = std::collections::HashMap::<Option<Reason>, i64>::new();
         for reason in reasons {
@@ -166,7 +147,7 @@ impl ControllerMetrics {
         }
         let all = Reason::ALL.iter().copied().map(Some).chain([None]);
         for reason in all {
-            let labels = StateLabels { reason: Label::Reason(reason) };
+            let labels = StateLabels { reason: OptionalLabelValue(reason) };
             self.image_warms
                 .get_or_create(&labels)
                 .set(counts.get(&reason).copied().unwrap_or_default());

@@ -54,7 +54,7 @@ impl Source {
         let metrics = metrics.clone();
         if let Some(folder) = &args.tls_cert_dir {
             let mut mounted = Mounted::new(folder, names.collect(), check_interval);
-            mounted.on_fault(move |fault| metrics.fault(fault.reason()));
+            mounted.on_fault(move |fault| metrics.fault(fault.into()));
             return Ok(Source::Files(mounted));
         }
         let labels = [("app.kubernetes.io/managed-by".to_owned(), MANAGED_BY.to_owned())].into();
@@ -65,7 +65,7 @@ impl Source {
             names.flat_map(|name| [name.clone(), format!("{name}.cluster.local")]).collect();
         let mut keeper = Keeper::new(store, Settings { names, policy, check_interval });
         keeper.wait_for_publication(trusted);
-        keeper.on_fault(move |fault| metrics.fault(fault.reason()));
+        keeper.on_fault(move |fault| metrics.fault(fault.into()));
         Ok(Source::Secret(Box::new(keeper)))
     }
 

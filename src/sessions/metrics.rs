@@ -1,41 +1,42 @@
-//! What the dispatch side counts.
+//! Metrics of the warmers' streams and of the leader's assignments.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use imagewarm_core::assignment::StreamEnd;
+use imagewarm_core::labels;
 
 use crate::telemetry::metrics::LabelValue;
 
-/// How a status write ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum WriteResult {
-    /// Stored.
-    Written,
-    /// The stored status said it already.
-    Unchanged,
-    /// Somebody else wrote in between; read and tried again.
-    Conflict,
-    /// The API server did not answer; tried again.
-    Retried,
-    /// Progress given up, since the API server did not answer.
-    Dropped,
-    /// The object is gone, or may not be written.
-    Refused,
-}
+labels! {
+    /// Results of a status write.
+    pub enum WriteResult {
+        /// The API server stored it.
+        Written,
+        /// The stored status was the same already.
+        Unchanged,
+        /// Another client wrote in between; read and tried again.
+        Conflict,
+        /// The API server did not answer; tried again.
+        Retried,
+        /// Progress that is not written, since the API server did not answer.
+        Dropped,
+        /// The object no longer exists, or the API server rejected the write.
+        Refused,
+    }
 
-/// Why a connection was closed before it carried a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum ConnectionRefusal {
-    /// As many connections as allowed are open.
-    TooMany,
-    /// The TLS handshake failed.
-    Handshake,
-    /// The TLS handshake took too long.
-    HandshakeTimeout,
+    /// Why a connection was closed before it carried a stream.
+    pub enum ConnectionRefusal {
+        /// The maximum number of connections is open.
+        TooMany,
+        /// The TLS handshake failed.
+        Handshake,
+        /// The TLS handshake timed out.
+        HandshakeTimeout,
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,32 +46,32 @@ struct StreamLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConnectionLabels {
-    reason: ConnectionRefusal,
+    reason: LabelValue<ConnectionRefusal>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WriteLabels {
-    result: WriteResult,
+    result: LabelValue<WriteResult>,
 }
 
-/// Metrics of the dispatch server. Cheap to clone.
+/// Metrics of the dispatch server. Clones share their values.
 #[derive(Clone, Debug, Default)]
 pub struct DispatchMetrics {
     /// Nodes with an open stream.
     pub nodes_connected: Gauge,
-    /// ImageWarmIndex known to the index.
+    /// ImageWarms in the index.
     pub assignments: Gauge,
-    /// Pulls that were granted and have not ended.
+    /// Pulls that hold a permit.
     pub pulls_in_flight: Gauge,
-    /// Pulls that wait for their registry's limit.
+    /// Pulls that wait for their registry's budget.
     pub pulls_waiting: Gauge,
-    /// Reports of warmers for orders that are not theirs, or not any more.
+    /// Reports on assignments that are not, or no longer, the node's.
     pub reports_ignored: Counter,
-    /// Answers of registries that had had enough.
+    /// Back-offs of all nodes from a registry that answered 429.
     pub registry_backoffs: Counter,
-    /// Pulls that were not tried, since a canary had failed.
+    /// Pulls that were refused because the canary had failed.
     pub canary_refusals: Counter,
-    /// Lookups of credentials that failed.
+    /// Reads of pull secrets that failed.
     pub credentials_refused: Counter,
     stream_ends: Family<StreamLabels, Counter>,
     connections_refused: Family<ConnectionLabels, Counter>,
@@ -78,7 +79,7 @@ pub struct DispatchMetrics {
 }
 
 impl DispatchMetrics {
-    /// Metrics that `registry` shows.
+    /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = DispatchMetrics::default();
         let all = &metrics;
@@ -89,42 +90,42 @@ impl DispatchMetrics {
         );
         registry.register(
             "dispatch_assignments",
-            "ImageWarms known to the leader",
+            "ImageWarms in the leader's index",
             all.assignments.clone(),
         );
         registry.register(
             "dispatch_pulls_in_flight",
-            "Pulls that were granted and have not ended",
+            "Pulls that hold a permit",
             all.pulls_in_flight.clone(),
         );
         registry.register(
             "dispatch_pulls_waiting",
-            "Pulls that wait for the limit of their registry",
+            "Pulls that wait for their registry's budget",
             all.pulls_waiting.clone(),
         );
         registry.register(
             "dispatch_reports_ignored",
-            "Reports for orders that are not, or no more, the node's",
+            "Reports on assignments that are not, or no longer, the node's",
             all.reports_ignored.clone(),
         );
         registry.register(
-            "dispatch_registry_slowdowns",
-            "Answers of 429 by which all nodes leave a registry alone for a while",
+            "dispatch_registry_backoffs",
+            "Back-offs of all nodes from a registry that answered 429",
             all.registry_backoffs.clone(),
         );
         registry.register(
             "dispatch_canary_refusals",
-            "Pulls that no node tried, since the first node had just been refused",
+            "Pulls that were refused because the canary's pull had just failed",
             all.canary_refusals.clone(),
         );
         registry.register(
             "dispatch_credentials_refused",
-            "Lookups of pull secrets that failed",
+            "Reads of pull secrets that failed",
             all.credentials_refused.clone(),
         );
         registry.register(
             "dispatch_streams_ended",
-            "Streams that were not accepted or ended, by reason",
+            "Streams that were rejected or terminated, by reason",
             all.stream_ends.clone(),
         );
         registry.register(
@@ -141,7 +142,7 @@ impl DispatchMetrics {
     }
 
     pub(super) fn write(&self, result: WriteResult) {
-        self.status_writes.get_or_create(&WriteLabels { result }).inc();
+        self.status_writes.get_or_create(&WriteLabels { result: LabelValue(result) }).inc();
     }
 
     pub(super) fn stream_end(&self, reason: StreamEnd) {
@@ -149,6 +150,8 @@ impl DispatchMetrics {
     }
 
     pub(super) fn connection_refused(&self, reason: ConnectionRefusal) {
-        self.connections_refused.get_or_create(&ConnectionLabels { reason }).inc();
+        self.connections_refused
+            .get_or_create(&ConnectionLabels { reason: LabelValue(reason) })
+            .inc();
     }
 }

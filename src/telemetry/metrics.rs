@@ -1,5 +1,5 @@
 //! The registry of metrics and its text form. Each module registers its own metrics once, at
-//! start; label values come from enums only.
+//! start. Label values come from enums only, so the number of series is bounded.
 
 use std::fmt;
 
@@ -20,7 +20,17 @@ impl<L: Label> EncodeLabelValue for LabelValue<L> {
     }
 }
 
-/// An empty registry with the prefix `imagewarm_`.
+/// A label's value: the name of an enum's variant, or `None`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OptionalLabelValue<L>(pub Option<L>);
+
+impl<L: Label> EncodeLabelValue for OptionalLabelValue<L> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.0.map_or("None", L::as_str).encode(encoder)
+    }
+}
+
+/// An empty registry. It puts `imagewarm_` before every name.
 pub fn registry() -> Registry {
     Registry::with_prefix("imagewarm")
 }

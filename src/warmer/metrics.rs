@@ -1,8 +1,6 @@
 //! Metrics of the warmer.
 
-use std::fmt::Write;
-
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -10,30 +8,23 @@ use prometheus_client::registry::Registry;
 
 use imagewarm_core::api::Reason;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct ReasonLabel(Reason);
-
-impl EncodeLabelValue for ReasonLabel {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
-        encoder.write_str(self.0.as_str())
-    }
-}
+use crate::telemetry::metrics::LabelValue;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PullLabels {
-    reason: ReasonLabel,
+    reason: LabelValue<Reason>,
 }
 
-/// Metrics of a warmer. Cheap to clone.
+/// The warmer's metrics. Clones share their values.
 #[derive(Clone, Debug, Default)]
 pub struct WarmerMetrics {
     /// 1 while the stream to the controller is open.
     pub connected: Gauge,
-    /// Streams that could not be opened, or ended.
+    /// Streams that could not be opened or were closed.
     pub stream_failures: Counter,
     /// Assignments of this node.
     pub assignments: Gauge,
-    /// Pulls that run, or wait for their grant.
+    /// Pulls that run or wait for their permit.
     pub pulls_running: Gauge,
     outcomes: Family<PullLabels, Counter>,
 }
@@ -50,22 +41,22 @@ impl WarmerMetrics {
         );
         registry.register(
             "warmer_stream_failures",
-            "Streams to the controller that could not be opened, or ended",
+            "Streams to the controller that could not be opened or were closed",
             all.stream_failures.clone(),
         );
         registry.register(
             "warmer_assignments",
-            "Images that this node is to hold",
+            "Assignments of this node: images that it is to hold",
             all.assignments.clone(),
         );
         registry.register(
             "warmer_pulls_running",
-            "Pulls that run, or wait for their grant",
+            "Pulls that run or wait for their permit",
             all.pulls_running.clone(),
         );
         registry.register(
             "warmer_outcomes",
-            "Looks and pulls that ended with news, by reason",
+            "Presence checks and pulls whose outcome was reported, by reason",
             all.outcomes.clone(),
         );
         metrics
@@ -73,7 +64,7 @@ impl WarmerMetrics {
 
     pub(super) fn outcome(&self, reason: &str) {
         if let Some(reason) = Reason::from_name(reason) {
-            self.outcomes.get_or_create(&PullLabels { reason: ReasonLabel(reason) }).inc();
+            self.outcomes.get_or_create(&PullLabels { reason: LabelValue(reason) }).inc();
         }
     }
 }

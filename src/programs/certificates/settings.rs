@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
-use imagewarm_webhook_certs::{Lifetimes, Policy, PolicyError, Served};
+use imagewarm_webhook_certs::{BundleError, Lifetimes, MountedError, Policy, PolicyError, Served};
 use jiff::SignedDuration;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use imagewarm_core::labels;
 use imagewarm_core::settings::duration;
+
+use crate::telemetry::metrics::LabelValue;
 
 /// The source of certificates, their lifetimes and their renewal times.
 #[derive(Args, Clone, Debug)]
@@ -111,25 +114,68 @@ impl CertificateArgs {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Kind {
-    #[allow(clippy::upper_case_acronyms)] // the label's value is the variant's name
-    CA,
-    Serving,
+labels! {
+    /// Certificates whose expiry is measured.
+    enum Kind {
+        /// The CA's certificate.
+        #[allow(clippy::upper_case_acronyms)] // the label's value is the variant's name
+        CA,
+        /// The certificate that admission and dispatch serve.
+        Serving,
+    }
+
+    /// What is wrong with certificates in the Secret or the folder.
+    pub enum CertificateFault {
+        /// A file is absent or cannot be read.
+        Unreadable,
+        /// A part is absent or cannot be decoded.
+        Corrupted,
+        /// A certificate has expired.
+        Expired,
+        /// A certificate is not valid yet; the clock may be wrong.
+        NotYetValid,
+        /// A key does not belong to its certificate.
+        KeyMismatch,
+        /// Another CA issued the serving certificate, or it is not for server authentication.
+        Foreign,
+        /// The serving certificate lacks one of the Services' names.
+        WrongNames,
+    }
+}
+
+impl From<&BundleError> for CertificateFault {
+    fn from(error: &BundleError) -> Self {
+        match error {
+            BundleError::Corrupted { .. } => CertificateFault::Corrupted,
+            BundleError::Expired { .. } => CertificateFault::Expired,
+            BundleError::NotYetValid { .. } => CertificateFault::NotYetValid,
+            BundleError::KeyMismatch { .. } => CertificateFault::KeyMismatch,
+            BundleError::Foreign(_) => CertificateFault::Foreign,
+            BundleError::WrongNames { .. } => CertificateFault::WrongNames,
+        }
+    }
+}
+
+impl From<&MountedError> for CertificateFault {
+    fn from(error: &MountedError) -> Self {
+        match error {
+            MountedError::File { .. } => CertificateFault::Unreadable,
+            MountedError::Bad { source, .. } => source.into(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
-    kind: Kind,
+    kind: LabelValue<Kind>,
 }
 
-/// The reason is one of the closed set that the errors of the certificates have.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
-    reason: &'static str,
+    reason: LabelValue<CertificateFault>,
 }
 
-/// The metrics of the certificates; clones count together.
+/// Metrics of the certificates. Clones share their values.
 #[derive(Clone)]
 pub struct CertificateMetrics {
     expiry: Family<KindLabels, Gauge>,
@@ -137,35 +183,62 @@ pub struct CertificateMetrics {
 }
 
 impl CertificateMetrics {
-    /// Makes and registers them.
+    /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = CertificateMetrics { expiry: Family::default(), faults: Family::default() };
         registry.register(
             "certificate_expiry_timestamp_seconds",
-            "When the certificate in use ends, in seconds since 1970; 0 while there is none",
+            "When the certificate in use expires, in seconds since 1970; 0 while there is none",
             metrics.expiry.clone(),
         );
         registry.register(
             "certificate_faults",
-            "Bad certificates found in the Secret or folder, by what was wrong",
+            "Bad certificates found in the Secret or the folder, by reason",
             metrics.faults.clone(),
         );
-        for kind in [Kind::CA, Kind::Serving] {
-            metrics.expiry.get_or_create(&KindLabels { kind }).set(0);
+        for &kind in Kind::ALL {
+            metrics.expiry.get_or_create(&KindLabels { kind: LabelValue(kind) }).set(0);
         }
         metrics
     }
 
-    /// What is served now.
+    /// Sets the expiry of the certificates that are served.
     pub fn served(&self, served: &Served) {
         let ends = [(Kind::CA, served.ca_not_after), (Kind::Serving, served.not_after)];
         for (kind, end) in ends {
-            self.expiry.get_or_create(&KindLabels { kind }).set(end.as_second());
+            self.expiry.get_or_create(&KindLabels { kind: LabelValue(kind) }).set(end.as_second());
         }
     }
 
-    /// Something bad was found.
-    pub fn fault(&self, reason: &'static str) {
-        self.faults.get_or_create(&ReasonLabels { reason }).inc();
+    /// Counts bad certificates.
+    pub fn fault(&self, fault: CertificateFault) {
+        self.faults.get_or_create(&ReasonLabels { reason: LabelValue(fault) }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use imagewarm_webhook_certs::Part;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_fault_is_labelled_as_its_error_is_logged() {
+        let (part, at) = (Part::CaCertificate, Timestamp::UNIX_EPOCH);
+        let errors = [
+            BundleError::Corrupted { part, detail: "no PEM".into() },
+            BundleError::Expired { part, at },
+            BundleError::NotYetValid { part, at },
+            BundleError::KeyMismatch { part },
+            BundleError::Foreign("unknown issuer".into()),
+            BundleError::WrongNames { missing: "imagewarm-webhook".into() },
+        ];
+        for error in errors {
+            assert_eq!(CertificateFault::from(&error).as_str(), error.reason());
+        }
+        let error =
+            MountedError::File { path: "tls.crt".into(), source: std::io::Error::other("") };
+        assert_eq!(CertificateFault::from(&error).as_str(), error.reason());
     }
 }

@@ -1,30 +1,30 @@
-//! Who may lead, decided from what was seen of the Lease and when, by our own clock alone: clocks
-//! of other replicas are compared with nothing.
+//! Decides whether this replica may lead, from the observed Lease and this process's own clock.
+//! Clocks of other replicas are never compared.
 
 use std::time::{Duration, Instant};
 
-/// The Lease, as far as it matters here.
+/// The fields of the Lease that the decision depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// Who holds it, as `name@host:port`; empty when it was released.
+    /// The holder, as `name@host:port`; empty when the Lease was released.
     pub holder: String,
-    /// For how long after each renewal.
+    /// How long the Lease is valid after each renewal.
     pub duration: Duration,
-    /// When the holder says that it renewed it; only compared with itself.
+    /// The holder's renewal time; only compared for equality.
     pub renewed: String,
 }
 
-/// The newest Lease seen, and since when it is so.
+/// The newest observed Lease, and when it was first observed.
 #[derive(Clone, Debug)]
 pub struct Observation {
     /// The Lease.
     pub record: Record,
-    /// When it was first seen like this.
+    /// When this state was first observed.
     pub since: Instant,
 }
 
 impl Observation {
-    /// Takes in what was just read; the clock starts anew only when it changed.
+    /// Records a read of the Lease; the time restarts only when the Lease changed.
     pub fn update(old: Option<Observation>, record: Record, now: Instant) -> Observation {
         match old {
             Some(old) if old.record == record => old,
@@ -33,20 +33,20 @@ impl Observation {
     }
 }
 
-/// What to do next.
+/// The next action of this replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// There is no Lease: create it, held by us.
+    /// No Lease exists: create it, held by this replica.
     Create,
-    /// It is free, or its time is over: put ourselves in.
+    /// It is released or expired: acquire it.
     Take,
-    /// It is ours: renew it.
+    /// This replica holds it: renew it.
     Renew,
-    /// Somebody else leads.
+    /// Another replica leads.
     Follow,
 }
 
-/// Decides from the newest sighting.
+/// The next action, from the newest observation.
 pub fn decide(seen: Option<&Observation>, identity: &str, now: Instant) -> Action {
     let Some(Observation { record, since }) = seen else { return Action::Create };
     if record.holder == identity {

@@ -1,15 +1,15 @@
-//! Enums whose variants are written as one word: in conditions, Events, metric labels and tables alike.
+//! Enums whose variants are written by name: in conditions, Events, metric labels and tables alike.
 
-/// An enum with one word for each variant.
+/// An enum with a fixed name for each variant.
 pub trait Label: Copy + 'static {
     /// Every variant, in the order of the documentation.
     const ALL: &'static [Self];
 
-    /// The variant's word, in upper camel case.
+    /// The variant's name, in upper camel case.
     fn as_str(self) -> &'static str;
 }
 
-/// Declares enums that implement [`Label`]: the word of a variant is its name.
+/// Declares enums that implement [`Label`]: a variant is written by its name.
 #[macro_export]
 macro_rules! labels {
     ($($(#[$attribute:meta])* $visibility:vis enum $name:ident {
@@ -23,7 +23,7 @@ macro_rules! labels {
             /// Every variant, in the order of the documentation.
             pub const ALL: &'static [Self] = &[$($name::$variant,)+];
 
-            /// The variant's word.
+            /// The variant's name.
             pub const fn as_str(self) -> &'static str {
                 match self { $($name::$variant => stringify!($variant),)+ }
             }

@@ -1,4 +1,4 @@
-//! What imagewarm knows and decides, as plain data and functions of it.
+//! The data and decisions of imagewarm, as plain types and pure functions.
 //!
 //! Nothing here does I/O, reads a clock or the environment, or spawns a task: `now` is an argument,
 //! and effects are returned as data. The crate's dependencies keep it so.

@@ -1,5 +1,5 @@
-//! The messages of the dispatch protocol, generated from `proto/dispatch/v1/dispatch.proto`: what the
-//! leader and a warmer send to each other.
+//! The messages of the dispatch protocol, generated from `proto/dispatch/v1/dispatch.proto`: what
+//! the leader and a warmer send to each other.
 #![allow(missing_docs, clippy::all, clippy::unwrap_used)] // generated
 
 use std::fmt;

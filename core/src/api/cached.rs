@@ -1,6 +1,6 @@
-//! An ImageWarm as the controller keeps it. One exists for each image and node, and most of what one
-//! says its neighbours say too: [`Shared`] holds such parts once. A tenth of the memory that the
-//! object as sent would take.
+//! An ImageWarm as the controller caches it. One exists for each image and node, and most have
+//! equal parts: [`Shared`] stores such parts once. Takes a tenth of the memory of the object as
+//! sent.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{Hash, Hasher};
@@ -15,7 +15,7 @@ use super::{
     SecretReference,
 };
 
-/// What is kept of an ImageWarm: all that a decision or a status write depends on.
+/// The cached fields of an ImageWarm: those that a decision or a status write depends on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CachedImageWarm {
     /// `metadata.namespace`; empty without.
@@ -64,7 +64,7 @@ impl Hash for Common {
     }
 }
 
-/// What is kept of an ImageWarm's status: all of it.
+/// The cached status of an ImageWarm: all its fields.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CachedStatus {
     /// `observedGeneration`.
@@ -91,7 +91,7 @@ pub struct CachedStatus {
     pub checked_for: Option<Arc<str>>,
 }
 
-/// Conditions that can be shared: pulls that end in the same second say the same.
+/// Conditions that can be shared: those of pulls that end in the same second are equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conditions(pub Vec<Condition>);
 
@@ -105,7 +105,7 @@ impl Hash for Conditions {
 }
 
 impl CachedImageWarm {
-    /// Keeps `warm`, with what it has in common with others from `shared`.
+    /// Caches `warm`, with the parts that it has in common with others from `shared`.
     pub fn new(warm: ImageWarm, shared: &mut Shared) -> Self {
         let ImageWarm { metadata, spec, status } = warm;
         let common = Common {
@@ -129,7 +129,7 @@ impl CachedImageWarm {
         }
     }
 
-    /// The object again, without what is not kept (managed fields, finalizers).
+    /// The object, without the fields that are not cached (managed fields, finalizers).
     pub fn to_image_warm(&self) -> ImageWarm {
         let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         let Common { labels, annotations, owners, secrets } = &*self.common;
@@ -156,7 +156,7 @@ impl CachedImageWarm {
         }
     }
 
-    /// Whether the object is being deleted.
+    /// Whether the object is terminating.
     pub fn is_terminating(&self) -> bool {
         self.deletion_timestamp.is_some()
     }
@@ -182,14 +182,14 @@ impl CachedImageWarm {
         self.common.annotations.get(key).map(String::as_str)
     }
 
-    /// Whether this program made the object (and so may delete it).
+    /// Whether this program created the object (and so may delete it).
     pub fn is_managed(&self) -> bool {
         self.common.labels.get(MANAGED_BY_LABEL).map(String::as_str) == Some(MANAGED_BY)
     }
 }
 
 impl From<ImageWarm> for CachedImageWarm {
-    /// Keeps one by itself.
+    /// Caches an object without sharing.
     fn from(warm: ImageWarm) -> Self {
         CachedImageWarm::new(warm, &mut Shared::default())
     }
@@ -230,7 +230,7 @@ impl CachedStatus {
     }
 }
 
-/// Parts that several kept objects have, each once.
+/// Parts that several cached objects have in common, each stored once.
 #[derive(Debug, Default)]
 pub struct Shared {
     texts: Pool<str>,
@@ -245,7 +245,7 @@ impl Shared {
     }
 }
 
-/// How many parts a pool holds before it looks for the first time for those that nobody has.
+/// How many parts a pool holds before unused ones are first removed.
 const FIRST_SWEEP: usize = 1_024;
 
 /// Equal values, each once.
@@ -266,8 +266,8 @@ impl<T: ?Sized + Eq + Hash> Pool<T> {
         self.parts.get(part).cloned()
     }
 
-    /// Takes in what is not there yet. Now and then it drops what nobody has any more: seldom
-    /// enough to cost nothing, often enough that no more than half is waste.
+    /// Adds a part that is not stored yet. Unused parts are removed at times: seldom enough to be
+    /// cheap, often enough that at most half of the parts are unused.
     fn put(&mut self, part: Arc<T>) -> Arc<T> {
         if self.parts.len() >= self.sweep_at {
             self.parts.retain(|part| Arc::strong_count(part) > 1);

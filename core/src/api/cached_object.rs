@@ -1,4 +1,4 @@
-//! What a cache has to know of an object, whatever its type.
+//! The metadata that a cache reads from an object of any type.
 
 use kube_core::Resource;
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::labels;
 
-/// The one condition type that decides about an object.
+/// The condition type that summarizes an object.
 pub const READY: &str = "Ready";
 
 /// `status` of a condition.
@@ -19,7 +19,7 @@ pub enum ConditionStatus {
     True,
     /// The condition does not hold.
     False,
-    /// Not decided yet.
+    /// The condition is not decided yet.
     #[default]
     Unknown,
 }
@@ -28,15 +28,15 @@ pub enum ConditionStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What the condition is about; `Ready` sums the object up.
+    /// Type of the condition; `Ready` summarizes the object.
     #[serde(rename = "type")]
     pub type_: String,
     /// `True`, `False` or `Unknown`.
     pub status: ConditionStatus,
-    /// One word for programs: why the status is what it is.
+    /// Machine-readable reason of the status, in upper camel case.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// One sentence for people: why the status is what it is.
+    /// Human-readable explanation of the status.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// When `status`, `reason` or `message` last changed, RFC 3339 in UTC.
@@ -45,7 +45,7 @@ pub struct Condition {
 }
 
 /// Puts `next` in place of the condition of its type, keeping the order by type. Its transition
-/// time is `now`, or the old one where nothing else changed. Says whether anything changed.
+/// time is `now`, or the old one where nothing else changed. Returns whether anything changed.
 pub fn set_condition(conditions: &mut Vec<Condition>, mut next: Condition, now: Time) -> bool {
     let old = conditions.iter().position(|old| old.type_ == next.type_);
     if let Some(old) = old.map(|at| &conditions[at])
@@ -68,7 +68,7 @@ labels! {
     pub enum Reason {
         /// No warmer is connected for the node yet.
         WaitingForWarmer,
-        /// The node knows of the order; other pulls come first.
+        /// The assignment is on the node; other pulls come first.
         Queued,
         /// The image is being pulled.
         Pulling,
@@ -80,9 +80,9 @@ labels! {
         Unauthorized,
         /// The registry has no such repository, tag or digest.
         NotFound,
-        /// The registry asked for fewer requests.
+        /// The registry limited the rate of requests.
         RateLimited,
-        /// The registry could not be reached, or broke off.
+        /// The registry could not be reached, or closed the connection.
         RegistryUnreachable,
         /// The node's image file system has too little space left.
         DiskPressure,
@@ -98,18 +98,18 @@ labels! {
         SecretMissing,
         /// The runtime no longer holds the image.
         Removed,
-        /// The node does not exist any more.
+        /// The node no longer exists.
         NodeGone,
     }
 }
 
 impl Reason {
-    /// The reason with this word, if there is one.
-    pub fn from_name(word: &str) -> Option<Reason> {
-        Self::ALL.iter().copied().find(|reason| reason.as_str() == word)
+    /// The reason with this name, if there is one.
+    pub fn from_name(name: &str) -> Option<Reason> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
     }
 
-    /// What the `Ready` condition says for this reason.
+    /// The status of the `Ready` condition for this reason.
     pub const fn ready(self) -> ConditionStatus {
         match self {
             Reason::Pulled | Reason::AlreadyPresent => ConditionStatus::True,
@@ -118,8 +118,8 @@ impl Reason {
         }
     }
 
-    /// Whether a person has to change something before another try can succeed. What time heals
-    /// by itself is retried quickly; this is retried slowly, and at once when something changes.
+    /// Whether user action is required before another attempt can succeed. Transient failures are
+    /// retried quickly; these are retried slowly, and at once after a relevant change.
     pub const fn requires_user_action(self) -> bool {
         matches!(
             self,

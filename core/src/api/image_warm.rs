@@ -1,6 +1,6 @@
-//! `ImageWarm`: the order to hold one image on one node, and what became of it. The field docs
-//! below are the CRD's documentation (`kubectl explain imagewarm`).
-// The lint takes the columns' equal types for repeats.
+//! `ImageWarm`: the assignment of one image to one node, and its status. The field docs below are
+//! the CRD's documentation (`kubectl explain imagewarm`).
+// The lint reports the equal types of the columns as duplicates.
 #![allow(clippy::duplicated_attributes)]
 
 use std::collections::BTreeMap;
@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::condition::{Condition, READY, Reason};
 
-/// ImageWarm orders one image onto one node, and tells how far that is. One exists for each
-/// namespace, image and node that a Knative Revision needs; one can also be made by hand.
+/// ImageWarm assigns one image to one node, and reports the state of its pull. One exists for each
+/// namespace, image and node that a Knative Revision needs; one can also be created by hand.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     crates(kube_core = "::kube_core", k8s_openapi = "::k8s_openapi"),
@@ -27,7 +27,7 @@ use super::condition::{Condition, READY, Reason};
     status = "ImageWarmStatus",
     derive = "Default",
     derive = "PartialEq",
-    doc = "ImageWarm orders one image onto one node, and tells how far that is. One exists for each namespace, image and node that a Knative Revision needs; one can also be made by hand.",
+    doc = "ImageWarm assigns one image to one node, and reports the state of its pull. One exists for each namespace, image and node that a Knative Revision needs; one can also be created by hand.",
     selectable = ".spec.nodeName",
     selectable = ".spec.image",
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
@@ -57,7 +57,7 @@ pub struct ImageWarmSpec {
     #[x_kube(validation = Rule::new("self == oldSelf").message("image cannot be changed: make another ImageWarm instead"))]
     pub image: String,
 
-    /// The Node (its `metadata.name`) that shall hold the image. Cannot be changed; make another
+    /// The Node (its `metadata.name`) that is to hold the image. Cannot be changed; create another
     /// ImageWarm instead.
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("nodeName cannot be changed: make another ImageWarm instead"))]
@@ -81,17 +81,17 @@ pub struct SecretReference {
     pub name: String,
 }
 
-/// How far the order is: duck/v1 Status, and what an operator asks next.
+/// Observed state of the assignment: duck/v1 Status, and the details of the pull.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageWarmStatus {
-    /// The `metadata.generation` that this status speaks of.
+    /// The `metadata.generation` that this status was computed from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready` is True while the node holds the image; its reason and message say more.
+    /// `Ready` is True while the node holds the image; its reason and message give details.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// Further facts for tools.
+    /// Further details for tools.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     /// Digest (`sha256:…`) under which the registry served the image.
@@ -100,22 +100,22 @@ pub struct ImageWarmStatus {
     /// Size on the node, unpacked, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<i64>,
-    /// How far a running pull is, where the runtime tells.
+    /// Progress of a running pull, where the runtime reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// How often a pull was tried since the image was last known to be on the node.
+    /// Number of pull attempts since the image was last known to be on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempts: Option<i32>,
-    /// When the last try began.
+    /// When the last attempt began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// When the last try ended.
+    /// When the last attempt ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
-    /// How long the last successful try took, such as `2.4s`.
+    /// How long the last successful attempt took, such as `2.4s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took: Option<String>,
-    /// The newest Revision in whose name the tag was last checked with the registry.
+    /// The newest Revision for which the tag was last checked with the registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checked_for: Option<String>,
 }
@@ -141,7 +141,7 @@ impl ImageWarm {
         Reason::from_name(&self.ready()?.reason)
     }
 
-    /// Whether this program made the object (and so may delete it).
+    /// Whether this program created the object (and so may delete it).
     pub fn is_managed(&self) -> bool {
         let labels = self.metadata.labels.as_ref();
         labels.and_then(|labels| labels.get(super::MANAGED_BY_LABEL)).map(String::as_str)

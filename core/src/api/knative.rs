@@ -1,5 +1,5 @@
-//! The few fields that we read of Knative's `Revision` and `Image`, decoded tolerantly: a field of
-//! an unexpected shape reads as absent, so that no single object can stop a list or a watch.
+//! The fields that are read of Knative's `Revision` and `Image`, decoded tolerantly: a field of an
+//! unexpected shape reads as absent, so that no single object can fail a list or a watch.
 
 use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -18,7 +18,7 @@ pub const ROUTING_STATE_MODIFIED: &str = "serving.knative.dev/routingStateModifi
 /// Label of an Image: the Revision that it belongs to.
 pub const REVISION_LABEL: &str = "serving.knative.dev/revision";
 
-/// `spec` of a `serving.knative.dev/v1` Revision: a Pod's spec, as far as it matters here.
+/// `spec` of a `serving.knative.dev/v1` Revision: the fields of the Pod's spec that are read.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     crates(kube_core = "::kube_core", k8s_openapi = "::k8s_openapi"),
@@ -46,7 +46,7 @@ pub struct RevisionSpec {
     /// ServiceAccount of the Pods; `default` when empty.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub service_account_name: Option<String>,
-    /// Node labels that the Pods ask for.
+    /// Node labels that the Pods select.
     #[serde(deserialize_with = "lenient")]
     pub node_selector: BTreeMap<String, String>,
     /// Taints that the Pods tolerate.
@@ -87,7 +87,7 @@ pub struct RevisionStatus {
     pub init_container_statuses: Vec<ContainerStatus>,
 }
 
-/// What Knative resolved a container's tag to.
+/// The digest that Knative resolved a container's tag to.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerStatus {
@@ -131,13 +131,13 @@ pub struct KnativeImageSpec {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct KnativeImageStatus {
-    /// The generation that this status speaks of.
+    /// The generation that this status was computed from.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Conditions, sorted by type.
     #[serde(deserialize_with = "lenient_list")]
     pub conditions: Vec<Condition>,
-    /// Further facts for tools.
+    /// Further details for tools.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
@@ -149,7 +149,7 @@ pub fn configuration_owner(metadata: &ObjectMeta) -> Option<&OwnerReference> {
     })
 }
 
-/// Anything that does not have the expected shape reads as the default.
+/// A value of an unexpected shape reads as the default.
 fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -157,7 +157,7 @@ fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
     Ok(serde_json::from_value(value).unwrap_or_default())
 }
 
-/// Elements that do not have the expected shape are left out; anything but a list reads as empty.
+/// Elements of an unexpected shape are skipped; anything but a list reads as empty.
 fn lenient_list<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {

@@ -1,5 +1,5 @@
-//! What is stored in Kubernetes: our `ImageWarm`, duck/v1 conditions, and the few fields that we
-//! read of Knative's objects. Data and its rules only; no I/O and no clock.
+//! The objects stored in Kubernetes: `ImageWarm`, duck/v1 conditions, and the fields that are read
+//! of Knative's objects. Data and its rules only; no I/O and no clock.
 
 pub mod cached;
 mod cached_object;
@@ -16,21 +16,21 @@ pub use knative::{KnativeImage, Revision};
 /// API group of `ImageWarm`.
 pub const GROUP: &str = "caching.knative.dev";
 
-/// Annotation on a Revision, or label on a Namespace: `"false"` leaves its images alone.
+/// Annotation on a Revision, or label on a Namespace: `"false"` excludes its images from warming.
 pub const WARM_KEY: &str = "caching.knative.dev/warm";
 
 /// Annotation in the status of an ImageWarm: the node's runtime and its version, as last reported.
 pub const RUNTIME_KEY: &str = "caching.knative.dev/runtime";
 
-/// Annotation in the status of an ImageWarm: what that runtime tells by itself.
+/// Annotation in the status of an ImageWarm: what that runtime reports by itself.
 pub const RUNTIME_REPORTS_KEY: &str = "caching.knative.dev/runtime-reports";
 
-/// Label that marks every object made by this program; hand-made objects lack it.
+/// Label of every object created by this program; hand-made objects lack it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY_LABEL`].
 pub const MANAGED_BY: &str = "imagewarm";
 
-/// Annotation on an `ImageWarm` of ours: the Revision for which it was first made, written as
+/// Annotation on an `ImageWarm` of ours: the Revision for which it was created, written as
 /// `<uid of the Revision's owner, may be empty>/<Revision name>`. See [`revision_token`].
 pub const CREATED_FOR_ANNOTATION: &str = "caching.knative.dev/created-for";
 

@@ -1,5 +1,6 @@
-//! Pulls that failed for want of a credential: their Secrets cannot be watched, so they are looked
-//! at again now and then, and the pull is credential_changes as soon as there is something new to try.
+//! Assignments whose pull failed for lack of a credential. Their Secrets are not watched, so they
+//! are read again at an interval, and the pull is retried at once when the credential set has
+//! changed.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -10,22 +11,22 @@ use crate::demand::PullIdentity;
 use crate::image::{Credential, Reference};
 use crate::protocol::from_controller::Message as ToWarmer;
 
-/// Each assignment is looked at again after this long, and up to half as much more.
-const AGAIN_MS: i64 = 15_000;
-/// Looks that begin in one tick; the others wait for the next ticks.
-const LOOKS: usize = 4;
+/// Interval between two reads for one assignment; up to half as much is added as jitter.
+const RECHECK_INTERVAL_MS: i64 = 15_000;
+/// Reads that begin in one tick; the others wait for the next ticks.
+const READS_PER_TICK: usize = 4;
 
-/// What the last pull could be paid with.
+/// The credentials that applied to the last pull.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum CredentialSet {
     #[default]
     Unknown,
     Refused,
-    /// A keyed hash, of use in this process only.
+    /// A keyed hash, valid in this process only.
     Credentials(u64),
 }
 
-/// Orders that wait for a credential, and when their Secrets are to be looked at.
+/// Assignments that await credentials, and when their Secrets are to be read again.
 #[derive(Debug, Default)]
 pub(super) struct AwaitingCredentials {
     due: HashMap<String, i64>,
@@ -33,12 +34,12 @@ pub(super) struct AwaitingCredentials {
 }
 
 impl AwaitingCredentials {
-    /// Takes the assignment in or out, by what its status says.
+    /// Adds or removes the assignment, by the reason in its status.
     pub(super) fn note(&mut self, uid: &str, reason: Option<Reason>, now: i64) {
         if !matches!(reason, Some(Reason::SecretMissing | Reason::Unauthorized)) {
             self.due.remove(uid);
         } else if !self.due.contains_key(uid) {
-            self.put_off(uid, now);
+            self.schedule(uid, now);
         }
     }
 
@@ -57,16 +58,20 @@ impl AwaitingCredentials {
         CredentialSet::Credentials(hash.finish())
     }
 
-    /// Not all at the same moment.
-    fn put_off(&mut self, uid: &str, now: i64) {
+    /// Sets the next read, with jitter so that reads do not coincide.
+    fn schedule(&mut self, uid: &str, now: i64) {
         let spread = i64::try_from(self.key.hash_one(uid) % 1_000).unwrap_or(0);
-        self.due.insert(uid.to_owned(), now + AGAIN_MS + AGAIN_MS * spread / 2_000);
+        self.due.insert(
+            uid.to_owned(),
+            now + RECHECK_INTERVAL_MS + RECHECK_INTERVAL_MS * spread / 2_000,
+        );
     }
 }
 
 impl Index {
-    /// Asks for a few of the looks that are due: one for all assignments that would ask for the same.
-    pub(super) fn look_again(&mut self, now: i64) {
+    /// Starts some of the reads that are due; assignments with the same namespace, identities and
+    /// image share one.
+    pub(super) fn recheck_credentials(&mut self, now: i64) {
         let mut due: Vec<(i64, &String)> = self
             .awaiting_credentials
             .due
@@ -78,34 +83,35 @@ impl Index {
             return;
         }
         due.sort_unstable();
-        type Question<'a> = (&'a str, &'a [PullIdentity], &'a Reference);
-        fn question(assignment: &Assignment) -> Question<'_> {
+        type Subject<'a> = (&'a str, &'a [PullIdentity], &'a Reference);
+        fn subject(assignment: &Assignment) -> Subject<'_> {
             (&assignment.warm.namespace, &assignment.pull_context.identities, &assignment.image)
         }
-        let mut looks: HashMap<Question<'_>, (CredentialRequest, Vec<String>)> = HashMap::new();
+        let mut reads: HashMap<Subject<'_>, (CredentialRequest, Vec<String>)> = HashMap::new();
         for (_, uid) in due {
             let Some(assignment) = self.assignments.get(uid.as_str()) else { continue };
-            // Nobody there to pull, or a pull that reads the Secrets itself.
+            // Skipped: no warmer is connected, or a pull resolves the credentials itself.
             let session = self.nodes.get(&*assignment.warm.node_name).and_then(|node| node.session);
             let Some((session, _)) = session else { continue };
             if self.budgets.is_in_flight(uid) || self.budgets.is_waiting(uid) {
                 continue;
             }
-            if looks.len() < LOOKS || looks.contains_key(&question(assignment)) {
-                let (_, uids) = looks
-                    .entry(question(assignment))
+            if reads.len() < READS_PER_TICK || reads.contains_key(&subject(assignment)) {
+                let (_, uids) = reads
+                    .entry(subject(assignment))
                     .or_insert_with(|| (assignment.credential_request(uid, session), Vec::new()));
                 uids.push(uid.clone());
             }
         }
-        let looks: Vec<_> = looks.into_values().collect();
-        for (job, uids) in looks {
-            uids.iter().for_each(|uid| self.awaiting_credentials.put_off(uid, now));
+        let reads: Vec<_> = reads.into_values().collect();
+        for (job, uids) in reads {
+            uids.iter().for_each(|uid| self.awaiting_credentials.schedule(uid, now));
             self.effects.push(Effect::LookAgain(job, uids));
         }
     }
 
-    /// The outcome of [`Effect::LookAgain`]. What still cannot be read is no reason to hurry.
+    /// Handles the result of [`Effect::LookAgain`]. Secrets that still cannot be read cause no
+    /// retry.
     pub fn looked_again(&mut self, uids: &[String], found: &Result<Vec<Credential>, Refusal>) {
         let credential_set = self.awaiting_credentials.credential_set(found);
         if credential_set == CredentialSet::Refused {
@@ -116,12 +122,14 @@ impl Index {
             if !self.awaiting_credentials.due.contains_key(uid) || self.budgets.is_in_flight(uid) {
                 continue;
             }
-            let is_news = match std::mem::replace(&mut assignment.credential_set, credential_set) {
-                // After a change of the leader; there were none when the pull failed.
+            let is_changed = match std::mem::replace(&mut assignment.credential_set, credential_set)
+            {
+                // After a change of the leader. `SecretMissing`: the failed pull had no
+                // credentials.
                 CredentialSet::Unknown => assignment.warm.reason() == Some(Reason::SecretMissing),
                 before => before != credential_set,
             };
-            if !is_news {
+            if !is_changed {
                 continue;
             }
             assignment.credential_changes += 1;

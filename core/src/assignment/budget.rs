@@ -1,11 +1,11 @@
-//! Who may pull now: canaries first, then the registries' limits.
+//! Admits pulls: canaries first, then the limits of the registries.
 
 use super::*;
 use crate::image::retry_after_ms;
 use crate::throttle::canary::{Key, Verdict};
 
 impl Index {
-    /// No canary is in the way: pull as soon as the registry has a place.
+    /// Requests a permit of the registry for a pull that waits for no canary.
     pub(super) fn admit(&mut self, uid: &str, now: i64) {
         let Some(assignment) = self.assignments.get(uid) else { return };
         let (domain, priority) = (assignment.image.domain(), assignment.pull_context.priority);
@@ -14,7 +14,7 @@ impl Index {
         }
     }
 
-    /// It has a place: start, if its node is still there.
+    /// Starts a pull that has a permit, if its node is still connected.
     pub(super) fn start_next(&mut self, uid: &str, now: i64) {
         let node = self.assignments.get(uid).map(|assignment| &*assignment.warm.node_name);
         let session = node.and_then(|node| self.nodes.get(node)?.session);
@@ -23,7 +23,7 @@ impl Index {
         }
     }
 
-    /// Those whose canary has told, or is no more.
+    /// Admits or refuses the pulls whose canary has ended.
     pub(super) fn release(&mut self, released: Released, now: i64) {
         for uid in released.go {
             self.admit(&uid, now);
@@ -35,15 +35,15 @@ impl Index {
         }
     }
 
-    /// Somebody was let in: nobody waits for a canary of this image.
-    pub(super) fn open_for_all(&mut self, key: &Key, now: i64) {
+    /// A pull was authorized: the others no longer wait for a canary of this image.
+    pub(super) fn release_all(&mut self, key: &Key, now: i64) {
         for uid in self.canaries.opened(key, now) {
             self.admit(&uid, now);
         }
     }
 
-    /// What a pull's end says about the others.
-    pub(super) fn learn(
+    /// Applies the outcome of a pull to its registry, and to the pulls that wait for it.
+    pub(super) fn record_outcome(
         &mut self,
         uid: &str,
         key: &Key,
@@ -54,20 +54,20 @@ impl Index {
         let registry = key.1.domain();
         if present {
             self.budgets.served(registry);
-            self.open_for_all(key, now);
+            self.release_all(key, now);
             return;
         }
         if reason == Reason::RateLimited {
-            let asked_for = retry_after_ms(message).map(|asked| asked as i64);
+            let retry_after = retry_after_ms(message).map(|ms| ms as i64);
             let node =
                 self.assignments.get(uid).map_or("", |assignment| &*assignment.warm.node_name);
-            self.backoffs += u64::from(self.budgets.slow_down(registry, node, asked_for, now));
+            self.backoffs += u64::from(self.budgets.back_off(registry, node, retry_after, now));
         }
         let released = self.canaries.ended(key, uid, Some((reason, message)), now);
         self.release(released, now);
     }
 
-    /// Starts what waited, once it may.
+    /// Starts waiting pulls that have become due.
     pub fn begin_waiting(&mut self, now: i64) {
         for uid in self.canaries.tick(now) {
             self.admit(&uid, now);
@@ -77,7 +77,7 @@ impl Index {
         }
     }
 
-    /// Tells a node what its pull would end with.
+    /// Refuses a pull with the failure of the canary.
     pub(super) fn refuse(&mut self, uid: &str, verdict: &Verdict) {
         let canary = self.assignments.get(verdict.uid.as_str());
         let (node, credential_set) = match canary {
@@ -85,7 +85,7 @@ impl Index {
             None => ("another node".to_owned(), CredentialSet::Unknown),
         };
         let Some(assignment) = self.assignments.get_mut(uid) else { return };
-        // So that what mends the canary mends this one too.
+        // A change of the credentials that helps the canary then also helps this assignment.
         assignment.credential_set = credential_set;
         let session = self.nodes.get(&*assignment.warm.node_name).and_then(|node| node.session);
         let Some((session, _)) = session else { return };
@@ -95,7 +95,7 @@ impl Index {
         self.effects.push(Effect::Send(session, ToWarmer::PullGrant(grant(uid, Err(refusal)))));
     }
 
-    /// Since the last call: how often a registry had had enough, and pulls that a canary saved.
+    /// Since the last call: back-offs of registries, and pulls refused because of a canary.
     pub fn take_savings(&mut self) -> (u64, u64) {
         (std::mem::take(&mut self.backoffs), std::mem::take(&mut self.refused))
     }

@@ -1,4 +1,4 @@
-//! What is said to warmers: assignments and budgets.
+//! Messages to warmers: assignments and pull grants.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -9,15 +9,15 @@ use crate::demand::pull_context::PullContext;
 use crate::image::Credential;
 use crate::protocol::{self, Assign, PullGrant};
 
-/// All credentials of one grant together, in bytes: well below the longest message.
+/// Limit of all credentials of one grant together, in bytes: well below the message size limit.
 const CREDENTIALS_MAX: usize = 128 * 1024;
 
 pub(super) fn ready(warm: &CachedImageWarm) -> ConditionStatus {
     warm.ready().map_or(ConditionStatus::Unknown, |ready| ready.status)
 }
 
-/// Changes with all that a pull could be paid with, and with the assignment's own spec. The same in every
-/// replica of one version, so that a new leader does not hurry what failed.
+/// Changes with the pull identities and with the spec's generation. Equal in every replica of one
+/// version, so that a new leader does not cause failed pulls to be retried at once.
 pub(super) fn identity_mark(warm: &CachedImageWarm, pull_context: &PullContext) -> u64 {
     let mut mark = DefaultHasher::new();
     pull_context.identities.hash(&mut mark);
@@ -46,7 +46,7 @@ impl Assignment {
     }
 }
 
-/// Whether the warmer has to know; that its own report was stored, it need not.
+/// Whether the change has to be sent to the warmer. A stored report of its own is not sent back.
 pub(super) fn needs_resend(old: &Assignment, new: &Assignment) -> bool {
     (new.pull_context.check_for.is_some()
         && new.pull_context.check_for != old.pull_context.check_for)
@@ -56,8 +56,8 @@ pub(super) fn needs_resend(old: &Assignment, new: &Assignment) -> bool {
         || old.image != new.image
 }
 
-/// A message that is too long would end the stream, again and again.
-fn small_enough(credentials: Vec<Credential>) -> Result<Vec<Credential>, Refusal> {
+/// Refuses credentials over the limit: a message that is too long would break every stream.
+fn within_limit(credentials: Vec<Credential>) -> Result<Vec<Credential>, Refusal> {
     let length = |one: &Credential| {
         let parts = [&one.username, &one.password, &one.identity_token, &one.registry_token];
         parts.iter().map(|part| part.len()).sum::<usize>()
@@ -77,7 +77,7 @@ fn small_enough(credentials: Vec<Credential>) -> Result<Vec<Credential>, Refusal
 
 pub(super) fn grant(uid: &str, found: Result<Vec<Credential>, Refusal>) -> PullGrant {
     let mut grant = PullGrant { uid: uid.to_owned(), ..PullGrant::default() };
-    match found.and_then(small_enough) {
+    match found.and_then(within_limit) {
         Ok(credentials) => {
             grant.credentials = credentials
                 .into_iter()

@@ -1,6 +1,5 @@
-//! What each node is to hold, who is connected, and which pulls may run: the leader's memory. Takes
-//! events, gives [`Effect`]s; synchronous, without I/O and without a clock (`now` is milliseconds
-//! since 1970).
+//! The leader's index of assignments, connected warmers and running pulls. Takes events and returns
+//! [`Effect`]s; synchronous, without I/O and without a clock (`now` is milliseconds since 1970).
 
 mod awaiting_credentials;
 mod budget;
@@ -29,59 +28,59 @@ use awaiting_credentials::{AwaitingCredentials, CredentialSet};
 use messages::{grant, identity_mark, needs_resend, ready};
 use sizes::Sizes;
 
-/// Names one stream for as long as this process runs.
+/// Identifies one stream for the lifetime of this process.
 pub type SessionId = u64;
 
-/// What has to be done about it.
+/// An action that the caller has to take.
 #[derive(Debug, PartialEq)]
 pub enum Effect {
-    /// Send a message.
+    /// Send a message on a stream.
     Send(SessionId, ToWarmer),
-    /// End a stream.
+    /// Close a stream.
     Close(SessionId, StreamEnd),
-    /// Find the credentials, and call [`Index::resolved`].
+    /// Resolve the credentials, and call [`Index::resolved`].
     Resolve(CredentialRequest),
-    /// Find them once more for these assignments, and call [`Index::looked_again`].
+    /// Resolve them again for these assignments, and call [`Index::looked_again`].
     LookAgain(CredentialRequest, Vec<String>),
-    /// Write what was reported.
+    /// Write the report to the ImageWarm's status.
     Status(String, Arc<CachedImageWarm>, Report),
 }
 
-/// Whose credentials are needed for what.
+/// A request to resolve the credentials of one pull.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CredentialRequest {
-    /// The assignment.
+    /// Uid of the assignment.
     pub uid: String,
-    /// The stream that asked.
+    /// The stream that requested the pull.
     pub session: SessionId,
-    /// Where the Secrets are.
+    /// Namespace of the Secrets.
     pub namespace: String,
-    /// Who may pay for the pull, in assignment.
+    /// The pull identities whose credentials apply, in order.
     pub identities: Vec<PullIdentity>,
     /// The image.
     pub image: Reference,
 }
 
-/// Why there are no credentials.
+/// Why no credentials were granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The typed reason.
     pub reason: Reason,
-    /// For people.
+    /// The human-readable message.
     pub message: String,
 }
 
-/// What all nodes together may ask of registries.
+/// Limits on the requests of all nodes together to registries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// For each registry.
+    /// Limits for each registry.
     pub registry: Limits,
-    /// The first node of an image goes ahead of the others.
+    /// The first node pulls an image before the others do.
     pub canary: canary::Settings,
 }
 
 impl Budget {
-    /// So many pulls at the same time, and no other limit.
+    /// At most this many concurrent pulls for each registry, and no other limit.
     pub fn of_pulls(pulls: usize) -> Self {
         Budget {
             registry: Limits { pulls, per_second: 0 },
@@ -95,24 +94,24 @@ struct Assignment {
     warm: Arc<CachedImageWarm>,
     image: Reference,
     pull_context: Arc<PullContext>,
-    /// Changes with what the pull could be paid with.
+    /// Changes when the credentials that apply to the pull may have changed.
     identity_mark: u64,
     known_size_bytes: u64,
-    /// What the last pull could be paid with, and how often something new was found after it.
+    /// The credentials of the last pull, and how often they have changed since.
     credential_set: CredentialSet,
     credential_changes: u64,
-    /// While it is asked for: most assignments are settled.
+    /// Set while a pull waits or runs: most assignments are settled.
     pull: Option<Box<Pull>>,
 }
 
-/// A pull that waits or runs. Times are of this clock, not the node's.
+/// A pull that waits or runs. Times are from the leader's clock, not the node's.
 #[derive(Debug, Default)]
 struct Pull {
     queued_since: Option<i64>,
     running_since: Option<i64>,
     progress_written: Option<i64>,
-    /// The stream that waits for credentials; asked for once, however often it asks.
-    asked: Option<SessionId>,
+    /// The stream that waits for credentials. Repeated requests resolve them only once.
+    resolving_for: Option<SessionId>,
 }
 
 impl Assignment {
@@ -141,11 +140,11 @@ struct Node {
     session: Option<(SessionId, u64)>,
     runtime: NodeRuntime,
     absent_since: i64,
-    /// Whether assignments may still have to be told that nobody is there.
+    /// Whether `WaitingForWarmer` may still have to be written for assignments of this node.
     absence_unreported: bool,
 }
 
-/// The leader's memory.
+/// The leader's index of assignments, nodes and streams.
 #[derive(Debug)]
 pub struct Index {
     assignments: HashMap<Arc<str>, Assignment>,
@@ -163,8 +162,8 @@ pub struct Index {
 }
 
 impl Index {
-    /// An empty memory: pulls within `budget`, and `grace_ms` before a node without a stream counts
-    /// as one without a warmer.
+    /// An empty index: pulls stay within `budget`, and a node without a stream counts as one
+    /// without a warmer after `grace_ms`.
     pub fn new(budget: Budget, grace_ms: i64) -> Self {
         Index {
             assignments: HashMap::new(),
@@ -182,7 +181,7 @@ impl Index {
         }
     }
 
-    /// What is to be done since the last call, in assignment.
+    /// Effects since the last call, in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
@@ -197,17 +196,17 @@ impl Index {
         self.sessions.values().cloned().collect()
     }
 
-    /// How many assignments there are.
+    /// Number of assignments.
     pub fn assignments(&self) -> usize {
         self.assignments.len()
     }
 
-    /// How many assignments one node has.
+    /// Number of assignments of one node.
     pub fn assignments_of(&self, node: &str) -> usize {
         self.nodes.get(node).map_or(0, |node| node.assignments.len())
     }
 
-    /// How many pulls run, and how many wait for their registry or for a canary.
+    /// Number of running pulls, and of pulls that wait for their registry or for a canary.
     pub fn pulls(&self) -> (usize, usize) {
         let (running, waiting) = self.budgets.counts();
         (running, waiting + self.canaries.waiting())
@@ -218,7 +217,7 @@ impl Index {
         self.assignments.keys().cloned().collect()
     }
 
-    /// An ImageWarm was made or changed, or its pull_context did.
+    /// Applies an ImageWarm that was created or changed, or whose pull context changed.
     pub fn apply(
         &mut self,
         warm: Arc<CachedImageWarm>,
@@ -254,13 +253,13 @@ impl Index {
                     self.canaries.forget(&key);
                 }
             }
-            // What is ordered never changes, but nothing here relies on it.
+            // The image of an ImageWarm is immutable, but nothing here relies on it.
             Some(old) => {
                 let released = self.canaries.withdrawn(&old.key(), &uid, now);
                 self.release(released, now);
-                self.canaries.ordered(key);
+                self.canaries.assigned(key);
             }
-            None => self.canaries.ordered(key),
+            None => self.canaries.assigned(key),
         }
         let assignment = Assignment {
             warm,
@@ -284,7 +283,7 @@ impl Index {
         self.assignments.insert(uid, assignment);
     }
 
-    /// An ImageWarm is gone.
+    /// Removes an ImageWarm that was deleted or is terminating.
     pub fn delete(&mut self, uid: &str, now: i64) {
         let Some(assignment) = self.assignments.remove(uid) else { return };
         self.awaiting_credentials.forget(uid);
@@ -304,7 +303,7 @@ impl Index {
         }
     }
 
-    /// A warmer opened a stream for `name` and said hello.
+    /// Registers the stream of the warmer on node `name`, after its `Hello`.
     pub fn open(&mut self, session: SessionId, name: &str, hello: &Hello, now: i64) {
         let node = self.node(name, now);
         if let Some((older, epoch)) = node.session {
@@ -334,7 +333,7 @@ impl Index {
                     assignment.pull().running_since.get_or_insert(now);
                     self.budgets.hold(uid, assignment.image.domain());
                     let key = assignment.key();
-                    self.open_for_all(&key, now);
+                    self.release_all(&key, now);
                 }
             } else {
                 self.end_pull(uid, now);
@@ -349,7 +348,7 @@ impl Index {
         self.effects.push(Effect::Send(session, ToWarmer::Synced(Synced {})));
     }
 
-    /// A stream is no more. What the node holds or pulls is as it was.
+    /// Removes a closed stream. What the node holds or pulls does not change.
     pub fn close(&mut self, session: SessionId, now: i64) {
         let Some(name) = self.sessions.remove(&session) else { return };
         let Some(node) = self.nodes.get_mut(&name) else { return };
@@ -361,7 +360,7 @@ impl Index {
         if uids.is_empty() {
             self.nodes.remove(&name);
         }
-        // Running pulls keep their places until the warmer is back, or counts as gone.
+        // Running pulls keep their permits until the warmer reconnects or its grace period ends.
         for uid in uids {
             if self.budgets.is_waiting(&uid) || self.canaries.is_waiting(&uid) {
                 self.end_pull(&uid, now);
@@ -369,7 +368,7 @@ impl Index {
         }
     }
 
-    /// A warmer said something. Only what concerns an assignment of its own node is heard.
+    /// Handles a message of a warmer. Messages about assignments of other nodes are ignored.
     pub fn message(&mut self, session: SessionId, message: &FromWarmer, now: i64) {
         let uid = match message {
             FromWarmer::Hello(_) => {
@@ -387,7 +386,7 @@ impl Index {
             .filter(|assignment| node.is_some_and(|node| node == &*assignment.warm.node_name))
         else {
             self.ignored += 1;
-            // Nobody but its own node is ever told this uid: whoever speaks of it is no warmer.
+            // Only the assignment's own node receives its uid: the sender is not an honest warmer.
             if node.is_some() && self.assignments.contains_key(uid.as_str()) {
                 self.effects.push(Effect::Close(session, StreamEnd::Misbehaved));
             }
@@ -395,11 +394,12 @@ impl Index {
         };
         match message {
             FromWarmer::PullRequest(_) => {
-                if assignment.pull.as_ref().is_some_and(|pull| pull.asked == Some(session)) {
+                if assignment.pull.as_ref().is_some_and(|pull| pull.resolving_for == Some(session))
+                {
                     return;
                 }
                 let key = assignment.key();
-                match self.canaries.ask(&key, uid, now) {
+                match self.canaries.request(&key, uid, now) {
                     Answer::Go => self.admit(uid, now),
                     Answer::Wait => {}
                     Answer::Refused(verdict) => self.refuse(uid, &verdict),
@@ -410,16 +410,16 @@ impl Index {
                     let report = Report::from(progress);
                     self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
                 }
-                // Whoever gets bytes has been let in.
+                // A registry that sends bytes has authorized the pull.
                 if progress.downloaded_bytes > 0 && self.budgets.is_in_flight(uid) {
                     let key = assignment.key();
-                    self.open_for_all(&key, now);
+                    self.release_all(&key, now);
                 }
             }
-            FromWarmer::Outcome(said) => {
-                let mut outcome = Outcome::from(said);
-                let asked_for = assignment.pull_context.check_for.as_ref();
-                outcome.checked_for = outcome.checked_for.filter(|word| Some(word) == asked_for);
+            FromWarmer::Outcome(reported) => {
+                let mut outcome = Outcome::from(reported);
+                let requested = assignment.pull_context.check_for.as_ref();
+                outcome.checked_for = outcome.checked_for.filter(|token| Some(token) == requested);
                 let node = self.nodes.get(&*assignment.warm.node_name);
                 outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
                 let (key, reason, present) = (assignment.key(), outcome.reason, outcome.present);
@@ -428,7 +428,7 @@ impl Index {
                 self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
                 let uid = uid.clone();
                 if self.budgets.is_in_flight(&uid) {
-                    self.learn(&uid, &key, present, (reason, &message), now);
+                    self.record_outcome(&uid, &key, present, (reason, &message), now);
                 }
                 self.end_pull(&uid, now);
             }
@@ -436,19 +436,19 @@ impl Index {
         }
     }
 
-    /// The credentials of a [`CredentialRequest`] were found, or not.
+    /// Handles the result of a [`CredentialRequest`].
     pub fn resolved(
         &mut self,
         job: &CredentialRequest,
         found: Result<Vec<Credential>, Refusal>,
         now: i64,
     ) {
-        // Without a Secret the node tries all the same: the image may be public.
+        // Without a Secret the node still pulls: the image may be public.
         let refused = found.as_ref().is_err_and(|no| no.reason != Reason::SecretMissing);
         if let Some(assignment) = self.assignments.get_mut(job.uid.as_str()) {
             assignment.credential_set = self.awaiting_credentials.credential_set(&found);
             if let Some(pull) = &mut assignment.pull {
-                pull.asked.take_if(|asked| *asked == job.session);
+                pull.resolving_for.take_if(|session| *session == job.session);
             }
         }
         if self.assignments.contains_key(job.uid.as_str())
@@ -463,12 +463,12 @@ impl Index {
         }
     }
 
-    /// The node whose open stream this is.
+    /// The node of an open stream.
     pub fn node_of(&self, session: SessionId) -> Option<&str> {
         self.sessions.get(&session).map(String::as_str)
     }
 
-    /// To be called about once a second.
+    /// Handles timeouts. Call about once a second.
     pub fn tick(&mut self, now: i64) {
         let mut ended = Vec::new();
         for node in self.nodes.values_mut() {
@@ -498,7 +498,7 @@ impl Index {
             self.end_pull(&uid, now);
         }
         self.begin_waiting(now);
-        self.look_again(now);
+        self.recheck_credentials(now);
     }
 
     fn node(&mut self, name: &str, now: i64) -> &mut Node {
@@ -511,16 +511,16 @@ impl Index {
         })
     }
 
-    /// The pull has a place: look for its credentials.
+    /// The pull has a permit: resolve its credentials.
     fn start(&mut self, uid: &str, session: SessionId, now: i64) {
         let Some(assignment) = self.assignments.get_mut(uid) else { return };
         let pull = assignment.pull();
-        (pull.running_since, pull.asked) = (Some(now), Some(session));
+        (pull.running_since, pull.resolving_for) = (Some(now), Some(session));
         let job = assignment.credential_request(uid, session);
         self.effects.push(Effect::Resolve(job));
     }
 
-    /// The pull is over, or was never begun: whoever waited for its place starts.
+    /// The pull ended or was not started: its permit passes to the next waiting pull.
     fn end_pull(&mut self, uid: &str, now: i64) {
         if let Some(assignment) = self.assignments.get_mut(uid) {
             assignment.pull = None;
@@ -533,16 +533,16 @@ impl Index {
     }
 }
 
-/// Whether this progress is worth a write.
+/// Whether this progress is to be written to the status.
 fn is_due(assignment: &mut Assignment, progress: &protocol::Progress, now: i64) -> bool {
-    let told = progress.queued && assignment.warm.reason() == Some(Reason::Queued);
+    let is_recorded = progress.queued && assignment.warm.reason() == Some(Reason::Queued);
     let pull = assignment.pull();
     let (since, quiet) = match progress.queued {
         true => (&mut pull.queued_since, QUEUED_QUIET_MS),
         false => (&mut pull.running_since, QUIET_MS),
     };
     let since = *since.get_or_insert(now);
-    if told {
+    if is_recorded {
         return false;
     }
     let due = now - since >= quiet

@@ -1,5 +1,5 @@
-//! How large images are, as the nodes that hold them say: a node that never held one then need not
-//! guess how much room its pull takes.
+//! Image sizes, as reported by the nodes that hold them, so that the disk space of a pull can be
+//! estimated on nodes that never held the image.
 
 use std::collections::HashMap;
 
@@ -19,24 +19,25 @@ struct Known {
 }
 
 impl Sizes {
-    /// An assignment of the image is there. Returns the image as all its assignments share it, and its size:
-    /// 0 while nobody knows it.
+    /// Records an assignment of the image. Returns the image as shared by all its assignments, and
+    /// its size in bytes: 0 while unknown.
     pub(super) fn note(
         &mut self,
         image: Reference,
         warm: &CachedImageWarm,
         is_new: bool,
     ) -> (Reference, u64) {
-        let told = warm.status.as_ref().and_then(|status| u64::try_from(status.size_bytes?).ok());
+        let reported =
+            warm.status.as_ref().and_then(|status| u64::try_from(status.size_bytes?).ok());
         let image = self.known.get_key_value(&image).map_or(image, |(shared, _)| shared.clone());
         let known = self.known.entry(image.clone()).or_default();
         known.assignments += usize::from(is_new);
-        // Runtimes count differently; the larger one is the safer.
-        known.bytes = known.bytes.max(told.unwrap_or(0));
+        // Runtimes count differently; the larger size is the safer estimate.
+        known.bytes = known.bytes.max(reported.unwrap_or(0));
         (image, known.bytes)
     }
 
-    /// An assignment of the image is gone; with the last one its size is forgotten.
+    /// Removes an assignment of the image; the last one removes its size.
     pub(super) fn forget(&mut self, image: &Reference) {
         if let Some(known) = self.known.get_mut(image) {
             known.assignments = known.assignments.saturating_sub(1);
@@ -54,7 +55,7 @@ mod tests {
     use crate::api::cached::CachedStatus;
 
     #[test]
-    fn a_size_is_known_while_an_order_of_the_image_is_there() {
+    fn a_size_is_known_while_an_assignment_of_the_image_exists() {
         let image = Reference::parse("r.test/app:v1").unwrap();
         let warm = |size_bytes| CachedImageWarm {
             status: Some(CachedStatus { size_bytes, ..CachedStatus::default() }),

@@ -1,29 +1,29 @@
-//! Why a stream ends.
+//! Reasons for which a stream is refused or closed.
 
 use crate::labels;
 
 labels! {
-    /// Why a warmer's stream was not accepted or was ended.
+    /// Why a warmer's stream was refused or closed.
     pub enum StreamEnd {
         /// This replica does not lead.
         NotLeading,
         /// The token was not accepted.
         Refused,
-        /// There is no Node of the name that the token is bound to.
+        /// The Node that the token is bound to does not exist.
         UnknownNode,
         /// The token could not be reviewed, or the index did not answer.
         Unavailable,
-        /// A newer stream of the node took its place.
+        /// A newer stream of the node replaced it.
         Replaced,
         /// The warmer did not read its messages.
         TooSlow,
-        /// The warmer did what no warmer of ours does: it is hostile or broken.
+        /// The warmer violated the protocol: it is hostile or broken.
         Misbehaved,
-        /// The token expired; the warmer comes back with a new one.
+        /// The token expired; the warmer reconnects with a new one.
         Expired,
         /// The warmer closed the stream, or the connection broke.
         Closed,
-        /// This replica ends.
+        /// This replica shuts down.
         Shutdown,
     }
 }

@@ -414,7 +414,11 @@ fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
     index.tick(14_000);
     assert!(words(&mut index).is_empty(), "too soon");
     index.tick(23_000);
-    assert_eq!(words(&mut index), ["again a1 b1"], "one look for all that ask for the same");
+    assert_eq!(
+        words(&mut index),
+        ["again a1 b1"],
+        "one read for all with the same credentials and image"
+    );
     index.tick(24_000);
     assert!(words(&mut index).is_empty(), "asked already");
 
@@ -472,7 +476,7 @@ fn what_one_node_told_helps_the_next() {
         panic!("{effects:?}")
     };
     assert_eq!(
-        (&*outcome.runtime.runtime, &*outcome.runtime.tells),
+        (&*outcome.runtime.runtime, &*outcome.runtime.reports),
         ("containerd 2.2.3", "progress")
     );
 }

@@ -1,5 +1,5 @@
-//! A Revision as admission saw it: text, read only behind the answer. Bytes that wait are bounded
-//! by who keeps them.
+//! A Revision as admission received it: as text, parsed only after the response. The queue that
+//! holds it bounds the bytes.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::api::Revision;
 
-/// A Revision that is being made.
+/// A Revision that is being admitted.
 #[derive(Clone, Debug)]
 pub struct AdmittedRevision {
     /// Its namespace; empty where the request names none.
@@ -18,7 +18,7 @@ pub struct AdmittedRevision {
 }
 
 impl AdmittedRevision {
-    /// The object of a request, and what the request itself says of it.
+    /// The object of a request, with the namespace and name of the request.
     pub fn new(namespace: &str, name: &str, object: &RawValue) -> AdmittedRevision {
         AdmittedRevision {
             namespace: namespace.to_owned(),
@@ -27,18 +27,19 @@ impl AdmittedRevision {
         }
     }
 
-    /// Bytes that it holds.
+    /// Size of the object in bytes.
     pub fn size(&self) -> usize {
         self.object.get().len()
     }
 
-    /// Containers of both kinds, without reading them; `None` where they are no lists.
+    /// Number of containers and init containers, without parsing them; `None` if they are not
+    /// lists.
     pub fn containers(&self) -> Option<usize> {
-        let Glance { spec } = serde_json::from_str(self.object.get()).ok()?;
+        let Lists { spec } = serde_json::from_str(self.object.get()).ok()?;
         Some(spec.containers.len() + spec.init_containers.len())
     }
 
-    /// Reads it. What the object does not say of itself is taken from the request.
+    /// Parses the object. Missing metadata is taken from the request.
     pub fn revision(&self) -> Result<Revision, serde_json::Error> {
         let mut revision: Revision = serde_json::from_str(self.object.get())?;
         let metadata = &mut revision.metadata;
@@ -55,13 +56,13 @@ impl AdmittedRevision {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Glance {
-    spec: GlanceSpec,
+struct Lists {
+    spec: ListsSpec,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct GlanceSpec {
+struct ListsSpec {
     containers: Vec<IgnoredAny>,
     init_containers: Vec<IgnoredAny>,
 }

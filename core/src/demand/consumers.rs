@@ -1,6 +1,6 @@
-//! Who asks for images: Revisions, and those Knative Images that stand for themselves. An Image
-//! that Knative made for a Revision asks for nothing of its own: it only tells which digest a tag
-//! of that Revision was resolved to.
+//! The consumers of images: Revisions, and Knative Images that do not belong to a Revision's
+//! images. An Image that Knative created for a Revision demands nothing itself: it only gives the
+//! digest that a tag of that Revision was resolved to.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::api::{KnativeImage, Revision};
 use crate::image::Reference;
 use crate::policy::Policy;
 
-/// An object that asks for images.
+/// An object that demands images.
 #[derive(Clone, Debug)]
 pub enum Consumer {
     /// A Knative Revision.
@@ -45,12 +45,12 @@ impl Consumer {
     }
 }
 
-/// An object with what it asks for.
+/// A consumer and its demand.
 #[derive(Clone, Debug)]
 pub struct ConsumerDemand {
-    /// Who asks.
+    /// The consumer.
     pub by: Consumer,
-    /// For what.
+    /// Its demand.
     pub demand: Demand,
     /// Since when its Revision is held in reserve; `None` while it may get traffic.
     pub reserve_since: Option<Timestamp>,
@@ -63,10 +63,10 @@ impl ConsumerDemand {
     }
 }
 
-/// What a Knative Image stands for.
+/// How a Knative Image relates to the demanded images.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Meaning {
-    /// The image at this place of the demand at this place of [`Demands::consumers`].
+pub enum Resolution {
+    /// It is this image of this consumer.
     Wanted {
         /// Index into [`Demands::consumers`].
         consumer: usize,
@@ -74,17 +74,17 @@ pub enum Meaning {
         image: usize,
     },
     /// It names no image.
-    Nothing,
-    /// What it names is not an image reference, and why.
+    Empty,
+    /// It does not name a valid image reference, for this reason.
     Invalid(String),
-    /// Somebody decided that it is not to be warmed.
-    LeftAlone,
-    /// Its Revision names more images than are warmed for one, and this is one of those beyond.
+    /// It is excluded from warming.
+    OptedOut,
+    /// It exceeds the limit of images for one Revision.
     BeyondLimit,
-    /// Which image of its Revision it is, only the Revision's status will tell.
+    /// Which image of its Revision it is, is known only from the Revision's status.
     Undecided,
-    /// Its Revision is gone, and takes it along.
-    Going,
+    /// Its Revision does not exist: Kubernetes garbage-collects it.
+    Orphaned,
 }
 
 /// All that is demanded.
@@ -92,88 +92,88 @@ pub enum Meaning {
 pub struct Demands {
     /// Revisions, newest first, then Images, newest first.
     pub consumers: Vec<ConsumerDemand>,
-    /// What each Image means.
-    pub images: Vec<(Arc<KnativeImage>, Meaning)>,
+    /// Each Image, and how it relates to the demanded images.
+    pub images: Vec<(Arc<KnativeImage>, Resolution)>,
 }
 
-/// Reads what Revisions and Images ask for; `opted_out` are the namespaces that are left alone.
+/// The demands of Revisions and Images; `opted_out` are the namespaces excluded from warming.
 pub fn demands(
     revisions: &[Arc<Revision>],
     images: &[Arc<KnativeImage>],
     opted_out: &BTreeSet<String>,
     policy: &Policy,
 ) -> Demands {
-    let ask = |revision: &Arc<Revision>| ConsumerDemand {
+    let consumer_demand = |revision: &Arc<Revision>| ConsumerDemand {
         demand: demand(revision, opted_out.contains(namespace(&revision.metadata)), policy),
         reserve_since: reserve_since(revision),
         by: Consumer::Revision(revision.clone()),
     };
-    let mut demands: Vec<ConsumerDemand> = revisions.iter().map(ask).collect();
+    let mut demands: Vec<ConsumerDemand> = revisions.iter().map(consumer_demand).collect();
     demands.sort_by(|a, b| newest_first(a.by.metadata(), b.by.metadata()));
     let places: HashMap<(String, String), usize> =
         demands.iter().enumerate().map(|(at, one)| (key(one.by.metadata()), at)).collect();
 
     let mut images: Vec<Arc<KnativeImage>> = images.to_vec();
     images.sort_by(|a, b| newest_first(&a.metadata, &b.metadata));
-    let mut meanings = Vec::with_capacity(images.len());
+    let mut resolutions = Vec::with_capacity(images.len());
     for image in images {
-        let left_alone = opted_out.contains(namespace(&image.metadata))
+        let is_opted_out = opted_out.contains(namespace(&image.metadata))
             || opts_out(image.metadata.annotations.as_ref());
-        let meaning = meaning(&image, left_alone, &mut demands, &places, policy);
-        meanings.push((image, meaning));
+        let resolution = resolve(&image, is_opted_out, &mut demands, &places, policy);
+        resolutions.push((image, resolution));
     }
-    Demands { consumers: demands, images: meanings }
+    Demands { consumers: demands, images: resolutions }
 }
 
-/// Works out what the Image means; adds to `demands` what it asks for itself.
-fn meaning(
+/// How the Image relates to the demanded images; adds to `demands` what it demands itself.
+fn resolve(
     image: &Arc<KnativeImage>,
-    left_alone: bool,
+    is_opted_out: bool,
     demands: &mut Vec<ConsumerDemand>,
     places: &HashMap<(String, String), usize>,
     policy: &Policy,
-) -> Meaning {
+) -> Resolution {
     if image.spec.image.is_empty() {
-        return Meaning::Nothing;
+        return Resolution::Empty;
     }
     let reference = match Reference::parse(&image.spec.image) {
         Ok(reference) => reference,
-        Err(error) => return Meaning::Invalid(error.to_string()),
+        Err(error) => return Resolution::Invalid(error.to_string()),
     };
-    if left_alone || policy.paused || is_skipped(&reference, policy) {
-        return Meaning::LeftAlone;
+    if is_opted_out || policy.paused || is_skipped(&reference, policy) {
+        return Resolution::OptedOut;
     }
     let revision = revision_name(&image.metadata)
         .map(|name| (namespace(&image.metadata).to_owned(), name.to_owned()));
     let mut reserve_since = None;
     let mut demand = of_image(image, &reference);
     if let Some(&at) = revision.as_ref().and_then(|key| places.get(key)) {
-        let its = &mut demands[at];
-        let Consumer::Revision(revision) = &its.by else { return Meaning::Undecided };
+        let owner = &mut demands[at];
+        let Consumer::Revision(revision) = &owner.by else { return Resolution::Undecided };
         if opts_out(revision.metadata.annotations.as_ref()) || never_pulls(revision, &reference) {
-            return Meaning::LeftAlone;
+            return Resolution::OptedOut;
         }
-        match place(&reference, image, revision, &mut its.demand.images) {
-            Place::At(image) => return Meaning::Wanted { consumer: at, image },
-            Place::Later => return Meaning::Undecided,
-            Place::Nowhere if its.demand.beyond_limit > 0 => return Meaning::BeyondLimit,
-            Place::Nowhere => {}
+        match place(&reference, image, revision, &mut owner.demand.images) {
+            Place::At(image) => return Resolution::Wanted { consumer: at, image },
+            Place::Ambiguous => return Resolution::Undecided,
+            Place::None if owner.demand.beyond_limit > 0 => return Resolution::BeyondLimit,
+            Place::None => {}
         }
-        demand.placement = its.demand.placement.clone();
-        reserve_since = its.reserve_since;
+        demand.placement = owner.demand.placement.clone();
+        reserve_since = owner.reserve_since;
     } else if is_owned_by_revision(&image.metadata) {
-        return Meaning::Going;
+        return Resolution::Orphaned;
     }
     demands.push(ConsumerDemand { by: Consumer::Image(image.clone()), demand, reserve_since });
-    Meaning::Wanted { consumer: demands.len() - 1, image: 0 }
+    Resolution::Wanted { consumer: demands.len() - 1, image: 0 }
 }
 
-/// Where among a Revision's images one of its Images belongs.
+/// The position of an Image among the images of its Revision.
 enum Place {
     At(usize),
-    /// Two tags of one repository, and nothing tells which was resolved to this digest.
-    Later,
-    Nowhere,
+    /// Two tags of one repository, and which one was resolved to this digest is unknown.
+    Ambiguous,
+    None,
 }
 
 fn place(
@@ -186,7 +186,7 @@ fn place(
         return Place::At(at);
     }
     if reference.digest().is_none() {
-        return Place::Nowhere;
+        return Place::None;
     }
     let open: Vec<usize> = (0..wanted.len())
         .filter(|at| {
@@ -195,12 +195,12 @@ fn place(
         })
         .collect();
     let at = match open.as_slice() {
-        [] => return Place::Nowhere,
+        [] => return Place::None,
         [one] => *one,
         _ => {
             let named = container_image(image, revision);
             let at = open.iter().find(|at| Some(&wanted[**at].reference) == named.as_ref());
-            let Some(at) = at else { return Place::Later };
+            let Some(at) = at else { return Place::Ambiguous };
             *at
         }
     };
@@ -208,7 +208,7 @@ fn place(
     Place::At(at)
 }
 
-/// What the container names after which Knative called the Image
+/// The image of the container that is part of the Image's name
 /// (`<Revision>-cache-<container>`, unless that is too long).
 fn container_image(image: &KnativeImage, revision: &Revision) -> Option<Reference> {
     let name = image.metadata.name.as_deref()?;
@@ -219,7 +219,7 @@ fn container_image(image: &KnativeImage, revision: &Revision) -> Option<Referenc
     Reference::parse(&all.find(|one| one.name == container)?.image).ok()
 }
 
-/// The Revision that an Image says it belongs to.
+/// The Revision that an Image names in its label or owner reference.
 fn revision_name(image: &ObjectMeta) -> Option<&str> {
     let label = image.labels.as_ref().and_then(|labels| labels.get(REVISION_LABEL));
     label.map(String::as_str).or_else(|| revision_owner(image))
@@ -237,13 +237,13 @@ fn revision_owner(image: &ObjectMeta) -> Option<&str> {
     owner.map(|owner| owner.name.as_str())
 }
 
-/// Whether an Image was made for a Revision, known or not.
+/// Whether an Image belongs to a Revision, whether or not that exists.
 pub fn is_of_revision(image: &KnativeImage) -> bool {
     revision_name(&image.metadata).is_some()
 }
 
-/// Knative writes down when it changed the routing state. Without that the Revision's own age is
-/// the best that is known.
+/// When Knative last changed the routing state. Without that annotation, the Revision's creation is
+/// the best estimate.
 fn reserve_since(revision: &Revision) -> Option<Timestamp> {
     if is_routable(revision) {
         return None;
@@ -255,7 +255,7 @@ fn reserve_since(revision: &Revision) -> Option<Timestamp> {
     Some(modified.or(created).unwrap_or(Timestamp::MIN))
 }
 
-/// By creation, then by name, so that every replica finds the same order.
+/// By creation, then by name, so that the order is the same in every replica.
 fn newest_first(a: &ObjectMeta, b: &ObjectMeta) -> std::cmp::Ordering {
     let key = |one: &ObjectMeta| (created(one), one.name.clone(), one.namespace.clone());
     key(b).cmp(&key(a))

@@ -1,6 +1,6 @@
 //! Whose pull secrets apply to a pull.
 
-/// In whose name an image may be pulled: the pull secrets of one Revision or Image (or of a hand-made
+/// A source of credentials for a pull: the pull secrets of one Revision or Image (or of a hand-made
 /// ImageWarm), in order; those of the ServiceAccount apply only when `secrets` is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PullIdentity {

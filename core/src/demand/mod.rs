@@ -1,9 +1,9 @@
-//! Which images a Revision or an Image demands, whose pull secrets apply to them, and what that
-//! means for the ImageWarm of one of these images.
+//! Which images a Revision or an Image demands, whose pull secrets apply to them, and the pull
+//! context that follows for the ImageWarm of one of these images.
 //!
 //! ```text
 //! Revision ─▶ revision: demand() ─┐
-//!                                 ├─▶ consumers: demands() ─▶ pull_context: standing()
+//!                                 ├─▶ consumers: demands() ─▶ pull_context: pull_context()
 //! Image ──────────────────────────┘
 //! ```
 

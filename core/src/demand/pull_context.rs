@@ -1,5 +1,5 @@
-//! What the Revisions and Images of a namespace mean for one ImageWarm: who pays for the pull, how
-//! urgent it is, and whether its tag has to be looked at again.
+//! The pull context of one ImageWarm, from the Revisions and Images of its namespace: whose
+//! credentials apply, the priority, and whether the tag has to be checked again.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -11,19 +11,19 @@ use crate::api::{
 use crate::image::Reference;
 use crate::policy::Policy;
 
-/// What the Revisions and Images of a namespace mean for one ImageWarm of it, right now.
+/// What the Revisions and Images of a namespace currently require for one of its ImageWarms.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PullContext {
-    /// All that may pay for the pull, newest Revision first, then Images, without repeats.
+    /// All identities whose credentials apply, newest Revision first, then Images, without repeats.
     pub identities: Vec<PullIdentity>,
-    /// `revision_token` of the newest Revision in whose name the tag has still to be checked with
-    /// the registry; `None` when nothing is to be checked.
+    /// `revision_token` of the newest Revision for which the tag still has to be checked with the
+    /// registry; `None` when no check is needed.
     pub check_for: Option<String>,
-    /// Creation time of the newest that wants the image, seconds since 1970; 0 without.
+    /// Creation time of the newest consumer of the image, seconds since 1970; 0 without one.
     pub priority: i64,
 }
 
-/// Works `warm`'s pull context out from all that is demanded in its namespace.
+/// The pull context of `warm`, from all demands of its namespace.
 pub fn pull_context(
     warm: &CachedImageWarm,
     demands: &[ConsumerDemand],
@@ -51,7 +51,7 @@ pub fn pull_context(
     }
 }
 
-/// In whose name the object itself says that it may be pulled.
+/// The pull identity from the object itself.
 fn own_identity(warm: &CachedImageWarm) -> PullIdentity {
     let account = warm.annotation(SERVICE_ACCOUNT_ANNOTATION);
     PullIdentity {
@@ -79,7 +79,7 @@ fn check_for(
     if warm.annotation(CREATED_FOR_ANNOTATION) == Some(&token) {
         return None; // the first pull is that check
     }
-    // Without an end the first pull is still to come, or runs: then its end brings us here again.
+    // Without `finishedAt` the first pull waits or runs: its outcome leads here again.
     let status = warm.status.as_ref().filter(|status| status.finished_at.is_some())?;
     if status.checked_for.as_deref() == Some(&token) || started_after(status.started_at, newest) {
         return None;
@@ -87,7 +87,7 @@ fn check_for(
     Some(token)
 }
 
-/// Whether a try certainly began after the Revision was made, whose time is cut to full seconds.
+/// Whether an attempt certainly began after the Revision's creation, which has full seconds only.
 fn started_after(started: Option<Timestamp>, revision: &Revision) -> bool {
     let created = revision.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second());
     started.is_some_and(|started| started.as_second() > created)

@@ -1,5 +1,5 @@
-//! What a Revision or an Image asks for: images, in whose name they may be pulled, and where Pods may
-//! run. Tolerates Revisions that Knative has not defaulted yet.
+//! The demand of a Revision or an Image: the images, the pull identity, and the placement of Pods.
+//! Tolerates Revisions that Knative has not defaulted yet.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -16,14 +16,14 @@ use crate::policy::Policy;
 /// `maxItems` of an `ImageWarm`'s `imagePullSecrets`.
 const PULL_SECRETS_MAX: usize = 16;
 
-/// What one Revision or Image asks for.
+/// The demand of one Revision or Image.
 #[derive(Clone, Debug)]
 pub struct Demand {
     /// Every distinct image once, in order of appearance.
     pub images: Vec<WantedImage>,
-    /// Further images, beyond the limit for one Revision.
+    /// Number of images over the limit for one Revision.
     pub beyond_limit: usize,
-    /// In whose name the images may be pulled; secrets as the Revision names them, valid or not.
+    /// The pull identity; secrets as the Revision names them, valid or not.
     pub identity: PullIdentity,
     /// Where its Pods may run.
     pub placement: PodConstraints,
@@ -50,8 +50,8 @@ impl WantedImage {
     }
 }
 
-/// Whether a Revision may get traffic. Knative keeps 20 and more that may not: for those nothing is
-/// made, and what exists is kept for a while only.
+/// Whether a Revision may get traffic. Knative retains 20 and more that may not: no ImageWarms are
+/// created for those, and existing ones are deleted after a grace period.
 pub fn is_routable(revision: &Revision) -> bool {
     let labels = revision.metadata.labels.as_ref();
     labels.and_then(|labels| labels.get(ROUTING_STATE_LABEL)).map(String::as_str) != Some("reserve")
@@ -62,14 +62,14 @@ pub fn opts_out(pairs: Option<&BTreeMap<String, String>>) -> bool {
     pairs.and_then(|pairs| pairs.get(WARM_KEY)).map(String::as_str) == Some("false")
 }
 
-/// Reads what `revision` asks for; `namespace_opted_out` is the namespace's label.
+/// The demand of `revision`; `namespace_opted_out` is the namespace's label.
 pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -> Demand {
     let opted_out =
         namespace_opted_out || policy.paused || opts_out(revision.metadata.annotations.as_ref());
     let mut images = if opted_out { Vec::new() } else { images(revision, policy) };
-    let kept = policy.bounds.of_images(images.len());
-    let beyond_limit = images.len() - kept;
-    images.truncate(kept);
+    let count = policy.bounds.of_images(images.len());
+    let beyond_limit = images.len() - count;
+    images.truncate(count);
     Demand {
         images,
         beyond_limit,
@@ -78,8 +78,8 @@ pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -
     }
 }
 
-/// Reads what an Image asks for when it stands for itself: its `image`, wherever a Pod without any
-/// constraint may run.
+/// The demand of an Image without a Revision: its `image`, wherever a Pod without any constraint
+/// may run.
 pub(super) fn of_image(image: &KnativeImage, reference: &Reference) -> Demand {
     let resolved = reference.digest().map(|_| reference.clone());
     Demand {
@@ -90,7 +90,7 @@ pub(super) fn of_image(image: &KnativeImage, reference: &Reference) -> Demand {
     }
 }
 
-/// Whether the operator said that nothing of this registry is warmed.
+/// Whether the operator excluded this registry from warming.
 pub(super) fn is_skipped(reference: &Reference, policy: &Policy) -> bool {
     policy.skipped_registries.iter().any(|domain| domain == reference.domain())
 }
@@ -143,7 +143,7 @@ fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
     images
 }
 
-/// The container's image, unless it is never pulled or nobody can say what it is.
+/// The container's image, unless it is never pulled, excluded or invalid.
 fn warmable(container: &Container, policy: &Policy) -> Option<Reference> {
     if is_never_pulled(container) {
         return None;

@@ -15,7 +15,7 @@ use super::Reference;
 pub use docker_config::KeychainError;
 use location::Location;
 
-/// The key under which Docker Hub's credentials are kept, whatever the image's domain is called.
+/// The key under which Docker Hub's credentials are stored, whatever the image's domain is called.
 const DEFAULT_REGISTRY: &[u8] = b"index.docker.io";
 
 /// One registry credential. Its Debug prints no secret.
@@ -48,7 +48,7 @@ pub struct Keychain {
     entries: BTreeMap<Reverse<Vec<u8>>, Vec<Credential>>,
 }
 
-/// Registry names can carry a password (`https://user:password@host`), so only the count is told.
+/// Registry names can carry a password (`https://user:password@host`), so only the count is shown.
 impl fmt::Debug for Keychain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keychain").field("registries", &self.entries.len()).finish()

@@ -105,7 +105,7 @@ impl Reference {
         &self.text
     }
 
-    /// `docker.io`. Empty in the case that [`Named::domain`] tells of.
+    /// `docker.io`. Empty in the case that [`Named::domain`] describes.
     pub fn domain(&self) -> &str {
         self.text[..self.path_at].trim_end_matches('/')
     }

@@ -1,12 +1,12 @@
-//! How long a registry asks to be left alone, where it does so in words: runtimes do not pass its
-//! header on.
+//! Reads the `Retry-After` of a rate limit from the text of the registry's answer: runtimes do not
+//! report the header.
 
-/// How long the words of a refusal ask to wait, in milliseconds.
-pub fn retry_after_ms(words: &str) -> Option<f64> {
-    let words = words.to_lowercase();
+/// The requested delay in the text of a refusal, in milliseconds.
+pub fn retry_after_ms(text: &str) -> Option<f64> {
+    let text = text.to_lowercase();
     let keys = ["retry-after", "retry after", "retry in", "try again in", "try again after"];
     keys.iter().find_map(|key| {
-        let (_, after) = words.split_once(key)?;
+        let (_, after) = text.split_once(key)?;
         let after = after.trim_start_matches([':', '=', '"', '\'', ' ']);
         let digits = after.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(after.len());
         let (number, unit) = after.split_at(digits);
@@ -40,8 +40,8 @@ mod tests {
             ("retry after a while", None),
             ("", None),
         ];
-        for (words, expected) in table {
-            assert_eq!(retry_after_ms(words), expected, "{words}");
+        for (text, expected) in table {
+            assert_eq!(retry_after_ms(text), expected, "{text}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! One order: what the node is taken to hold of it, what comes next, and what each result means.
+//! One assignment on the node: the last known presence, the next step, and how each result changes
+//! both.
 
 use super::removal::Removals;
 use super::{Job, Step};
@@ -8,9 +9,9 @@ use crate::protocol::{Assign, Outcome};
 use crate::runtime::{PresentImage, RuntimeError};
 
 const LONGEST_RETRY_MS: f64 = 300_000.0;
-/// How often a full disk is looked at: that costs next to nothing.
+/// How often a full disk is checked; a check is cheap.
 const SPACE_EVERY_MS: i64 = 15_000;
-/// A download lies beside what is unpacked from it.
+/// The download and the unpacked layers are on the disk at the same time.
 const ROOM_PER_SIZE: u64 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,23 +28,23 @@ pub(super) struct Entry {
     pub(super) arrived: u64,
     pub(super) attempts: u32,
     pub(super) last: Option<Outcome>,
-    /// Named since the last Welcome.
+    /// Assigned again since the last Welcome.
     pub(super) confirmed: bool,
-    /// Changed while its job ran: do it once more.
-    pub(super) again: bool,
+    /// Changed while its job ran: run it again.
+    pub(super) rerun: bool,
     pub(super) removals: Removals,
-    /// How often the disk ran low during its pull: it needs more than was thought.
-    pub(super) outgrown: u32,
-    /// When it may be pulled again after it was removed.
+    /// How often the disk ran low during its pull: it needs more space than estimated.
+    pub(super) underestimates: u32,
+    /// The earliest time of the next pull after a removal.
     pub(super) pull_not_before: i64,
-    /// Something was removed while its job ran: look once more.
-    pub(super) unsure: bool,
-    /// What the node holds of the image, without a proof that this order's namespace may have it.
+    /// An image was removed while its job ran: check presence again.
+    pub(super) recheck: bool,
+    /// The image on the node, while this assignment's namespace is not yet authorized to use it.
     pub(super) unproven: Option<PresentImage>,
 }
 
 impl Entry {
-    /// Whether the node is taken to hold the image.
+    /// Whether the node is assumed to hold the image.
     pub(super) fn is_believed(&self) -> bool {
         match &self.last {
             Some(last) => last.present,
@@ -55,16 +56,16 @@ impl Entry {
         report.as_ref().map_or_else(|| self.is_believed(), |report| report.present)
     }
 
-    /// Whether holding this order's image is holding what `image`, a digest, names.
+    /// Whether this assignment's image has the content that `image`, a digest, names.
     pub(super) fn holds_content_of(&self, image: &Reference) -> bool {
         let digest = image.digest();
-        let told = self.last.as_ref().map(|last| last.digest.as_str());
+        let reported = self.last.as_ref().map(|last| last.digest.as_str());
         self.image.repository() == image.repository()
             && digest.is_some()
-            && (self.image.digest() == digest || told == digest)
+            && (self.image.digest() == digest || reported == digest)
     }
 
-    /// It is there, for others: whether this one's namespace may have it is asked next.
+    /// The image is present for other namespaces: next, verify that this one is authorized.
     pub(super) fn unverified(&mut self, held: PresentImage, now: i64) {
         self.unproven = Some(held);
         self.state = State::Due(Step::Verify, now);
@@ -90,7 +91,7 @@ impl Entry {
                 );
                 Some(self.failed(job, reason, message, now, now, jitter))
             }
-            // A registry that does not answer says nothing against it.
+            // A registry that does not answer has not denied access.
             Ok(()) | Err(_) => {
                 self.attempts = 0;
                 self.unproven = None;
@@ -102,14 +103,14 @@ impl Entry {
         }
     }
 
-    /// What its pull may take on the disk.
+    /// Disk space that its pull may need, in bytes.
     pub(super) fn room_bytes(&self, assumed_bytes: u64) -> u64 {
         let expected = match self.assign.known_size_bytes {
             0 => assumed_bytes,
             known => known.saturating_mul(ROOM_PER_SIZE),
         };
-        // Some tries too many for a huge image, but no huge room for a small one.
-        expected.saturating_mul(1 << self.outgrown.min(16))
+        // Doubling costs a huge image some attempts, but reserves little for a small one.
+        expected.saturating_mul(1 << self.underestimates.min(16))
     }
 
     pub(super) fn presence_checked(
@@ -135,10 +136,10 @@ impl Entry {
                 (!known).then(|| present(job, Reason::AlreadyPresent, held, now))
             }
             Ok(None) if held_before => Some(self.removed(job, presence_interval_ms, now, jitter)),
-            // It may come back by itself: the kubelet pulls what a Pod needs.
+            // The kubelet may pull it again meanwhile, for a Pod.
             Ok(None) if now < self.pull_not_before => {
-                let next_look = now + spread(presence_interval_ms, jitter);
-                self.state = State::Due(Step::CheckPresence, next_look.min(self.pull_not_before));
+                let next_check = now + spread(presence_interval_ms, jitter);
+                self.state = State::Due(Step::CheckPresence, next_check.min(self.pull_not_before));
                 None
             }
             Ok(None) => {
@@ -157,18 +158,18 @@ impl Entry {
     }
 
     fn removed(&mut self, job: &Job, presence_interval_ms: i64, now: i64, jitter: f64) -> Outcome {
-        let (pause, in_a_row) = self.removals.removed(now);
-        let pull_at = now + spread(pause, jitter);
+        let (backoff_ms, consecutive) = self.removals.removed(now);
+        let pull_at = now + spread(backoff_ms, jitter);
         self.pull_not_before = pull_at;
         let (next, when) = if pull_at == now {
             (State::Due(Step::Pull, now), "it is pulled again".to_owned())
         } else {
-            let look_at = now + spread(presence_interval_ms, jitter);
+            let check_at = now + spread(presence_interval_ms, jitter);
             let when = format!(
-                "it was removed {in_a_row} times in a row, so it is pulled again in {}",
-                in_words(pull_at - now)
+                "it was removed {consecutive} times in a row, so it is pulled again in {}",
+                duration_text(pull_at - now)
             );
-            (State::Due(Step::CheckPresence, look_at.min(pull_at)), when)
+            (State::Due(Step::CheckPresence, check_at.min(pull_at)), when)
         };
         self.state = next;
         let message = format!("the runtime no longer holds the image; {when}");
@@ -176,12 +177,12 @@ impl Entry {
         Outcome { retry_at_unix_ms: pull_at, ..outcome }
     }
 
-    /// Why, as it was reported last.
+    /// The reason that was reported last.
     pub(super) fn last_reason(&self) -> Option<&str> {
         self.last.as_ref().map(|last| last.reason.as_str())
     }
 
-    /// Tried again soon, and without counting.
+    /// Retries soon, without counting an attempt.
     pub(super) fn no_room(&mut self, job: &Job, message: String, now: i64, jitter: f64) -> Outcome {
         let retry_at = now + spread(SPACE_EVERY_MS, jitter);
         self.state = State::Due(self.step_after_failure(), retry_at);
@@ -189,7 +190,7 @@ impl Entry {
         Outcome { retry_at_unix_ms: retry_at, ..outcome }
     }
 
-    /// What the node held of the tag before does not count any more: it has to be pulled.
+    /// A tag has to be pulled: the image that the node holds under it may be outdated.
     fn step_after_failure(&self) -> Step {
         if self.image.digest().is_some() { Step::CheckPresence } else { Step::Pull }
     }
@@ -214,7 +215,7 @@ impl Entry {
     }
 }
 
-/// A digest cannot have moved; a tag may have, unless the controller says that it need not be asked.
+/// A digest is immutable. A tag may have moved, unless the controller requires no check.
 pub(super) fn first_step(assign: &Assign, image: &Reference) -> Step {
     if image.digest().is_some() || (assign.believed_present && assign.check_for.is_empty()) {
         Step::CheckPresence
@@ -223,8 +224,8 @@ pub(super) fn first_step(assign: &Assign, image: &Reference) -> Step {
     }
 }
 
-/// What time heals is tried again soon, what a person has to mend slowly; both at most each five
-/// minutes or so.
+/// Transient failures are retried soon, those that require user action slowly; both with a back-off
+/// of at most about five minutes.
 pub(super) fn retry_delay(attempts: u32, reason: Reason, jitter: f64) -> i64 {
     let (first, factor): (f64, f64) =
         if reason.requires_user_action() { (10_000.0, 4.0) } else { (1_000.0, 2.0) };
@@ -233,17 +234,17 @@ pub(super) fn retry_delay(attempts: u32, reason: Reason, jitter: f64) -> i64 {
     (delay * (0.75 + jitter * 0.5)) as i64
 }
 
-/// What a limit of the registry means for the node.
-pub(super) fn waits(now: i64, until: i64) -> String {
-    format!("this node pulls nothing from it for {}", in_words(until - now))
+/// The part of a message that states how long the node backs off.
+pub(super) fn backoff_text(now: i64, until: i64) -> String {
+    format!("this node pulls nothing from it for {}", duration_text(until - now))
 }
 
-fn in_words(ms: i64) -> String {
+fn duration_text(ms: i64) -> String {
     let seconds = (ms + 999) / 1_000;
     if seconds < 120 { format!("{seconds} s") } else { format!("{} min", (seconds + 59) / 60) }
 }
 
-/// Not all nodes, and not all images of a node, at the same moment.
+/// Adds jitter, so that nodes and images are not all due at the same time.
 pub(super) fn spread(every_ms: i64, jitter: f64) -> i64 {
     (every_ms as f64 * (0.75 + jitter * 0.5)) as i64
 }

@@ -1,5 +1,6 @@
-//! What the node is to hold and what to do next: looks and pulls, retries, and the report that each
-//! result deserves. Pure: `now` is milliseconds since 1970, `jitter` a random number from 0 to 1.
+//! The node's work queue: schedules presence checks, pulls and retries for its assignments, and
+//! turns results into reports. Pure: `now` is milliseconds since 1970, `jitter` a random number
+//! from 0 to 1.
 
 mod entry;
 mod registry;
@@ -13,75 +14,76 @@ use crate::api::Reason;
 use crate::image::Reference;
 use crate::protocol::{Assign, Outcome};
 use crate::runtime::{PresentImage, PulledImage, RuntimeError};
-use entry::{Entry, State, absent, first_step, present, spread, waits};
+use entry::{Entry, State, absent, backoff_text, first_step, present, spread};
 use registry::Registries;
 use removal::Removals;
 
-/// Looks at the runtime that may run beside the pulls.
+/// Presence checks that may run in parallel, beside the pulls.
 const PRESENCE_CHECKS: usize = 4;
 
-/// What the node may be made to do.
+/// Limits on the node's work.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Pulls at a time.
+    /// Concurrent pulls.
     pub parallel_pulls: usize,
-    /// Of these, from one registry.
+    /// Concurrent pulls from one registry.
     pub pulls_per_registry: usize,
-    /// How often the runtime is asked whether it still holds an image.
+    /// Interval between two presence checks of an image, in milliseconds.
     pub presence_interval_ms: i64,
-    /// Room that the pull of an image of unknown size is taken to need.
+    /// Disk space assumed for the pull of an image of unknown size, in bytes.
     pub assumed_bytes: u64,
 }
 
-/// What to do for an order.
+/// A step of work for an assignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// Ask the runtime whether it holds the image.
+    /// Check whether the runtime holds the image.
     CheckPresence,
-    /// Pull it.
+    /// Pull the image.
     Pull,
-    /// It is there for another namespace: ask the registry whether this one's credentials open it.
+    /// The image is present for another namespace: verify with the registry that this namespace's
+    /// credentials authorize it.
     Verify,
 }
 
 impl Step {
-    /// Whether it costs the registry something, and so takes a place among the pulls.
-    fn asks_registry(self) -> bool {
+    /// Whether the step sends requests to the registry, and so counts as a pull.
+    fn uses_registry(self) -> bool {
         matches!(self, Step::Pull | Step::Verify)
     }
 }
 
-/// Something to be started now.
+/// A step to be started now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// The order.
+    /// Uid of the assignment.
     pub uid: String,
-    /// What to do.
+    /// The step.
     pub step: Step,
-    /// With which image.
+    /// The image.
     pub image: Reference,
-    /// Which try this is, from 1; 0 for a look.
+    /// Number of the attempt, from 1; 0 for a presence check.
     pub attempt: u32,
     /// `Assign.check_for` at the start.
     pub check_for: String,
-    /// Room that this pull, and those that run already, may take on the disk.
+    /// Disk space that this pull and the running ones may need together, in bytes.
     pub room_bytes: u64,
 }
 
 /// How a [`Job`] ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// A look.
+    /// A presence check.
     PresenceChecked(Result<Option<PresentImage>, RuntimeError>),
     /// A pull that began at this time.
     Pulled(i64, Result<PulledImage, RuntimeError>),
-    /// A question to the registry about what is there.
+    /// A verification of access with the registry.
     Verified(Result<(), RuntimeError>),
-    /// The controller said no.
+    /// The controller refused the pull.
     Refused(Reason, String),
-    /// There is no room for it on the disk.
+    /// The disk has too little free space to start it.
     NoRoom(String),
-    /// There was none any more while it ran, so it was stopped.
+    /// The disk ran low while it ran, so it was stopped.
     OutOfRoom(String),
 }
 
@@ -92,7 +94,7 @@ struct Running {
     room_bytes: u64,
 }
 
-/// The node's orders.
+/// The node's assignments and their state.
 #[derive(Debug)]
 pub struct Queue {
     entries: HashMap<String, Entry>,
@@ -114,22 +116,22 @@ impl Queue {
         }
     }
 
-    /// How many orders there are.
+    /// Number of assignments.
     pub fn assignments(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is such an order.
+    /// Whether the assignment exists.
     pub fn knows(&self, uid: &str) -> bool {
         self.entries.contains_key(uid)
     }
 
-    /// A new stream begins: orders that it does not name will be withdrawn.
+    /// A new stream begins: assignments that it does not repeat will be withdrawn.
     pub fn welcome(&mut self) {
         self.entries.values_mut().for_each(|entry| entry.confirmed = false);
     }
 
-    /// An order, new or again. Returns what is to be reported at once.
+    /// Adds or updates an assignment. Returns the report that is due at once.
     pub fn assign(&mut self, assign: Assign, now: i64) -> Option<Outcome> {
         let image = match Reference::parse(&assign.image) {
             Ok(image) => image,
@@ -147,11 +149,11 @@ impl Queue {
                 attempts: 0,
                 last: None,
                 confirmed: true,
-                again: false,
+                rerun: false,
                 removals: Removals::default(),
-                outgrown: 0,
+                underestimates: 0,
                 pull_not_before: 0,
-                unsure: false,
+                recheck: false,
                 unproven: None,
                 assign,
             };
@@ -165,16 +167,19 @@ impl Queue {
         let to_check =
             !new.check_for.is_empty() && new.check_for != old.check_for && new.check_for != checked;
         let failed = entry.last.as_ref().is_some_and(|last| !last.present);
-        // A newer Revision is no reason to pull what is there, but one to try again what is not.
+        // A newer Revision does not cause a present image to be pulled, but a failed one to be
+        // retried.
         let credentials_changed =
             failed && (new.identity_mark != old.identity_mark || new.priority > old.priority);
         match entry.state {
             State::Running => {
-                entry.again |= to_check || credentials_changed;
-                // A look that finds what is known says nothing: the controller may not know it yet.
+                entry.rerun |= to_check || credentials_changed;
+                // A presence check without a change reports nothing, and the controller may not
+                // have the last report.
                 let running = self.running.get(&entry.assign.uid);
-                let looks = running.is_some_and(|running| running.step == Step::CheckPresence);
-                entry.last.clone().filter(|_| looks)
+                let checks_presence =
+                    running.is_some_and(|running| running.step == Step::CheckPresence);
+                entry.last.clone().filter(|_| checks_presence)
             }
             State::Due(..) if to_check || credentials_changed || entry.image != image => {
                 entry.state = State::Due(first_step(new, &image), now);
@@ -187,25 +192,25 @@ impl Queue {
         }
     }
 
-    /// The order is gone. True when its job should be stopped: nobody else wants the image.
+    /// Removes an assignment. True when its job should be stopped: no other needs the image.
     pub fn withdraw(&mut self, uid: &str) -> bool {
         let Some(entry) = self.entries.remove(uid) else { return false };
         self.running.contains_key(uid)
             && !self.entries.values().any(|other| other.image == entry.image)
     }
 
-    /// Every order has been named: those that were not are gone. Returns their uids.
+    /// All assignments have been sent. Returns the uids of those that are withdrawn.
     pub fn synced(&self) -> Vec<String> {
         let gone = self.entries.iter().filter(|(_, entry)| !entry.confirmed);
         gone.map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// The next job to start, if there is one and a place for it: orders of the newest Revision
-    /// first. No image is ever worked on twice at once.
+    /// The next job to start, within the limits: assignments of the newest Revision first. At most
+    /// one job runs for each image.
     pub fn next(&mut self, now: i64) -> Option<Job> {
         let busy: HashSet<&Reference> = self.running.values().map(|job| &job.image).collect();
         let mut pulls: HashMap<&str, usize> = HashMap::new();
-        for job in self.running.values().filter(|job| job.step.asks_registry()) {
+        for job in self.running.values().filter(|job| job.step.uses_registry()) {
             *pulls.entry(job.image.domain()).or_default() += 1;
         }
         let pulls_in_all: usize = pulls.values().sum();
@@ -244,8 +249,8 @@ impl Queue {
         Some(Job { uid, step, image, attempt, check_for, room_bytes })
     }
 
-    /// Whether the image of an order that is not yet told to be there was brought to the node for
-    /// other namespaces only: that it is there gives this one no right to it.
+    /// Whether the image of an assignment that is not yet reported present is on the node for other
+    /// namespaces only: its presence does not authorize this namespace.
     fn is_foreign(&self, uid: &str) -> bool {
         let Some(entry) = self.entries.get(uid).filter(|entry| !entry.is_believed()) else {
             return false;
@@ -254,26 +259,26 @@ impl Queue {
         let mut holders = self.entries.iter().filter(|(other, holder)| {
             *other != uid && holder.is_believed() && holder.holds_content_of(&entry.image)
         });
-        // Once it was unverified, it is not proven by those who brought it going away.
+        // An unverified image stays so when the assignments that brought it are withdrawn.
         let first = holders.next();
         (first.is_some() || entry.unproven.is_some())
             && first.into_iter().chain(holders).all(|(_, held)| held.assign.namespace != *namespace)
     }
 
-    /// The runtime told that an image was removed: looks at all that it should hold.
+    /// The runtime reported that an image was removed: checks the presence of all images.
     pub fn removal_seen(&mut self, now: i64) {
         for entry in self.entries.values_mut() {
             match entry.state {
                 State::Due(Step::CheckPresence, at) if at > now && entry.is_believed() => {
                     entry.state = State::Due(Step::CheckPresence, now);
                 }
-                State::Running => entry.unsure = true,
+                State::Running => entry.recheck = true,
                 State::Due(..) => {}
             }
         }
     }
 
-    /// What is to be reported of pulls that only wait for their registry, once for each.
+    /// Reports the pulls that wait for a rate-limited registry, once for each.
     pub fn held_up(&mut self, now: i64) -> Vec<Outcome> {
         let mut reports = Vec::new();
         for (uid, entry) in &mut self.entries {
@@ -282,11 +287,12 @@ impl Queue {
             let Some(until) = self.registries.waits_until(registry, now).filter(|_| due) else {
                 continue;
             };
-            let told = entry.last_reason() == Some(Reason::RateLimited.as_str());
-            if told || entry.is_believed() {
+            let already_reported = entry.last_reason() == Some(Reason::RateLimited.as_str());
+            if already_reported || entry.is_believed() {
                 continue;
             }
-            let message = format!("{registry} asked for fewer requests; {}", waits(now, until));
+            let message =
+                format!("{registry} asked for fewer requests; {}", backoff_text(now, until));
             let outcome = absent(uid, Reason::RateLimited, message, now);
             let outcome = Outcome { retry_at_unix_ms: until, ..outcome };
             entry.last = Some(outcome.clone());
@@ -295,12 +301,12 @@ impl Queue {
         reports
     }
 
-    /// Pulls that are due but have no place.
+    /// Pulls that are due but exceed the limits.
     pub fn queued(&self, now: i64) -> impl Iterator<Item = &str> {
         self.entries.iter().filter_map(move |(uid, entry)| match entry.state {
             State::Due(Step::Pull, at) if at <= now => {
-                let waits = self.registries.waits_until(entry.image.domain(), now).is_some();
-                (!waits).then_some(uid.as_str())
+                let limited = self.registries.waits_until(entry.image.domain(), now).is_some();
+                (!limited).then_some(uid.as_str())
             }
             _ => None,
         })
@@ -315,7 +321,7 @@ impl Queue {
         due.chain(self.registries.wake_at(now)).min()
     }
 
-    /// A job was stopped before its end.
+    /// A job was stopped before it ended.
     pub fn stopped(&mut self, uid: &str, now: i64) {
         let Some(job) = self.running.remove(uid) else { return };
         if let Some(entry) = self.entries.get_mut(uid) {
@@ -323,14 +329,14 @@ impl Queue {
         }
     }
 
-    /// A job ended. Returns what is to be reported.
+    /// A job ended. Returns the report, if one is due.
     pub fn ended(&mut self, job: &Job, ended: Ended, now: i64, jitter: f64) -> Option<Outcome> {
         self.running.remove(&job.uid);
         let presence_interval_ms = self.limits.presence_interval_ms;
         let foreign =
             matches!(&ended, Ended::PresenceChecked(Ok(Some(_)))) && self.is_foreign(&job.uid);
         let entry = self.entries.get_mut(&job.uid)?;
-        let again = std::mem::take(&mut entry.again);
+        let rerun = std::mem::take(&mut entry.rerun);
         let report = match ended {
             Ended::PresenceChecked(Ok(Some(held))) if foreign => {
                 entry.unverified(held, now);
@@ -341,7 +347,7 @@ impl Queue {
             }
             Ended::Pulled(started, Ok(pulled)) => {
                 self.registries.served(job.image.domain());
-                (entry.attempts, entry.outgrown, entry.unproven) = (0, 0, None);
+                (entry.attempts, entry.underestimates, entry.unproven) = (0, 0, None);
                 entry.removals.held(now);
                 entry.state =
                     State::Due(Step::CheckPresence, now + spread(presence_interval_ms, jitter));
@@ -355,7 +361,7 @@ impl Queue {
                 if error.reason == Reason::RateLimited {
                     let registry = job.image.domain();
                     not_before = self.registries.limited(registry, &error.message, now, jitter);
-                    error.message.push_str(&format!("; {}", waits(now, not_before)));
+                    error.message.push_str(&format!("; {}", backoff_text(now, not_before)));
                 }
                 let RuntimeError { reason, message } = error;
                 let outcome = entry.failed(job, reason, message, now, not_before, jitter);
@@ -372,21 +378,21 @@ impl Queue {
                 Some(entry.failed(job, reason, message, now, now, jitter))
             }
             Ended::NoRoom(message) => {
-                // Told once: it is looked at often, and the numbers change each time.
-                let told = entry.last_reason() == Some(Reason::DiskPressure.as_str());
-                Some(entry.no_room(job, message, now, jitter)).filter(|_| !told)
+                // Reported once: it is checked often, and the numbers change each time.
+                let already_reported = entry.last_reason() == Some(Reason::DiskPressure.as_str());
+                Some(entry.no_room(job, message, now, jitter)).filter(|_| !already_reported)
             }
             Ended::OutOfRoom(message) => {
-                // Always told: it ends the grant.
-                entry.outgrown += 1;
+                // Always reported: it releases the permit.
+                entry.underestimates += 1;
                 Some(entry.no_room(job, message, now, jitter))
             }
         };
-        if again {
+        if rerun {
             entry.attempts = 0;
             entry.state = State::Due(first_step(&entry.assign, &entry.image), now);
         }
-        if std::mem::take(&mut entry.unsure)
+        if std::mem::take(&mut entry.recheck)
             && let State::Due(Step::CheckPresence, _) = entry.state
             && entry.is_believed_after(&report)
         {

@@ -1,6 +1,5 @@
-//! Registries that asked for fewer requests: what to wait before the next pull from one, for all of
-//! its images on this node. Runtimes pass the header `Retry-After` on only where the registry has
-//! put it in words as well.
+//! The back-off of rate-limited registries, for all images of one registry on this node. Runtimes
+//! report a `Retry-After` only where the registry repeats it in the text of its answer.
 
 use std::collections::HashMap;
 
@@ -8,9 +7,9 @@ use crate::image::retry_after_ms;
 
 const FIRST_MS: f64 = 5_000.0;
 const LONGEST_MS: f64 = 300_000.0;
-/// What a registry asks for is honoured up to this.
-const LONGEST_ASKED_MS: f64 = 3_600_000.0;
-/// So long after its end a limit is forgotten.
+/// The longest `Retry-After` that is honoured.
+const LONGEST_RETRY_AFTER_MS: f64 = 3_600_000.0;
+/// How long after its end a back-off is forgotten.
 const FORGOTTEN_MS: i64 = 3_600_000;
 
 #[derive(Debug)]
@@ -19,51 +18,60 @@ struct BackingOff {
     until: i64,
 }
 
-/// The registries that are to be spared.
+/// The registries that are backed off.
 #[derive(Debug, Default)]
 pub struct Registries {
-    slowed: HashMap<String, BackingOff>,
+    backing_off: HashMap<String, BackingOff>,
 }
 
 impl Registries {
-    /// The registry refused a pull with these words. Returns when the next may begin.
-    pub fn limited(&mut self, registry: &str, words: &str, now: i64, jitter: f64) -> i64 {
-        let slowed =
-            self.slowed.entry(registry.to_owned()).or_insert(BackingOff { times: 0, until: now });
-        if now - slowed.until > FORGOTTEN_MS {
-            slowed.times = 0;
+    /// The registry limited a pull, with this message. Returns when the next pull may begin.
+    pub fn limited(&mut self, registry: &str, message: &str, now: i64, jitter: f64) -> i64 {
+        let backing_off = self
+            .backing_off
+            .entry(registry.to_owned())
+            .or_insert(BackingOff { times: 0, until: now });
+        if now - backing_off.until > FORGOTTEN_MS {
+            backing_off.times = 0;
         }
-        // Pulls that ran side by side are refused side by side: that is one limit, not several.
-        if slowed.until <= now {
-            slowed.times += 1;
+        // Concurrent pulls are refused together: that is one rate limit, not several.
+        if backing_off.until <= now {
+            backing_off.times += 1;
         }
-        let power = i32::try_from(slowed.times.saturating_sub(1)).unwrap_or(i32::MAX).min(20);
+        let power = i32::try_from(backing_off.times.saturating_sub(1)).unwrap_or(i32::MAX).min(20);
         let own = (FIRST_MS * 2f64.powi(power)).min(LONGEST_MS) * (0.75 + jitter * 0.5);
-        let asked = retry_after_ms(words).unwrap_or(0.0).min(LONGEST_ASKED_MS);
-        // Never sooner than asked, and not all nodes at that very moment.
-        let pause = own.max(asked * (1.0 + jitter * 0.1));
-        slowed.until = slowed.until.max(now + pause as i64);
-        slowed.until
+        let requested = retry_after_ms(message).unwrap_or(0.0).min(LONGEST_RETRY_AFTER_MS);
+        // Never sooner than requested, with jitter between nodes.
+        let backoff = own.max(requested * (1.0 + jitter * 0.1));
+        backing_off.until = backing_off.until.max(now + backoff as i64);
+        backing_off.until
     }
 
     /// The registry served a pull.
     pub fn served(&mut self, registry: &str) {
-        self.slowed.remove(registry);
+        self.backing_off.remove(registry);
     }
 
-    /// Until when no pull may begin.
+    /// The end of the back-off, while it lasts.
     pub fn waits_until(&self, registry: &str, now: i64) -> Option<i64> {
-        self.slowed.get(registry).map(|slowed| slowed.until).filter(|until| *until > now)
+        self.backing_off
+            .get(registry)
+            .map(|backing_off| backing_off.until)
+            .filter(|until| *until > now)
     }
 
-    /// How many pulls may run at once: after a limit one, until it has gone well.
+    /// How many pulls may run at the same time: one after a rate limit, until it succeeds.
     pub fn places(&self, registry: &str, usually: usize) -> usize {
-        if self.slowed.contains_key(registry) { 1 } else { usually }
+        if self.backing_off.contains_key(registry) { 1 } else { usually }
     }
 
-    /// When the next registry need not be waited for any more.
+    /// When the next back-off ends.
     pub fn wake_at(&self, now: i64) -> Option<i64> {
-        self.slowed.values().map(|slowed| slowed.until).filter(|until| *until > now).min()
+        self.backing_off
+            .values()
+            .map(|backing_off| backing_off.until)
+            .filter(|until| *until > now)
+            .min()
     }
 }
 
@@ -96,10 +104,10 @@ mod tests {
 
     #[test]
     fn what_a_registry_asks_for_is_never_cut_short_but_bounded() {
-        let until = |words: &str, jitter| Registries::default().limited("r", words, 0, jitter);
+        let until = |message: &str, jitter| Registries::default().limited("r", message, 0, jitter);
         for jitter in [0.0, 0.5, 1.0] {
-            let asked = until("retry after 60", jitter);
-            assert!((60_000..=66_000).contains(&asked), "{asked}");
+            let requested = until("retry after 60", jitter);
+            assert!((60_000..=66_000).contains(&requested), "{requested}");
             assert!(until("retry after 1 s", jitter) > 3_000, "our own pause is longer");
             assert!(until("retry after 99 hours", jitter) <= 3_960_000);
         }

@@ -1,16 +1,16 @@
-//! How soon an image that the runtime has lost is pulled again. Who removes images has a reason, most
-//! often the kubelet's image garbage collection: to bring them back again and again would fill the
-//! disk as fast as it is cleared.
+//! The back-off before a removed image is pulled again. Images are mostly removed by the kubelet's
+//! image garbage collection: pulling them again at once would fill the disk as fast as it is
+//! cleared.
 
-/// Before each pull after a removal, in a row; the last one stays.
-const PAUSES_MS: [i64; 5] = [0, 60_000, 300_000, 1_800_000, 7_200_000];
-/// An image that stayed so long was not removed in a row with the time before.
-const STAYED_MS: i64 = 12 * 3_600_000;
+/// The back-off after each consecutive removal; the last one repeats.
+const BACKOFF_MS: [i64; 5] = [0, 60_000, 300_000, 1_800_000, 7_200_000];
+/// A removal after this time of presence is not consecutive to the one before.
+const RESET_AFTER_MS: i64 = 12 * 3_600_000;
 
 /// The removals of one image.
 #[derive(Debug, Default)]
 pub struct Removals {
-    in_a_row: usize,
+    consecutive: usize,
     held_since: Option<i64>,
 }
 
@@ -20,16 +20,16 @@ impl Removals {
         self.held_since.get_or_insert(now);
     }
 
-    /// It does not any more. Returns how long to wait before it is pulled again, and which removal in
-    /// a row this was.
+    /// The runtime no longer holds it. Returns the back-off in milliseconds, and the number of
+    /// consecutive removals.
     pub fn removed(&mut self, now: i64) -> (i64, usize) {
-        let stayed = self.held_since.take().map_or(0, |since| now - since);
-        if stayed >= STAYED_MS {
-            self.in_a_row = 0;
+        let present_ms = self.held_since.take().map_or(0, |since| now - since);
+        if present_ms >= RESET_AFTER_MS {
+            self.consecutive = 0;
         }
-        let pause = PAUSES_MS[self.in_a_row.min(PAUSES_MS.len() - 1)];
-        self.in_a_row += 1;
-        (pause, self.in_a_row)
+        let backoff_ms = BACKOFF_MS[self.consecutive.min(BACKOFF_MS.len() - 1)];
+        self.consecutive += 1;
+        (backoff_ms, self.consecutive)
     }
 }
 
@@ -46,14 +46,14 @@ mod tests {
             removals.held(now);
             removals.held(now + 300_000);
             now += 600_000;
-            let (pause, in_a_row) = removals.removed(now);
-            assert_eq!(in_a_row, time);
+            let (pause, consecutive) = removals.removed(now);
+            assert_eq!(consecutive, time);
             pauses.push(pause / 1_000);
             now += pause;
         }
         assert_eq!(pauses, [0, 60, 300, 1_800, 7_200, 7_200]);
         removals.held(now);
-        assert_eq!(removals.removed(now + STAYED_MS), (0, 1), "it had stayed");
+        assert_eq!(removals.removed(now + RESET_AFTER_MS), (0, 1), "it had stayed");
     }
 
     #[test]

@@ -1,28 +1,29 @@
-//! Whether there is room for a pull. The limit is kept below the kubelet's: an image that warming
-//! brings must never be what makes the kubelet collect images, or evict Pods.
+//! The disk space check before and during a pull. More space stays free than the kubelet's
+//! thresholds require: a warmed image must never trigger image garbage collection or the eviction
+//! of Pods.
 
 use crate::runtime::Space;
 
-/// Why there is no room for `wanted_bytes` more; `None` when there is. `keep_free` is the percentage
-/// of the file system that must stay free afterwards.
+/// Why `wanted_bytes` more do not fit; `None` when they do. `keep_free` is the percentage of the
+/// file system that must stay free afterwards.
 pub fn shortage(space: Space, wanted_bytes: u64, keep_free: u8) -> Option<String> {
     let Space { free_bytes, capacity_bytes } = space;
-    let kept = (u128::from(capacity_bytes) * u128::from(keep_free)).div_ceil(100);
-    if u128::from(free_bytes) >= kept + u128::from(wanted_bytes) {
+    let reserved = (u128::from(capacity_bytes) * u128::from(keep_free)).div_ceil(100);
+    if u128::from(free_bytes) >= reserved + u128::from(wanted_bytes) {
         return None;
     }
-    let kept = u64::try_from(kept).unwrap_or(u64::MAX);
+    let reserved = u64::try_from(reserved).unwrap_or(u64::MAX);
     Some(format!(
         "the image file system has {} of {} free: the pull is taken to need {}, and {keep_free}% \
          ({}) has to stay free",
         megabytes(free_bytes),
         megabytes(capacity_bytes),
         megabytes(wanted_bytes),
-        megabytes(kept),
+        megabytes(reserved),
     ))
 }
 
-/// What to say when a pull that runs has left less than what is to be kept free.
+/// The message when less than `keep_free` percent is free during a pull; `None` otherwise.
 pub fn low(space: Space, keep_free: u8) -> Option<String> {
     shortage(space, 0, keep_free)?;
     Some(format!(
@@ -51,8 +52,8 @@ mod tests {
     const MB: u64 = 1_000_000;
 
     #[test]
-    fn a_pull_needs_its_own_room_and_what_is_kept_free() {
-        // free, capacity, wanted (MB), percentage kept free, whether it may be pulled
+    fn a_pull_needs_its_own_room_and_what_is_reserved_free() {
+        // free, capacity, wanted (MB), percentage reserved free, whether it may be pulled
         let table = [
             (1_000, 1_000, 0, 0, true),
             (200, 1_000, 50, 15, true),
@@ -69,7 +70,7 @@ mod tests {
         for (free, capacity, wanted, keep_free, goes) in table {
             let space = Space { free_bytes: free * MB, capacity_bytes: capacity * MB };
             let shortage = shortage(space, wanted * MB, keep_free);
-            let row = format!("{free} of {capacity}, wanted {wanted}, kept {keep_free}%");
+            let row = format!("{free} of {capacity}, wanted {wanted}, reserved {keep_free}%");
             assert_eq!(shortage.is_none(), goes, "{row}: {shortage:?}");
         }
         let huge = Space { free_bytes: u64::MAX, capacity_bytes: u64::MAX };

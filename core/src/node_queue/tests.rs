@@ -11,12 +11,12 @@ use super::*;
 
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
-fn order(uid: &str, image: &str) -> Assign {
+fn assignment(uid: &str, image: &str) -> Assign {
     Assign { uid: uid.into(), image: image.into(), ..Assign::default() }
 }
 
 fn by_digest(uid: &str) -> Assign {
-    order(uid, &format!("r.test/app@{DIGEST}"))
+    assignment(uid, &format!("r.test/app@{DIGEST}"))
 }
 
 fn limits() -> Limits {
@@ -52,9 +52,9 @@ fn words(outcome: Option<Outcome>) -> Option<(bool, String)> {
 fn a_digest_is_looked_for_first_and_a_tag_is_asked_for() {
     let mut queue = queue();
     queue.assign(by_digest("d"), 0);
-    queue.assign(order("t", "r.test/app:v1"), 0);
-    queue.assign(Assign { believed_present: true, ..order("held", "r.test/b:v1") }, 0);
-    let check = Assign { check_for: "u/r".into(), ..order("check", "r.test/c:v1") };
+    queue.assign(assignment("t", "r.test/app:v1"), 0);
+    queue.assign(Assign { believed_present: true, ..assignment("held", "r.test/b:v1") }, 0);
+    let check = Assign { check_for: "u/r".into(), ..assignment("check", "r.test/c:v1") };
     queue.assign(Assign { believed_present: true, ..check }, 0);
     let expected = [
         ("check", Step::Pull),
@@ -115,7 +115,7 @@ fn pulls_are_limited_newest_revision_first_and_each_image_once() {
     for (uid, image, priority) in
         [("a", "r.test/a:1", 1), ("b", "r.test/b:1", 9), ("b2", "r.test/b:1", 8), ("c", "c", 5)]
     {
-        queue.assign(Assign { priority, ..order(uid, image) }, 0);
+        queue.assign(Assign { priority, ..assignment(uid, image) }, 0);
     }
     let first = queue.next(0).unwrap();
     let second = queue.next(0).unwrap();
@@ -131,7 +131,7 @@ fn pulls_are_limited_newest_revision_first_and_each_image_once() {
 #[test]
 fn failures_are_retried_with_growing_pauses() {
     let mut queue = queue();
-    queue.assign(order("a", "app"), 0);
+    queue.assign(assignment("a", "app"), 0);
     let mut now = 0;
     let mut pauses = vec![];
     for attempt in 1..=11 {
@@ -153,29 +153,29 @@ fn failures_are_retried_with_growing_pauses() {
 #[test]
 fn what_a_person_mended_is_tried_at_once() {
     let mut queue = queue();
-    queue.assign(order("a", "app"), 0);
+    queue.assign(assignment("a", "app"), 0);
     let job = queue.next(0).unwrap();
     queue.ended(&job, Ended::Refused(Reason::SecretMissing, "no".into()), 0, 0.5);
-    let again = queue.assign(order("a", "app"), 1);
-    assert_eq!(words(again), Some((false, "SecretMissing".into())), "told again");
+    let again = queue.assign(assignment("a", "app"), 1);
+    assert_eq!(words(again), Some((false, "SecretMissing".into())), "reported again");
     assert_eq!(queue.next(1), None);
-    assert_eq!(queue.assign(Assign { identity_mark: 7, ..order("a", "app") }, 2), None);
+    assert_eq!(queue.assign(Assign { identity_mark: 7, ..assignment("a", "app") }, 2), None);
     assert!(queue.next(2).is_some());
 }
 
 #[test]
 fn a_tag_is_checked_once_for_each_word() {
     let mut queue = queue();
-    queue.assign(order("a", "app"), 0);
+    queue.assign(assignment("a", "app"), 0);
     let job = queue.next(0).unwrap();
-    let check = |word: &str| Assign { check_for: word.into(), ..order("a", "app") };
+    let check = |word: &str| Assign { check_for: word.into(), ..assignment("a", "app") };
     assert_eq!(queue.assign(check("u/2"), 0), None);
     queue.ended(&job, Ended::Pulled(0, held(true)), 1, 0.5);
     let job = queue.next(1).unwrap();
     assert_eq!((job.step, job.check_for.as_str()), (Step::Pull, "u/2"), "asked while pulling");
     let report = queue.ended(&job, Ended::Pulled(1, held(false)), 2, 0.5).unwrap();
     assert_eq!((report.reason.as_str(), report.checked_for.as_str()), ("AlreadyPresent", "u/2"));
-    assert_eq!(queue.assign(check("u/2"), 3), Some(report), "said again after a reconnect");
+    assert_eq!(queue.assign(check("u/2"), 3), Some(report), "reported again after a reconnect");
     assert_eq!(queue.next(3), None);
     queue.assign(check("u/3"), 4);
     assert_eq!(queue.next(4).unwrap().check_for, "u/3");
@@ -185,11 +185,11 @@ fn a_tag_is_checked_once_for_each_word() {
 fn what_a_new_stream_does_not_name_is_withdrawn() {
     let mut queue = queue();
     for (uid, image) in [("a", "r.test/a"), ("b", "r.test/b"), ("b2", "r.test/b")] {
-        queue.assign(order(uid, image), 0);
+        queue.assign(assignment(uid, image), 0);
     }
     assert_eq!(started(&mut queue, 0).len(), 2);
     queue.welcome();
-    queue.assign(order("b2", "r.test/b"), 1);
+    queue.assign(assignment("b2", "r.test/b"), 1);
     let mut gone = queue.synced();
     gone.sort();
     assert_eq!(gone, ["a", "b"]);
@@ -204,7 +204,7 @@ fn what_a_new_stream_does_not_name_is_withdrawn() {
 
 #[test]
 fn a_broken_reference_is_reported() {
-    let report = queue().assign(order("a", "NOT AN IMAGE"), 0);
+    let report = queue().assign(assignment("a", "NOT AN IMAGE"), 0);
     assert_eq!(words(report), Some((false, "InvalidImage".into())));
 }
 
@@ -222,7 +222,7 @@ proptest! {
             match event {
                 0 | 1 => {
                     let image = format!("r.test/image-{which}{}", image / 2);
-                    queue.assign(Assign { priority: which as i64, ..order(&uid, &image) }, now);
+                    queue.assign(Assign { priority: which as i64, ..assignment(&uid, &image) }, now);
                 }
                 2 => {
                     if queue.withdraw(&uid) {
@@ -263,22 +263,22 @@ proptest! {
 #[test]
 fn what_is_known_is_told_again_even_while_a_look_runs() {
     let mut queue = queue();
-    queue.assign(order("t", "r.test/app:v1"), 0);
+    queue.assign(assignment("t", "r.test/app:v1"), 0);
     let job = queue.next(0).unwrap();
-    assert_eq!(queue.assign(order("t", "r.test/app:v1"), 1), None, "the pull's end will tell");
+    assert_eq!(queue.assign(assignment("t", "r.test/app:v1"), 1), None, "the pull's end will tell");
     queue.ended(&job, Ended::Pulled(0, held(true)), 2, 0.5);
     assert_eq!(queue.next(100_000).map(|job| job.step), Some(Step::CheckPresence));
-    let told = words(queue.assign(order("t", "r.test/app:v1"), 100_001));
+    let told = words(queue.assign(assignment("t", "r.test/app:v1"), 100_001));
     assert_eq!(told, Some((true, "Pulled".to_owned())));
 }
 
 #[test]
 fn a_check_that_failed_is_tried_again_until_it_heals() {
     let mut queue = queue();
-    queue.assign(order("t", "r.test/app:v1"), 0);
+    queue.assign(assignment("t", "r.test/app:v1"), 0);
     let job = queue.next(0).unwrap();
     queue.ended(&job, Ended::Pulled(0, held(true)), 1, 0.5);
-    let believed = Assign { believed_present: true, ..order("t", "r.test/app:v1") };
+    let believed = Assign { believed_present: true, ..assignment("t", "r.test/app:v1") };
     queue.assign(Assign { check_for: "u/r".into(), ..believed }, 2);
     let check = queue.next(2).unwrap();
     assert_eq!((check.step, &*check.check_for), (Step::Pull, "u/r"));
@@ -286,9 +286,9 @@ fn a_check_that_failed_is_tried_again_until_it_heals() {
     let failed = queue.ended(&check, Ended::Pulled(2, down), 3, 0.5);
     assert_eq!(words(failed), Some((false, "RegistryUnreachable".to_owned())));
     // The controller stored the failure: nothing is to be checked any more, but to be pulled.
-    queue.assign(order("t", "r.test/app:v1"), 4);
+    queue.assign(assignment("t", "r.test/app:v1"), 4);
     let again = queue.next(queue.wake_at(4).unwrap()).unwrap();
-    assert_eq!(again.step, Step::Pull, "a look would find the old content");
+    assert_eq!(again.step, Step::Pull, "a presence check would find the old content");
     let healed = queue.ended(&again, Ended::Pulled(2_000, held(false)), 2_001, 0.5);
     assert_eq!(words(healed), Some((true, "AlreadyPresent".to_owned())));
 }

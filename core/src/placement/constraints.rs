@@ -1,10 +1,10 @@
-//! What a Pod's spec says about the nodes that it may run on.
+//! The constraints of a Pod's spec on the nodes that it may run on.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
 
-/// What a Pod's spec says about the nodes that it may run on.
+/// The constraints of a Pod's spec on the nodes that it may run on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PodConstraints {
     /// Labels that the node must have.

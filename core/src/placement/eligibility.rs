@@ -30,7 +30,7 @@ pub struct NodeFacts<'a> {
     pub ready: bool,
     /// The node's warmer is connected to the leader, and that is us.
     pub connected: bool,
-    /// The Node object is being deleted.
+    /// The Node object is terminating.
     pub leaving: bool,
     /// Creation of the Node object, in seconds since 1970.
     pub created: Option<i64>,
@@ -60,9 +60,9 @@ impl<'a> NodeFacts<'a> {
 /// Why a node is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exclusion {
-    /// The Node object is being deleted.
+    /// The Node object is terminating.
     Leaving,
-    /// No container runtime stands behind it.
+    /// It has no container runtime (virtual kubelet).
     VirtualKubelet,
     /// Its containers are not Linux containers.
     OperatingSystem,

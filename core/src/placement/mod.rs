@@ -1,5 +1,5 @@
-//! Where a Pod may start: the rules of kube-scheduler as far as they depend on the node alone, and a
-//! few of our own.
+//! Where a Pod may start: the rules of kube-scheduler as far as they depend on the node alone, and
+//! a few of our own.
 
 mod constraints;
 pub mod eligibility;

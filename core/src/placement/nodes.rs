@@ -1,10 +1,10 @@
-//! Eligible nodes by placement, worked out once for each.
+//! Eligible nodes by placement, computed once for each.
 
 use super::eligibility::{NodeFacts, is_eligible};
 use super::{PodConstraints, RuntimeClasses};
 use crate::policy::Policy;
 
-/// Eligible nodes by placement, ordered by name; most that ask share one placement.
+/// Eligible nodes by placement, ordered by name; most consumers share one placement.
 pub struct EligibleNodes<'a> {
     nodes: &'a [NodeFacts<'a>],
     classes: &'a RuntimeClasses,
@@ -13,7 +13,7 @@ pub struct EligibleNodes<'a> {
 }
 
 impl<'a> EligibleNodes<'a> {
-    /// For these nodes; nothing is worked out yet.
+    /// For these nodes; nothing is computed yet.
     pub fn new(
         nodes: &'a [NodeFacts<'a>],
         classes: &'a RuntimeClasses,

@@ -1,5 +1,5 @@
-//! What a RuntimeClass adds to where Pods may run. Kubernetes writes it into each Pod at its
-//! admission, after the Revision; so it has to be added here before a node is judged.
+//! The scheduling rules that a RuntimeClass adds to a placement. Kubernetes adds them to each Pod
+//! at its admission, after the Revision, so they are added here before nodes are filtered.
 
 use std::collections::HashMap;
 
@@ -23,8 +23,8 @@ impl RuntimeClasses {
 
     /// The placement with what its RuntimeClass adds: labels to select, taints to tolerate.
     ///
-    /// Kubernetes rejects the Pods when the RuntimeClass does not exist, or when it and the Pod ask
-    /// for different values of one label. The placement then goes on naming the RuntimeClass, and
+    /// Kubernetes rejects the Pods when the RuntimeClass does not exist, or when it and the Pod
+    /// select different values of one label. The placement then still names the RuntimeClass, and
     /// such a placement fits no node.
     pub fn constrain(&self, mut placement: PodConstraints) -> PodConstraints {
         let Some(name) = &placement.runtime_class else { return placement };

@@ -1,5 +1,5 @@
-//! The leader's plan: which ImageWarms are missing, and which nobody needs any more. Works from a
-//! full look at everything, so that what was missed once is put right the next time.
+//! The leader's plan: which ImageWarms are missing, and which are orphans. Works from a full
+//! observation, so that a missed event is repaired by the next run.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
 use crate::policy::Policy;
 use crate::policy::bounds::Room;
 
-/// Creation times are cut to full seconds: an object may be this much younger than it says.
+/// Creation times have full seconds only: an object may be this much younger than recorded.
 const TRUNCATION: Duration = Duration::from_secs(1);
 
-/// A fan-out whose image_warms still appear is waited for, at most so many times the grace_periods with one
-/// of which none does: nodes that join one after another must not be put off for ever.
-const FAN_OUT_MOST: u32 = 30;
+/// While ImageWarms of a fan-out still appear, its grace period is extended at most to this
+/// multiple: nodes that join one after another must not be delayed for ever.
+const FAN_OUT_EXTENSION: u32 = 30;
 
 /// Everything that the plan depends on, from one moment.
 #[derive(Clone, Copy, Debug)]
@@ -43,14 +43,14 @@ pub struct Observed<'a> {
     pub may_delete: bool,
 }
 
-/// How long the plan holds back.
+/// The grace periods of the plan.
 #[derive(Clone, Copy, Debug)]
 pub struct GracePeriods {
-    /// How long a Revision is left to the webhook's fan-out.
+    /// How long a Revision waits for the webhook's fan-out before it is repaired.
     pub fan_out: Duration,
-    /// How old an ImageWarm must be before it can be collected.
+    /// The least age at which an ImageWarm can be garbage-collected.
     pub collect: Duration,
-    /// How long the images of a Revision that Knative holds in reserve are kept.
+    /// How long the images of a Revision in reserve are retained.
     pub reserve: Duration,
 }
 
@@ -69,11 +69,11 @@ impl Default for GracePeriods {
 pub struct Plan {
     /// Objects that are missing.
     pub create: Vec<Creation>,
-    /// Objects that are in the way of nobody, but wanted by nobody either.
+    /// Objects that are garbage-collected.
     pub delete: Vec<Deletion>,
-    /// What is missing but has no place in its namespace, by namespace.
+    /// Number of missing objects over the limit, by namespace.
     pub over_limit: BTreeMap<String, usize>,
-    /// When to look again although nothing changed.
+    /// When to plan again without a change.
     pub recheck_at: Option<Timestamp>,
 }
 
@@ -91,18 +91,18 @@ pub struct Creation {
 pub struct Deletion {
     /// The object as observed.
     pub warm: Arc<CachedImageWarm>,
-    /// Why.
+    /// Why it is deleted.
     pub cause: Cause,
 }
 
 labels! {
     /// Why an object is deleted.
     pub enum Cause {
-        /// Its node does not exist any more.
+        /// Its node no longer exists.
         NodeGone,
-        /// Nothing asks for its image.
+        /// No consumer demands its image.
         Unwanted,
-        /// Only Revisions that Knative has held in reserve for long ask for it.
+        /// Only Revisions past the reserve grace period demand it.
         Reserve,
     }
 }
@@ -130,9 +130,9 @@ pub fn diff(
         {
             continue;
         }
-        let young_until = match &one.by {
+        let fan_out_deadline = match &one.by {
             Consumer::Image(image) if !is_of_revision(image) => Timestamp::MIN,
-            _ => left_to_fan_out_until(one, observed.image_warms, grace_periods),
+            _ => wait_for_fan_out(one, observed.image_warms, grace_periods),
         };
         let origin = Origin::of(&one.by);
         for wanted in &one.demand.images {
@@ -141,8 +141,8 @@ pub fn diff(
                 let Some((image, repair)) = image_warms.missing(node.name) else {
                     continue;
                 };
-                if young_until > now {
-                    plan.recheck(young_until);
+                if fan_out_deadline > now {
+                    plan.recheck(fan_out_deadline);
                     break;
                 }
                 if planned.insert((namespace, image, node.name)) && room.take(namespace) {
@@ -161,26 +161,30 @@ pub fn diff(
     }
     let refused = room.refused.into_iter();
     plan.over_limit = refused.map(|(namespace, count)| (namespace.to_owned(), count)).collect();
-    collect(observed, grace_periods, now, &mut plan);
+    collect_garbage(observed, grace_periods, now, &mut plan);
     plan
 }
 
-/// Until when a Revision is left to the webhook's fan-out: for a while, and longer while its image_warms
-/// still appear. With thousands of nodes a fan-out takes seconds, and a second one beside it would
-/// only make it slower.
-fn left_to_fan_out_until(
+/// Until when a Revision waits for the webhook's fan-out: for the grace period, and longer while
+/// its ImageWarms still appear. With thousands of nodes a fan-out takes seconds, and a concurrent
+/// repair would only slow it down.
+fn wait_for_fan_out(
     one: &ConsumerDemand,
     image_warms: &ImageWarmIndex<'_>,
     grace_periods: GracePeriods,
 ) -> Timestamp {
     let revision = one.by.metadata();
-    let patience_ends = created(revision, grace_periods.fan_out + TRUNCATION);
+    let grace_period_end = object_reaches_age(revision, grace_periods.fan_out + TRUNCATION);
     let namespace = one.by.namespace();
     let images = one.demand.images.iter();
     let newest = images.filter_map(|image| image_warms.of(namespace, image).newest()).max();
-    let still_appearing = newest
-        .map_or(Timestamp::MIN, |newest| ripe(Some(newest), grace_periods.fan_out + TRUNCATION));
-    patience_ends.max(still_appearing.min(created(revision, grace_periods.fan_out * FAN_OUT_MOST)))
+    let still_appearing = newest.map_or(Timestamp::MIN, |newest| {
+        reaches_age(Some(newest), grace_periods.fan_out + TRUNCATION)
+    });
+    grace_period_end.max(
+        still_appearing
+            .min(object_reaches_age(revision, grace_periods.fan_out * FAN_OUT_EXTENSION)),
+    )
 }
 
 impl Plan {
@@ -189,33 +193,38 @@ impl Plan {
     }
 }
 
-/// The moment at which the object is certainly older than `age`.
-fn created(metadata: &ObjectMeta, age: Duration) -> Timestamp {
-    ripe(metadata.creation_timestamp.as_ref().map(|time| time.0), age)
+/// When the object is certainly older than `age`.
+fn object_reaches_age(metadata: &ObjectMeta, age: Duration) -> Timestamp {
+    reaches_age(metadata.creation_timestamp.as_ref().map(|time| time.0), age)
 }
 
-fn ripe(created: Option<Timestamp>, age: Duration) -> Timestamp {
+fn reaches_age(created: Option<Timestamp>, age: Duration) -> Timestamp {
     created.map_or(Timestamp::MIN, |created| created.checked_add(age).unwrap_or(Timestamp::MAX))
 }
 
-/// Fills `plan.delete`: what lies on nodes that are gone, and what nothing asks for. Where Pods could
-/// not run just now does not matter here: a cordon deletes nothing.
-fn collect(observed: &Observed<'_>, grace_periods: GracePeriods, now: Timestamp, plan: &mut Plan) {
+/// Fills `plan.delete` with ImageWarms of deleted nodes and with orphans. Eligibility is not
+/// considered: a cordon deletes nothing.
+fn collect_garbage(
+    observed: &Observed<'_>,
+    grace_periods: GracePeriods,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
     if !observed.may_delete {
         return;
     }
     let nodes: HashSet<&str> = observed.nodes.iter().map(|node| node.name).collect();
-    let (mut wanted, mut resting) = (Names::default(), Names::default());
+    let (mut wanted, mut in_reserve) = (DemandedImages::default(), DemandedImages::default());
     for one in observed.demands {
-        let rests_from = one
+        let expires_at = one
             .reserve_since
             .map(|since| since.checked_add(grace_periods.reserve).unwrap_or(Timestamp::MAX));
-        let names = match rests_from {
-            Some(from) if from <= now => &mut resting,
+        let names = match expires_at {
+            Some(from) if from <= now => &mut in_reserve,
             _ => &mut wanted,
         };
         for name in one.demand.images.iter().flat_map(|image| image.names()) {
-            names.add(one.by.namespace(), name, rests_from);
+            names.add(one.by.namespace(), name, expires_at);
         }
     }
     for warm in observed.image_warms.all {
@@ -229,14 +238,14 @@ fn collect(observed: &Observed<'_>, grace_periods: GracePeriods, now: Timestamp,
                 plan.recheck(until);
             }
             continue;
-        } else if resting.until(warm).is_some() {
+        } else if in_reserve.until(warm).is_some() {
             Cause::Reserve
         } else {
             Cause::Unwanted
         };
-        let ripe = ripe(warm.created, grace_periods.collect);
-        if ripe > now {
-            plan.recheck(ripe);
+        let due = reaches_age(warm.created, grace_periods.collect);
+        if due > now {
+            plan.recheck(due);
         } else {
             plan.delete.push(Deletion { warm: warm.clone(), cause });
         }
@@ -245,21 +254,21 @@ fn collect(observed: &Observed<'_>, grace_periods: GracePeriods, now: Timestamp,
     plan.delete.sort_by_cached_key(name);
 }
 
-/// Images by namespace, and until when they are demanded where that has an end.
+/// Demanded images by namespace, each with the end of its demand, if it has one.
 #[derive(Default)]
-struct Names<'a>(HashMap<(&'a str, &'a str), Option<Timestamp>>);
+struct DemandedImages<'a>(HashMap<(&'a str, &'a str), Option<Timestamp>>);
 
-impl<'a> Names<'a> {
+impl<'a> DemandedImages<'a> {
     fn add(&mut self, namespace: &'a str, image: &'a Reference, until: Option<Timestamp>) {
         let known = self.0.entry((namespace, image.as_str())).or_insert(until);
-        // `None` is for ever.
+        // `None` means without an end.
         *known = known.and_then(|known| Some(known.max(until?)));
     }
 
     /// `None` when the image of `warm` is not among them.
     fn until(&self, warm: &CachedImageWarm) -> Option<Option<Timestamp>> {
         let (namespace, text) = (&*warm.namespace, &*warm.image);
-        // What we make is canonical; a copy made by hand, labels and all, need not be.
+        // Our own objects are canonical; a copy made by hand, with our labels, need not be.
         self.0.get(&(namespace, text)).copied().or_else(|| {
             let image = Reference::parse(text).ok()?;
             self.0.get(&(namespace, image.as_str())).copied()

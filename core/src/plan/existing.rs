@@ -1,4 +1,4 @@
-//! The ImageWarms that exist, by what they order, and what they say about an image on a node.
+//! The existing ImageWarms, indexed by image and node, and the state of an image on a node.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use crate::api::{CachedImageWarm, ConditionStatus, Reason};
 use crate::demand::revision::WantedImage;
 use crate::image::Reference;
 
-/// ImageWarmIndex for one image.
+/// The ImageWarms of one image.
 #[derive(Debug, Default)]
 struct OnNodes<'a> {
-    /// Ordered by node. Hand-made ones may stand beside ours.
+    /// Sorted by node. May contain hand-made ones beside ours.
     by_node: Vec<&'a CachedImageWarm>,
-    /// When the last of them was made.
+    /// Creation of the newest.
     newest: Option<Timestamp>,
 }
 
@@ -35,7 +35,7 @@ pub struct ImageWarmIndex<'a> {
 }
 
 impl<'a> ImageWarmIndex<'a> {
-    /// Sorts them.
+    /// Builds the index.
     pub fn new(all: &'a [Arc<CachedImageWarm>]) -> Self {
         let mut parsed: HashMap<&str, Option<Reference>> = HashMap::new();
         let mut by_image: HashMap<(&str, Reference), OnNodes<'a>> = HashMap::new();
@@ -56,7 +56,7 @@ impl<'a> ImageWarmIndex<'a> {
         ImageWarmIndex { all, by_image }
     }
 
-    /// Those for one image that is wanted in `namespace`.
+    /// The ImageWarms for one image that is demanded in `namespace`.
     pub(super) fn of<'o, 'w>(
         &'o self,
         namespace: &'a str,
@@ -71,21 +71,21 @@ impl<'a> ImageWarmIndex<'a> {
     }
 }
 
-/// What exists for one wanted image.
+/// The ImageWarms for one demanded image.
 pub(super) struct ForImage<'o, 'a, 'w> {
     wanted: &'w WantedImage,
     by_name: Option<&'o OnNodes<'a>>,
     by_digest: Option<&'o OnNodes<'a>>,
 }
 
-/// How far an image is on a node.
+/// The state of an image on a node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum State<'a> {
     /// The node holds it.
     Held,
-    /// It is on its way; for this reason not there yet.
+    /// The pull waits or runs; the reason says which.
     Underway(Reason),
-    /// It cannot be had for this reason; with what the node says.
+    /// The pull fails for this reason; with the ImageWarm that reports it.
     Failed(Reason, &'a CachedImageWarm),
 }
 
@@ -98,21 +98,21 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
         self.by_digest.map_or(&[], |image_warms| image_warms.on(node))
     }
 
-    /// What has to be made so that `node` gets the wanted image, if anything.
+    /// The ImageWarm to create so that `node` gets the image, if one is missing.
     pub(super) fn missing(&self, node: &str) -> Option<(&'w Reference, Repair)> {
         let by_name = self.named(node);
         let Some(resolved) = &self.wanted.resolved else {
             return by_name.is_empty().then_some((&self.wanted.reference, Repair::Missing));
         };
-        if !self.exact(node).is_empty() || by_name.iter().any(|warm| will_do(warm, resolved)) {
+        if !self.exact(node).is_empty() || by_name.iter().any(|warm| satisfies(warm, resolved)) {
             return None;
         }
         let repair = if by_name.is_empty() { Repair::Missing } else { Repair::MovedTag };
         Some((resolved, repair))
     }
 
-    /// How far the image is on `node`. The image_warms by digest decide where there are any, for then it
-    /// no longer matters what became of the tag.
+    /// The state of the image on `node`. ImageWarms by digest take precedence: where one exists,
+    /// the state of the tag no longer matters.
     pub(super) fn state(&self, node: &str) -> State<'a> {
         let (by_name, exact) = (self.named(node), self.exact(node));
         let digest = self.wanted.resolved.as_ref().and_then(Reference::digest);
@@ -128,7 +128,7 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
             match warm.reason() {
                 Some(Reason::Removed) | None => {} // heals by itself; not begun
                 Some(reason) => match reason.ready() {
-                    ConditionStatus::True => {} // the tag has moved: an order by digest follows
+                    ConditionStatus::True => {} // the tag has moved: an ImageWarm by digest follows
                     ConditionStatus::Unknown => return State::Underway(reason),
                     ConditionStatus::False => state = State::Failed(reason, warm),
                 },
@@ -137,7 +137,7 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
         state
     }
 
-    /// When the last order for it was made.
+    /// Creation of the newest ImageWarm for the image.
     pub(super) fn newest(&self) -> Option<Timestamp> {
         self.by_name
             .into_iter()
@@ -146,7 +146,7 @@ impl<'o, 'a, 'w> ForImage<'o, 'a, 'w> {
             .max()
     }
 
-    /// Nodes with any order for it.
+    /// Nodes with an ImageWarm for the image.
     pub(super) fn nodes(&self) -> impl Iterator<Item = &'a str> + use<'o, 'a> {
         self.by_name
             .into_iter()
@@ -159,13 +159,13 @@ fn is_ready(warm: &CachedImageWarm) -> bool {
     warm.reason().map(Reason::ready) == Some(ConditionStatus::True)
 }
 
-/// Whether an order by tag will do for the digest: it holds just that, or is still on its way.
-fn will_do(warm: &CachedImageWarm, resolved: &Reference) -> bool {
+/// Whether an ImageWarm by tag satisfies the digest: it holds that digest, or its pull is not over.
+fn satisfies(warm: &CachedImageWarm, resolved: &Reference) -> bool {
     match (warm.digest(), warm.reason()) {
         (Some(digest), _) if Some(digest) == resolved.digest() => true,
         (_, Some(Reason::Pulling)) => true,
         (Some(_), _) => false,
-        // The tag is gone, or names something else by now; its digest may still be there.
+        // The tag was deleted or moved; its digest may still exist.
         (None, Some(Reason::NotFound | Reason::PlatformMismatch | Reason::InvalidImage)) => false,
         (None, reason) => reason.map(Reason::ready) != Some(ConditionStatus::True),
     }

@@ -1,5 +1,5 @@
-//! What goes wrong for a Revision, summed up over its images and nodes: one finding for each
-//! Revision and reason, however many nodes there are.
+//! The failures of a Revision, aggregated over its images and nodes: one for each Revision and
+//! reason, however many nodes there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::api::{CachedImageWarm, ConditionStatus, Reason, Revision};
 use crate::demand::consumers::{Consumer, ConsumerDemand};
 use crate::demand::revision::WantedImage;
 
-/// One reason for which images of a Revision are not on its nodes.
+/// One reason for which images of a Revision fail on nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     /// The Revision.
@@ -18,16 +18,16 @@ pub struct Failure {
     pub reason: Reason,
     /// Nodes on which an image of the Revision fails for this reason.
     pub failing_nodes: usize,
-    /// Nodes that were ordered any image of the Revision.
+    /// Nodes with an assignment for any image of the Revision.
     pub all_nodes: usize,
-    /// What the first of these nodes (by name) says.
+    /// The message of the first of these nodes, by name.
     pub message: String,
-    /// Some image of the Revision is still on its way to some node.
+    /// Whether the pull of some image on some node still waits or runs.
     pub undecided: bool,
 }
 
 impl Failure {
-    /// One sentence for people.
+    /// The text of the Event.
     pub fn note(&self) -> String {
         let Failure { reason, failing_nodes, all_nodes, message, .. } = self;
         let head = format!("{reason} on {failing_nodes} of {all_nodes} nodes");
@@ -35,17 +35,17 @@ impl Failure {
     }
 }
 
-/// Sums up the failures of all routable Revisions, ordered by Revision and reason.
+/// The failures of all routable Revisions, sorted by Revision and reason.
 pub fn failures(image_warms: &ImageWarmIndex<'_>, demands: &[ConsumerDemand]) -> Vec<Failure> {
     let failing = |warm: &&Arc<CachedImageWarm>| {
         warm.reason().is_some_and(|reason| reason.ready() == ConditionStatus::False)
     };
-    let troubled: BTreeSet<_> =
+    let failing_namespaces: BTreeSet<_> =
         image_warms.all.iter().filter(failing).map(|warm| &*warm.namespace).collect();
     let mut found: Vec<Failure> = Vec::new();
     for one in demands {
         if let Consumer::Revision(revision) = &one.by
-            && let Some(namespace) = troubled.get(one.by.namespace())
+            && let Some(namespace) = failing_namespaces.get(one.by.namespace())
             && one.is_routable()
         {
             found.extend(of_revision(revision, namespace, &one.demand.images, image_warms));

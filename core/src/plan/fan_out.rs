@@ -17,8 +17,8 @@ use crate::image::object_name::object_name;
 use crate::placement::{NodeFacts, is_eligible};
 use crate::policy::Policy;
 
-/// All that is wanted for a Revision that was just seen, by the names that it uses itself. Nothing
-/// for one that may not get traffic: a restored backup brings back many of those.
+/// The ImageWarms of an admitted Revision, by the image names that it uses itself. None for a
+/// Revision that may not get traffic: a restored backup creates many of those.
 pub fn fan_out(
     revision: &Revision,
     demand: &Demand,
@@ -37,7 +37,7 @@ pub fn fan_out(
     demand.images.iter().flat_map(|image| one_image(&image.reference)).collect()
 }
 
-/// For whom an ImageWarm is made: where it goes, and what it is deleted with.
+/// The consumer for which an ImageWarm is created: its namespace, and the owner it is deleted with.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
     namespace: Option<String>,
@@ -63,22 +63,22 @@ impl Origin {
         Origin { namespace: image.metadata.namespace.clone(), owner, created_for: None }
     }
 
-    pub(super) fn of(asker: &Consumer) -> Self {
-        match asker {
+    pub(super) fn of(consumer: &Consumer) -> Self {
+        match consumer {
             Consumer::Revision(revision) => Origin::of_revision(revision),
             Consumer::Image(image) => Origin::of_image(image),
         }
     }
 }
 
-/// The complete object that image_warms `image` onto `node`.
+/// The complete ImageWarm of `image` on `node`.
 pub fn image_warm(origin: &Origin, demand: &Demand, image: &Reference, node: &str) -> ImageWarm {
     let secrets = valid_secrets(&demand.identity.secrets);
     let mut annotations = BTreeMap::new();
     if let Some(token) = &origin.created_for {
         annotations.insert(CREATED_FOR_ANNOTATION.to_owned(), token.clone());
     }
-    // Names that cannot be stored must not read as none: then the ServiceAccount's would apply.
+    // Invalid names are not the same as no names: the ServiceAccount's secrets must not apply then.
     let account = demand.identity.service_account.as_ref();
     if let Some(account) =
         account.filter(|_| secrets.is_empty() == demand.identity.secrets.is_empty())
@@ -103,7 +103,7 @@ pub fn image_warm(origin: &Origin, demand: &Demand, image: &Reference, node: &st
     }
 }
 
-/// Deleted with the owner, without holding its deletion up.
+/// An owner reference that does not block the owner's deletion.
 fn owned_by(owner: &OwnerReference) -> OwnerReference {
     OwnerReference {
         api_version: owner.api_version.clone(),

@@ -1,5 +1,5 @@
-//! What should exist and what should go ([`diff`]), what that means for Knative's Images ([`rollup`]),
-//! and what to report of it ([`failures`]). Works on one moment's full observation.
+//! Which ImageWarms to create and delete ([`diff`]), the statuses of Knative's Images ([`rollup`]),
+//! and the failures to report as Events ([`failures`]). Works on one full observation.
 
 pub mod diff;
 mod existing;

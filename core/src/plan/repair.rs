@@ -1,16 +1,16 @@
-//! What a repair puts right.
+//! The kinds of repair that the leader makes.
 
 use crate::labels;
 
 labels! {
     /// Kinds of repair.
     pub enum Repair {
-        /// Nothing on this node stood for the image: a fan-out that did not happen, or not for this
-        /// node, or an order that went with its owner.
+        /// The node had no ImageWarm for the image: the fan-out did not happen, or not for this
+        /// node, or the ImageWarm was deleted with its owner.
         Missing,
-        /// The node is younger than what asks for the image.
+        /// The node is younger than the consumer.
         NewNode,
-        /// An Image asks for it, of which no admission request told.
+        /// A Knative Image demands it, which admission does not see.
         Image,
         /// The node holds the tag, but not the digest that Knative resolved it to.
         MovedTag,

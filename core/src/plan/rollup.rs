@@ -1,5 +1,5 @@
-//! The status of Knative's Images, summed up from the nodes (duck/v1): Ready is True once every
-//! node that could run the image holds it, and never because there is nothing to count yet.
+//! The status of Knative's Images, aggregated over the nodes (duck/v1): Ready is True once every
+//! eligible node holds the image, and never because no node is eligible yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,33 +12,33 @@ use super::existing::{ImageWarmIndex, State};
 use crate::api::condition::{READY, set_condition};
 use crate::api::knative::KnativeImageStatus;
 use crate::api::{Condition, ConditionStatus, KnativeImage, Reason};
-use crate::demand::consumers::{ConsumerDemand, Demands, Meaning};
+use crate::demand::consumers::{ConsumerDemand, Demands, Resolution};
 use crate::demand::revision::WantedImage;
 use crate::image::quoted::printable;
 use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
 use crate::policy::Policy;
 use crate::policy::bounds::LIMIT_REACHED;
 
-/// Annotation of an Image's status: on how many nodes the image could run.
+/// Annotation of an Image's status: the number of eligible nodes.
 pub const NODES: &str = "caching.knative.dev/nodes";
-/// Annotation of an Image's status: how many of these hold the image.
+/// Annotation of an Image's status: how many eligible nodes hold the image.
 pub const NODES_READY: &str = "caching.knative.dev/nodes-ready";
-/// Annotation of an Image's status: on how many of these it cannot be had.
+/// Annotation of an Image's status: on how many eligible nodes the pull fails.
 pub const NODES_FAILED: &str = "caching.knative.dev/nodes-failed";
 
-/// No node could run the image now.
+/// Reason: no node is eligible now.
 pub const NO_ELIGIBLE_NODE: &str = "NoEligibleNode";
-/// The Image's Revision gets no traffic, and has not for a while.
+/// Reason: the Image's Revision has been in reserve for longer than its grace period.
 pub const NOT_ROUTABLE: &str = "NotRoutable";
-/// Somebody decided that the image is not to be warmed.
+/// Reason: the image is excluded from warming.
 pub const OPTED_OUT: &str = "OptedOut";
 
 /// Nodes that are named in one message.
 const NAMED: usize = 3;
-/// A runtime's own words, cut to this many bytes.
-const WORDS_MAX: usize = 512;
+/// Limit of a runtime's message, in bytes.
+const RUNTIME_MESSAGE_MAX: usize = 512;
 
-/// What the statuses depend on beside what is demanded.
+/// The state that the statuses depend on, beside the demands.
 #[derive(Clone, Copy, Debug)]
 pub struct Nodes<'a> {
     /// All ImageWarms.
@@ -49,7 +49,7 @@ pub struct Nodes<'a> {
     pub runtime_classes: &'a RuntimeClasses,
     /// Namespaces that are being deleted: nothing is written there.
     pub terminating: &'a BTreeSet<String>,
-    /// Namespaces with as many ImageWarms as they may have, that want more.
+    /// Namespaces at their limit of ImageWarms that demand more.
     pub full: &'a BTreeMap<String, usize>,
 }
 
@@ -62,7 +62,7 @@ pub struct ImageUpdate {
     pub status: KnativeImageStatus,
 }
 
-/// The statuses of Images that do not say any more, or not yet, what is the case.
+/// The statuses of Images that differ from the stored ones.
 pub fn rollup(
     observed: &Nodes<'_>,
     demanded: &Demands,
@@ -75,25 +75,25 @@ pub fn rollup(
     }
     let mut eligible = EligibleNodes::new(observed.nodes, observed.runtime_classes, policy);
     let mut updates = Vec::new();
-    for (image, meaning) in &demanded.images {
+    for (image, resolution) in &demanded.images {
         let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
         if image.metadata.deletion_timestamp.is_some() || observed.terminating.contains(namespace) {
             continue;
         }
-        let verdict = match meaning {
-            Meaning::Going => continue,
-            Meaning::Nothing => ReadyCondition::new(ConditionStatus::True, "", String::new()),
-            Meaning::Invalid(problem) => ReadyCondition::new(
+        let verdict = match resolution {
+            Resolution::Orphaned => continue,
+            Resolution::Empty => ReadyCondition::new(ConditionStatus::True, "", String::new()),
+            Resolution::Invalid(problem) => ReadyCondition::new(
                 ConditionStatus::False,
                 Reason::InvalidImage.as_str(),
                 format!("spec.image: {problem}"),
             ),
-            Meaning::LeftAlone => ReadyCondition::new(
+            Resolution::OptedOut => ReadyCondition::new(
                 ConditionStatus::Unknown,
                 OPTED_OUT,
                 "the image, its Revision or its namespace is excluded from warming".into(),
             ),
-            Meaning::BeyondLimit => ReadyCondition::new(
+            Resolution::BeyondLimit => ReadyCondition::new(
                 ConditionStatus::Unknown,
                 LIMIT_REACHED,
                 format!(
@@ -101,12 +101,12 @@ pub fn rollup(
                     policy.bounds.images_per_revision
                 ),
             ),
-            Meaning::Undecided => ReadyCondition::new(
+            Resolution::Undecided => ReadyCondition::new(
                 ConditionStatus::Unknown,
                 Reason::Queued.as_str(),
-                "waiting for the Revision's status to tell which of its images this is".into(),
+                "waiting for the Revision's status to show which of its images this is".into(),
             ),
-            Meaning::Wanted { consumer, image } => {
+            Resolution::Wanted { consumer, image } => {
                 let one = &demanded.consumers[*consumer];
                 let nodes = eligible.of(&one.demand.placement);
                 let limit = observed
@@ -133,9 +133,9 @@ fn of_wanted(
     grace_periods: GracePeriods,
     now: Timestamp,
 ) -> ReadyCondition {
-    let rests =
+    let is_expired =
         |since: Timestamp| since.checked_add(grace_periods.reserve).is_ok_and(|at| at <= now);
-    if consumer.reserve_since.is_some_and(rests) {
+    if consumer.reserve_since.is_some_and(is_expired) {
         let message = "the Revision gets no traffic: its images are not kept warm".into();
         return ReadyCondition::new(ConditionStatus::Unknown, NOT_ROUTABLE, message);
     }
@@ -151,23 +151,24 @@ fn of_wanted(
             State::Held => tally.held += 1,
             State::Underway(reason) => tally.underway.entry(reason).or_default().push(node.name),
             State::Failed(reason, warm) => {
-                let words = warm.ready().map_or("", |ready| ready.message.as_str());
-                tally.failed.entry(reason).or_default().push((node.name, words));
+                let message = warm.ready().map_or("", |ready| ready.message.as_str());
+                tally.failed.entry(reason).or_default().push((node.name, message));
             }
         }
     }
     let verdict = tally.verdict(nodes.len());
-    let unordered = || nodes.iter().filter(|node| image_warms.missing(node.name).is_some()).count();
+    let unassigned =
+        || nodes.iter().filter(|node| image_warms.missing(node.name).is_some()).count();
     match limit {
-        Some(limit) if verdict.status == ConditionStatus::Unknown && unordered() > 0 => {
+        Some(limit) if verdict.status == ConditionStatus::Unknown && unassigned() > 0 => {
             ReadyCondition {
                 reason: LIMIT_REACHED,
                 message: format!(
-                    "{} of {} nodes hold the image; none is ordered for {}, since the namespace may have \
+                    "{} of {} nodes hold the image; none is assigned to {}, since the namespace may have \
                  no more than {limit} ImageWarms (--max-image-warms-per-namespace)",
                     tally.held,
                     nodes.len(),
-                    unordered(),
+                    unassigned(),
                 ),
                 ..verdict
             }
@@ -176,7 +177,7 @@ fn of_wanted(
     }
 }
 
-/// Nodes by what they say.
+/// Nodes by the state of the image.
 #[derive(Default)]
 struct Tally<'a> {
     held: usize,
@@ -189,7 +190,7 @@ impl Tally<'_> {
         let counts =
             Counts { all, held: self.held, failed: self.failed.values().map(Vec::len).sum() };
         let held = format!("{} of {all} nodes hold the image", self.held);
-        // What a person has to mend is worse than what time heals; then what most nodes say.
+        // A failure that requires user action comes before a transient one; then the most frequent.
         let worst = self
             .failed
             .iter()
@@ -197,10 +198,10 @@ impl Tally<'_> {
         let verdict = match worst {
             Some((reason, nodes)) => {
                 let names = named(nodes.iter().map(|(node, _)| *node));
-                let words = nodes.first().map_or("", |(_, words)| words);
-                let words = printable(words, WORDS_MAX);
-                let colon = if words.is_empty() { "" } else { ": " };
-                let message = format!("{held}; {reason} on {names}{colon}{words}");
+                let text = nodes.first().map_or("", |(_, message)| message);
+                let text = printable(text, RUNTIME_MESSAGE_MAX);
+                let colon = if text.is_empty() { "" } else { ": " };
+                let message = format!("{held}; {reason} on {names}{colon}{text}");
                 ReadyCondition::new(ConditionStatus::False, reason.as_str(), message)
             }
             None if self.held == all => {
@@ -241,7 +242,7 @@ struct Counts {
     failed: usize,
 }
 
-/// What an Image's status is to say.
+/// The `Ready` condition of an Image.
 struct ReadyCondition {
     status: ConditionStatus,
     reason: &'static str,
@@ -258,7 +259,8 @@ impl ReadyCondition {
         ReadyCondition { counts: Some(counts), ..self }
     }
 
-    /// The status to write, unless the Image's own says just this. What others wrote there stays.
+    /// The status to write, if it differs from the stored one. Fields of other writers are
+    /// preserved.
     fn status(self, image: &KnativeImage, now: Timestamp) -> Option<KnativeImageStatus> {
         let old = image.status.clone().unwrap_or_default();
         let mut next = old.clone();

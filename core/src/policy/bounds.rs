@@ -1,12 +1,12 @@
-//! Limits that an operator sets on what namespaces and Revisions may cause: which namespaces are
-//! warmed at all, images of one Revision, ImageWarms of one namespace. Obeyed at admission, in the
-//! fan-out and in repairs alike; what is beyond a limit never holds a deploy up.
+//! The operator's limits: which namespaces are warmed, images of one Revision, ImageWarms of one
+//! namespace. Enforced at admission, in the fan-out and in repairs; exceeding a limit never blocks
+//! a deploy.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::api::{CachedImageWarm, WARM_KEY};
 
-/// Reason on an Image of which some orders are beyond a limit.
+/// Reason on an Image of which some ImageWarms exceed a limit.
 pub const LIMIT_REACHED: &str = "LimitReached";
 
 /// Which namespaces are warmed.
@@ -19,7 +19,7 @@ pub enum NamespaceSelection {
     OptIn,
 }
 
-/// The limits; 0 stands for none.
+/// The limits; 0 means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Which namespaces are warmed.
@@ -43,14 +43,14 @@ impl Default for Bounds {
 impl Bounds {
     /// Whether a namespace with these labels is warmed.
     pub fn selects(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
-        let said = labels.and_then(|labels| labels.get(WARM_KEY)).map(String::as_str);
+        let value = labels.and_then(|labels| labels.get(WARM_KEY)).map(String::as_str);
         match self.namespaces {
-            NamespaceSelection::OptOut => said != Some("false"),
-            NamespaceSelection::OptIn => said == Some("true"),
+            NamespaceSelection::OptOut => value != Some("false"),
+            NamespaceSelection::OptIn => value == Some("true"),
         }
     }
 
-    /// Whether a namespace is warmed whose labels nobody has seen yet.
+    /// Whether a namespace with unknown labels is warmed.
     pub fn selects_unknown(&self) -> bool {
         self.namespaces == NamespaceSelection::OptOut
     }
@@ -63,23 +63,23 @@ impl Bounds {
         }
     }
 
-    /// Whether a namespace with so many ImageWarms takes no more.
+    /// Whether a namespace with this number of ImageWarms is at its limit.
     pub fn is_full(&self, image_warms: usize) -> bool {
         self.image_warms_per_namespace != 0 && image_warms >= self.image_warms_per_namespace
     }
 }
 
-/// Places for ImageWarms that are still to be made. Those that exist keep theirs.
+/// The ImageWarms that may still be created in each namespace. Existing ones are counted.
 #[derive(Debug)]
 pub struct Room<'a> {
     bounds: Bounds,
     taken: HashMap<&'a str, usize>,
-    /// By namespace, how many found no place.
+    /// Number of ImageWarms over the limit, by namespace.
     pub refused: BTreeMap<&'a str, usize>,
 }
 
 impl<'a> Room<'a> {
-    /// What is left beside `existing`.
+    /// The remaining number beside `existing`.
     pub fn new(bounds: Bounds, existing: impl Iterator<Item = &'a CachedImageWarm>) -> Self {
         let mut taken: HashMap<&str, usize> = HashMap::new();
         if bounds.image_warms_per_namespace != 0 {
@@ -90,7 +90,7 @@ impl<'a> Room<'a> {
         Room { bounds, taken, refused: BTreeMap::new() }
     }
 
-    /// A place for one more in `namespace`; false when there is none.
+    /// Counts one more in `namespace`; false when the limit is reached.
     pub fn take(&mut self, namespace: &'a str) -> bool {
         if self.bounds.image_warms_per_namespace == 0 {
             return true;

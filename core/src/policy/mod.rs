@@ -1,4 +1,4 @@
-//! What the operator decided for the whole cluster.
+//! The operator's settings for the whole cluster.
 
 pub mod bounds;
 
@@ -7,7 +7,7 @@ pub use bounds::Bounds;
 /// Settings that planning depends on; the same for admission and repair.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// True stops all warming; what exists is left alone.
+    /// True stops all warming; existing ImageWarms are not changed.
     pub paused: bool,
     /// Registry domains that are never warmed, as Knative skips them.
     pub skipped_registries: Vec<String>,

@@ -1,5 +1,5 @@
-//! From what a warmer reports to the status of an ImageWarm ([`status`]), and what the warmer still has to
-//! report ([`outbox`]).
+//! Reports: what one means for the status of an ImageWarm ([`status`]), and those that a warmer
+//! still has to send ([`outbox`]).
 
 pub mod outbox;
 pub mod status;

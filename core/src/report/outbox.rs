@@ -1,5 +1,5 @@
-//! What waits to be said to the controller: the newest message of each kind for each order, so
-//! that a slow stream never makes it grow, and progress at most once a second. Pure.
+//! Messages that wait to be sent to the controller: the newest of each kind for each assignment, so
+//! that the queue is bounded on a slow stream, and progress at most once a second. Pure.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -15,7 +15,7 @@ enum Kind {
     Progress,
 }
 
-/// Messages in the order in which their orders first had something to say.
+/// Messages in the order in which they were first queued.
 #[derive(Debug, Default)]
 pub struct Outbox {
     turns: VecDeque<(Kind, String)>,
@@ -24,30 +24,30 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Whether there is nothing to say.
+    /// Whether no message waits.
     pub fn is_empty(&self) -> bool {
         self.turns.is_empty()
     }
 
-    /// Forgets everything: a new stream begins, and both sides tell each other what they know.
+    /// Drops all messages: a new stream begins with a full synchronization.
     pub fn clear(&mut self) {
         *self = Outbox::default();
     }
 
-    /// May this order be pulled?
+    /// Queues a request to pull this assignment.
     pub fn request(&mut self, uid: &str) {
         let message = Message::PullRequest(PullRequest { uid: uid.to_owned() });
         self.put((Kind::Request, uid.to_owned()), message);
     }
 
-    /// How a look or a pull ended. Progress said before is worth nothing any more.
+    /// Queues the outcome of a presence check or a pull; it replaces queued progress.
     pub fn outcome(&mut self, outcome: Outcome) {
         self.take_back(Kind::Progress, &outcome.uid);
         self.progress_at.remove(&outcome.uid);
         self.put((Kind::Outcome, outcome.uid.clone()), Message::Outcome(outcome));
     }
 
-    /// How far a pull is; left out when the last was said less than a second before.
+    /// Queues the progress of a pull, unless the last was queued less than a second before.
     pub fn progress(&mut self, progress: Progress, now: i64) {
         let last = self.progress_at.get(&progress.uid);
         if last.is_none_or(|last| now - last >= PROGRESS_EVERY_MS) {
@@ -56,7 +56,7 @@ impl Outbox {
         }
     }
 
-    /// The order is gone.
+    /// Drops the messages of an assignment that was withdrawn.
     pub fn forget(&mut self, uid: &str) {
         self.progress_at.remove(uid);
         for kind in [Kind::Request, Kind::Outcome, Kind::Progress] {
@@ -110,9 +110,9 @@ mod tests {
             let (uid, reason) = ("b".into(), reason.into());
             outbox.outcome(Outcome { uid, reason, ..Outcome::default() });
         }
-        let said = all(&mut outbox);
-        assert_eq!(said.len(), 2, "{said:?}");
-        assert!(matches!(&said[1], Message::Outcome(outcome) if outcome.reason == "Pulled"));
+        let sent = all(&mut outbox);
+        assert_eq!(sent.len(), 2, "{sent:?}");
+        assert!(matches!(&sent[1], Message::Outcome(outcome) if outcome.reason == "Pulled"));
         assert!(outbox.is_empty());
     }
 
@@ -125,7 +125,7 @@ mod tests {
             }
         }
         outbox.forget("b");
-        let said = all(&mut outbox);
-        assert_eq!(said, [Message::Progress(progress("a", 2))]);
+        let sent = all(&mut outbox);
+        assert_eq!(sent, [Message::Progress(progress("a", 2))]);
     }
 }

@@ -12,33 +12,33 @@ use crate::api::{
 use crate::image::quoted::printable;
 use crate::protocol;
 
-/// A pull that ends sooner than this leaves no trace of its progress in the API server.
+/// Progress of a pull that ends sooner than this is not written to the API server.
 pub const QUIET_MS: i64 = 2_000;
-/// The same for an order that waits. Longer, for a whole cluster may wait for one registry's budget:
-/// each of its nodes would cost a write more, to say what no status says as well.
+/// The same for an assignment that waits. Longer, since a whole cluster may wait for one registry's
+/// budget: each node would cost one more write without more information than no status.
 pub const QUEUED_QUIET_MS: i64 = 15_000;
-/// Progress of one order is written at most this often.
+/// Progress of one assignment is written at most this often.
 pub const PROGRESS_EVERY_MS: i64 = 5_000;
-/// The longest message that is stored; registries answer with whole web pages at times.
+/// The longest message that is stored; some registries answer with whole web pages.
 const LONGEST_MESSAGE: usize = 1_024;
 /// The longest name of a runtime that is stored.
 const LONGEST_FACT: usize = 100;
 
-/// What became known about one order.
+/// A report about one assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// Its node has had no warmer for a while.
     WaitingForWarmer,
-    /// It waits for a place on the node.
+    /// It waits for other pulls of the node.
     Queued,
     /// Its pull is running.
     Pulling(Pulling),
-    /// A look or a pull ended.
+    /// A presence check or a pull ended.
     Outcome(Outcome),
 }
 
 impl Report {
-    /// Whether this must reach the API server; anything else is repeated or overtaken anyway.
+    /// Whether this must reach the API server; other reports are repeated or superseded.
     pub fn is_final(&self) -> bool {
         matches!(self, Report::Outcome(_))
     }
@@ -47,21 +47,21 @@ impl Report {
 /// A running pull.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pulling {
-    /// How far it is.
+    /// Bytes downloaded and in total.
     pub progress: Progress,
-    /// Which try this is, from 1.
+    /// Number of the attempt, from 1.
     pub attempt: i32,
     /// When it began.
     pub started_at: Option<Timestamp>,
 }
 
-/// What a node's warmer said of its runtime.
+/// The runtime of a node, as reported by its warmer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeRuntime {
-    /// Name and version, such as `containerd 2.2.3`; empty when it was not told.
+    /// Name and version, such as `containerd 2.2.3`; empty when not reported.
     pub runtime: String,
-    /// What it tells by itself: `progress`, `removals`.
-    pub tells: String,
+    /// What the runtime reports by itself: `progress`, `removals`.
+    pub reports: String,
 }
 
 impl From<&protocol::Hello> for NodeRuntime {
@@ -69,33 +69,33 @@ impl From<&protocol::Hello> for NodeRuntime {
         let runtime = format!("{} {}", hello.runtime_name, hello.runtime_version);
         NodeRuntime {
             runtime: printable(&runtime, LONGEST_FACT),
-            tells: printable(&hello.runtime_reports.join(", "), LONGEST_FACT),
+            reports: printable(&hello.runtime_reports.join(", "), LONGEST_FACT),
         }
     }
 }
 
-/// How a look or a pull ended.
+/// How a presence check or a pull ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// Whether the runtime holds the image.
     pub present: bool,
-    /// Why.
+    /// The typed reason.
     pub reason: Reason,
-    /// For people; empty when there is nothing to add.
+    /// The human-readable message; may be empty.
     pub message: String,
     /// `sha256:…`, when known.
     pub digest: Option<String>,
     /// Size on the node, when known.
     pub size_bytes: Option<i64>,
-    /// Which try this was; 0 when nothing was tried.
+    /// Number of the attempt; 0 when none was made.
     pub attempt: i32,
-    /// When the try began; `None` when nothing was started.
+    /// When the attempt began; `None` without one.
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
-    /// The Revision in whose name the registry was asked.
+    /// The Revision for which the tag was checked with the registry.
     pub checked_for: Option<String>,
-    /// The runtime that was asked.
+    /// The runtime of the node.
     pub runtime: NodeRuntime,
 }
 
@@ -116,8 +116,8 @@ impl From<&protocol::Progress> for Report {
 }
 
 impl From<&protocol::Outcome> for Outcome {
-    /// Takes nothing on trust: a word that is not known, or one that contradicts `present`, is
-    /// replaced by what `present` alone says.
+    /// Trusts nothing: a reason that is unknown or contradicts `present` is replaced by one that
+    /// follows from `present` alone.
     fn from(outcome: &protocol::Outcome) -> Self {
         let reason = match Reason::from_name(&outcome.reason) {
             Some(reason) if (reason.ready() == ConditionStatus::True) == outcome.present => reason,
@@ -135,13 +135,13 @@ impl From<&protocol::Outcome> for Outcome {
             started_at: instant(outcome.started_at_unix_ms),
             finished_at: instant(outcome.finished_at_unix_ms),
             checked_for: Some(outcome.checked_for.clone())
-                .filter(|word| !word.is_empty() && word.len() <= 512),
+                .filter(|token| !token.is_empty() && token.len() <= 512),
             runtime: NodeRuntime::default(),
         }
     }
 }
 
-/// The status that follows from `report`; `None` when the stored one says it all already.
+/// The status that follows from `report`; `None` when it equals the stored one.
 pub fn next_status(old: &ImageWarm, report: &Report, now: Timestamp) -> Option<ImageWarmStatus> {
     let before = old.status.clone().unwrap_or_default();
     let ready = old.ready().map_or(ConditionStatus::Unknown, |ready| ready.status);
@@ -152,7 +152,7 @@ pub fn next_status(old: &ImageWarm, report: &Report, now: Timestamp) -> Option<I
             let message = "no warmer is connected for the node: is its imagewarmer Pod running?";
             set_ready(&mut next, Reason::WaitingForWarmer, message, now);
         }
-        // What was decided stays decided until the next outcome.
+        // A decided condition does not change before the next outcome.
         Report::Queued if ready == ConditionStatus::Unknown => {
             next.progress = None;
             set_ready(&mut next, Reason::Queued, "other pulls of the node come first", now);
@@ -195,7 +195,7 @@ fn apply_outcome(
     }
     if outcome.present {
         next.size_bytes = outcome.size_bytes.or(next.size_bytes);
-        // A mere look that finds what was known keeps the story of how the image came there.
+        // A presence check without a change keeps the record of the pull.
         if ready == ConditionStatus::True && outcome.started_at.is_none() {
             return;
         }
@@ -213,10 +213,10 @@ fn apply_outcome(
     set_ready(next, outcome.reason, &outcome.message, now);
 }
 
-/// Told with what is written anyway: a write of its own it is not worth.
-fn note_runtime(status: &mut ImageWarmStatus, told: &NodeRuntime) {
-    for (key, value) in [(RUNTIME_KEY, &told.runtime), (RUNTIME_REPORTS_KEY, &told.tells)] {
-        if !told.runtime.is_empty() {
+/// Added to a status that changes anyway: it does not justify a write of its own.
+fn note_runtime(status: &mut ImageWarmStatus, node: &NodeRuntime) {
+    for (key, value) in [(RUNTIME_KEY, &node.runtime), (RUNTIME_REPORTS_KEY, &node.reports)] {
+        if !node.runtime.is_empty() {
             status.annotations.insert(key.to_owned(), value.clone());
         }
     }
@@ -278,7 +278,7 @@ mod tests {
             started_at: Some(at(10)),
             finished_at: Some(at(12)),
             checked_for: None,
-            runtime: NodeRuntime { runtime: "docker 29".into(), tells: "progress".into() },
+            runtime: NodeRuntime { runtime: "docker 29".into(), reports: "progress".into() },
         }
     }
 
@@ -313,11 +313,11 @@ mod tests {
     #[test]
     fn a_look_that_finds_the_known_image_changes_nothing() {
         let warm = after(&warm(), &Report::Outcome(outcome(true, Reason::Pulled)), 13).unwrap();
-        let mut look = outcome(true, Reason::AlreadyPresent);
-        (look.started_at, look.finished_at, look.attempt) = (None, Some(at(50)), 0);
-        assert!(after(&warm, &Report::Outcome(look.clone()), 50).is_none());
-        look.checked_for = Some("uid/rev-2".into());
-        let warm = after(&warm, &Report::Outcome(look), 50).unwrap();
+        let mut check = outcome(true, Reason::AlreadyPresent);
+        (check.started_at, check.finished_at, check.attempt) = (None, Some(at(50)), 0);
+        assert!(after(&warm, &Report::Outcome(check.clone()), 50).is_none());
+        check.checked_for = Some("uid/rev-2".into());
+        let warm = after(&warm, &Report::Outcome(check), 50).unwrap();
         assert_eq!(ready(&warm), (ConditionStatus::True, Reason::Pulled));
         assert_eq!(warm.status.unwrap().checked_for.as_deref(), Some("uid/rev-2"));
     }

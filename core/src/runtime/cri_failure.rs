@@ -1,10 +1,10 @@
-//! What a gRPC answer of containerd or CRI-O means. Codes say little (most failures are `Unknown`,
-//! and a missing platform is `NotFound`), so the words decide first. Pure.
+//! Maps gRPC errors of containerd and CRI-O to typed reasons. Codes are imprecise (most failures
+//! are `Unknown`, and a missing platform is `NotFound`), so the text decides first. Pure.
 
 use super::failure;
 use crate::api::Reason;
 
-/// The status codes of gRPC that decide anything here.
+/// The gRPC status codes that affect the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     /// 1.
@@ -44,12 +44,12 @@ impl From<i32> for Code {
     }
 }
 
-/// The reason for a failure that the runtime itself answered.
+/// The reason for a failure that the runtime reported.
 pub fn classify(code: Code, text: &str) -> Reason {
     match code {
         // The node's containerd answers, but without the interface: as Docker's own does.
         Code::Unimplemented => return Reason::RuntimeUnavailable,
-        // The server's, not ours: the runtime gave up a pull that did not move.
+        // The server's deadline, not ours: the runtime stopped a pull without progress.
         Code::Cancelled => return Reason::TimedOut,
         // One part of the runtime does not reach another.
         Code::Unavailable if text.contains("dial unix") => return Reason::RuntimeUnavailable,
@@ -61,7 +61,7 @@ pub fn classify(code: Code, text: &str) -> Reason {
         Code::PermissionDenied | Code::Unauthenticated => Reason::Unauthorized,
         Code::DeadlineExceeded => Reason::TimedOut,
         Code::Unavailable => Reason::RuntimeUnavailable,
-        // What nobody has words for is most often the registry's fault, and passes.
+        // Unknown failures are most often caused by the registry, and transient.
         _ => Reason::RegistryUnreachable,
     })
 }

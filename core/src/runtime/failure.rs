@@ -1,12 +1,12 @@
-//! Turns what a runtime says about a failed pull into one typed reason. Runtimes report most
-//! failures as text only, each in its own words; the table in the tests is what they really say.
+//! Maps the error text of a runtime to one typed reason. Runtimes report most failures as text
+//! only, each with its own wording; the table in the tests holds their real messages.
 
 use crate::api::Reason;
 
-/// Words (lower case) and what they mean; the first hit decides, so the order matters: Docker Hub
-/// answers `pull access denied … does not exist or may require authorization` where both may be so,
-/// and a missing platform can come as "not found".
-const WORDS: &[(Reason, &[&str])] = &[
+/// Phrases (lower case) and their reasons. The first match decides, so the order matters: Docker
+/// Hub answers `pull access denied … does not exist or may require authorization` for both causes,
+/// and a missing platform can be reported as "not found".
+const PHRASES: &[(Reason, &[&str])] = &[
     (Reason::RuntimeUnavailable, &["client version", "api version"]),
     (
         Reason::RateLimited,
@@ -76,22 +76,23 @@ const WORDS: &[(Reason, &[&str])] = &[
     (Reason::NotFound, &["manifest unknown", "name unknown", "repository not found", "not found"]),
 ];
 
-/// The reason for a failure: `status` is the HTTP status of the runtime's API, where there was an
-/// answer of its own; `text` the runtime's words, in the answer or in the stream.
+/// The reason for a failure: `status` is the HTTP status of the runtime's API, where it answered
+/// with one; `text` is the runtime's message, in the answer or in the stream.
 pub fn classify(status: Option<u16>, text: &str) -> Reason {
     match (by_message(text), status) {
         (Some(reason), _) => reason,
         (None, Some(400)) => Reason::InvalidImage,
         (None, Some(404)) => Reason::NotFound,
-        // What nobody has words for is most often the registry's fault, and passes.
+        // Unknown failures are most often caused by the registry, and transient.
         (None, _) => Reason::RegistryUnreachable,
     }
 }
 
-/// What the words mean, where they are known.
+/// The reason of a known phrase in the text.
 pub(super) fn by_message(text: &str) -> Option<Reason> {
     let text = text.to_ascii_lowercase();
-    let hit = WORDS.iter().find(|(_, words)| words.iter().any(|word| text.contains(word)));
+    let hit =
+        PHRASES.iter().find(|(_, phrases)| phrases.iter().any(|phrase| text.contains(phrase)));
     hit.map(|(reason, _)| *reason)
 }
 
@@ -220,7 +221,7 @@ mod tests {
             ),
             (None, "RegistryUnavailable: pinging container registry r.test", RegistryUnreachable),
             (None, "http: server gave HTTP response to HTTPS client", RegistryUnreachable),
-            // nobody's words
+            // unknown
             (
                 Some(500),
                 "received unexpected HTTP status: 503 Service Unavailable",

@@ -1,5 +1,4 @@
-//! What a node's container runtime reports, and what a failed pull means: one typed reason, whatever
-//! the runtime writes.
+//! What a node's container runtime reports, and the typed reasons of its failures.
 
 pub mod cri_failure;
 pub mod failure;
@@ -7,10 +6,10 @@ pub mod failure;
 use crate::api::Reason;
 use crate::image::Reference;
 
-/// Of a runtime's own message, in bytes; the rest of a status' message may follow it.
+/// Limit of a runtime's own message, in bytes; the rest of a status' message may follow it.
 pub const LONGEST_MESSAGE: usize = 1_000;
 
-/// Who the runtime is.
+/// Name, version and platform of the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuntimeVersion {
     /// `docker`, `containerd` or `cri-o`.
@@ -37,11 +36,11 @@ pub struct PresentImage {
 pub struct PulledImage {
     /// What the runtime now holds.
     pub image: PresentImage,
-    /// False when the registry said that the runtime held this very image already.
+    /// False when the runtime already held this image, by the registry's answer.
     pub downloaded: bool,
 }
 
-/// How far a pull is; both are sums over all layers known so far.
+/// Progress of a pull; both are sums over all layers known so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PullProgress {
     /// Bytes downloaded.
@@ -50,26 +49,26 @@ pub struct PullProgress {
     pub total_bytes: u64,
 }
 
-/// Why the runtime could not do it: a typed reason, and the runtime's own words (trimmed).
+/// A failure of the runtime: a typed reason, and the runtime's own message (trimmed).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct RuntimeError {
     /// The typed reason.
     pub reason: Reason,
-    /// The runtime's own words, without any credential.
+    /// The runtime's own message, without any credential.
     pub message: String,
 }
 
-/// Room on a file system.
+/// Space on a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// What anybody but root may still write, in bytes: the figure that the kubelet goes by.
+    /// Bytes available to users other than root: the value that the kubelet uses.
     pub free_bytes: u64,
-    /// All of it, in bytes.
+    /// Capacity in bytes.
     pub capacity_bytes: u64,
 }
 
-/// The digest of `image` in what the runtime tells of it: the one of the same repository.
+/// The digest of `image` among those that the runtime reports: the one of the same repository.
 pub fn digest_of(image: &Reference, repo_digests: &[String]) -> Option<String> {
     if let Some(digest) = image.digest() {
         return Some(digest.to_owned());

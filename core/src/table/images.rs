@@ -17,7 +17,7 @@ const CELL_MAX: usize = 1_024;
 const DIGEST_SHOWN: usize = 12;
 
 /// Table, summary line, and each failure with its message. `namespaces` adds a column, `wide`
-/// adds digest and tries.
+/// adds digest and attempts.
 pub fn render_table(rows: &[Row], namespaces: bool, wide: bool) -> String {
     let summary = Summary::of(rows).line();
     let failures = failures(rows);
@@ -25,7 +25,7 @@ pub fn render_table(rows: &[Row], namespaces: bool, wide: bool) -> String {
     format!("{table}\n\n{summary}\n{failures}")
 }
 
-/// The table alone, without a line's end after the last line.
+/// The table alone, without a line break after the last line.
 pub fn lines<'a>(rows: impl Iterator<Item = &'a Row>, namespaces: bool, wide: bool) -> String {
     let mut header = vec!["NODE", "IMAGE", "STATE", "PROGRESS", "SIZE", "TOOK"];
     if namespaces {
@@ -128,7 +128,7 @@ pub fn state(row: &Row) -> String {
 fn progress(row: &Row) -> String {
     match (row.progress, row.running_seconds) {
         (Some(Progress { downloaded_bytes: done, total_bytes: total }), _) if total > 0 => {
-            // 100 % is for what is on the node: unpacking follows the download.
+            // 100 % is reserved for images on the node: unpacking follows the download.
             let percent = (i128::from(done.max(0)) * 100 / i128::from(total)).min(99);
             format!("{percent}% of {}", bytes(total))
         }
@@ -149,7 +149,7 @@ fn bytes(count: i64) -> String {
     }
 }
 
-/// The first digits of a digest are enough to tell images apart.
+/// Shortens a digest to its first digits, which are enough to distinguish images.
 pub fn shortened(image: &str) -> String {
     match image.split_once("@sha256:") {
         Some((name, hex)) if hex.len() > DIGEST_SHOWN && hex.is_ascii() => {

@@ -1,4 +1,4 @@
-//! ImageWarms as rows of a table: what one means to a reader, and the text or JSON of many.
+//! ImageWarms as rows of a table, and the tables as text or JSON.
 
 pub mod images;
 pub mod nodes;

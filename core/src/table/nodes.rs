@@ -1,5 +1,5 @@
-//! `--nodes`: one line for each node, with its runtime. What runtime a node has, its warmer told with
-//! the last outcome. Pure.
+//! `--nodes`: one line for each node, with its runtime as the warmer reported it with the last
+//! outcome. Pure.
 
 use std::collections::BTreeMap;
 
@@ -11,16 +11,16 @@ use super::images::printable;
 use super::row::{Row, Summary};
 use crate::api::{ImageWarm, RUNTIME_KEY, RUNTIME_REPORTS_KEY};
 
-/// What the ImageWarms of one node come to.
+/// The ImageWarms of one node, summed up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeRow {
     /// The node.
     pub node: String,
     /// Name and version of its runtime; empty while no outcome was reported.
     pub runtime: String,
-    /// What the runtime tells by itself, such as `progress, removals`.
-    pub tells: String,
-    /// How many images stand where.
+    /// What the runtime reports by itself, such as `progress, removals`.
+    pub reports: String,
+    /// Number of images in each phase.
     pub summary: Summary,
 }
 
@@ -33,16 +33,16 @@ impl NodeRow {
         }
         let row = |(node, warms): (&str, Vec<&ImageWarm>)| {
             let rows = Row::from_all(warms.iter().copied(), now);
-            let told = warms
+            let latest = warms
                 .iter()
                 .filter_map(|warm| warm.status.as_ref())
                 .filter(|status| status.annotations.contains_key(RUNTIME_KEY))
                 .max_by_key(|status| status.finished_at.as_ref().map(|at| at.0));
-            let fact = |key: &str| told.and_then(|status| status.annotations.get(key)).cloned();
+            let fact = |key: &str| latest.and_then(|status| status.annotations.get(key)).cloned();
             NodeRow {
                 node: node.to_owned(),
                 runtime: fact(RUNTIME_KEY).unwrap_or_default(),
-                tells: fact(RUNTIME_REPORTS_KEY).unwrap_or_default(),
+                reports: fact(RUNTIME_REPORTS_KEY).unwrap_or_default(),
                 summary: Summary::of(&rows),
             }
         };
@@ -50,7 +50,7 @@ impl NodeRow {
     }
 }
 
-/// The table, and the summary of all nodes. `wide` adds what the runtimes tell.
+/// The table, and the summary of all nodes. `wide` adds what the runtimes report.
 pub fn render_nodes(nodes: &[NodeRow], all: &Summary, wide: bool) -> String {
     let mut header = vec!["NODE", "RUNTIME", "IMAGES"];
     if wide {
@@ -61,7 +61,7 @@ pub fn render_nodes(nodes: &[NodeRow], all: &Summary, wide: bool) -> String {
     for node in nodes {
         let mut cells = vec![printable(&node.node), printable(&node.runtime), node.summary.line()];
         if wide {
-            cells.push(printable(&node.tells));
+            cells.push(printable(&node.reports));
         }
         table.add_row(cells);
     }
@@ -89,7 +89,7 @@ pub fn render_nodes_json(nodes: &[NodeRow], all: &Summary) -> String {
             json!({
                 "node": node.node,
                 "runtime": node.runtime,
-                "runtimeTells": node.tells,
+                "runtimeTells": node.reports,
                 "images": counts(&node.summary),
             })
         })

@@ -1,4 +1,4 @@
-//! What one `ImageWarm` means to a reader, and what all of them come to. Pure.
+//! One row of the table for each `ImageWarm`, and the summary of all rows. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use kube_core::ResourceExt;
 
 use crate::api::{ConditionStatus, ImageWarm, Progress, Reason};
 
-/// Where an order stands. The order of the variants is that of the live view: first what moves or
-/// is broken.
+/// The phase of an assignment. The order of the variants is that of the live view: running and
+/// failed pulls first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// The image is being pulled.
     Pulling,
-    /// It could not be pulled, or is gone again.
+    /// The pull failed, or the image was removed.
     Failed,
-    /// The node knows of it; other pulls come first.
+    /// The assignment is on the node; other pulls come first.
     Queued,
-    /// The node does not know of it yet.
+    /// The node has not received the assignment yet.
     Waiting,
     /// The node holds the image.
     Ready,
@@ -32,15 +32,15 @@ pub struct Row {
     pub node: String,
     /// The image, as in the ImageWarm.
     pub image: String,
-    /// Where it stands.
+    /// The phase.
     pub phase: Phase,
-    /// The condition's reason; empty while nothing was said about the order.
+    /// The condition's reason; empty without a condition.
     pub reason: String,
     /// The condition's message.
     pub message: String,
-    /// Whether nothing more happens unless a person changes something.
+    /// Whether the phase does not change without user action.
     pub is_final: bool,
-    /// Bytes of a running pull, where the runtime tells.
+    /// Bytes of a running pull, where the runtime reports them.
     pub progress: Option<Progress>,
     /// Whole seconds for which the pull has been running.
     pub running_seconds: Option<i64>,
@@ -50,7 +50,7 @@ pub struct Row {
     pub took: Option<String>,
     /// Digest under which the registry served the image.
     pub digest: Option<String>,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: Option<i32>,
 }
 
@@ -58,8 +58,8 @@ impl Row {
     /// Reads one ImageWarm.
     pub fn new(warm: &ImageWarm, now: Timestamp) -> Row {
         let condition = warm.ready();
-        let word = condition.map(|ready| ready.reason.as_str()).unwrap_or_default();
-        let reason = Reason::from_name(word);
+        let reason_name = condition.map(|ready| ready.reason.as_str()).unwrap_or_default();
+        let reason = Reason::from_name(reason_name);
         let phase = match (condition.map(|ready| ready.status), reason) {
             (Some(ConditionStatus::True), _) => Phase::Ready,
             (Some(ConditionStatus::False), _) => Phase::Failed,
@@ -69,7 +69,7 @@ impl Row {
         };
         let is_final = match phase {
             Phase::Ready => true,
-            // A reason that this program does not know may be one that nobody tries again.
+            // An unknown reason may be one that is never retried.
             Phase::Failed => reason
                 .is_none_or(|reason| reason.requires_user_action() || reason == Reason::NodeGone),
             _ => false,
@@ -82,7 +82,7 @@ impl Row {
             node: warm.spec.node_name.clone(),
             image: warm.spec.image.clone(),
             phase,
-            reason: word.to_owned(),
+            reason: reason_name.to_owned(),
             message: condition.map(|ready| ready.message.clone()).unwrap_or_default(),
             is_final,
             progress: status.progress.filter(|_| is_pulling),
@@ -108,7 +108,7 @@ impl Row {
     }
 }
 
-/// How many orders stand where.
+/// Number of assignments in each phase.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// All of them.
@@ -117,18 +117,18 @@ pub struct Summary {
     pub ready: usize,
     /// Running pulls.
     pub pulling: usize,
-    /// Orders that wait for a place on their node.
+    /// Assignments that wait for other pulls of their node.
     pub queued: usize,
-    /// Orders that their node does not know yet.
+    /// Assignments that their node has not received yet.
     pub waiting: usize,
     /// Failures, by reason.
     pub failed: BTreeMap<String, usize>,
-    /// Orders of which nothing more is to be expected.
+    /// Assignments whose phase does not change without user action.
     pub settled: usize,
 }
 
 impl Summary {
-    /// Counts.
+    /// Counts the rows.
     pub fn of(rows: &[Row]) -> Summary {
         let mut summary = Summary { total: rows.len(), ..Summary::default() };
         for row in rows {
@@ -149,7 +149,7 @@ impl Summary {
         self.ready == self.total
     }
 
-    /// Whether nothing more is going to change by itself.
+    /// Whether no phase changes without user action.
     pub fn is_settled(&self) -> bool {
         self.settled == self.total
     }
@@ -159,8 +159,8 @@ impl Summary {
         let mut line = format!("{} of {} ready", self.ready, self.total);
         let others =
             [(self.pulling, "pulling"), (self.queued, "queued"), (self.waiting, "waiting")];
-        for (count, word) in others.into_iter().filter(|(count, _)| *count > 0) {
-            line.push_str(&format!(", {count} {word}"));
+        for (count, phase) in others.into_iter().filter(|(count, _)| *count > 0) {
+            line.push_str(&format!(", {count} {phase}"));
         }
         let failed: usize = self.failed.values().sum();
         let reasons: Vec<String> = match self.failed.len() {

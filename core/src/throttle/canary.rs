@@ -1,58 +1,58 @@
-//! The first node that pulls an image goes ahead of the others, for a moment: when the registry does
-//! not know the image, or not the credentials, that is found out once and not by every node. Pure;
-//! `now` is milliseconds since 1970.
+//! Canary pulls: the first node pulls an image before the others do, so that a missing image or a
+//! refused credential costs the registry one request instead of one for each node. Pure; `now` is
+//! milliseconds since 1970.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::api::Reason;
 use crate::image::Reference;
 
-/// The others do as they were told for this long; then one of them tries again. Shorter than a
-/// warmer's first pause, so that its next round finds out anew.
+/// How long a failed canary refuses the others; then one of them tries again. Shorter than a
+/// warmer's first back-off, so that its next attempt is a new canary.
 const REFUSED_MS: i64 = 5_000;
-/// A success is believed for this long.
+/// How long a success releases the others.
 const OPEN_MS: i64 = 600_000;
 
-/// Whose image: credentials are those of a namespace.
+/// Namespace and image: credentials belong to a namespace.
 pub type Key = (String, Reference);
 
-/// When a canary is sent.
+/// When a canary is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Only where at least so many nodes are to hold the image; 0 for never.
+    /// The least number of nodes that are to hold the image; 0 disables canaries.
     pub nodes: usize,
-    /// How long the others wait for it at most.
+    /// The longest time that the others wait for it, in milliseconds.
     pub patience_ms: i64,
 }
 
-/// What a refused canary says to the others.
+/// The failure of a canary, as it applies to the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// The order that was tried.
+    /// Uid of the assignment that was tried.
     pub uid: String,
-    /// Why it failed: what no other node would get either.
+    /// Why it failed: a reason that holds for every node.
     pub reason: Reason,
-    /// The runtime's words.
+    /// The runtime's message.
     pub message: String,
 }
 
-/// Whether a node may go on.
+/// Whether a node may pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Yes.
+    /// It may pull.
     Go,
-    /// Not before the canary has told; it is released or refused then.
+    /// It waits for the canary, and is then released or refused.
     Wait,
-    /// It would fail.
+    /// The pull would fail.
     Refused(Verdict),
 }
 
-/// What became of those that waited.
+/// The pulls that no longer wait for a canary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Released {
-    /// They go on.
+    /// They may pull.
     pub go: Vec<String>,
-    /// They would fail.
+    /// Their pulls would fail.
     pub refused: Option<(Vec<String>, Verdict)>,
 }
 
@@ -75,7 +75,7 @@ enum State {
 
 #[derive(Debug, Default)]
 struct Image {
-    orders: usize,
+    assignments: usize,
     state: State,
     waiting: VecDeque<String>,
 }
@@ -86,7 +86,7 @@ impl Image {
     }
 }
 
-/// All images that are ordered.
+/// The canaries of all assigned images.
 #[derive(Debug)]
 pub struct Canaries {
     settings: Settings,
@@ -96,7 +96,7 @@ pub struct Canaries {
 }
 
 impl Canaries {
-    /// No image yet.
+    /// Without any image.
     pub fn new(settings: Settings) -> Self {
         Canaries {
             settings,
@@ -107,16 +107,16 @@ impl Canaries {
     }
 
     /// One more node is to hold the image.
-    pub fn ordered(&mut self, key: Key) {
-        self.images.entry(key).or_default().orders += 1;
+    pub fn assigned(&mut self, key: Key) {
+        self.images.entry(key).or_default().assignments += 1;
     }
 
-    /// One node less.
+    /// One node no longer is to hold the image.
     pub fn withdrawn(&mut self, key: &Key, uid: &str, now: i64) -> Released {
         let released = self.ended(key, uid, None, now);
         if let Some(image) = self.images.get_mut(key) {
-            image.orders = image.orders.saturating_sub(1);
-            if image.orders == 0 {
+            image.assignments = image.assignments.saturating_sub(1);
+            if image.assignments == 0 {
                 self.images.remove(key);
                 self.trying.remove(key);
             }
@@ -124,10 +124,10 @@ impl Canaries {
         released
     }
 
-    /// Whether the order may pull now.
-    pub fn ask(&mut self, key: &Key, uid: &str, now: i64) -> Answer {
+    /// Whether the assignment may pull now.
+    pub fn request(&mut self, key: &Key, uid: &str, now: i64) -> Answer {
         let Some(image) = self.images.get_mut(key) else { return Answer::Go };
-        if self.settings.nodes == 0 || image.orders < self.settings.nodes {
+        if self.settings.nodes == 0 || image.assignments < self.settings.nodes {
             return Answer::Go;
         }
         match &image.state {
@@ -143,7 +143,7 @@ impl Canaries {
                 return Answer::Wait;
             }
             State::Trying { .. } => return Answer::Go,
-            // Another one than the last finds out, for that one may be mistaken, or lie.
+            // A different node than the last becomes the canary: that one may be mistaken, or lie.
             State::Refused { verdict, .. } if verdict.uid == uid => {
                 return Answer::Refused(verdict.clone());
             }
@@ -155,7 +155,7 @@ impl Canaries {
         Answer::Go
     }
 
-    /// The order's pull is over: with this failure, or `None` when it succeeded or was given up.
+    /// The assignment's pull ended: with this failure, or `None` when it succeeded or was stopped.
     pub fn ended(
         &mut self,
         key: &Key,
@@ -180,7 +180,8 @@ impl Canaries {
                 self.forget_waiting(&refused);
                 Released { go: Vec::new(), refused: Some((refused, verdict)) }
             }
-            // What else went wrong may be the node's alone. Given up: the next one finds out.
+            // Other failures may concern this node alone, and a stopped pull proves nothing: the
+            // next node becomes the canary.
             _ => {
                 image.state = State::Untried;
                 let go = image.release();
@@ -190,7 +191,7 @@ impl Canaries {
         }
     }
 
-    /// The order's image is on its way to a node, or there: the others need not wait.
+    /// The image is being downloaded or is on a node: the others need not wait.
     pub fn opened(&mut self, key: &Key, now: i64) -> Vec<String> {
         let Some(image) = self.images.get_mut(key) else { return Vec::new() };
         image.state = State::Open { until: now + OPEN_MS };
@@ -200,7 +201,7 @@ impl Canaries {
         go
     }
 
-    /// Credentials may be others by now: what was found out counts no more.
+    /// Discards the last result, since credentials may have changed.
     pub fn forget(&mut self, key: &Key) {
         if let Some(image) = self.images.get_mut(key)
             && !matches!(image.state, State::Trying { .. })
@@ -209,17 +210,17 @@ impl Canaries {
         }
     }
 
-    /// Whether the order waits for a canary.
+    /// Whether the assignment waits for a canary.
     pub fn is_waiting(&self, uid: &str) -> bool {
         self.waiting.contains(uid)
     }
 
-    /// How many wait.
+    /// Number of waiting assignments.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Those whose patience is over.
+    /// Returns the assignments whose wait has timed out.
     pub fn tick(&mut self, now: i64) -> Vec<String> {
         let mut go = Vec::new();
         for key in &self.trying {
@@ -252,39 +253,42 @@ mod tests {
     /// Five nodes are to hold the image; a canary goes ahead of three and more.
     fn five() -> Canaries {
         let mut canaries = Canaries::new(Settings { nodes: 3, patience_ms: 1_000 });
-        (0..5).for_each(|_| canaries.ordered(key()));
+        (0..5).for_each(|_| canaries.assigned(key()));
         canaries
     }
 
-    fn asked(canaries: &mut Canaries, uids: &[&str], now: i64) -> Vec<Answer> {
-        uids.iter().map(|uid| canaries.ask(&key(), uid, now)).collect()
+    fn requests(canaries: &mut Canaries, uids: &[&str], now: i64) -> Vec<Answer> {
+        uids.iter().map(|uid| canaries.request(&key(), uid, now)).collect()
     }
 
     #[test]
     fn what_one_node_is_refused_the_others_do_not_ask_for() {
         let mut canaries = five();
         use Answer::{Go, Wait};
-        assert_eq!(asked(&mut canaries, &["a", "b", "c", "b", "a"], 0), [Go, Wait, Wait, Wait, Go]);
+        assert_eq!(
+            requests(&mut canaries, &["a", "b", "c", "b", "a"], 0),
+            [Go, Wait, Wait, Wait, Go]
+        );
         let refused = canaries.ended(&key(), "a", Some((Reason::Unauthorized, "no")), 100);
         let verdict =
             Verdict { uid: "a".into(), reason: Reason::Unauthorized, message: "no".into() };
         assert_eq!(refused.refused, Some((vec!["b".into(), "c".into()], verdict.clone())));
-        assert_eq!(asked(&mut canaries, &["d"], 200), [Answer::Refused(verdict)]);
+        assert_eq!(requests(&mut canaries, &["d"], 200), [Answer::Refused(verdict)]);
         assert!(canaries.waiting.is_empty() && canaries.trying.is_empty());
         // Later another one of them finds out anew.
-        assert!(matches!(asked(&mut canaries, &["a"], 5_100)[..], [Answer::Refused(_)]));
-        assert_eq!(asked(&mut canaries, &["d", "b"], 5_100), [Go, Wait]);
+        assert!(matches!(requests(&mut canaries, &["a"], 5_100)[..], [Answer::Refused(_)]));
+        assert_eq!(requests(&mut canaries, &["d", "b"], 5_100), [Go, Wait]);
         assert_eq!(canaries.opened(&key(), 5_200), ["b"]);
-        assert_eq!(asked(&mut canaries, &["c"], 5_300), [Go]);
+        assert_eq!(requests(&mut canaries, &["c"], 5_300), [Go]);
     }
 
     #[test]
     fn nobody_waits_for_long() {
         let mut canaries = five();
-        asked(&mut canaries, &["a", "b", "c"], 0);
+        requests(&mut canaries, &["a", "b", "c"], 0);
         assert!(canaries.tick(999).is_empty());
         assert_eq!(canaries.tick(1_000), ["b", "c"]);
-        assert_eq!(asked(&mut canaries, &["d"], 1_001), [Answer::Go]);
+        assert_eq!(requests(&mut canaries, &["d"], 1_001), [Answer::Go]);
         assert!(canaries.tick(2_000).is_empty());
     }
 
@@ -292,35 +296,35 @@ mod tests {
     fn a_canary_that_goes_away_frees_the_others() {
         for failure in [None, Some((Reason::RegistryUnreachable, "down"))] {
             let mut canaries = five();
-            asked(&mut canaries, &["a", "b", "c"], 0);
+            requests(&mut canaries, &["a", "b", "c"], 0);
             canaries.ended(&key(), "c", None, 1);
             assert!(!canaries.is_waiting("c") && canaries.is_waiting("b"));
             assert_eq!(canaries.ended(&key(), "a", failure, 2).go, ["b"]);
         }
         let mut canaries = five();
-        asked(&mut canaries, &["a", "b"], 0);
+        requests(&mut canaries, &["a", "b"], 0);
         assert_eq!(canaries.withdrawn(&key(), "a", 1).go, ["b"]);
     }
 
     #[test]
     fn few_nodes_need_no_canary_and_new_credentials_a_new_one() {
         let mut canaries = Canaries::new(Settings { nodes: 3, patience_ms: 1_000 });
-        (0..2).for_each(|_| canaries.ordered(key()));
-        assert_eq!(asked(&mut canaries, &["a", "b"], 0), [Answer::Go, Answer::Go]);
+        (0..2).for_each(|_| canaries.assigned(key()));
+        assert_eq!(requests(&mut canaries, &["a", "b"], 0), [Answer::Go, Answer::Go]);
         let mut canaries = five();
-        asked(&mut canaries, &["a"], 0);
+        requests(&mut canaries, &["a"], 0);
         canaries.ended(&key(), "a", Some((Reason::NotFound, "no")), 1);
         canaries.forget(&key());
-        assert_eq!(asked(&mut canaries, &["b", "c"], 2), [Answer::Go, Answer::Wait]);
+        assert_eq!(requests(&mut canaries, &["b", "c"], 2), [Answer::Go, Answer::Wait]);
         let mut off = Canaries::new(Settings { nodes: 0, patience_ms: 1_000 });
-        (0..5).for_each(|_| off.ordered(key()));
-        assert_eq!(asked(&mut off, &["a", "b"], 0), [Answer::Go, Answer::Go]);
+        (0..5).for_each(|_| off.assigned(key()));
+        assert_eq!(requests(&mut off, &["a", "b"], 0), [Answer::Go, Answer::Go]);
     }
 
     #[test]
     fn nothing_is_kept_of_images_that_nobody_orders() {
         let mut canaries = five();
-        asked(&mut canaries, &["a", "b"], 0);
+        requests(&mut canaries, &["a", "b"], 0);
         for uid in ["a", "b", "c", "d", "e"] {
             canaries.withdrawn(&key(), uid, 1);
         }

@@ -1,5 +1,5 @@
-//! How much is asked at once: of a registry by all nodes together ([`registry`]), of an image that may
-//! not be there ([`canary`]), of the leader by one stream ([`stream`]).
+//! Rate limits: on one registry by all nodes together ([`registry`]), on an image that may fail
+//! everywhere ([`canary`]), on the messages of one stream to the leader ([`stream`]).
 
 pub mod canary;
 pub mod registry;

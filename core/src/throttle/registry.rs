@@ -1,22 +1,21 @@
-//! How many pulls may run against one registry at the same time, cluster-wide, how many may begin in
-//! a second, and who is next. A registry that has had enough is left alone for a while, and then
-//! tried with less. Pure; `now` is milliseconds since 1970.
+//! The cluster-wide budget of each registry: how many pulls may run at the same time, how many may
+//! begin in a second, and which one is next. After a rate limit no pull begins for a back-off, and
+//! then fewer run at the same time. Pure; `now` is milliseconds since 1970.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// A registry that has had enough is left alone for this long, twice as long each further time.
-const FIRST_PAUSE_MS: i64 = 1_000;
-const LONGEST_PAUSE_MS: i64 = 30_000;
-/// What a registry asks for is honoured by all nodes up to this; the node that it said so to does
-/// for longer.
-const LONGEST_ASKED_MS: i64 = 300_000;
-/// So long a node's word stands beside another's.
-const WITNESS_MS: i64 = 60_000;
+/// The first back-off after a rate limit; each further one is twice as long.
+const FIRST_BACKOFF_MS: i64 = 1_000;
+const LONGEST_BACKOFF_MS: i64 = 30_000;
+/// The longest `Retry-After` that all nodes honour; the node that received it honours more.
+const LONGEST_RETRY_AFTER_MS: i64 = 300_000;
+/// Two nodes must report a rate limit within this time.
+const CONFIRMATION_WINDOW_MS: i64 = 60_000;
 
 type Turn = (Reverse<i64>, u64, String);
 
-/// What one registry may be asked for by all nodes together; 0 stands for no limit.
+/// Limits on one registry for all nodes together; 0 means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Pulls at the same time.
@@ -26,8 +25,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Milliseconds that are counted at once, and pulls that may begin in them: in small slices, so
-    /// that no second begins with a burst.
+    /// Length of a slice in milliseconds, and pulls that may begin in it. Slices are short, so that
+    /// no second begins with a burst.
     fn slice(self) -> (i64, usize) {
         match self.per_second {
             0 => (1_000, usize::MAX),
@@ -41,19 +40,19 @@ impl Limits {
 struct Registry {
     in_flight: HashSet<String>,
     waiting: BTreeSet<Turn>,
-    /// The slice of time that is counted, and pulls that began in it.
+    /// The current slice of time, and pulls that began in it.
     slice: i64,
     begun: usize,
     /// Nothing begins before this moment.
-    paused_until: i64,
-    /// Pauses since it last served anything.
-    pauses: u32,
-    /// At the same time, after it has had enough; `None` while it has not. And how many pulls went
-    /// well with that.
+    backoff_until: i64,
+    /// Back-offs since the last successful pull.
+    backoffs: u32,
+    /// Reduced limit of concurrent pulls after a rate limit, `None` without one; and the pulls
+    /// served with that limit.
     reduced: Option<usize>,
     served: usize,
-    /// Who said last that it had had enough, and when.
-    witness: Option<(String, i64)>,
+    /// The node that last reported a rate limit, and when.
+    last_limited: Option<(String, i64)>,
 }
 
 impl Registry {
@@ -61,7 +60,7 @@ impl Registry {
         let pulls = if limits.pulls == 0 { usize::MAX } else { limits.pulls };
         let (slice_ms, most) = limits.slice();
         let begun = if self.slice == now / slice_ms { self.begun } else { 0 };
-        now >= self.paused_until
+        now >= self.backoff_until
             && self.in_flight.len() < self.reduced.map_or(pulls, |reduced| reduced.min(pulls))
             && begun < most
     }
@@ -75,8 +74,8 @@ impl Registry {
         self.in_flight.insert(uid.to_owned());
     }
 
-    fn is_of_no_interest(&self, now: i64) -> bool {
-        self.in_flight.is_empty() && self.waiting.is_empty() && self.paused_until + 60_000 <= now
+    fn is_idle(&self, now: i64) -> bool {
+        self.in_flight.is_empty() && self.waiting.is_empty() && self.backoff_until + 60_000 <= now
     }
 }
 
@@ -96,13 +95,13 @@ pub struct RegistryBudgets {
 }
 
 impl RegistryBudgets {
-    /// With these limits for each registry.
+    /// Budgets with these limits for each registry.
     pub fn new(limits: Limits) -> Self {
         RegistryBudgets { limits, registries: HashMap::new(), places: HashMap::new(), arrivals: 0 }
     }
 
-    /// Asks for a place for the order `uid`; true when it may start now. Otherwise it waits, the
-    /// greatest `priority` first, then in order of arrival.
+    /// Requests a permit for the assignment `uid`; true when its pull may start now. Otherwise it
+    /// waits, the greatest `priority` first, then in order of arrival.
     pub fn request(&mut self, uid: &str, registry: &str, priority: i64, now: i64) -> bool {
         match self.places.get(uid) {
             Some((_, Place::InFlight)) => return true,
@@ -124,14 +123,14 @@ impl RegistryBudgets {
         granted
     }
 
-    /// Counts a pull that runs already, even beyond the limit.
+    /// Counts a pull that already runs, even beyond the limit.
     pub fn hold(&mut self, uid: &str, registry: &str) {
         self.take_out(uid);
         self.registries.entry(registry.to_owned()).or_default().in_flight.insert(uid.to_owned());
         self.places.insert(uid.to_owned(), (registry.to_owned(), Place::InFlight));
     }
 
-    /// Gives the place of `uid` up; returns those that may start in its stead.
+    /// Releases the permit of `uid`; returns the pulls that may start instead.
     pub fn end(&mut self, uid: &str, now: i64) -> Vec<String> {
         match self.take_out(uid) {
             Some(registry) => self.begin_waiting(&registry, now),
@@ -139,48 +138,49 @@ impl RegistryBudgets {
         }
     }
 
-    /// The registry asked `node` for fewer requests. Once a second node says so within a minute,
-    /// nothing begins for a while, for as long as the registry asked for where it did, and then no
-    /// more at the same time than it bore: one node alone may be mistaken, or lie. Where there is no
-    /// limit of pulls, there is none of this kind. To be called before the [`RegistryBudgets::end`] of the
-    /// pull; true when it counts.
-    pub fn slow_down(
+    /// `node` reports that the registry limited its rate. Once a second node reports it within a
+    /// minute, the registry is backed off, for at least the time that it requested, and then serves
+    /// no more concurrent pulls than it sustained: one node alone may be mistaken, or lie. Has no
+    /// effect without a limit of pulls. Call before the pull's [`RegistryBudgets::end`]; true when
+    /// the back-off applies.
+    pub fn back_off(
         &mut self,
         registry: &str,
         node: &str,
-        asked_ms: Option<i64>,
+        retry_after_ms: Option<i64>,
         now: i64,
     ) -> bool {
         if self.limits.pulls == 0 {
             return false;
         }
         let entry = self.registries.entry(registry.to_owned()).or_default();
-        let before = entry.witness.replace((node.to_owned(), now));
-        if !before.is_some_and(|(other, at)| other != node && now - at <= WITNESS_MS) {
+        let before = entry.last_limited.replace((node.to_owned(), now));
+        if !before.is_some_and(|(other, at)| other != node && now - at <= CONFIRMATION_WINDOW_MS) {
             return false;
         }
-        // What it refuses it refuses at once, what it serves takes a while: those still in flight
-        // are the ones that it bears.
-        let borne = entry.in_flight.len().saturating_sub(1).max(1);
-        entry.reduced = Some(entry.reduced.map_or(borne, |reduced| reduced.min(borne)));
+        // Refusals come at once and served pulls take a while, so the pulls still in flight are
+        // those that the registry sustains.
+        let sustained = entry.in_flight.len().saturating_sub(1).max(1);
+        entry.reduced = Some(entry.reduced.map_or(sustained, |reduced| reduced.min(sustained)));
         entry.served = 0;
-        // Those that were under way when it said so say it again: that is no new pause.
-        if entry.paused_until <= now {
-            entry.pauses += 1;
-            let pause_ms = (FIRST_PAUSE_MS << entry.pauses.min(10)) / 2;
-            entry.paused_until = now + pause_ms.min(LONGEST_PAUSE_MS);
+        // Pulls already under way report the same rate limit: that is not a new back-off.
+        if entry.backoff_until <= now {
+            entry.backoffs += 1;
+            let backoff_ms = (FIRST_BACKOFF_MS << entry.backoffs.min(10)) / 2;
+            entry.backoff_until = now + backoff_ms.min(LONGEST_BACKOFF_MS);
         }
-        if let Some(asked_ms) = asked_ms {
-            entry.paused_until = entry.paused_until.max(now + asked_ms.clamp(0, LONGEST_ASKED_MS));
+        if let Some(retry_after_ms) = retry_after_ms {
+            entry.backoff_until =
+                entry.backoff_until.max(now + retry_after_ms.clamp(0, LONGEST_RETRY_AFTER_MS));
         }
         true
     }
 
-    /// The registry served a pull. When it has served as many as run at the same time, one more may.
+    /// The registry served a pull. After as many as the reduced limit, the limit rises by one.
     pub fn served(&mut self, registry: &str) {
         let Some(entry) = self.registries.get_mut(registry) else { return };
         let Some(reduced) = entry.reduced else { return };
-        (entry.pauses, entry.served) = (0, entry.served + 1);
+        (entry.backoffs, entry.served) = (0, entry.served + 1);
         if entry.served >= reduced {
             (entry.served, entry.reduced) = (0, Some(reduced + 1));
         }
@@ -189,9 +189,9 @@ impl RegistryBudgets {
         }
     }
 
-    /// To be called often while pulls wait; returns those that may start now.
+    /// Returns the waiting pulls that may start now. Call often while pulls wait.
     pub fn tick(&mut self, now: i64) -> Vec<String> {
-        self.registries.retain(|_, entry| !entry.is_of_no_interest(now));
+        self.registries.retain(|_, entry| !entry.is_idle(now));
         let waiting = self.registries.iter().filter(|(_, entry)| !entry.waiting.is_empty());
         let registries: Vec<String> = waiting.map(|(name, _)| name.clone()).collect();
         registries.iter().flat_map(|registry| self.begin_waiting(registry, now)).collect()
@@ -202,12 +202,12 @@ impl RegistryBudgets {
         matches!(self.places.get(uid), Some((_, Place::InFlight)))
     }
 
-    /// Whether `uid` waits for its turn.
+    /// Whether `uid` waits for a permit.
     pub fn is_waiting(&self, uid: &str) -> bool {
         matches!(self.places.get(uid), Some((_, Place::Waiting(_))))
     }
 
-    /// How many run, and how many wait.
+    /// Number of running and of waiting pulls.
     pub fn counts(&self) -> (usize, usize) {
         let running = self.registries.values().map(|registry| registry.in_flight.len()).sum();
         (running, self.places.len() - running)
@@ -307,12 +307,12 @@ mod tests {
         for uid in ["i", "j", "k", "l", "m", "n", "o"] {
             assert!(!grants.request(uid, "one", 0, 0));
         }
-        // It bears five, and says so to three nodes.
-        assert!(!grants.slow_down("one", "node-a", None, 10), "one node's word");
+        // It sustains five, and limits three nodes.
+        assert!(!grants.back_off("one", "node-a", None, 10), "one node's word");
         assert_eq!(grants.end("a", 10), ["i"]);
-        assert!(!grants.slow_down("one", "node-a", None, 10), "the same node's");
+        assert!(!grants.back_off("one", "node-a", None, 10), "the same node's");
         for (uid, node) in [("b", "node-b"), ("c", "node-c"), ("i", "node-d")] {
-            assert!(grants.slow_down("one", node, None, 10));
+            assert!(grants.back_off("one", node, None, 10));
             assert!(grants.end(uid, 10).is_empty(), "it is left alone");
         }
         assert_eq!(grants.registries["one"].reduced, Some(5));
@@ -334,24 +334,24 @@ mod tests {
         let mut grants = one_at_a_time();
         let mut now = 0;
         let mut node = 0;
-        let mut slow_down = |grants: &mut RegistryBudgets, asked: Option<i64>, now: i64| {
+        let mut back_off = |grants: &mut RegistryBudgets, asked: Option<i64>, now: i64| {
             node += 1;
-            grants.slow_down("one", &format!("node-{node}"), asked, now)
+            grants.back_off("one", &format!("node-{node}"), asked, now)
         };
-        slow_down(&mut grants, None, now);
+        back_off(&mut grants, None, now);
         for expected in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
             assert!(grants.request("a", "one", 0, now));
-            slow_down(&mut grants, None, now);
+            back_off(&mut grants, None, now);
             grants.end("a", now);
-            assert_eq!(grants.registries["one"].paused_until, now + expected);
+            assert_eq!(grants.registries["one"].backoff_until, now + expected);
             now += expected;
         }
         grants.served("one");
-        slow_down(&mut grants, Some(45_000), now);
-        assert_eq!(grants.registries["one"].paused_until, now + 45_000);
+        back_off(&mut grants, Some(45_000), now);
+        assert_eq!(grants.registries["one"].backoff_until, now + 45_000);
         let mut off = RegistryBudgets::new(Limits { pulls: 0, per_second: 0 });
-        slow_down(&mut off, Some(45_000), 0);
-        slow_down(&mut off, Some(45_000), 0);
+        back_off(&mut off, Some(45_000), 0);
+        back_off(&mut off, Some(45_000), 0);
         assert!(off.request("a", "one", 0, 0), "no limit is none");
     }
 }

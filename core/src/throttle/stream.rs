@@ -1,27 +1,27 @@
-//! How much one stream may say: far more than an honest warmer has to tell, and little enough that
-//! one node cannot crowd the others out. Pure.
+//! The rate limit of one stream's messages: far above what an honest warmer sends, and low enough
+//! that one node cannot starve the others. Pure.
 
 use std::time::Instant;
 
-/// A reconnect reports every order of a node at once; ten thousand of them are a very full node.
+/// A reconnect reports every assignment of a node at once; ten thousand are a very full node.
 const BURST: f64 = 20_000.0;
 /// Progress is throttled to one a second for each of a few pulls.
 const PER_SECOND: f64 = 500.0;
-/// Reports are short; only the text of a runtime's error has no length of its own.
+/// Reports are short; only the text of a runtime's error has no bound of its own.
 const LARGEST_REPORT: usize = 64 * 1024;
 /// A long message counts as several.
 const BYTES_FOR_ONE: f64 = 1024.0;
 
-/// Why a stream is cut off.
+/// Why a stream is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Excess {
-    /// Messages come faster than any warmer has reason to send them.
+    /// The rate of messages exceeds the limit.
     Flood,
-    /// A message is too long.
+    /// A message exceeds the size limit.
     Size,
 }
 
-/// What is left to say for one stream.
+/// The remaining message budget of one stream.
 #[derive(Debug)]
 pub struct MessageLimit {
     left: f64,
@@ -29,12 +29,12 @@ pub struct MessageLimit {
 }
 
 impl MessageLimit {
-    /// A stream that was just opened.
+    /// The budget of a new stream.
     pub fn new(now: Instant) -> Self {
         MessageLimit { left: BURST, at: now }
     }
 
-    /// Takes a message of `bytes` off.
+    /// Counts a message of `bytes`.
     pub fn take(&mut self, bytes: usize, now: Instant) -> Result<(), Excess> {
         if bytes > LARGEST_REPORT {
             return Err(Excess::Size);

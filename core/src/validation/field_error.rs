@@ -1,5 +1,5 @@
-//! What is wrong with one field, in the words of Kubernetes' own validation: path, kind of fault,
-//! value, and what would be right.
+//! An error in one field, in the form of Kubernetes' own validation: path, kind of fault, value,
+//! and what would be right.
 
 use std::fmt;
 
@@ -16,14 +16,14 @@ pub enum Fault {
     TooMany,
     /// The operator does not allow it.
     Forbidden,
-    /// The value names something that does not exist, or is of no use.
+    /// The value names something that does not exist or cannot be used.
     Unusable,
-    /// The value could not be judged, through no fault of its own.
+    /// The value could not be validated, for a reason other than the value.
     NotJudged,
 }
 
 impl Fault {
-    const fn words(self) -> &'static str {
+    const fn text(self) -> &'static str {
         match self {
             Fault::Invalid | Fault::Unusable => "Invalid value",
             Fault::Required => "Required value",
@@ -77,7 +77,7 @@ impl FieldError {
     /// The message without the field.
     pub fn body(&self) -> String {
         let separator = if self.value.is_empty() { "" } else { ": " };
-        format!("{}{separator}{}: {}", self.fault.words(), self.value, self.detail)
+        format!("{}{separator}{}: {}", self.fault.text(), self.value, self.detail)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The pure rules of an ImageWarm: what its defaults are, and what may stand in its spec. Works on
-//! JSON, since `/mutate` sees objects before the API server has checked their schema.
+//! Defaulting and validation of an ImageWarm's spec, without cluster state. Works on JSON, since
+//! `/mutate` receives objects before the API server has validated their schema.
 
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ const LONGEST_NAME: usize = 253;
 /// Longest image reference, as in the CRD.
 const LONGEST_IMAGE: usize = 1024;
 
-/// Says what is wrong with an image reference; a seam for tests of everything else.
+/// Validates an image reference; a seam for tests of everything else.
 pub type ImageRule = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
 /// The grammar of `distribution/reference`.
@@ -21,7 +21,7 @@ pub fn image_rule(image: &str) -> Result<(), String> {
     Reference::parse(image).map(drop).map_err(|error| error.to_string())
 }
 
-/// Which parts of a spec are to be judged.
+/// Which parts of a spec are validated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
     /// `spec.image`.
@@ -47,8 +47,8 @@ impl Changed {
     }
 }
 
-/// Removes white space around the changed names, and repeated secrets. Nothing else is touched:
-/// what has another shape than expected stays for the schema to refuse.
+/// Removes white space around the changed names, and repeated secrets. Nothing else is changed:
+/// values of an unexpected shape are left for the schema to reject.
 pub fn apply_defaults(spec: &mut Value, changed: Changed) {
     if changed.image {
         trim(&mut spec["image"]);
@@ -78,7 +78,7 @@ fn trim(value: &mut Value) {
     }
 }
 
-/// Judges the changed parts of `spec`, all problems at once; what needs no cluster.
+/// Validates the changed parts of `spec` without cluster state; returns all errors.
 pub fn check_value(spec: &Value, changed: Changed, image_rule: &ImageRule) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if !spec.is_object() {
@@ -202,14 +202,14 @@ mod tests {
         if image.contains(' ') { Err("invalid reference format".into()) } else { Ok(()) }
     }
 
-    fn told(spec: Value) -> Vec<String> {
+    fn errors_of(spec: Value) -> Vec<String> {
         let errors = check_value(&spec, Changed::ALL, &rule);
         errors.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn all_problems_are_told_at_once_with_path_and_value() {
-        let errors = told(json!({
+        let errors = errors_of(json!({
             "image": "a b", "nodeName": "Node_A",
             "imagePullSecrets": [{"name": "good"}, {"name": "-x"}, {}, 7, {"name": 8}],
         }));
@@ -264,9 +264,9 @@ mod tests {
             ),
         ];
         for (spec, message) in cases {
-            assert_eq!(told(spec), [message]);
+            assert_eq!(errors_of(spec), [message]);
         }
-        let long = told(json!({"image": "a".repeat(5000), "nodeName": "n".repeat(254)}));
+        let long = errors_of(json!({"image": "a".repeat(5000), "nodeName": "n".repeat(254)}));
         assert_eq!(long.len(), 2);
         assert!(long.iter().all(|message| message.len() < 500));
     }

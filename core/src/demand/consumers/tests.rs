@@ -6,7 +6,7 @@ use super::*;
 use crate::api::WARM_KEY;
 use crate::sample::{at, by_digest, knative_image, resolve, revision, route};
 
-/// What the Images mean, each as `name: meaning`, and who asks for which images.
+/// How the Images resolve, each as `name: resolution`, and which images each consumer demands.
 fn read(revisions: &[Revision], images: &[KnativeImage]) -> (Vec<String>, Vec<String>) {
     let revisions: Vec<_> = revisions.iter().cloned().map(Arc::new).collect();
     let images: Vec<_> = images.iter().cloned().map(Arc::new).collect();
@@ -21,11 +21,11 @@ fn read(revisions: &[Revision], images: &[KnativeImage]) -> (Vec<String>, Vec<St
         let mut meanings: Vec<String> = Vec::new();
         for (image, meaning) in &demanded.images {
             let meaning = match meaning {
-                Meaning::Wanted { consumer, image } => {
+                Resolution::Wanted { consumer, image } => {
                     let one = &demanded.consumers[*consumer];
                     format!("{} of {}", brief(&one.demand.images[*image].reference), name(&one.by))
                 }
-                Meaning::Invalid(_) => "Invalid".to_owned(),
+                Resolution::Invalid(_) => "Invalid".to_owned(),
                 other => format!("{other:?}"),
             };
             meanings.push(format!("{}: {meaning}", image.metadata.name.as_deref().unwrap()));
@@ -41,7 +41,7 @@ fn read(revisions: &[Revision], images: &[KnativeImage]) -> (Vec<String>, Vec<St
                     None => brief(&image.reference),
                 })
                 .collect();
-            format!("{} asks for {}", name(&one.by), images.join(", "))
+            format!("{} demands {}", name(&one.by), images.join(", "))
         });
         (meanings, demands.collect())
     };
@@ -62,7 +62,7 @@ fn an_image_of_a_revision_is_the_digest_of_its_tag() {
     );
     let (meanings, demands) = read(&[demanded], &[image]);
     assert_eq!(meanings, ["r-1-cache-c0: app:v1 of r-1"]);
-    assert_eq!(demands, ["r-1 asks for app:v1=app@1, side:v1"]);
+    assert_eq!(demands, ["r-1 demands app:v1=app@1, side:v1"]);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn the_same_digest_in_the_revisions_status_changes_nothing() {
     let image = knative_image("i", &by_digest("app", '1'), Some(&demanded));
     let (meanings, demands) = read(&[demanded], &[image]);
     assert_eq!(meanings, ["i: app:v1 of r-1"]);
-    assert_eq!(demands, ["r-1 asks for app:v1=app@1"]);
+    assert_eq!(demands, ["r-1 demands app:v1=app@1"]);
 }
 
 #[test]
@@ -81,11 +81,11 @@ fn of_two_tags_of_one_repository_the_containers_name_tells() {
     let named = knative_image("r-1-cache-c1", &by_digest("app", '2'), Some(&demanded));
     let (meanings, demands) = read(std::slice::from_ref(&demanded), &[named]);
     assert_eq!(meanings, ["r-1-cache-c1: app:v2 of r-1"]);
-    assert_eq!(demands, ["r-1 asks for app:v1, app:v2=app@2"]);
+    assert_eq!(demands, ["r-1 demands app:v1, app:v2=app@2"]);
     let cut = knative_image("r-1-cache-0123456789abcdef", &by_digest("app", '2'), Some(&demanded));
     let (meanings, demands) = read(&[demanded], &[cut]);
     assert_eq!(meanings, ["r-1-cache-0123456789abcdef: Undecided"]);
-    assert_eq!(demands, ["r-1 asks for app:v1, app:v2"]);
+    assert_eq!(demands, ["r-1 demands app:v1, app:v2"]);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn what_no_container_names_is_asked_for_beside_them() {
     let image = knative_image("i", &by_digest("other", '3'), Some(&demanded));
     let (meanings, demands) = read(std::slice::from_ref(&demanded), std::slice::from_ref(&image));
     assert_eq!(meanings, ["i: other@3 of i"]);
-    assert_eq!(demands, ["r-1 asks for app:v1", "i asks for other@3=other@3"]);
+    assert_eq!(demands, ["r-1 demands app:v1", "i demands other@3=other@3"]);
     let both = super::demands(
         &[Arc::new(demanded.clone())],
         &[Arc::new(image.clone())],
@@ -118,7 +118,7 @@ fn what_no_container_names_is_asked_for_beside_them() {
 fn an_image_without_a_revision_stands_for_itself() {
     let (meanings, demands) = read(&[], &[knative_image("queue-proxy", "queue:v1", None)]);
     assert_eq!(meanings, ["queue-proxy: queue:v1 of queue-proxy"]);
-    assert_eq!(demands, ["queue-proxy asks for queue:v1"]);
+    assert_eq!(demands, ["queue-proxy demands queue:v1"]);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn an_image_whose_revision_is_gone_goes_with_it() {
     let image = knative_image("i", &by_digest("app", '1'), Some(&gone));
     let mut labelled = image.clone();
     labelled.metadata.owner_references = None;
-    assert_eq!(read(&[], &[image]).0, ["i: Going"]);
+    assert_eq!(read(&[], &[image]).0, ["i: Orphaned"]);
     assert_eq!(read(&[], &[labelled]).0, ["i: app@1 of i"], "nothing will delete this one");
 }
 
@@ -143,17 +143,17 @@ fn what_is_not_warmed() {
     let of = |image: &str, revision: &Revision| knative_image("i", image, Some(revision));
     let digest = by_digest("app", '1');
     let cases = [
-        ("empty", of("", &demanded), "Nothing"),
+        ("empty", of("", &demanded), "Empty"),
         ("not a reference", of("Not An Image", &demanded), "Invalid"),
-        ("skipped registry", of("dev.local/app:v1", &demanded), "LeftAlone"),
-        ("never pulled", of(&digest, &never), "LeftAlone"),
-        ("the Revision says no", of(&digest, &opts_out), "LeftAlone"),
-        ("the Image says no", itself, "LeftAlone"),
+        ("skipped registry", of("dev.local/app:v1", &demanded), "OptedOut"),
+        ("never pulled", of(&digest, &never), "OptedOut"),
+        ("the Revision opts out", of(&digest, &opts_out), "OptedOut"),
+        ("the Image opts out", itself, "OptedOut"),
     ];
     for (name, image, expected) in cases {
         let revision = match name {
             "never pulled" => &never,
-            "the Revision says no" => &opts_out,
+            "the Revision opts out" => &opts_out,
             _ => &demanded,
         };
         let (meanings, demands) = read(std::slice::from_ref(revision), &[image]);
@@ -163,7 +163,7 @@ fn what_is_not_warmed() {
     let image = Arc::new(knative_image("i", "app:v1", None));
     let out = BTreeSet::from(["ns".to_owned()]);
     let demanded = super::demands(&[], &[image], &out, &Policy::default());
-    assert_eq!(demanded.images[0].1, Meaning::LeftAlone, "the namespace says no");
+    assert_eq!(demanded.images[0].1, Resolution::OptedOut, "the namespace opts out");
 }
 
 #[test]

@@ -26,15 +26,15 @@ fn identity(secret: &str, account: Option<&str>) -> PullIdentity {
     PullIdentity { secrets, service_account: account.map(Into::into) }
 }
 
-fn stand(warm: &ImageWarm, revisions: &[&Revision]) -> PullContext {
+fn context_of(warm: &ImageWarm, revisions: &[&Revision]) -> PullContext {
     let revisions: Vec<_> = revisions.iter().map(|one| Arc::new((*one).clone())).collect();
-    let standing = stand_under(warm, &revisions, &Policy::default());
+    let context = context_under(warm, &revisions, &Policy::default());
     let reversed: Vec<_> = revisions.iter().rev().cloned().collect();
-    assert_eq!(standing, stand_under(warm, &reversed, &Policy::default()), "order matters");
-    standing
+    assert_eq!(context, context_under(warm, &reversed, &Policy::default()), "order matters");
+    context
 }
 
-fn stand_under(warm: &ImageWarm, revisions: &[Arc<Revision>], policy: &Policy) -> PullContext {
+fn context_under(warm: &ImageWarm, revisions: &[Arc<Revision>], policy: &Policy) -> PullContext {
     let running = Policy { paused: false, ..policy.clone() };
     pull_context(
         &kept(warm),
@@ -58,34 +58,31 @@ fn identities_newest_first_without_repeats() {
     let new = with_secret(revision("r-2", 200, &["app:v1"]), "", "robot");
     let same = with_secret(revision("r-3", 300, &["app:v1"]), "one", "default");
     let other = with_secret(revision("r-4", 400, &["other"]), "four", "default");
-    let order = warm(&old, "app:v1", "a", 100);
-    let standing = stand(&order, &[&old, &new, &same, &other]);
-    assert_eq!(
-        standing.identities,
-        [identity("one", Some("default")), identity("", Some("robot"))]
-    );
-    assert_eq!(standing.priority, 300);
+    let image_warm = warm(&old, "app:v1", "a", 100);
+    let context = context_of(&image_warm, &[&old, &new, &same, &other]);
+    assert_eq!(context.identities, [identity("one", Some("default")), identity("", Some("robot"))]);
+    assert_eq!(context.priority, 300);
 }
 
 #[test]
 fn an_order_that_nobody_wants_any_more_keeps_its_own_identity() {
     let gone = with_secret(revision("r-1", 100, &["app:v1"]), "", "robot");
-    let standing = stand(&warm(&gone, "app:v1", "a", 100), &[]);
-    assert_eq!(standing.identities, [identity("", Some("robot"))]);
-    assert_eq!((standing.check_for, standing.priority), (None, 0));
+    let context = context_of(&warm(&gone, "app:v1", "a", 100), &[]);
+    assert_eq!(context.identities, [identity("", Some("robot"))]);
+    assert_eq!((context.check_for, context.priority), (None, 0));
 }
 
 #[test]
 fn a_hand_made_order_uses_its_own_spec() {
     let demanded = with_secret(revision("r-1", 100, &["app:v1"]), "theirs", "default");
-    let mut order = warm(&demanded, "app:v1", "a", 100);
-    order.metadata.labels.as_mut().unwrap().remove(MANAGED_BY_LABEL);
-    order.spec.image_pull_secrets = vec![SecretReference { name: "mine".into() }];
-    assert_eq!(stand(&order, &[]).identities, [identity("mine", None)]);
-    let both = stand(&order, &[&demanded]).identities;
+    let mut image_warm = warm(&demanded, "app:v1", "a", 100);
+    image_warm.metadata.labels.as_mut().unwrap().remove(MANAGED_BY_LABEL);
+    image_warm.spec.image_pull_secrets = vec![SecretReference { name: "mine".into() }];
+    assert_eq!(context_of(&image_warm, &[]).identities, [identity("mine", None)]);
+    let both = context_of(&image_warm, &[&demanded]).identities;
     assert_eq!(both, [identity("theirs", Some("default")), identity("mine", None)]);
-    order.spec.image = "Not An Image".into();
-    assert_eq!(stand(&order, &[&demanded]).identities, [identity("mine", None)]);
+    image_warm.spec.image = "Not An Image".into();
+    assert_eq!(context_of(&image_warm, &[&demanded]).identities, [identity("mine", None)]);
 }
 
 #[test]
@@ -93,8 +90,8 @@ fn an_order_by_digest_stands_for_the_revisions_that_were_resolved_to_it() {
     let mut demanded = revision("r-1", 100, &["app:v1"]);
     resolve(&mut demanded, '1');
     let image = demanded.status.as_ref().unwrap().container_statuses[0].image_digest.clone();
-    let standing = stand(&warm(&demanded, &image, "a", 100), &[&demanded]);
-    assert_eq!((standing.priority, standing.check_for), (100, None));
+    let context = context_of(&warm(&demanded, &image, "a", 100), &[&demanded]);
+    assert_eq!((context.priority, context.check_for), (100, None));
 }
 
 #[test]
@@ -107,31 +104,36 @@ fn checks() {
     let mut reserve = third.clone();
     route(&mut reserve, "reserve");
 
-    let order = || warm(&first, "app:v1", "a", 100);
-    let pulled = || tried(order(), 101, Some(110));
-    let mut checked = tried(order(), 199, Some(210));
+    let image_warm = || warm(&first, "app:v1", "a", 100);
+    let pulled = || tried(image_warm(), 101, Some(110));
+    let mut checked = tried(image_warm(), 199, Some(210));
     checked.status.as_mut().unwrap().checked_for = Some("conf-uid/r-2".into());
 
     let token = |name: &str| Some(format!("conf-uid/{name}"));
     let cases = [
-        ("nobody asks", pulled(), vec![], None),
+        ("no demand", pulled(), vec![], None),
         ("the first pull is the check", pulled(), vec![&first], None),
-        ("no pull yet", order(), vec![&first, &second], None),
-        ("first pull runs", tried(order(), 101, None), vec![&first, &second], None),
+        ("no pull yet", image_warm(), vec![&first, &second], None),
+        ("first pull runs", tried(image_warm(), 101, None), vec![&first, &second], None),
         ("first pull was before", pulled(), vec![&first, &second], token("r-2")),
         ("only the newest", pulled(), vec![&first, &second, &third], token("r-3")),
-        ("pulled in the same second", tried(order(), 200, Some(201)), vec![&second], token("r-2")),
-        ("pulled in the next second", tried(order(), 201, Some(202)), vec![&second], None),
+        (
+            "pulled in the same second",
+            tried(image_warm(), 200, Some(201)),
+            vec![&second],
+            token("r-2"),
+        ),
+        ("pulled in the next second", tried(image_warm(), 201, Some(202)), vec![&second], None),
         ("checked", checked.clone(), vec![&first, &second], None),
         ("checked, and a newer one", checked, vec![&first, &second, &third], token("r-3")),
         ("digest known", pulled(), vec![&first, &resolved], None),
         ("digest known of the newest only", pulled(), vec![&second, &resolved], token("r-2")),
         ("not routable", pulled(), vec![&first, &reserve], None),
     ];
-    for (name, order, revisions, expected) in cases {
-        assert_eq!(stand(&order, &revisions).check_for, expected, "{name}");
+    for (name, image_warm, revisions, expected) in cases {
+        assert_eq!(context_of(&image_warm, &revisions).check_for, expected, "{name}");
     }
     let paused = Policy { paused: true, ..Policy::default() };
-    let standing = stand_under(&pulled(), &[Arc::new(second)], &paused);
-    assert_eq!((standing.check_for, standing.priority), (None, 200));
+    let context = context_under(&pulled(), &[Arc::new(second)], &paused);
+    assert_eq!((context.check_for, context.priority), (None, 200));
 }

@@ -1,6 +1,6 @@
 //! Reads `.dockerconfigjson` and `.dockercfg` as kubelet does, that is as Go's `encoding/json`
 //! does: field names in any case, `null` as absent, the last of repeated fields wins, unknown
-//! fields are ignored. Errors tell the place in the file and never any of its content.
+//! fields are ignored. Errors name the place in the file and never any of its content.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -254,7 +254,7 @@ fn match_chunk<'n>(mut chunk: &[u8], name: &'n [u8]) -> Option<Option<&'n [u8]>>
     Some(rest)
 }
 
-/// Reads a class up to its `]`, and says whether the character belongs to it.
+/// Reads a class up to its `]`, and returns whether the character belongs to it.
 fn match_class(chunk: &mut &[u8], character: char) -> Option<bool> {
     let is_negated = chunk.first() == Some(&b'^');
     if is_negated {

@@ -1,4 +1,4 @@
-//! What can be wrong with an image reference, said so that the writer can mend it.
+//! Errors of image references: each names the fault and the correct form.
 
 use crate::image::quoted::Quoted;
 

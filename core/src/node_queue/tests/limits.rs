@@ -27,7 +27,7 @@ fn a_registry_gets_its_share_of_the_places_only() {
     for (uid, image, priority) in
         [("a", "r.test/a", 9), ("b", "r.test/b", 8), ("c", "r.test/c", 7), ("d", "other.test/d", 1)]
     {
-        queue.assign(Assign { priority, ..order(uid, image) }, 0);
+        queue.assign(Assign { priority, ..assignment(uid, image) }, 0);
     }
     let jobs: Vec<Job> = std::iter::from_fn(|| queue.next(0)).collect();
     let started: Vec<_> = jobs.iter().map(|job| job.uid.as_str()).collect();
@@ -40,7 +40,7 @@ fn a_registry_gets_its_share_of_the_places_only() {
 fn one_refusal_slows_every_pull_from_the_registry_and_says_so() {
     let mut queue = queue();
     for (uid, image) in [("a", "r.test/a"), ("b", "r.test/b"), ("d", "other.test/d")] {
-        queue.assign(order(uid, image), 0);
+        queue.assign(assignment(uid, image), 0);
     }
     let report = pulled(&mut queue, 0, refused("toomanyrequests: retry after 60 seconds"));
     assert_eq!((report.reason.as_str(), report.retry_at_unix_ms), ("RateLimited", 63_000));
@@ -62,8 +62,8 @@ fn one_refusal_slows_every_pull_from_the_registry_and_says_so() {
 #[test]
 fn what_the_node_holds_is_not_called_limited() {
     let mut queue = queue();
-    queue.assign(order("a", "r.test/a"), 0);
-    let held_tag = Assign { believed_present: true, ..order("t", "r.test/t:v1") };
+    queue.assign(assignment("a", "r.test/a"), 0);
+    let held_tag = Assign { believed_present: true, ..assignment("t", "r.test/t:v1") };
     queue.assign(Assign { check_for: "u/r".into(), ..held_tag }, 0);
     pulled(&mut queue, 0, refused(""));
     assert_eq!(queue.held_up(1), [], "its check waits, and it is there");
@@ -72,7 +72,7 @@ fn what_the_node_holds_is_not_called_limited() {
 #[test]
 fn a_full_disk_is_told_once_and_looked_at_often() {
     let mut queue = queue();
-    queue.assign(order("a", "r.test/a"), 0);
+    queue.assign(assignment("a", "r.test/a"), 0);
     let mut now = 0;
     let mut told = vec![];
     for _ in 0..5 {
@@ -90,7 +90,7 @@ fn a_full_disk_is_told_once_and_looked_at_often() {
 #[test]
 fn an_image_that_outgrew_its_room_needs_more_the_next_time() {
     let mut queue = queue();
-    queue.assign(order("a", "r.test/a"), 0);
+    queue.assign(assignment("a", "r.test/a"), 0);
     let mut now = 0;
     for room_bytes in [1_000, 2_000, 4_000] {
         let job = queue.next(now).unwrap();
@@ -105,8 +105,8 @@ fn an_image_that_outgrew_its_room_needs_more_the_next_time() {
 #[test]
 fn pulls_side_by_side_need_room_for_all() {
     let mut queue = queue();
-    queue.assign(order("a", "r.test/a"), 0);
-    queue.assign(Assign { known_size_bytes: 70, ..order("b", "r.test/b") }, 0);
+    queue.assign(assignment("a", "r.test/a"), 0);
+    queue.assign(Assign { known_size_bytes: 70, ..assignment("b", "r.test/b") }, 0);
     let first = queue.next(0).unwrap();
     assert_eq!(first.room_bytes, 1_000, "as assumed");
     let second = queue.next(0).unwrap();

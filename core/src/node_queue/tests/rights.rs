@@ -63,7 +63,7 @@ fn what_another_namespace_brought_is_asked_for() {
 #[test]
 fn a_tag_of_the_same_content_counts_as_bringing_it() {
     let mut queue = queue();
-    queue.assign(Assign { namespace: "team-a".into(), ..order("a", "r.test/app:v1") }, 0);
+    queue.assign(Assign { namespace: "team-a".into(), ..assignment("a", "r.test/app:v1") }, 0);
     let pulled = Ended::Pulled(0, held(true));
     assert_eq!(done(&mut queue, 0, Step::Pull, pulled), Some((true, "Pulled".into())));
     queue.assign(of("team-b", "b"), 1);

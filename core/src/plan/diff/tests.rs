@@ -339,16 +339,16 @@ fn rest(revision: &mut Revision, since: i64) {
 #[test]
 fn reserve_keeps_its_images_for_a_while_only() {
     let mut one = revision("r-1", 0, &["app:v1"]);
-    let order = warm(&one, "app:v1", "a", 0);
+    let image_warm = warm(&one, "app:v1", "a", 0);
     rest(&mut one, 1000);
-    let world = World::new(&["a", "b"], &[&one], std::slice::from_ref(&order));
+    let world = World::new(&["a", "b"], &[&one], std::slice::from_ref(&image_warm));
     let plan = world.plan(1599);
     assert!(plan.create.is_empty());
     assert_eq!((deleted(&plan), plan.recheck_at), (vec![], Some(at(1600))));
     assert_eq!(deleted(&world.plan(1600)), ["app:v1 on a: Reserve"]);
 
     let other = revision("r-2", 0, &["app:v1"]);
-    let world = World::new(&["a"], &[&one, &other], std::slice::from_ref(&order));
+    let world = World::new(&["a"], &[&one, &other], std::slice::from_ref(&image_warm));
     let plan = world.plan(1600);
     assert_eq!((deleted(&plan), plan.recheck_at), (vec![], None), "another still wants it");
 
@@ -366,12 +366,12 @@ fn with_images(mut world: World, images: &[KnativeImage]) -> World {
 fn an_image_of_a_revision_costs_nothing_where_the_tag_holds_its_digest() {
     let one = revision("r-1", 0, &["app:v1"]);
     let image = knative_image("i", &by_digest("app", '1'), Some(&one));
-    let order = |node| warm(&one, "app:v1", node, 0);
+    let image_warm = |node| warm(&one, "app:v1", node, 0);
     let warms = [
-        holding(order("a"), '1'),
-        because(order("b"), Reason::Pulling),
-        holding(order("c"), '2'),
-        order("d"),
+        holding(image_warm("a"), '1'),
+        because(image_warm("b"), Reason::Pulling),
+        holding(image_warm("c"), '2'),
+        image_warm("d"),
     ];
     let world = with_images(World::new(&["a", "b", "c", "d"], &[&one], &warms), &[image]);
     let plan = world.plan(1000);

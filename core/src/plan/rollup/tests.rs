@@ -50,22 +50,22 @@ impl World {
     }
 
     /// `status reason: message` of the one Image, and its counts.
-    fn says(&self) -> (String, String) {
-        self.says_within(Bounds::default(), &BTreeMap::new())
+    fn result(&self) -> (String, String) {
+        self.result_within(Bounds::default(), &BTreeMap::new())
     }
 
-    fn says_within(&self, bounds: Bounds, full: &BTreeMap<String, usize>) -> (String, String) {
+    fn result_within(&self, bounds: Bounds, full: &BTreeMap<String, usize>) -> (String, String) {
         let updates = self.updates_within(bounds, full, 1000);
         let status = &updates[0].status;
         let ready = &status.conditions[0];
         let counts = [NODES, NODES_READY, NODES_FAILED]
             .map(|key| status.annotations.get(key).cloned().unwrap_or("-".into()));
-        let told = format!("{:?} {}: {}", ready.status, ready.reason, ready.message);
-        (told, counts.join("/"))
+        let observed_result = format!("{:?} {}: {}", ready.status, ready.reason, ready.message);
+        (observed_result, counts.join("/"))
     }
 }
 
-/// A Revision of `app:v1` whose Image says that this is digest 1, on nodes a, b, c, d, e.
+/// A Revision of `app:v1` whose Image resolves it to digest 1, on nodes a, b, c, d, e.
 fn world(warms: impl Fn(&Revision) -> Vec<ImageWarm>) -> World {
     let demanded = revision("r-1", 0, &["app:v1"]);
     World {
@@ -76,17 +76,20 @@ fn world(warms: impl Fn(&Revision) -> Vec<ImageWarm>) -> World {
     }
 }
 
-fn told(warms: impl Fn(&Revision) -> Vec<ImageWarm>) -> (String, String) {
-    world(warms).says()
+fn observed_result(warms: impl Fn(&Revision) -> Vec<ImageWarm>) -> (String, String) {
+    world(warms).result()
 }
 
-fn says(text: &str, counts: &str) -> (String, String) {
+fn expected(text: &str, counts: &str) -> (String, String) {
     (text.into(), counts.into())
 }
 
 #[test]
 fn on_the_way() {
-    assert_eq!(told(|_| vec![]), says("Unknown Queued: 0 of 5 nodes hold the image", "5/0/0"));
+    assert_eq!(
+        observed_result(|_| vec![]),
+        expected("Unknown Queued: 0 of 5 nodes hold the image", "5/0/0")
+    );
     let mixed = |demanded: &Revision| {
         vec![
             holding(warm(demanded, "app:v1", "a", 0), '1'),
@@ -95,7 +98,10 @@ fn on_the_way() {
             warm(demanded, "app:v1", "d", 0),
         ]
     };
-    assert_eq!(told(mixed), says("Unknown Pulling: 1 of 5 nodes hold the image", "5/1/0"));
+    assert_eq!(
+        observed_result(mixed),
+        expected("Unknown Pulling: 1 of 5 nodes hold the image", "5/1/0")
+    );
 }
 
 #[test]
@@ -108,20 +114,20 @@ fn what_is_beyond_a_limit_is_told() {
             because(warm(demanded, "app:v1", "b", 0), Reason::Pulling),
         ]
     };
-    let text = "Unknown LimitReached: 1 of 5 nodes hold the image; none is ordered for 3, since the \
+    let text = "Unknown LimitReached: 1 of 5 nodes hold the image; none is assigned to 3, since the \
                 namespace may have no more than 2 ImageWarms (--max-image-warms-per-namespace)";
-    assert_eq!(world(two).says_within(bounds, &full), says(text, "5/1/0"));
+    assert_eq!(world(two).result_within(bounds, &full), expected(text, "5/1/0"));
     // Failures are worse, and an Image without anything missing is as ever.
     let failed =
         |demanded: &Revision| vec![because(warm(demanded, "app:v1", "a", 0), Reason::NotFound)];
-    let told = world(failed).says_within(bounds, &full).0;
-    assert!(told.starts_with("False NotFound"), "{told}");
+    let observed_result = world(failed).result_within(bounds, &full).0;
+    assert!(observed_result.starts_with("False NotFound"), "{observed_result}");
     let all = |demanded: &Revision| {
         ["a", "b", "c", "d", "e"]
             .map(|node| holding(warm(demanded, "app:v1", node, 0), '1'))
             .to_vec()
     };
-    assert_eq!(world(all).says_within(bounds, &full), says("True : ", "5/5/0"));
+    assert_eq!(world(all).result_within(bounds, &full), expected("True : ", "5/5/0"));
 
     let mut many = world(|_| vec![]);
     let demanded = revision("r-1", 0, &["other:v1", "app:v1"]);
@@ -130,7 +136,7 @@ fn what_is_beyond_a_limit_is_told() {
     let bounds = Bounds { images_per_revision: 1, ..Bounds::default() };
     let text = "Unknown LimitReached: of one Revision no more than 1 images are warmed \
                 (--max-images-per-revision)";
-    assert_eq!(many.says_within(bounds, &BTreeMap::new()), says(text, "-/-/-"));
+    assert_eq!(many.result_within(bounds, &BTreeMap::new()), expected(text, "-/-/-"));
 }
 
 #[test]
@@ -140,12 +146,15 @@ fn a_tag_counts_only_with_the_digest() {
             .map(|node| holding(warm(demanded, "app:v1", node, 0), '2'))
             .to_vec()
     };
-    assert_eq!(told(moved), says("Unknown Queued: 0 of 5 nodes hold the image", "5/0/0"));
+    assert_eq!(
+        observed_result(moved),
+        expected("Unknown Queued: 0 of 5 nodes hold the image", "5/0/0")
+    );
     let both = |demanded: &Revision| {
         let exact = |node| holding(warm(demanded, &by_digest("app", '1'), node, 0), '1');
         moved(demanded).into_iter().chain(["a", "b", "c", "d", "e"].map(exact)).collect()
     };
-    assert_eq!(told(both), says("True : ", "5/5/0"));
+    assert_eq!(observed_result(both), expected("True : ", "5/5/0"));
 }
 
 #[test]
@@ -159,27 +168,27 @@ fn a_node_without_a_warmer_is_named_unless_it_holds_the_image() {
     let mut world = world(waiting);
     world.nodes.truncate(2);
     let text = "Unknown WaitingForWarmer: 1 of 2 nodes hold the image; no warmer is connected on b";
-    assert_eq!(world.says(), says(text, "2/1/0"));
+    assert_eq!(world.result(), expected(text, "2/1/0"));
 }
 
 #[test]
 fn the_worst_reason_decides_and_names_its_nodes() {
     let failed = |demanded: &Revision| {
-        let order = |node, reason, message: &str| {
+        let image_warm = |node, reason, message: &str| {
             let mut one = because(warm(demanded, "app:v1", node, 0), reason);
             one.status.as_mut().unwrap().conditions[0].message = message.into();
             one
         };
         vec![
-            order("a", Reason::RegistryUnreachable, "refused"),
-            order("b", Reason::RegistryUnreachable, "refused"),
-            order("c", Reason::Unauthorized, "no basic auth credentials"),
-            order("d", Reason::Pulling, ""),
+            image_warm("a", Reason::RegistryUnreachable, "refused"),
+            image_warm("b", Reason::RegistryUnreachable, "refused"),
+            image_warm("c", Reason::Unauthorized, "no basic auth credentials"),
+            image_warm("d", Reason::Pulling, ""),
         ]
     };
     let text = "False Unauthorized: 0 of 5 nodes hold the image; Unauthorized on c: no basic auth \
                 credentials";
-    assert_eq!(told(failed), says(text, "5/0/3"));
+    assert_eq!(observed_result(failed), expected(text, "5/0/3"));
     let all = |demanded: &Revision| {
         ["a", "b", "c", "d", "e"]
             .map(|node| because(warm(demanded, "app:v1", node, 0), Reason::DiskPressure))
@@ -187,7 +196,7 @@ fn the_worst_reason_decides_and_names_its_nodes() {
     };
     let text =
         "False DiskPressure: 0 of 5 nodes hold the image; DiskPressure on a, b, c and 2 more";
-    assert_eq!(told(all), says(text, "5/0/5"));
+    assert_eq!(observed_result(all), expected(text, "5/0/5"));
 }
 
 #[test]
@@ -195,21 +204,21 @@ fn never_true_for_want_of_nodes() {
     let mut world = world(|_| vec![]);
     world.nodes.clear();
     let text = "Unknown NoEligibleNode: 0 of 0 nodes: no node can run this image now";
-    assert_eq!(world.says(), says(text, "0/0/0"));
+    assert_eq!(world.result(), expected(text, "0/0/0"));
 }
 
 #[test]
 fn images_that_are_not_pulled() {
     let mut world = world(|_| vec![]);
-    let mut say = |image: &str| {
+    let mut result_for = |image: &str| {
         world.images[0].spec.image = image.into();
-        world.says()
+        world.result()
     };
-    assert_eq!(say(""), says("True : ", "-/-/-"));
-    assert!(say("Not An Image").0.starts_with("False InvalidImage: spec.image: "));
+    assert_eq!(result_for(""), expected("True : ", "-/-/-"));
+    assert!(result_for("Not An Image").0.starts_with("False InvalidImage: spec.image: "));
     let text =
         "Unknown OptedOut: the image, its Revision or its namespace is excluded from warming";
-    assert_eq!(say("dev.local/app:v1"), says(text, "-/-/-"));
+    assert_eq!(result_for("dev.local/app:v1"), expected(text, "-/-/-"));
 }
 
 #[test]
@@ -220,11 +229,11 @@ fn a_revision_in_reserve_after_its_delay() {
     let mut modified = |text: &str| {
         world.revisions[0].metadata.annotations =
             Some([(ROUTING_STATE_MODIFIED.to_owned(), text.to_owned())].into());
-        world.says()
+        world.result()
     };
-    assert_eq!(modified("1970-01-01T00:15:00Z"), says("True : ", "1/1/0"), "only just");
+    assert_eq!(modified("1970-01-01T00:15:00Z"), expected("True : ", "1/1/0"), "only just");
     let text = "Unknown NotRoutable: the Revision gets no traffic: its images are not kept warm";
-    assert_eq!(modified("1970-01-01T00:05:00Z"), says(text, "-/-/-"));
+    assert_eq!(modified("1970-01-01T00:05:00Z"), expected(text, "-/-/-"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! struct of its labels, and the `labels!` enums of their values.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use syn::visit::{self, Visit};
 use syn::{Attribute, Expr, Fields, GenericArgument, ItemEnum, ItemStruct, Lit, Meta, Type};
@@ -86,7 +87,12 @@ impl<'ast> Visit<'ast> for Enums {
 }
 
 /// The metrics with labels, by the name with which they are registered.
-pub fn metrics() -> BTreeMap<String, Labelled> {
+pub fn metrics() -> &'static BTreeMap<String, Labelled> {
+    static METRICS: LazyLock<BTreeMap<String, Labelled>> = LazyLock::new(parse);
+    &METRICS
+}
+
+fn parse() -> BTreeMap<String, Labelled> {
     let mut enums = Enums::default();
     let mut sources = vec![];
     for folder in ["src", "core/src"] {

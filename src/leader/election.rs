@@ -1,5 +1,5 @@
-//! Leader election over a Lease. The leader stops by its own clock before anybody else may take
-//! over, also while the API server cannot be reached.
+//! Leader election with a Lease. A leader that cannot renew the Lease stops by its own clock before
+//! another replica may take over, even while the API server is unreachable.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::writes::ApplyError;
 use imagewarm_core::election::{self, Action, Observation, Record, decide};
 
-/// One look at the Lease with one write.
+/// Timeout of one attempt: a read of the Lease and a write.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Takes part in the election.
@@ -32,8 +32,8 @@ pub struct Elector {
 }
 
 impl Elector {
-    /// `name` is this replica's (such as its Pod's), `dispatch_address` where its dispatch server
-    /// can be reached by warmers.
+    /// `name` is the name of this replica, such as its Pod's; `dispatch_address` is where warmers
+    /// reach its dispatch server.
     pub fn new(
         client: Client,
         args: LeaseArgs,
@@ -42,25 +42,25 @@ impl Elector {
         dispatch_address: &str,
     ) -> (Self, watch::Receiver<Leadership>) {
         let (sender, receiver) = watch::channel(Leadership::default());
-        // A restarted replica is somebody else: what it led before, it has forgotten.
+        // A restarted replica is a new candidate: it lost the state of the leader that it was.
         let run: u32 = rand::random();
         let identity = format!("{name}-{run:08x}@{dispatch_address}");
         let leases = Api::namespaced(client, namespace);
         (Elector { leases, args, identity, sender, seen: None, leading_until: None }, receiver)
     }
 
-    /// Runs until `shutdown`; then a Lease that is held is released, so that the next leader does
-    /// not have to wait for its end.
+    /// Runs until `shutdown`; then releases a held Lease, so that the next leader need not wait for
+    /// it to expire.
     pub async fn run(mut self, shutdown: CancellationToken) {
         while shutdown.run_until_cancelled(self.step()).await.is_some() {}
         let was_leading = self.leading_until.take().is_some();
         self.publish();
         if was_leading && timeout(ATTEMPT_TIMEOUT, self.release()).await.is_err() {
-            tracing::warn!("could not release the lease in time");
+            tracing::warn!("releasing the lease timed out");
         }
     }
 
-    /// One look at the Lease, and the pause after it.
+    /// One attempt, and the wait for the retry interval after it.
     async fn step(&mut self) {
         let began = Instant::now();
         let limit = began + ATTEMPT_TIMEOUT;
@@ -69,7 +69,7 @@ impl Elector {
             Ok(Ok(true)) => self.leading_until = Some(began + self.args.lease_renew_deadline),
             Ok(Ok(false)) => self.leading_until = None,
             Ok(Err(error)) => tracing::warn!(%error, "cannot read or renew the lease"),
-            Err(_) => tracing::warn!("the API server did not answer about the lease in time"),
+            Err(_) => tracing::warn!("reading or renewing the lease timed out"),
         }
         self.publish();
         let jitter = rand::random_range(0.8..1.0);
@@ -81,7 +81,7 @@ impl Elector {
         sleep_until(next.into()).await;
     }
 
-    /// True when the Lease is ours now.
+    /// True when this replica holds the Lease now.
     async fn attempt(&mut self) -> Result<bool, ApplyError> {
         let lease = self.leases.get_opt(&self.args.lease_name).await?;
         let now = Instant::now();
@@ -104,7 +104,7 @@ impl Elector {
                 self.seen = Some(Observation::update(self.seen.take(), read(&lease), now));
                 Ok(true)
             }
-            // Somebody was quicker; the next look tells who.
+            // Another replica was quicker; the next attempt reads which.
             Err(ApplyError::Conflict) if action != Action::Renew => Ok(false),
             Err(error) => Err(error),
         }
@@ -134,11 +134,12 @@ impl Elector {
         };
         match released.await {
             Ok(()) => tracing::info!("lease released"),
-            Err(error) => tracing::warn!(%error, "could not release the lease"),
+            Err(error) => tracing::warn!(%error, "cannot release the lease"),
         }
     }
 
-    /// Tells who leads now. That this replica's time is over needs no answer from anybody.
+    /// Publishes who leads now. Needs no API server to see that this replica's own time has
+    /// expired.
     fn publish(&mut self) {
         let now = Instant::now();
         if self.leading_until.is_some_and(|until| until <= now) {
@@ -175,14 +176,15 @@ fn read(lease: &Lease) -> Record {
     }
 }
 
-/// Writes the holder into the Lease, as of now; the object keeps its resourceVersion.
-fn hold(lease: &mut Lease, identity: &str, duration: Duration, anew: bool) {
+/// Sets the holder and the renewal time. The resourceVersion stays, so a concurrent write
+/// conflicts.
+fn hold(lease: &mut Lease, identity: &str, duration: Duration, acquired: bool) {
     let now = MicroTime(Timestamp::now());
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
     spec.holder_identity = Some(identity.to_owned());
     spec.lease_duration_seconds = Some(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX));
     spec.renew_time = Some(now.clone());
-    if anew {
+    if acquired {
         spec.acquire_time = Some(now);
         spec.lease_transitions = Some(spec.lease_transitions.map_or(0, |count| count + 1));
     }

@@ -1,5 +1,5 @@
-//! Tells people what goes wrong: one Event for each Revision and reason, however many nodes fail,
-//! and only once.
+//! Records failures as Kubernetes Events: one for each Revision and reason, however many nodes
+//! fail, and only once.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -13,26 +13,26 @@ use crate::kubernetes::writes::{self, ApplyError, Warning};
 use imagewarm_core::api::{Reason, Revision};
 use imagewarm_core::plan::failures::Failure;
 
-/// An Event waits for the other nodes this long, so that it can name how many fail.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Events written in one run; the rest follow in the next.
+/// How long an Event waits for the other nodes, so that it can state how many fail.
+const GRACE_PERIOD: Duration = Duration::from_secs(10);
+/// Maximum number of Events written in one run; the next run writes the rest.
 const AT_ONCE: usize = 50;
 
-/// Writes Events, and remembers what was told.
+/// Writes Events, and keeps which were recorded.
 pub(super) struct EventRecorder {
     client: Client,
     instance: String,
-    told: HashSet<(String, Reason)>,
+    recorded: HashSet<(String, Reason)>,
     failing_since: HashMap<(String, Reason), Instant>,
 }
 
 impl EventRecorder {
     pub(super) fn new(client: Client, instance: String) -> Self {
-        EventRecorder { client, instance, told: HashSet::new(), failing_since: HashMap::new() }
+        EventRecorder { client, instance, recorded: HashSet::new(), failing_since: HashMap::new() }
     }
 
-    /// Tells what was not told yet; says when to look again.
-    pub(super) async fn tell(
+    /// Records the failures that are not recorded yet. Returns when to run again.
+    pub(super) async fn record(
         &mut self,
         failures: Vec<Failure>,
         stores: &Stores,
@@ -47,15 +47,15 @@ impl EventRecorder {
                 note: failure.note(),
                 instance: &self.instance,
             };
-            let told =
+            let written =
                 writes::publish_event(&self.client, &failure.revision, warning, Timestamp::now());
-            match told.await {
+            match written.await {
                 Ok(_) | Err(ApplyError::NotFound | ApplyError::NamespaceTerminating) => {
-                    self.told.insert(key);
+                    self.recorded.insert(key);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot write an Event");
-                    next = Some(Instant::now() + PATIENCE);
+                    tracing::warn!(%error, "cannot write Event");
+                    next = Some(Instant::now() + GRACE_PERIOD);
                     break;
                 }
             }
@@ -73,26 +73,26 @@ impl EventRecorder {
         let mut due = Due { now: Vec::new(), next: None };
         for failure in failures {
             let key = key(&failure);
-            if self.told.contains(&key) {
+            if self.recorded.contains(&key) {
                 continue;
             }
-            let ripe = *self.failing_since.entry(key).or_insert(now) + PATIENCE;
-            if !failure.undecided || ripe <= now {
+            let due_at = *self.failing_since.entry(key).or_insert(now) + GRACE_PERIOD;
+            if !failure.undecided || due_at <= now {
                 due.now.push(failure);
             } else {
-                due.next = Some(due.next.map_or(ripe, |at: Instant| at.min(ripe)));
+                due.next = Some(due.next.map_or(due_at, |at: Instant| at.min(due_at)));
             }
         }
         due
     }
 
-    /// Forgets Revisions that are gone, from time to time.
+    /// Drops Revisions that no longer exist, once there are many of them.
     fn forget(&mut self, stores: &Stores) {
-        if self.told.len() > 2 * stores.revisions.len() + 100 {
+        if self.recorded.len() > 2 * stores.revisions.len() + 100 {
             let revisions = stores.revisions.state();
             let uids: HashSet<&str> =
                 revisions.iter().filter_map(|one| one.metadata.uid.as_deref()).collect();
-            self.told.retain(|(uid, _)| uids.contains(uid.as_str()));
+            self.recorded.retain(|(uid, _)| uids.contains(uid.as_str()));
         }
     }
 }
@@ -106,7 +106,7 @@ fn key(failure: &Failure) -> (String, Reason) {
     (failure.revision.metadata.uid.clone().unwrap_or_default(), failure.reason)
 }
 
-/// The same for every replica that leads in turn, so that none repeats what another told.
+/// The same on every replica, so that a new leader does not repeat an Event of the previous one.
 fn event_name(revision: &Revision, reason: Reason) -> String {
     let uid = revision.metadata.uid.as_deref().unwrap_or_default();
     let hash = Sha256::digest(format!("{uid}/{reason}"));
@@ -137,7 +137,7 @@ mod tests {
         }
     }
 
-    fn teller() -> EventRecorder {
+    fn recorder() -> EventRecorder {
         let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
             Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("no server"))
         });
@@ -145,16 +145,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn waits_for_the_other_nodes_but_not_for_ever() {
-        let mut teller = teller();
+    async fn an_event_waits_for_the_other_nodes_for_the_grace_period() {
+        let mut recorder = recorder();
         let start = Instant::now();
-        let due = teller.due(vec![failure(true)], start);
+        let due = recorder.due(vec![failure(true)], start);
         assert!(due.now.is_empty());
-        assert_eq!(due.next, Some(start + PATIENCE));
-        assert_eq!(teller.due(vec![failure(true)], start + PATIENCE).now.len(), 1);
-        assert_eq!(teller.due(vec![failure(false)], start).now.len(), 1);
-        teller.told.insert(key(&failure(false)));
-        assert!(teller.due(vec![failure(false)], start).now.is_empty());
+        assert_eq!(due.next, Some(start + GRACE_PERIOD));
+        assert_eq!(recorder.due(vec![failure(true)], start + GRACE_PERIOD).now.len(), 1);
+        assert_eq!(recorder.due(vec![failure(false)], start).now.len(), 1);
+        recorder.recorded.insert(key(&failure(false)));
+        assert!(recorder.due(vec![failure(false)], start).now.is_empty());
     }
 
     #[test]

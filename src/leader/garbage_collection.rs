@@ -1,5 +1,5 @@
-//! Deletes what the plan found to be unwanted, after a live look: a watch may be behind, and a type
-//! that is being removed takes its objects along before it goes.
+//! Deletes the orphans that the plan lists, after a live read: a watch may lag, and when a CRD is
+//! removed its objects disappear before the type does.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -17,42 +17,42 @@ use imagewarm_core::api::{CREATED_FOR_ANNOTATION, CachedImageWarm, KnativeImage}
 use imagewarm_core::demand::revision::opts_out;
 use imagewarm_core::plan::diff::{Cause, Deletion};
 
-/// How long an object must have been found unwanted, run after run.
+/// How long an object must be an orphan, in every run, before it is deleted.
 const SETTLE: Duration = Duration::from_secs(2);
-/// When to look again at what could not be deleted, or need not be after all.
-const AGAIN: Duration = Duration::from_secs(10);
+/// Interval after which orphans that were not deleted are checked again.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Deletes, and remembers since when objects are unwanted.
+/// Deletes orphans, and keeps the time since which each is one.
 pub(super) struct GarbageCollector {
     client: Client,
     concurrency: usize,
-    still: StillLeading,
+    still_leading: StillLeading,
     metrics: ControllerMetrics,
     /// By uid.
-    unwanted_since: HashMap<Arc<str>, Instant>,
-    /// Until then our lists are not believed.
-    doubt_until: Option<Instant>,
+    orphaned_since: HashMap<Arc<str>, Instant>,
+    /// Nothing is deleted before this time, since the caches are wrong.
+    paused_until: Option<Instant>,
 }
 
-/// What a live look says.
+/// The result of a live check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Delete,
     Keep,
-    /// Something is there that our list lacks: whatever else it seems to say is no ground either.
-    WrongList,
+    /// The cache lacks an object that exists, so nothing else in it justifies a deletion either.
+    StaleCache,
 }
 
-/// What a deletion depends on, asked once for all objects that share it.
+/// A live check that deletions depend on, made once for all objects that share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Question {
+enum Check {
     /// Is this Node gone?
     Node(String),
-    /// Is this Revision (namespace, name) gone, or known not to want the image?
+    /// Is this Revision (namespace, name) gone, or known not to demand the image?
     Revision(String, String),
-    /// Is this Image (namespace, name) gone, or known not to want the image?
+    /// Is this Image (namespace, name) gone, or known not to demand the image?
     Image(String, String),
-    /// The Revision was not named yet (`generateName`): does our list have all Revisions of this
+    /// The Revision had no name yet (`generateName`): does the cache hold all Revisions of this
     /// namespace?
     Unnamed(String),
 }
@@ -61,125 +61,135 @@ impl GarbageCollector {
     pub(super) fn new(
         client: Client,
         concurrency: u16,
-        still: StillLeading,
+        still_leading: StillLeading,
         metrics: ControllerMetrics,
     ) -> Self {
-        let (unwanted_since, doubt_until) = (HashMap::new(), None);
+        let (orphaned_since, paused_until) = (HashMap::new(), None);
         let concurrency = concurrency.into();
-        GarbageCollector { client, concurrency, still, metrics, unwanted_since, doubt_until }
+        GarbageCollector {
+            client,
+            concurrency,
+            still_leading,
+            metrics,
+            orphaned_since,
+            paused_until,
+        }
     }
 
-    /// Deletes what is ripe; says when to look again.
+    /// Deletes the orphans that are due. Returns when to run again.
     pub(super) async fn collect(
         &mut self,
         candidates: Vec<Deletion>,
         stores: &Stores,
     ) -> Option<Instant> {
-        let (ripe, next) = self.ripe(candidates);
-        if ripe.is_empty() {
+        let (due, next) = self.due(candidates);
+        if due.is_empty() {
             return next;
         }
-        if let Some(until) = self.doubt_until.filter(|until| *until > Instant::now()) {
+        if let Some(until) = self.paused_until.filter(|until| *until > Instant::now()) {
             return Some(until);
         }
         match writes::knative_is_served(&self.client).await {
             Ok(true) => {}
             Ok(false) => {
-                tracing::info!("nothing is deleted while Knative's types are not served");
-                return Some(Instant::now() + AGAIN);
+                tracing::info!("garbage collection paused while Knative's types are not served");
+                return Some(Instant::now() + RECHECK_INTERVAL);
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot ask for Knative's types before deleting");
-                return Some(Instant::now() + AGAIN);
+                tracing::warn!(%error, "cannot check whether Knative's types are served");
+                return Some(Instant::now() + RECHECK_INTERVAL);
             }
         }
-        let mut by_question: BTreeMap<Question, Vec<Deletion>> = BTreeMap::new();
-        for deletion in ripe {
-            by_question.entry(question(&deletion)).or_default().push(deletion);
+        let mut by_check: BTreeMap<Check, Vec<Deletion>> = BTreeMap::new();
+        for deletion in due {
+            by_check.entry(check_for(&deletion)).or_default().push(deletion);
         }
-        // All looks come before the first deletion: one of them may show that the list is wrong.
-        let mut granted = Vec::new();
-        let mut kept = 0;
-        for (question, deletions) in by_question {
-            match self.look(&question, stores).await {
-                Verdict::Delete => granted.extend(deletions),
-                Verdict::Keep => kept += deletions.len(),
-                Verdict::WrongList => {
-                    tracing::warn!(?question, "nothing is deleted: our list lacks what is there");
-                    self.doubt_until = Some(Instant::now() + AGAIN);
-                    return self.doubt_until;
+        // All checks precede the first deletion: one of them may show that a cache is wrong.
+        let mut confirmed = Vec::new();
+        let mut retained = 0;
+        for (check, deletions) in by_check {
+            match self.check(&check, stores).await {
+                Verdict::Delete => confirmed.extend(deletions),
+                Verdict::Keep => retained += deletions.len(),
+                Verdict::StaleCache => {
+                    tracing::warn!(
+                        ?check,
+                        "garbage collection paused: the cache lacks a live object"
+                    );
+                    self.paused_until = Some(Instant::now() + RECHECK_INTERVAL);
+                    return self.paused_until;
                 }
             }
         }
-        let (deleted, failed) = self.delete(granted).await;
-        kept += failed;
+        let (deleted, failed) = self.delete(confirmed).await;
+        retained += failed;
         if deleted > 0 {
-            tracing::info!(deleted, kept, "unwanted ImageWarms deleted");
+            tracing::info!(deleted, retained, "orphaned ImageWarms deleted");
         } else {
-            tracing::debug!(kept, "unwanted ImageWarms stay for now");
+            tracing::debug!(retained, "orphaned ImageWarms not deleted yet");
         }
-        let again = (kept > 0).then(|| Instant::now() + AGAIN);
+        let again = (retained > 0).then(|| Instant::now() + RECHECK_INTERVAL);
         [again, next].into_iter().flatten().min()
     }
 
-    /// Those that were unwanted for long enough, and when the next ones will have been.
-    fn ripe(&mut self, candidates: Vec<Deletion>) -> (Vec<Deletion>, Option<Instant>) {
+    /// The objects that have been orphans for long enough, and when the next ones are due.
+    fn due(&mut self, candidates: Vec<Deletion>) -> (Vec<Deletion>, Option<Instant>) {
         let now = Instant::now();
         let uid = |one: &Deletion| one.warm.uid.clone();
         let named: HashSet<Arc<str>> = candidates.iter().map(uid).collect();
-        self.unwanted_since.retain(|uid, _| named.contains(uid));
+        self.orphaned_since.retain(|uid, _| named.contains(uid));
         let mut next = None;
-        let mut ripe = Vec::new();
+        let mut due = Vec::new();
         for candidate in candidates {
-            let since = *self.unwanted_since.entry(uid(&candidate)).or_insert(now);
+            let since = *self.orphaned_since.entry(uid(&candidate)).or_insert(now);
             if since + SETTLE <= now {
-                ripe.push(candidate);
+                due.push(candidate);
             } else {
                 next = Some(next.map_or(since + SETTLE, |at: Instant| at.min(since + SETTLE)));
             }
         }
-        (ripe, next)
+        (due, next)
     }
 
-    /// The live look.
-    async fn look(&self, question: &Question, stores: &Stores) -> Verdict {
-        if !self.still.yes() || !stores.synced.borrow().may_delete() {
+    /// Reads the live objects.
+    async fn check(&self, check: &Check, stores: &Stores) -> Verdict {
+        if !self.still_leading.get() || !stores.synced.borrow().may_delete() {
             return Verdict::Keep;
         }
-        let looked = match question {
-            Question::Unnamed(namespace) => self.unnamed(namespace, stores).await,
-            Question::Node(node) => {
+        let checked = match check {
+            Check::Unnamed(namespace) => self.unnamed(namespace, stores).await,
+            Check::Node(node) => {
                 let known = stores.nodes.get("", node).is_some();
                 let found = writes::find_node(&self.client, node).await;
-                // Listed by now: the next run decides anew.
+                // The cache holds it by now: the next run decides again.
                 found.map(|found| verdict(found, known.then_some(Verdict::Keep)))
             }
-            Question::Revision(namespace, name) => {
-                let ours = stores.revisions.get(namespace, name);
+            Check::Revision(namespace, name) => {
+                let cached = stores.revisions.get(namespace, name);
                 let found = writes::find_revision(&self.client, namespace, name).await;
                 found.map(|found| {
-                    let known = ours.map(|ours| known_and_there(&ours.metadata, &found));
+                    let known = cached.map(|cached| compare(&cached.metadata, &found));
                     verdict(found, known)
                 })
             }
-            Question::Image(namespace, name) => {
-                let ours = stores.images.get(namespace, name);
+            Check::Image(namespace, name) => {
+                let cached = stores.images.get(namespace, name);
                 let found = writes::find_image(&self.client, namespace, name).await;
                 found.map(|found| {
-                    let known = ours.map(|ours| known_and_there(&ours.metadata, &found));
+                    let known = cached.map(|cached| compare(&cached.metadata, &found));
                     verdict(found, known)
                 })
             }
         };
-        looked.unwrap_or_else(|error| {
-            tracing::warn!(%error, ?question, "cannot look before deleting");
+        checked.unwrap_or_else(|error| {
+            tracing::warn!(%error, ?check, "live check before deletion failed");
             Verdict::Keep
         })
     }
 
-    /// One that we have not seen yet may be the one that wants the image.
+    /// A Revision that the cache lacks may be the one that demands the image.
     async fn unnamed(&self, namespace: &str, stores: &Stores) -> Result<Verdict, ApplyError> {
-        // No single object can be asked for, and a list without any Revision tells nothing.
+        // There is no name to read, and a cache without any Revision proves nothing.
         if stores.revisions.is_empty() {
             return Ok(Verdict::Keep);
         }
@@ -188,11 +198,11 @@ impl GarbageCollector {
         Ok(if names.iter().all(known) { Verdict::Delete } else { Verdict::Keep })
     }
 
-    /// How many were deleted, and how many stay for now.
+    /// The number of objects deleted, and of those not deleted.
     async fn delete(&self, deletions: Vec<Deletion>) -> (usize, usize) {
         let results: Vec<bool> = futures::stream::iter(deletions)
             .map(|deletion| async move {
-                if !self.still.yes() {
+                if !self.still_leading.get() {
                     return false;
                 }
                 match writes::delete(&self.client, &deletion.warm.to_image_warm()).await {
@@ -200,11 +210,11 @@ impl GarbageCollector {
                         self.metrics.deleted(deletion.cause);
                         true
                     }
-                    // Changed since: the next run decides anew.
+                    // Changed since: the next run decides again.
                     Err(ApplyError::Conflict) => false,
                     Err(error) => {
                         self.metrics.write_failed();
-                        note(&deletion.warm, &error);
+                        log_failure(&deletion.warm, &error);
                         false
                     }
                 }
@@ -217,35 +227,35 @@ impl GarbageCollector {
     }
 }
 
-/// What a look means; `known` is the verdict where our list has the object too.
+/// The verdict on a live read; `known` is the verdict if the cache holds the object too.
 fn verdict(found: Presence, known: Option<Verdict>) -> Verdict {
     match found {
         Presence::Absent => Verdict::Delete,
-        Presence::Present(_) => known.unwrap_or(Verdict::WrongList),
+        Presence::Present(_) => known.unwrap_or(Verdict::StaleCache),
         Presence::TypeAbsent => Verdict::Keep,
     }
 }
 
-/// Our list has it, and it was found not to want the image: that counts while our list has it as it
-/// is now.
-fn known_and_there(ours: &ObjectMeta, found: &Presence) -> Verdict {
+/// The verdict on an object that the cache holds. The plan found that it does not demand the image,
+/// which counts only while the cached object is current.
+fn compare(cached: &ObjectMeta, found: &Presence) -> Verdict {
     match found {
-        Presence::Present(live) if asks_as(ours, live) => Verdict::Delete,
+        Presence::Present(live) if demands_the_same(cached, live) => Verdict::Delete,
         _ => Verdict::Keep,
     }
 }
 
-/// Whether what decides about wanting is the same. A spec is counted by its generation; Knative
-/// says in a label whether a Revision may get traffic.
-fn asks_as(ours: &ObjectMeta, live: &ObjectMeta) -> bool {
+/// Whether everything that demand depends on is equal. The generation stands for the spec; a label
+/// of Knative states whether a Revision may get traffic.
+fn demands_the_same(cached: &ObjectMeta, live: &ObjectMeta) -> bool {
     let opts_out = |one: &ObjectMeta| opts_out(one.annotations.as_ref());
-    ours.uid == live.uid
-        && ours.generation == live.generation
-        && ours.labels == live.labels
-        && opts_out(ours) == opts_out(live)
+    cached.uid == live.uid
+        && cached.generation == live.generation
+        && cached.labels == live.labels
+        && opts_out(cached) == opts_out(live)
 }
 
-fn note(warm: &CachedImageWarm, error: &ApplyError) {
+fn log_failure(warm: &CachedImageWarm, error: &ApplyError) {
     tracing::warn!(
         namespace = &*warm.namespace,
         name = &*warm.name,
@@ -254,20 +264,20 @@ fn note(warm: &CachedImageWarm, error: &ApplyError) {
     );
 }
 
-fn question(deletion: &Deletion) -> Question {
+fn check_for(deletion: &Deletion) -> Check {
     let warm = &deletion.warm;
     if deletion.cause == Cause::NodeGone {
-        return Question::Node(warm.node_name.to_string());
+        return Check::Node(warm.node_name.to_string());
     }
     let namespace = warm.namespace.to_string();
     if let Some(image) =
         warm.common.owners.iter().find(|owner| owner.kind == KnativeImage::kind(&()))
     {
-        return Question::Image(namespace, image.name.clone());
+        return Check::Image(namespace, image.name.clone());
     }
     match warm.annotation(CREATED_FOR_ANNOTATION).and_then(|token| token.rsplit_once('/')) {
-        Some((_, name)) if !name.is_empty() => Question::Revision(namespace, name.to_owned()),
-        _ => Question::Unnamed(namespace),
+        Some((_, name)) if !name.is_empty() => Check::Revision(namespace, name.to_owned()),
+        _ => Check::Unnamed(namespace),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Writes the statuses of Knative's Images that the plan found to be behind: for one Image at most
-//! one write a second, however many nodes report.
+//! Writes the statuses of Knative Images that the plan found to be outdated: at most one write a
+//! second for an Image, however many nodes report.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,16 +12,16 @@ use super::still_leading::StillLeading;
 use crate::kubernetes::writes::{self, ApplyError};
 use imagewarm_core::plan::rollup::ImageUpdate;
 
-/// Between two writes of one Image.
-const PAUSE: Duration = Duration::from_secs(1);
-/// What was refused will be refused again, until somebody changes something.
-const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+/// Minimum interval between two writes of one Image.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The API server rejects a rejected status again until a user changes something.
+const REFUSED_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Writes statuses, and remembers when each Image may be written again.
+/// Writes statuses, and keeps when each Image may be written again.
 pub(super) struct ImageStatuses {
     client: Client,
     concurrency: usize,
-    still: StillLeading,
+    still_leading: StillLeading,
     metrics: ControllerMetrics,
     /// By uid.
     not_before: HashMap<String, Instant>,
@@ -31,20 +31,26 @@ impl ImageStatuses {
     pub(super) fn new(
         client: Client,
         concurrency: u16,
-        still: StillLeading,
+        still_leading: StillLeading,
         metrics: ControllerMetrics,
     ) -> Self {
         let not_before = HashMap::new();
-        ImageStatuses { client, concurrency: concurrency.into(), still, metrics, not_before }
+        ImageStatuses {
+            client,
+            concurrency: concurrency.into(),
+            still_leading,
+            metrics,
+            not_before,
+        }
     }
 
-    /// Writes what may be written now; says when to look again for the rest.
+    /// Writes the updates that are due. Returns when the next one is.
     pub(super) async fn write(&mut self, updates: Vec<ImageUpdate>) -> Option<Instant> {
         let (due, mut next) = self.due(updates, Instant::now());
-        let (client, still) = (&self.client, &self.still);
+        let (client, still_leading) = (&self.client, &self.still_leading);
         let results: Vec<_> = futures::stream::iter(due)
             .map(|update| async move {
-                if !still.yes() {
+                if !still_leading.get() {
                     return None;
                 }
                 let result =
@@ -56,23 +62,23 @@ impl ImageStatuses {
             .collect()
             .await;
         for (update, result) in results {
-            let pause = match &result {
+            let delay = match &result {
                 Ok(()) => {
                     self.metrics.image_written();
-                    PAUSE
+                    INTERVAL
                 }
-                // Changed or deleted since: the watch will show it.
-                Err(ApplyError::Conflict | ApplyError::NotFound) => PAUSE,
+                // Changed or deleted since: the watch delivers the change.
+                Err(ApplyError::Conflict | ApplyError::NotFound) => INTERVAL,
                 Err(error) => {
                     self.metrics.write_failed();
-                    note(&update, error);
+                    log_failure(&update, error);
                     match error {
-                        ApplyError::Retryable(_) => PAUSE,
-                        _ => REFUSED_PAUSE,
+                        ApplyError::Retryable(_) => INTERVAL,
+                        _ => REFUSED_BACKOFF,
                     }
                 }
             };
-            let until = Instant::now() + pause;
+            let until = Instant::now() + delay;
             if result.is_err() {
                 next = Some(next.map_or(until, |at| at.min(until)));
             }
@@ -81,7 +87,7 @@ impl ImageStatuses {
         next
     }
 
-    /// Those that may be written at `now`, and when the next of the others may.
+    /// The updates that are due at `now`, and when the next of the others is.
     fn due(
         &mut self,
         updates: Vec<ImageUpdate>,
@@ -104,14 +110,14 @@ fn uid(update: &ImageUpdate) -> String {
     update.image.metadata.uid.clone().unwrap_or_default()
 }
 
-fn note(update: &ImageUpdate, error: &ApplyError) {
+fn log_failure(update: &ImageUpdate, error: &ApplyError) {
     let metadata = &update.image.metadata;
     tracing::warn!(
         namespace = metadata.namespace.as_deref().unwrap_or_default(),
         name = metadata.name.as_deref().unwrap_or_default(),
         reason = error.reason(),
         %error,
-        "cannot write the status of an Image"
+        "cannot write Image status"
     );
 }
 
@@ -131,8 +137,9 @@ mod tests {
         let metrics =
             ControllerMetrics::register(&mut prometheus_client::registry::Registry::default());
         let leadership = Leadership { leading: true, ..Leadership::default() };
-        let still = StillLeading(tokio::sync::watch::channel(leadership).1);
-        let mut statuses = ImageStatuses::new(Client::new(service, "default"), 1, still, metrics);
+        let still_leading = StillLeading(tokio::sync::watch::channel(leadership).1);
+        let mut statuses =
+            ImageStatuses::new(Client::new(service, "default"), 1, still_leading, metrics);
         let update = |uid: &str| {
             let mut image = KnativeImage::default();
             image.metadata.uid = Some(uid.into());
@@ -140,12 +147,12 @@ mod tests {
         };
         let began = Instant::now();
         let again = statuses.write(vec![update("a")]).await;
-        assert!(again.is_some_and(|at| at >= began + PAUSE), "{again:?}");
+        assert!(again.is_some_and(|at| at >= began + INTERVAL), "{again:?}");
         let now = Instant::now();
         let (due, next) = statuses.due(vec![update("a"), update("b")], now);
         assert_eq!(due, [update("b")]);
-        assert!(next.is_some_and(|at| at > now && at <= now + PAUSE));
-        let (due, next) = statuses.due(vec![update("a")], now + PAUSE);
+        assert!(next.is_some_and(|at| at > now && at <= now + INTERVAL));
+        let (due, next) = statuses.due(vec![update("a")], now + INTERVAL);
         assert_eq!((due.len(), next), (1, None));
     }
 }

@@ -1,9 +1,11 @@
-//! The leader's work beside dispatch: put right what the fan-out missed, follow new nodes, resolve
-//! moved tags, collect what nobody wants, keep the statuses of Knative's Images, and tell of failures.
+//! The leader's work beside dispatch: it repairs what the fan-out missed, follows new nodes,
+//! resolves moved tags, deletes orphaned ImageWarms, writes the statuses of Knative Images, and
+//! records failures as Events.
 //!
-//! `lease` finds the leader. `reconcile` is the loop: observe (from the stores), plan (pure, in
-//! `plan/`), apply (in `cluster/`). `collect` looks at the live cluster before it deletes anything;
-//! `images` writes the Images' statuses.
+//! `election` determines the leader. `reconcile` is the loop: observe (the caches), plan (pure, in
+//! `imagewarm_core::plan`), apply (through `kubernetes::writes`). `garbage_collection` reads the
+//! live objects before it deletes anything. `image_status` writes the Images' statuses, `events`
+//! the Events.
 
 pub mod args;
 pub mod election;

@@ -1,6 +1,6 @@
-//! Before the leader makes ImageWarms of an old Revision again, it asks whether their owner is to
-//! stay: a deleted Configuration takes its ImageWarms along one by one, and may take its Revision
-//! last.
+//! The check before ImageWarms of an existing Revision are recreated that their owner is to stay:
+//! garbage collection of a deleted Configuration deletes its ImageWarms one by one, and its
+//! Revision perhaps last.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,29 +16,29 @@ use imagewarm_core::plan::diff::Creation;
 /// Namespace, and name and uid of a Configuration in it.
 type Owner = (String, String, String);
 
-/// Takes out what would belong to a Configuration that is going or gone; looks at so many of them
-/// at the same time.
+/// Separates the creations that a terminating or deleted Configuration would own: returns the
+/// others and these. Reads `concurrency` Configurations at a time.
 pub(super) async fn without_terminating_owners(
     client: &Client,
-    wanted: Vec<Creation>,
+    planned: Vec<Creation>,
     concurrency: usize,
 ) -> (Vec<Creation>, Vec<Creation>) {
-    let owners: BTreeSet<Owner> = wanted.iter().filter_map(owner).collect();
-    let going: BTreeMap<Owner, bool> = futures::stream::iter(owners)
+    let owners: BTreeSet<Owner> = planned.iter().filter_map(owner).collect();
+    let terminating: BTreeMap<Owner, bool> = futures::stream::iter(owners)
         .map(async |owner| {
-            let going = is_terminating(client, &owner).await;
-            (owner, going)
+            let terminating = is_terminating(client, &owner).await;
+            (owner, terminating)
         })
         .buffer_unordered(concurrency)
         .collect()
         .await;
     let is_terminating =
-        |one: &Creation| owner(one).is_some_and(|owner| going.get(&owner) == Some(&true));
-    let (going, staying): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_terminating);
-    (staying, going)
+        |one: &Creation| owner(one).is_some_and(|owner| terminating.get(&owner) == Some(&true));
+    let (orphans, owned): (Vec<_>, Vec<_>) = planned.into_iter().partition(is_terminating);
+    (owned, orphans)
 }
 
-/// What is made for the first time is made for somebody who has just asked.
+/// The owner to check. Only an ImageWarm that is missing may have been deleted with its owner.
 fn owner(creation: &Creation) -> Option<Owner> {
     let metadata = &creation.object.metadata;
     let OwnerReference { name, uid, .. } = configuration_owner(metadata)?;
@@ -46,7 +46,7 @@ fn owner(creation: &Creation) -> Option<Owner> {
         .then(|| (metadata.namespace.clone().unwrap_or_default(), name.clone(), uid.clone()))
 }
 
-/// Without an answer nothing speaks against it: the image is wanted for all that is known.
+/// An error counts as "not terminating": as far as the caches show, the image is demanded.
 async fn is_terminating(client: &Client, (namespace, name, uid): &Owner) -> bool {
     match writes::find_configuration(client, namespace, name).await {
         Ok(Presence::Present(live)) => {
@@ -58,7 +58,7 @@ async fn is_terminating(client: &Client, (namespace, name, uid): &Owner) -> bool
                 namespace,
                 configuration = name,
                 %error,
-                "cannot ask whether a Configuration is there; what it owns is made all the same"
+                "cannot read a Configuration; its ImageWarms are recreated all the same"
             );
             false
         }
@@ -77,7 +77,7 @@ mod tests {
     use imagewarm_core::policy::Policy;
     use imagewarm_core::sample::{reference, revision};
 
-    /// An API server that has these Configurations: name, uid, whether it is being deleted.
+    /// An API server that has these Configurations: name, uid, whether it is terminating.
     fn client(live: &'static [(&str, &str, bool)]) -> Client {
         Client::new(
             tower::service_fn(move |request: http::Request<Body>| async move {
@@ -85,10 +85,10 @@ mod tests {
                 let found = live.iter().find(|(known, ..)| *known == name);
                 let answer = match found {
                     Some((_, "broken", _)) => return Err("no connection"),
-                    Some((name, uid, going)) => json!({
+                    Some((name, uid, terminating)) => json!({
                         "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
                         "metadata": {"name": name, "uid": uid,
-                            "deletionTimestamp": going.then_some("2026-11-23T10:00:00Z")},
+                            "deletionTimestamp": terminating.then_some("2026-11-23T10:00:00Z")},
                     }),
                     None => json!({"kind": "Status", "status": "Failure", "code": 404,
                         "reason": "NotFound", "message": "no", "details": {"name": name}}),
@@ -111,24 +111,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_what_a_living_configuration_owns_is_made_again() {
+    async fn only_image_warms_of_a_live_configuration_are_recreated() {
         let client = client(&[
             ("alive", "uid-alive", false),
-            ("going", "uid-going", true),
+            ("terminating", "uid-terminating", true),
             ("another", "uid-of-a-newer-one", false),
-            ("unasked", "broken", false),
+            ("unreadable", "broken", false),
         ]);
-        let mut wanted: Vec<Creation> = ["alive", "going", "another", "unasked", "gone"]
+        let mut planned: Vec<Creation> = ["alive", "terminating", "another", "unreadable", "gone"]
             .map(|owner| creation(owner, Repair::Missing))
             .into();
-        wanted.push(creation("gone", Repair::NewNode));
-        let (staying, going) = without_terminating_owners(&client, wanted, 2).await;
+        planned.push(creation("gone", Repair::NewNode));
+        let (owned, orphans) = without_terminating_owners(&client, planned, 2).await;
         let names = |all: &[Creation]| {
             let owner =
                 |one: &Creation| configuration_owner(&one.object.metadata).unwrap().name.clone();
             all.iter().map(owner).collect::<Vec<_>>()
         };
-        assert_eq!(names(&staying), ["alive", "unasked", "gone"]);
-        assert_eq!(names(&going), ["going", "another", "gone"]);
+        assert_eq!(names(&owned), ["alive", "unreadable", "gone"]);
+        assert_eq!(names(&orphans), ["terminating", "another", "gone"]);
     }
 }

@@ -1,5 +1,5 @@
-//! The leader's loop: observe (a snapshot of the stores), plan (pure), apply (bounded writes). Each
-//! run looks at everything; what was missed once is put right by the next.
+//! The leader's loop: observe (a snapshot of the caches), plan (pure), apply (bounded writes). Each
+//! run considers every object, so the next run repairs what an earlier one missed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::pin::pin;
@@ -34,27 +34,27 @@ use imagewarm_core::plan::{ImageWarmIndex, Observed, Plan, diff};
 use imagewarm_core::policy::Policy;
 use imagewarm_core::policy::bounds::LIMIT_REACHED;
 
-/// Changes come in bursts; one run answers for all of a burst.
+/// Changes arrive in bursts; one run covers a whole burst.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 const DEBOUNCE_MAX: Duration = Duration::from_secs(5);
-/// Planning may take a third of the time. What is spent on waiting for writes is nobody's CPU, and
-/// must not put off the next repair.
+/// The wait after a run, as a multiple of its planning time: planning takes a third of the time.
+/// The time of the writes does not count: it uses no CPU and must not delay the next repair.
 const DEBOUNCE_SHARE: u32 = 2;
-/// How long the progress of fan-outs and pulls alone may stay without a run.
-const PROGRESS_PAUSE: Duration = Duration::from_secs(5);
-/// Everything is looked at again after this time, whatever was told.
+/// Maximum delay of a run when only the progress of fan-outs and pulls has changed.
+const PROGRESS_DELAY: Duration = Duration::from_secs(5);
+/// Maximum interval between two runs, whatever the watches report.
 const RESYNC: Duration = Duration::from_secs(300);
-/// A creation is taken for granted until the watch must have shown it.
-const CREATED_PAUSE: Duration = Duration::from_secs(10);
-const RETRY_PAUSE: Duration = Duration::from_secs(2);
-/// What was refused will be refused again, until somebody changes something.
-const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+/// A creation is not repeated for this long; by then the watch has delivered the object.
+const CREATED_BACKOFF: Duration = Duration::from_secs(10);
+const RETRY_BACKOFF: Duration = Duration::from_secs(2);
+/// The API server rejects a rejected object again until a user changes something.
+const REFUSED_BACKOFF: Duration = Duration::from_secs(60);
 
 /// The leader's work.
 pub struct Controller {
     /// The API server.
     pub client: Client,
-    /// What is watched.
+    /// The watched objects.
     pub stores: Stores,
     /// Settings.
     pub args: ControllerArgs,
@@ -64,25 +64,25 @@ pub struct Controller {
     pub connected: watch::Receiver<Arc<BTreeSet<String>>>,
     /// Name of this replica, for Events.
     pub instance: String,
-    /// Counts.
+    /// The leader's metrics.
     pub metrics: ControllerMetrics,
 }
 
-/// What a leader remembers from run to run; forgotten with the leadership.
+/// State that the leader keeps between runs; dropped when it stops leading.
 struct Memory {
-    /// Creations that are not to be tried before this moment, by namespace and name.
+    /// When each of these creations may be retried, by namespace and name.
     held_back: HashMap<(String, String), Instant>,
     refused: RefusedNamespaces,
-    collector: GarbageCollector,
-    images: ImageStatuses,
-    teller: EventRecorder,
-    /// Namespaces that have reached their limit, as told last.
+    garbage: GarbageCollector,
+    image_statuses: ImageStatuses,
+    events: EventRecorder,
+    /// Namespaces that have reached their limit, as last logged.
     full: BTreeSet<String>,
     /// How long the last plan took.
     planning: Duration,
 }
 
-/// A snapshot of the stores.
+/// A snapshot of the caches.
 struct Snapshot {
     image_warms: Vec<Arc<CachedImageWarm>>,
     revisions: Vec<Arc<Revision>>,
@@ -109,32 +109,32 @@ impl Controller {
     }
 
     async fn lead(&mut self) {
-        let still = StillLeading(self.leadership.clone());
+        let still_leading = StillLeading(self.leadership.clone());
         let mut changes = self.stores.changes.subscribe();
         let mut memory = Memory {
             held_back: HashMap::new(),
             refused: RefusedNamespaces::default(),
-            collector: GarbageCollector::new(
+            garbage: GarbageCollector::new(
                 self.client.clone(),
                 self.args.repair_concurrency,
-                still.clone(),
+                still_leading.clone(),
                 self.metrics.clone(),
             ),
-            images: ImageStatuses::new(
+            image_statuses: ImageStatuses::new(
                 self.client.clone(),
                 self.args.repair_concurrency,
-                still.clone(),
+                still_leading.clone(),
                 self.metrics.clone(),
             ),
-            teller: EventRecorder::new(self.client.clone(), self.instance.clone()),
+            events: EventRecorder::new(self.client.clone(), self.instance.clone()),
             full: BTreeSet::new(),
             planning: Duration::ZERO,
         };
         let mut synced = self.stores.synced.clone();
-        while still.yes() {
+        while still_leading.get() {
             let began = Instant::now();
             synced.mark_unchanged();
-            let next = self.reconcile(&mut memory, &still).await;
+            let next = self.reconcile(&mut memory, &still_leading).await;
             self.metrics.reconciled(began.elapsed());
             sleep((memory.planning * DEBOUNCE_SHARE).clamp(DEBOUNCE, DEBOUNCE_MAX)).await;
             let resync = began + RESYNC;
@@ -143,7 +143,7 @@ impl Controller {
         }
     }
 
-    /// Until there is a reason to look again.
+    /// Waits until the next run is due.
     async fn wait(
         &mut self,
         changes: &mut broadcast::Receiver<Change>,
@@ -152,7 +152,7 @@ impl Controller {
     ) {
         let woken = async {
             tokio::select! {
-                () = told(changes, PROGRESS_PAUSE) => {}
+                () = relevant_change(changes, PROGRESS_DELAY) => {}
                 Ok(()) = synced.changed() => {}
                 Ok(()) = self.connected.changed() => {}
                 () = leadership_lost(&mut self.leadership) => return,
@@ -161,19 +161,23 @@ impl Controller {
             sleep(DEBOUNCE).await;
         };
         woken.await;
-        // The rest of the burst is covered by the run that follows.
+        // The next run covers the rest of the burst.
         while !matches!(
             changes.try_recv(),
             Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed)
         ) {}
     }
 
-    /// One run; says when to look again although nothing changes.
-    async fn reconcile(&mut self, memory: &mut Memory, still: &StillLeading) -> Option<Instant> {
+    /// One run. Returns when the next one is due if nothing changes.
+    async fn reconcile(
+        &mut self,
+        memory: &mut Memory,
+        still_leading: &StillLeading,
+    ) -> Option<Instant> {
         let snapshot = self.observe()?;
         let (policy, grace_periods) = (self.args.policy(), self.args.grace_periods());
         let now = Timestamp::now();
-        // Thousands of nodes keep a thread busy for longer than others should wait for it.
+        // With thousands of nodes, planning occupies a thread for longer than other tasks may wait.
         let began = Instant::now();
         let planned =
             tokio::task::spawn_blocking(move || plan(&snapshot, &policy, grace_periods, now));
@@ -181,24 +185,24 @@ impl Controller {
         memory.planning = began.elapsed();
         let Ok(Planned { plan, images, failures, reasons }) = planned else {
             tracing::error!("planning failed");
-            return Some(Instant::now() + RETRY_PAUSE);
+            return Some(Instant::now() + RETRY_BACKOFF);
         };
         self.metrics.states(reasons.into_iter());
         self.metrics.waiting(plan.create.len() + images.len());
         self.metrics.over_limit(plan.over_limit.values().sum());
-        memory.tell_limits(&plan.over_limit);
+        memory.log_limits(&plan.over_limit);
         let planned_at = Instant::now();
         let recheck = plan
             .recheck_at
             .map(|at| planned_at + Duration::try_from(at.duration_since(now)).unwrap_or_default());
-        let retry = self.create(plan.create, memory, still).await;
-        let collect = memory.collector.collect(plan.delete, &self.stores).await;
-        let images = memory.images.write(images).await;
-        let tell = memory.teller.tell(failures, &self.stores).await;
-        [recheck, retry, collect, images, tell].into_iter().flatten().min()
+        let retry = self.create(plan.create, memory, still_leading).await;
+        let deletions = memory.garbage.collect(plan.delete, &self.stores).await;
+        let images = memory.image_statuses.write(images).await;
+        let events = memory.events.record(failures, &self.stores).await;
+        [recheck, retry, deletions, images, events].into_iter().flatten().min()
     }
 
-    /// `None` while the lists are not to be trusted even for creations.
+    /// `None` while the caches are too incomplete even for creations.
     fn observe(&self) -> Option<Snapshot> {
         let mut synced = self.stores.synced.clone();
         let before = *synced.borrow_and_update();
@@ -234,45 +238,45 @@ impl Controller {
                 snapshot.terminating.insert(name());
             }
         }
-        // A list that was emptied or filled while it was read says nothing about what is gone.
+        // A cache that was emptied or filled during the read does not prove that an object is gone.
         snapshot.may_delete &= !synced.has_changed().unwrap_or(false);
         Some(snapshot)
     }
 
     async fn create(
         &self,
-        wanted: Vec<Creation>,
+        planned: Vec<Creation>,
         memory: &mut Memory,
-        still: &StillLeading,
+        still_leading: &StillLeading,
     ) -> Option<Instant> {
         let now = Instant::now();
         memory.held_back.retain(|_, until| *until > now);
-        memory.refused.keep(|namespace| self.stores.namespace(namespace).is_some());
-        let free: Vec<Creation> = wanted
+        memory.refused.retain(|namespace| self.stores.namespace(namespace).is_some());
+        let due: Vec<Creation> = planned
             .into_iter()
             .filter(|one| {
                 !memory.held_back.contains_key(&key(&one.object))
-                    && !memory.refused.holds(namespace(&one.object), now)
+                    && !memory.refused.contains(namespace(&one.object), now)
             })
             .collect();
-        if free.is_empty() {
+        if due.is_empty() {
             return memory.next_creation(now);
         }
         let limit = usize::from(self.args.repair_concurrency);
-        let (free, going) = without_terminating_owners(&self.client, free, limit).await;
-        if !going.is_empty() {
+        let (due, orphans) = without_terminating_owners(&self.client, due, limit).await;
+        if !orphans.is_empty() {
             tracing::info!(
-                image_warms = going.len(),
-                "not made again: their Configuration is gone"
+                image_warms = orphans.len(),
+                "ImageWarms not recreated: their Configuration is terminating or deleted"
             );
-            let until = Instant::now() + CREATED_PAUSE;
-            memory.held_back.extend(going.iter().map(|one| (key(&one.object), until)));
+            let until = Instant::now() + CREATED_BACKOFF;
+            memory.held_back.extend(orphans.iter().map(|one| (key(&one.object), until)));
         }
         let refusing = Mutex::new(HashSet::new());
-        let results: Vec<_> = futures::stream::iter(free)
+        let results: Vec<_> = futures::stream::iter(due)
             .map(async |creation| {
                 let locked = || refusing.lock().unwrap_or_else(PoisonError::into_inner);
-                if !still.yes() || locked().contains(namespace(&creation.object)) {
+                if !still_leading.get() || locked().contains(namespace(&creation.object)) {
                     return None;
                 }
                 let result = writes::create(&self.client, &creation.object).await;
@@ -288,7 +292,7 @@ impl Controller {
 
         let (mut created, mut existed, mut failed) = (0_usize, 0_usize, 0_usize);
         for (creation, result) in results {
-            let pause = match &result {
+            let backoff = match &result {
                 Ok(done) => {
                     memory.refused.accepted(namespace(&creation.object));
                     match done {
@@ -298,22 +302,22 @@ impl Controller {
                         }
                         writes::Created::Existed => existed += 1,
                     }
-                    CREATED_PAUSE
+                    CREATED_BACKOFF
                 }
                 Err(error) => {
                     failed += 1;
                     self.metrics.write_failed();
                     if error.is_of_namespace() {
                         let namespace = namespace(&creation.object);
-                        if let Some(pause) = memory.refused.refused(namespace, Instant::now()) {
-                            note_refused(namespace, error, pause);
+                        if let Some(backoff) = memory.refused.refused(namespace, Instant::now()) {
+                            log_refused(namespace, error, backoff);
                         }
                         continue;
                     }
-                    note_failure(&creation.object, error)
+                    log_failure(&creation.object, error)
                 }
             };
-            memory.held_back.insert(key(&creation.object), Instant::now() + pause);
+            memory.held_back.insert(key(&creation.object), Instant::now() + backoff);
         }
         tracing::info!(created, existed, failed, "missing ImageWarms created");
         memory.next_creation(Instant::now())
@@ -321,15 +325,15 @@ impl Controller {
 }
 
 impl Memory {
-    /// Logs which namespaces have reached their limit, when that changed.
-    fn tell_limits(&mut self, over_limit: &BTreeMap<String, usize>) {
+    /// Logs each namespace that has newly reached its limit.
+    fn log_limits(&mut self, over_limit: &BTreeMap<String, usize>) {
         for (namespace, missing) in over_limit {
             if !self.full.contains(namespace) {
                 tracing::warn!(
                     namespace,
                     missing,
                     reason = LIMIT_REACHED,
-                    "the namespace has as many ImageWarms as it may \
+                    "namespace has reached its limit of ImageWarms \
                      (--max-image-warms-per-namespace)"
                 );
             }
@@ -337,41 +341,41 @@ impl Memory {
         self.full = over_limit.keys().cloned().collect();
     }
 
-    /// When something that is held back may be tried again.
+    /// When the next of the creations that are held back may be retried.
     fn next_creation(&self, now: Instant) -> Option<Instant> {
         self.held_back.values().copied().chain(self.refused.next(now)).min()
     }
 }
 
-/// Until something was told that a plan may depend on. An order that has come, and the bytes that a
-/// pull has moved on by, thousands of times a second in a large cluster, can wait: nothing has to be
-/// put right for them, only counts depend on them.
-async fn told(changes: &mut broadcast::Receiver<Change>, progress_pause: Duration) {
-    let mut grace_periods = pin!(sleep(Duration::MAX));
+/// Waits for a change that a plan may depend on. New ImageWarms and the progress of pulls,
+/// thousands a second in a large cluster, are delayed by at most `progress_delay`: they require no
+/// repair, and only counts depend on them.
+async fn relevant_change(changes: &mut broadcast::Receiver<Change>, progress_delay: Duration) {
+    let mut delay = pin!(sleep(Duration::MAX));
     loop {
         tokio::select! {
             change = changes.recv() => match change {
                 Ok(change) if is_progress(&change) => {
-                    let latest = tokio::time::Instant::now() + progress_pause;
-                    let due = grace_periods.deadline().min(latest);
-                    grace_periods.as_mut().reset(due);
+                    let latest = tokio::time::Instant::now() + progress_delay;
+                    let due = delay.deadline().min(latest);
+                    delay.as_mut().reset(due);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             },
-            () = &mut grace_periods => return,
+            () = &mut delay => return,
         }
     }
 }
 
 fn is_progress(change: &Change) -> bool {
     let Change::ImageWarm(warm) = change else { return false };
-    let goes_well =
+    let in_progress =
         warm.ready().is_none() || matches!(warm.reason(), Some(Reason::Queued | Reason::Pulling));
-    !warm.is_terminating() && goes_well
+    !warm.is_terminating() && in_progress
 }
 
-/// False when nobody will tell any more.
+/// False when the election has stopped, so that this replica never leads again.
 async fn leadership_won(leadership: &mut watch::Receiver<Leadership>) -> bool {
     leadership.wait_for(|now| now.leading).await.is_ok()
 }
@@ -389,18 +393,18 @@ fn namespace(warm: &ImageWarm) -> &str {
     warm.metadata.namespace.as_deref().unwrap_or_default()
 }
 
-fn note_refused(namespace: &str, error: &ApplyError, pause: Duration) {
+fn log_refused(namespace: &str, error: &ApplyError, backoff: Duration) {
     tracing::warn!(
         namespace,
         reason = error.reason(),
         %error,
-        next_try_after = ?pause,
-        "the namespace takes no ImageWarms"
+        retry_after = ?backoff,
+        "ImageWarms rejected in the whole namespace"
     );
 }
 
-/// How long not to try this again.
-fn note_failure(warm: &ImageWarm, error: &ApplyError) -> Duration {
+/// Logs a failed creation. Returns its back-off.
+fn log_failure(warm: &ImageWarm, error: &ApplyError) -> Duration {
     tracing::warn!(
         namespace = warm.metadata.namespace.as_deref().unwrap_or_default(),
         image = %warm.spec.image,
@@ -410,12 +414,12 @@ fn note_failure(warm: &ImageWarm, error: &ApplyError) -> Duration {
         "cannot create ImageWarm"
     );
     match error {
-        ApplyError::Retryable(_) | ApplyError::Conflict => RETRY_PAUSE,
-        _ => REFUSED_PAUSE,
+        ApplyError::Retryable(_) | ApplyError::Conflict => RETRY_BACKOFF,
+        _ => REFUSED_BACKOFF,
     }
 }
 
-/// All that follows from a snapshot.
+/// The results of planning from one snapshot.
 struct Planned {
     plan: Plan,
     images: Vec<ImageUpdate>,
@@ -442,7 +446,7 @@ fn plan(
         may_delete: snapshot.may_delete,
     };
     let plan = diff(&observed, policy, grace_periods, now);
-    let looked = Nodes {
+    let cluster = Nodes {
         image_warms: &image_warms,
         nodes: &nodes,
         runtime_classes: &snapshot.runtime_classes,
@@ -450,9 +454,9 @@ fn plan(
         full: &plan.over_limit,
     };
     Planned {
-        // A list that is behind makes for statuses that are not true.
+        // A stale list yields wrong statuses.
         images: match snapshot.may_delete {
-            true => rollup(&looked, &demanded, policy, grace_periods, now),
+            true => rollup(&cluster, &demanded, policy, grace_periods, now),
             false => Vec::new(),
         },
         failures: failures(&image_warms, &demanded.consumers),

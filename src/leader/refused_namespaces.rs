@@ -1,14 +1,14 @@
-//! Namespaces in which nothing can be made: a namespace that refused one ImageWarm is left alone
-//! for a while, longer each time, so that no refusal is asked for again and again.
+//! Back-off from namespaces in which the API server rejects every ImageWarm, for example because of
+//! a quota. The back-off doubles with each rejection.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// After the first refusal; doubled by each further one.
-const FIRST_PAUSE: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
+/// Back-off after the first rejection; each further one doubles it.
+const FIRST_BACKOFF: Duration = Duration::from_secs(60);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1800);
 
-/// Which namespaces are left alone, and until when.
+/// The namespaces that are backed off from, and until when.
 #[derive(Default)]
 pub(super) struct RefusedNamespaces {
     by_name: HashMap<String, Refused>,
@@ -16,38 +16,38 @@ pub(super) struct RefusedNamespaces {
 
 struct Refused {
     until: Instant,
-    pause: Duration,
+    backoff: Duration,
 }
 
 impl RefusedNamespaces {
-    /// Whether nothing is to be tried in the namespace at `now`.
-    pub(super) fn holds(&self, namespace: &str, now: Instant) -> bool {
+    /// Whether the namespace is backed off from at `now`.
+    pub(super) fn contains(&self, namespace: &str, now: Instant) -> bool {
         self.by_name.get(namespace).is_some_and(|refused| refused.until > now)
     }
 
-    /// The namespace refused something: says for how long it is left alone, and `None` when it was
-    /// already known to (what was under way when it refused for the first time).
+    /// Records a rejection. Returns the back-off, or `None` during a back-off: then the request was
+    /// in flight when the first one was rejected.
     pub(super) fn refused(&mut self, namespace: &str, now: Instant) -> Option<Duration> {
-        if self.holds(namespace, now) {
+        if self.contains(namespace, now) {
             return None;
         }
-        let before = self.by_name.get(namespace).map(|refused| refused.pause);
-        let pause = before.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
-        self.by_name.insert(namespace.to_owned(), Refused { until: now + pause, pause });
-        Some(pause)
+        let before = self.by_name.get(namespace).map(|refused| refused.backoff);
+        let backoff = before.map_or(FIRST_BACKOFF, |backoff| (backoff * 2).min(LONGEST_BACKOFF));
+        self.by_name.insert(namespace.to_owned(), Refused { until: now + backoff, backoff });
+        Some(backoff)
     }
 
-    /// Something was made there after all.
+    /// Ends the back-off: an object was created in the namespace.
     pub(super) fn accepted(&mut self, namespace: &str) {
         self.by_name.remove(namespace);
     }
 
-    /// Forgets namespaces that are gone.
-    pub(super) fn keep(&mut self, exists: impl Fn(&str) -> bool) {
+    /// Drops namespaces that no longer exist.
+    pub(super) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.by_name.retain(|name, _| exists(name));
     }
 
-    /// When the next namespace may be tried again.
+    /// When the next back-off ends.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         self.by_name.values().map(|refused| refused.until).filter(|until| *until > now).min()
     }
@@ -58,23 +58,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_refusal_doubles_the_pause_up_to_a_limit() {
+    fn each_rejection_doubles_the_back_off_up_to_a_limit() {
         let mut refused = RefusedNamespaces::default();
         let mut now = Instant::now();
-        let mut pauses = Vec::new();
+        let mut backoffs = Vec::new();
         for _ in 0..8 {
-            assert!(!refused.holds("team", now));
-            let pause = refused.refused("team", now);
-            assert_eq!(refused.refused("team", now), None, "told once");
-            assert!(refused.holds("team", now) && !refused.holds("other", now));
-            pauses.push(pause.map_or(0, |pause| pause.as_secs()));
-            assert_eq!(refused.next(now), pause.map(|pause| now + pause));
-            now += pause.unwrap_or_default();
+            assert!(!refused.contains("team", now));
+            let backoff = refused.refused("team", now);
+            assert_eq!(refused.refused("team", now), None, "reported once");
+            assert!(refused.contains("team", now) && !refused.contains("other", now));
+            backoffs.push(backoff.map_or(0, |backoff| backoff.as_secs()));
+            assert_eq!(refused.next(now), backoff.map(|backoff| now + backoff));
+            now += backoff.unwrap_or_default();
         }
-        assert_eq!(pauses, [60, 120, 240, 480, 960, 1800, 1800, 1800]);
+        assert_eq!(backoffs, [60, 120, 240, 480, 960, 1800, 1800, 1800]);
         refused.accepted("team");
-        assert_eq!(refused.refused("team", now), Some(FIRST_PAUSE));
-        refused.keep(|name| name != "team");
+        assert_eq!(refused.refused("team", now), Some(FIRST_BACKOFF));
+        refused.retain(|name| name != "team");
         assert_eq!(refused.next(now), None);
     }
 }

@@ -53,14 +53,14 @@ async fn empty_lists_delete_nothing(world: &World) -> Result<()> {
     }
     // A controller that has never seen the objects knows no better either.
     for resource in ["revisions", "images", "nodes"] {
-        let doubts = world.logs.count("controller-1", "our list lacks what is there");
+        let doubts = world.logs.count("controller-1", "the cache lacks a live object");
         proxy.set_rules(vec![Rule::new(&[Verb::List], resource, Answer::EmptyList)]);
         world.controllers.kill_all().await?;
         world.controllers.start_through(&proxy, "controller-1", &[]).await?;
         world.controllers.until_ready().await?;
         settled.time_passes(world).await.context(resource)?;
         eventually("a live look speaks against the list", async || {
-            let logged = world.logs.count("controller-1", "our list lacks what is there");
+            let logged = world.logs.count("controller-1", "the cache lacks a live object");
             Ok((logged > doubts).then_some(()))
         })
         .await?;

@@ -1,4 +1,4 @@
-//! What is asked before anything is deleted.
+//! Tests of the live checks before a deletion.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -24,7 +24,7 @@ fn client(names: &'static [&'static str]) -> Client {
     Client::new(service, "default")
 }
 
-fn collector(client: Client) -> GarbageCollector {
+fn garbage_collector(client: Client) -> GarbageCollector {
     let (sender, leadership) =
         watch::channel(Leadership { leading: true, ..Leadership::default() });
     drop(sender);
@@ -34,26 +34,30 @@ fn collector(client: Client) -> GarbageCollector {
 }
 
 #[tokio::test]
-async fn what_names_no_revision_stays_while_our_list_is_behind() {
+async fn an_unnamed_revision_blocks_deletion_while_the_cache_lags() {
     let seen: Revision = serde_json::from_value(json!({
         "metadata": {"name": "seen", "namespace": "n"},
         "spec": {"containers": [{"image": "a"}]},
     }))
     .unwrap();
     let stores = Stores::fixed(vec![], vec![seen], vec![], vec![], vec![]);
-    let question = Question::Unnamed("n".into());
+    let check = Check::Unnamed("n".into());
     for (live, verdict) in [
         (&[] as &[&str], Verdict::Delete),
         (&["seen"], Verdict::Delete),
         (&["seen", "new"], Verdict::Keep),
     ] {
-        assert_eq!(collector(client(live)).look(&question, &stores).await, verdict, "{live:?}");
+        assert_eq!(
+            garbage_collector(client(live)).check(&check, &stores).await,
+            verdict,
+            "{live:?}"
+        );
     }
 }
 
 #[test]
-fn each_object_has_its_question() {
-    let ask = |cause, created_for: Option<&str>| {
+fn each_object_has_its_check() {
+    let check = |cause, created_for: Option<&str>| {
         let annotations = created_for.map(|token| json!({CREATED_FOR_ANNOTATION: token}));
         let warm: ImageWarm = serde_json::from_value(json!({
             "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
@@ -61,17 +65,17 @@ fn each_object_has_its_question() {
             "spec": {"image": "a", "nodeName": "node-a"},
         }))
         .unwrap();
-        question(&Deletion { warm: Arc::new(warm.into()), cause })
+        check_for(&Deletion { warm: Arc::new(warm.into()), cause })
     };
-    assert_eq!(ask(Cause::NodeGone, Some("u/r")), Question::Node("node-a".into()));
-    assert_eq!(ask(Cause::Unwanted, Some("u/r")), Question::Revision("n".into(), "r".into()));
+    assert_eq!(check(Cause::NodeGone, Some("u/r")), Check::Node("node-a".into()));
+    assert_eq!(check(Cause::Unwanted, Some("u/r")), Check::Revision("n".into(), "r".into()));
     for unnamed in [None, Some(""), Some("u/"), Some("r")] {
-        assert_eq!(ask(Cause::Unwanted, unnamed), Question::Unnamed("n".into()), "{unnamed:?}");
+        assert_eq!(check(Cause::Unwanted, unnamed), Check::Unnamed("n".into()), "{unnamed:?}");
     }
 }
 
 #[tokio::test]
-async fn what_has_changed_since_our_list_is_looked_at_again_first() {
+async fn an_object_that_changed_since_the_cache_is_kept() {
     let revision = |labels: serde_json::Value, generation: i64| -> Revision {
         serde_json::from_value(json!({
             "metadata": {"name": "r", "namespace": "n", "uid": "u", "labels": labels,
@@ -82,7 +86,7 @@ async fn what_has_changed_since_our_list_is_looked_at_again_first() {
     };
     let reserve = json!({"serving.knative.dev/routingState": "reserve"});
     let active = json!({"serving.knative.dev/routingState": "active"});
-    let question = Question::Revision("n".into(), "r".into());
+    let check = Check::Revision("n".into(), "r".into());
     for (live, verdict) in [
         (revision(reserve.clone(), 1), Verdict::Delete),
         (revision(active, 1), Verdict::Keep),
@@ -94,13 +98,13 @@ async fn what_has_changed_since_our_list_is_looked_at_again_first() {
         });
         let stores =
             Stores::fixed(vec![], vec![revision(reserve.clone(), 1)], vec![], vec![], vec![]);
-        let collector = collector(Client::new(service, "default"));
-        assert_eq!(collector.look(&question, &stores).await, verdict);
+        let garbage_collector = garbage_collector(Client::new(service, "default"));
+        assert_eq!(garbage_collector.check(&check, &stores).await, verdict);
     }
 }
 
 #[test]
-fn what_an_image_owns_is_asked_of_the_image() {
+fn an_owned_object_is_checked_with_its_image() {
     let warm: ImageWarm = serde_json::from_value(json!({
         "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
         "metadata": {"name": "w", "namespace": "n", "ownerReferences": [{
@@ -110,13 +114,13 @@ fn what_an_image_owns_is_asked_of_the_image() {
         "spec": {"image": "a", "nodeName": "node-a"},
     }))
     .unwrap();
-    let asked = |cause| question(&Deletion { warm: Arc::new(warm.clone().into()), cause });
-    assert_eq!(asked(Cause::Unwanted), Question::Image("n".into(), "queue-proxy".into()));
-    assert_eq!(asked(Cause::NodeGone), Question::Node("node-a".into()));
+    let check = |cause| check_for(&Deletion { warm: Arc::new(warm.clone().into()), cause });
+    assert_eq!(check(Cause::Unwanted), Check::Image("n".into(), "queue-proxy".into()));
+    assert_eq!(check(Cause::NodeGone), Check::Node("node-a".into()));
 }
 
 #[tokio::test]
-async fn what_is_there_and_not_in_our_list_speaks_against_the_list() {
+async fn a_live_object_that_the_cache_lacks_stops_deletions() {
     let service = tower::service_fn(|_: http::Request<Body>| async {
         let found = json!({
             "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
@@ -126,14 +130,14 @@ async fn what_is_there_and_not_in_our_list_speaks_against_the_list() {
     });
     let client = Client::new(service, "default");
     let stores = Stores::fixed(vec![], vec![], vec![], vec![], vec![]);
-    for question in [
-        Question::Node("r".into()),
-        Question::Revision("n".into(), "r".into()),
-        Question::Image("n".into(), "r".into()),
+    for check in [
+        Check::Node("r".into()),
+        Check::Revision("n".into(), "r".into()),
+        Check::Image("n".into(), "r".into()),
     ] {
-        let verdict = collector(client.clone()).look(&question, &stores).await;
-        assert_eq!(verdict, Verdict::WrongList, "{question:?}");
+        let verdict = garbage_collector(client.clone()).check(&check, &stores).await;
+        assert_eq!(verdict, Verdict::StaleCache, "{check:?}");
     }
-    let unnamed = Question::Unnamed("n".into());
-    assert_eq!(collector(client).look(&unnamed, &stores).await, Verdict::Keep);
+    let unnamed = Check::Unnamed("n".into());
+    assert_eq!(garbage_collector(client).check(&unnamed, &stores).await, Verdict::Keep);
 }

@@ -1,4 +1,4 @@
-//! What wakes the leader.
+//! Tests of the changes that start a run.
 #![allow(clippy::unwrap_used)]
 
 use futures::FutureExt;
@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-const PAUSE: Duration = Duration::from_millis(300);
+const DELAY: Duration = Duration::from_millis(300);
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn change(reason: Option<&str>) -> Change {
@@ -32,23 +32,24 @@ fn deletion() -> Change {
 }
 
 #[tokio::test]
-async fn progress_alone_waits_and_anything_else_does_not() {
+async fn progress_is_delayed_and_other_changes_are_not() {
     let (sender, mut changes) = broadcast::channel(16);
     let began = tokio::time::Instant::now();
     for progress in [None, Some("Queued"), Some("Pulling"), Some("Pulling")] {
         sender.send(change(progress)).unwrap();
     }
-    told(&mut changes, PAUSE).await;
-    assert!(began.elapsed() >= PAUSE, "{:?}", began.elapsed());
+    relevant_change(&mut changes, DELAY).await;
+    assert!(began.elapsed() >= DELAY, "{:?}", began.elapsed());
 
-    // No pause that would ever end: only the other change can wake it.
+    // The delay outlasts the test, so that only the other change can end the wait.
     let never = Duration::from_secs(3600);
     let others =
         [change(Some("Pulled")), change(Some("Odd")), deletion(), Change::Node("a".into())];
     for other in others {
         sender.send(change(Some("Pulling"))).unwrap();
         sender.send(other).unwrap();
-        timeout(DEADLINE, told(&mut changes, never)).await.unwrap();
+        timeout(DEADLINE, relevant_change(&mut changes, never)).await.unwrap();
     }
-    assert!(told(&mut changes, never).now_or_never().is_none(), "nothing told, nothing done");
+    let without_change = relevant_change(&mut changes, never).now_or_never();
+    assert!(without_change.is_none(), "no change, no run");
 }

@@ -1,5 +1,5 @@
-//! Finds the credentials for a pull: one look at the API server for all that ask for the same at
-//! once, kept for a few seconds, and no longer.
+//! The credentials of pulls: one read of the API server serves all concurrent requests for the same
+//! credentials. The result is cached for a few seconds, no longer.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -18,18 +18,18 @@ use imagewarm_core::assignment::{CredentialRequest, Refusal};
 use imagewarm_core::demand::PullIdentity;
 use imagewarm_core::image::{Credential, Reference};
 
-/// Long enough for one fan-out to many nodes, short enough that a mended Secret counts soon.
-const KEPT_FOR: Duration = Duration::from_secs(5);
+/// Long enough for one fan-out to many nodes, short enough that a corrected Secret applies soon.
+const CACHE_LIFETIME: Duration = Duration::from_secs(5);
 const IN_FLIGHT: usize = 16;
 const TRIES: u32 = 3;
 const TRY_TIMEOUT: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(300);
+const BACKOFF: Duration = Duration::from_millis(300);
 
 /// A future of a [`CredentialSource`].
 pub type CredentialFuture<'a> =
     Pin<Box<dyn Future<Output = Result<Vec<Credential>, Refusal>> + Send + 'a>>;
 
-/// Where credentials come from.
+/// A source of credentials.
 pub trait CredentialSource: Send + Sync + 'static {
     /// Credentials for `image`, in the order in which they are to be tried.
     fn resolve<'a>(
@@ -40,7 +40,7 @@ pub trait CredentialSource: Send + Sync + 'static {
     ) -> CredentialFuture<'a>;
 }
 
-/// Secrets of the API server. While it cannot be read the question is asked a few times.
+/// The Secrets of the API server. A read that fails is retried a few times.
 pub struct ApiServerCredentials {
     client: Client,
 }
@@ -63,8 +63,8 @@ impl CredentialSource for ApiServerCredentials {
             let mut tries = 0;
             loop {
                 tries += 1;
-                let look = secrets::resolve(&self.client, namespace, identities, image);
-                let refusal = match tokio::time::timeout(TRY_TIMEOUT, look).await {
+                let read = secrets::resolve(&self.client, namespace, identities, image);
+                let refusal = match tokio::time::timeout(TRY_TIMEOUT, read).await {
                     Ok(Ok(credentials)) => return Ok(credentials),
                     Ok(Err(error)) => {
                         let refusal =
@@ -76,13 +76,14 @@ impl CredentialSource for ApiServerCredentials {
                     }
                     Err(_) => Refusal {
                         reason: Reason::SecretMissing,
-                        message: "pull secrets could not be read: no answer in time".into(),
+                        message: "cannot read pull secrets: the API server did not answer in time"
+                            .into(),
                     },
                 };
                 if tries >= TRIES {
                     return Err(refusal);
                 }
-                tokio::time::sleep(PAUSE * tries).await;
+                tokio::time::sleep(BACKOFF * tries).await;
             }
         })
     }
@@ -90,52 +91,53 @@ impl CredentialSource for ApiServerCredentials {
 
 type Key = (String, Vec<PullIdentity>, Reference);
 /// Shared without copying; `Arc` so that a secret exists once in memory.
-type Answer = Arc<Result<Vec<Credential>, Refusal>>;
-type Question = Shared<BoxFuture<'static, Answer>>;
+type Resolved = Arc<Result<Vec<Credential>, Refusal>>;
+type Resolution = Shared<BoxFuture<'static, Resolved>>;
 
-/// Answers [`CredentialRequest`]s. Cheap to clone.
+/// Resolves [`CredentialRequest`]s. Cheap to clone.
 #[derive(Clone)]
 pub struct CredentialResolver {
     source: Arc<dyn CredentialSource>,
-    places: Arc<Semaphore>,
-    known: Arc<Mutex<HashMap<Key, (Instant, Question)>>>,
+    permits: Arc<Semaphore>,
+    cache: Arc<Mutex<HashMap<Key, (Instant, Resolution)>>>,
 }
 
 impl CredentialResolver {
-    /// A credentials that looks up in `source`.
+    /// A resolver that reads from `source`.
     pub fn new(source: Arc<dyn CredentialSource>) -> Self {
         CredentialResolver {
             source,
-            places: Arc::new(Semaphore::new(IN_FLIGHT)),
-            known: Arc::default(),
+            permits: Arc::new(Semaphore::new(IN_FLIGHT)),
+            cache: Arc::default(),
         }
     }
 
-    /// Credentials for the job, in the order in which they are to be tried.
-    pub async fn answer(&self, job: &CredentialRequest) -> Result<Vec<Credential>, Refusal> {
-        let key = (job.namespace.clone(), job.identities.clone(), job.image.clone());
-        let question = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.retain(|_, (asked, _)| asked.elapsed() < KEPT_FOR);
-            let (_, question) = known.entry(key.clone()).or_insert_with(|| {
-                let (source, places) = (self.source.clone(), self.places.clone());
-                let look = async move {
+    /// Credentials for the request, in the order in which they are to be tried.
+    pub async fn resolve(&self, request: &CredentialRequest) -> Result<Vec<Credential>, Refusal> {
+        let key = (request.namespace.clone(), request.identities.clone(), request.image.clone());
+        let resolution = {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            cache.retain(|_, (began, _)| began.elapsed() < CACHE_LIFETIME);
+            let (_, resolution) = cache.entry(key.clone()).or_insert_with(|| {
+                let (source, permits) = (self.source.clone(), self.permits.clone());
+                let read = async move {
                     // The semaphore is never closed.
-                    let _place = places.acquire().await.ok();
+                    let _permit = permits.acquire().await.ok();
                     let (namespace, identities, image) = &key;
                     Arc::new(source.resolve(namespace, identities, image).await)
                 };
-                (Instant::now(), look.boxed().shared())
+                (Instant::now(), read.boxed().shared())
             });
-            question.clone()
+            resolution.clone()
         };
-        (*question.await).clone()
+        (*resolution.await).clone()
     }
 
-    /// Forgets what is older than a few seconds; to be called now and then.
+    /// Drops expired results. Call it from time to time: otherwise they stay until the next
+    /// request.
     pub fn sweep(&self) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, (asked, _)| asked.elapsed() < KEPT_FOR);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|_, (began, _)| began.elapsed() < CACHE_LIFETIME);
     }
 }
 
@@ -169,20 +171,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_that_ask_for_the_same_cost_one_look() {
+    async fn concurrent_requests_for_the_same_credentials_cost_one_read() {
         let source = Arc::new(Slow(AtomicUsize::new(0)));
-        let credentials = CredentialResolver::new(source.clone());
-        let job = |image: &str| CredentialRequest {
+        let resolver = CredentialResolver::new(source.clone());
+        let request = |image: &str| CredentialRequest {
             uid: "u".into(),
             session: 1,
             namespace: "n".into(),
             identities: vec![],
             image: Reference::parse(image).unwrap(),
         };
-        let (app, refused) = (job("r.test/app"), job("r.test/refused"));
-        let answers = futures::future::join_all((0..50).map(|_| credentials.answer(&app))).await;
-        assert!(answers.iter().all(Result::is_ok));
-        assert_eq!(credentials.answer(&refused).await.unwrap_err().message, "gone");
+        let (app, refused) = (request("r.test/app"), request("r.test/refused"));
+        let results = futures::future::join_all((0..50).map(|_| resolver.resolve(&app))).await;
+        assert!(results.iter().all(Result::is_ok));
+        assert_eq!(resolver.resolve(&refused).await.unwrap_err().message, "gone");
         assert_eq!(source.0.load(Ordering::SeqCst), 2);
     }
 }

@@ -1,4 +1,5 @@
-//! The task that owns the index: events in, effects out. It works only while this replica leads.
+//! The task that owns the index of assignments: events in, effects out. Idle unless this replica
+//! leads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -30,28 +31,28 @@ use imagewarm_core::protocol::{FromController, Hello, from_controller};
 use imagewarm_core::throttle::canary;
 use imagewarm_core::throttle::registry::Limits;
 
-/// Messages that a warmer may leave unread beside one of each kind for each of its orders.
+/// Messages that a warmer may leave unread, in addition to two for each of its assignments.
 const UNREAD: usize = 1024;
-/// Events of warmers on their way to the index; full, the streams themselves wait.
+/// Capacity of the queue of warmer events; when it is full, the streams wait.
 const INPUTS: usize = 1024;
-/// Events handled before their effects are carried out together.
+/// Maximum number of events handled before their effects are performed together.
 const BATCH: usize = 256;
-/// Revisions change in bursts; pull_contexts are worked out anew once for each.
+/// Revisions change in bursts; pull contexts are recomputed once for each burst.
 const SETTLE: Duration = Duration::from_millis(50);
-/// How often pulls that wait are looked at.
-const WAITING_EVERY: Duration = Duration::from_millis(100);
-/// How long the last statuses may take to be written at the end.
+/// Interval between checks whether a waiting pull may start.
+const WAITING_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the last statuses may take to be written at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
 type Found = Result<Vec<Credential>, Refusal>;
 
-/// The end of a look for credentials.
-enum Looked {
+/// The result of a credential request.
+enum Resolved {
     ForPull(CredentialRequest, Found),
-    Again(Vec<String>, Found),
+    Recheck(Vec<String>, Found),
 }
 
-/// The task that owns the index. It works only while this replica leads.
+/// The task that owns the index. Idle unless this replica leads.
 pub struct Dispatcher {
     stores: Stores,
     leader: watch::Receiver<Leadership>,
@@ -61,19 +62,19 @@ pub struct Dispatcher {
     writer: StatusWriter,
     pull_contexts: PullContexts,
     index: Index,
-    /// True while this replica leads and its caches were filled.
+    /// True while this replica leads, from when its caches are filled.
     active: bool,
     sessions: HashMap<SessionId, mpsc::Sender<Outgoing>>,
     last_session: SessionId,
     inputs: mpsc::Receiver<Input>,
     inputs_sender: mpsc::Sender<Input>,
     connected: watch::Sender<Arc<BTreeSet<String>>>,
-    jobs: JoinSet<Looked>,
-    /// When pull_contexts are to be worked out anew.
+    credential_requests: JoinSet<Resolved>,
+    /// When pull contexts are to be recomputed.
     settle_at: Option<Instant>,
 }
 
-/// What a [`Dispatcher`] asks of the world; a test brings its own.
+/// The dependencies of a [`Dispatcher`] that tests replace.
 pub(crate) struct Parts {
     pub(crate) sink: Arc<dyn StatusSink>,
     pub(crate) credentials: Arc<dyn CredentialSource>,
@@ -118,7 +119,7 @@ impl Dispatcher {
             inputs,
             inputs_sender,
             connected: watch::Sender::default(),
-            jobs: JoinSet::new(),
+            credential_requests: JoinSet::new(),
             settle_at: None,
             stores,
             leader,
@@ -127,7 +128,7 @@ impl Dispatcher {
         }
     }
 
-    /// Where the server puts what the streams bring.
+    /// The queue of warmer events, for the server.
     pub(crate) fn inputs(&self) -> mpsc::Sender<Input> {
         self.inputs_sender.clone()
     }
@@ -137,30 +138,30 @@ impl Dispatcher {
         self.connected.subscribe()
     }
 
-    /// Works until `shutdown`; then ends every stream and writes the last statuses.
+    /// Runs until `shutdown`; then terminates every stream and writes the last statuses.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut changes = self.stores.changes.subscribe();
         let mut synced = self.stores.synced.clone();
         let mut leader = self.leader.clone();
-        // A sender that is gone never changes its mind again.
+        // A dropped sender changes no more.
         let (mut synced_open, mut leader_open) = (true, true);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut soon = tokio::time::interval(WAITING_EVERY);
+        let mut soon = tokio::time::interval(WAITING_INTERVAL);
         soon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let writer_end = CancellationToken::new();
         let mut writes = JoinSet::new();
         writes.spawn(self.writer.clone().run(writer_end.clone()));
 
         loop {
-            self.carry_out();
-            // Before a look at the leadership, which ends at the same moment: what is still to be
-            // written must not be forgotten for that.
+            self.perform_effects();
+            // Before the leadership check: leadership ends at the same moment, and the statuses
+            // that remain to be written must not be dropped for that.
             if shutdown.is_cancelled() {
                 break;
             }
             self.follow_leadership(&mut changes);
-            self.carry_out();
+            self.perform_effects();
             let settle_at = self.settle_at;
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -168,7 +169,9 @@ impl Dispatcher {
                 changed = synced.changed(), if synced_open => synced_open = changed.is_ok(),
                 change = changes.recv(), if self.active => self.on_changes(change, &mut changes),
                 Some(input) = self.inputs.recv() => self.on_inputs(input),
-                Some(Ok(looked)) = self.jobs.join_next() => self.on_looked(looked),
+                Some(Ok(resolved)) = self.credential_requests.join_next() => {
+                    self.on_resolved(resolved);
+                }
                 () = sleep_until(settle_at), if settle_at.is_some() => self.settle(),
                 _ = soon.tick(), if self.index.pulls().1 > 0 => self.index.begin_waiting(now()),
                 _ = tick.tick() => {
@@ -184,11 +187,11 @@ impl Dispatcher {
                 self.index.message(session, &message, now());
             }
         }
-        self.carry_out();
+        self.perform_effects();
         self.end_streams(StreamEnd::Shutdown);
         writer_end.cancel();
         if tokio::time::timeout(DRAIN, writes.join_next()).await.is_err() {
-            tracing::warn!("not every status could be written before the end");
+            tracing::warn!("statuses not written before shutdown");
         }
     }
 
@@ -198,16 +201,16 @@ impl Dispatcher {
             self.active = false;
             self.end_streams(StreamEnd::NotLeading);
             self.writer.clear();
-            self.jobs.abort_all();
+            self.credential_requests.abort_all();
             self.index = empty_index(&self.args);
             self.pull_contexts.clear();
             self.settle_at = None;
-            tracing::info!("dispatching ends: this replica leads no more");
+            tracing::info!("dispatch stopped: leadership lost");
         } else if !self.active && leading && self.stores.synced.borrow().ready() {
             self.active = true;
             *changes = self.stores.changes.subscribe();
-            self.look_at_everything();
-            tracing::info!(orders = self.index.assignments(), "dispatching begins");
+            self.resync();
+            tracing::info!(assignments = self.index.assignments(), "dispatch started");
         }
     }
 
@@ -231,7 +234,7 @@ impl Dispatcher {
                     self.pull_contexts.changed(&namespace);
                     self.settle_at.get_or_insert(Instant::now() + SETTLE);
                 }
-                Ok(Change::Relisted) | Err(RecvError::Lagged(_)) => self.look_at_everything(),
+                Ok(Change::Relisted) | Err(RecvError::Lagged(_)) => self.resync(),
                 Ok(Change::Image(namespace, name)) => {
                     if self.pull_contexts.image_changed(&namespace, &name, &self.stores) {
                         self.settle_at.get_or_insert(Instant::now() + SETTLE);
@@ -251,31 +254,31 @@ impl Dispatcher {
         }
     }
 
-    fn on_looked(&mut self, looked: Looked) {
-        match looked {
-            Looked::ForPull(job, found) => {
+    fn on_resolved(&mut self, resolved: Resolved) {
+        match resolved {
+            Resolved::ForPull(request, found) => {
                 if found.is_err() {
                     self.metrics.credentials_refused.inc();
                 }
-                self.index.resolved(&job, found, now());
+                self.index.resolved(&request, found, now());
             }
-            Looked::Again(uids, found) => self.index.looked_again(&uids, &found),
+            Resolved::Recheck(uids, found) => self.index.looked_again(&uids, &found),
         }
     }
 
     fn on_inputs(&mut self, first: Input) {
         let mut next = Some(first);
         let mut handled = 0;
-        let mut came_or_went = false;
+        let mut sessions_changed = false;
         while let Some(input) = next {
             match input {
                 Input::Open { node, hello, reply } => {
-                    came_or_went = true;
+                    sessions_changed = true;
                     self.open(&node, &hello, reply);
                 }
                 Input::Message(session, message) => self.index.message(session, &message, now()),
                 Input::Closed(session, end) => {
-                    came_or_went = true;
+                    sessions_changed = true;
                     self.end_stream(session, end);
                     self.index.close(session, now());
                 }
@@ -283,8 +286,8 @@ impl Dispatcher {
             handled += 1;
             next = if handled < BATCH { self.inputs.try_recv().ok() } else { None };
         }
-        if came_or_went {
-            self.show_connected();
+        if sessions_changed {
+            self.publish_connected();
         }
     }
 
@@ -294,18 +297,18 @@ impl Dispatcher {
                 reply.send(Err(Status::unavailable("this replica is not ready to dispatch yet")));
             return;
         }
-        // A new node's warmer may be quicker than our watch; it comes back.
+        // The warmer of a new node may be faster than the watch on Nodes; it reconnects.
         if self.stores.nodes.get("", node).is_none() {
             self.metrics.stream_end(StreamEnd::UnknownNode);
-            tracing::warn!(node, reason = "UnknownNode", "a warmer was not let in");
+            tracing::warn!(node, reason = "UnknownNode", "warmer rejected");
             let _ = reply.send(Err(end_status(StreamEnd::UnknownNode, &self.leader.borrow())));
             return;
         }
         self.last_session += 1;
         let session = self.last_session;
-        // Room for the opening burst; a channel takes memory only for what is in it.
-        let room = UNREAD + 2 * self.index.assignments_of(node);
-        let (sender, messages) = mpsc::channel(room);
+        // Room for the initial burst; a channel allocates memory only for the messages in it.
+        let capacity = UNREAD + 2 * self.index.assignments_of(node);
+        let (sender, messages) = mpsc::channel(capacity);
         if reply.send(Ok(Opened { session, messages })).is_ok() {
             tracing::debug!(node, session, runtime = hello.runtime_name, "warmer connected");
             self.sessions.insert(session, sender);
@@ -313,8 +316,8 @@ impl Dispatcher {
         }
     }
 
-    /// Applies every ImageWarm of the store, and forgets those that are not in it.
-    fn look_at_everything(&mut self) {
+    /// Applies every cached ImageWarm, and drops those that are no longer cached.
+    fn resync(&mut self) {
         self.settle_at = None;
         self.pull_contexts.clear();
         self.pull_contexts.group(&self.stores);
@@ -329,7 +332,7 @@ impl Dispatcher {
         }
     }
 
-    /// Works the pull_contexts of the namespaces out anew whose Revisions changed.
+    /// Recomputes the pull contexts of namespaces whose Revisions or Images changed.
     fn settle(&mut self) {
         self.settle_at = None;
         let namespaces = self.pull_contexts.take_changed();
@@ -341,7 +344,7 @@ impl Dispatcher {
         }
     }
 
-    fn carry_out(&mut self) {
+    fn perform_effects(&mut self) {
         loop {
             let effects = self.index.take_effects();
             if effects.is_empty() {
@@ -352,18 +355,18 @@ impl Dispatcher {
                     Effect::Send(session, message) => self.send(session, message),
                     Effect::Close(session, StreamEnd::Misbehaved) => self.cut_off(session),
                     Effect::Close(session, end) => self.end_stream(session, end),
-                    Effect::Resolve(job) => {
+                    Effect::Resolve(request) => {
                         let credentials = self.credentials.clone();
-                        self.jobs.spawn(async move {
-                            let found = credentials.answer(&job).await;
-                            Looked::ForPull(job, found)
+                        self.credential_requests.spawn(async move {
+                            let found = credentials.resolve(&request).await;
+                            Resolved::ForPull(request, found)
                         });
                     }
-                    Effect::LookAgain(job, uids) => {
+                    Effect::LookAgain(request, uids) => {
                         let credentials = self.credentials.clone();
-                        self.jobs.spawn(async move {
-                            let found = credentials.answer(&job).await;
-                            Looked::Again(uids, found)
+                        self.credential_requests.spawn(async move {
+                            let found = credentials.resolve(&request).await;
+                            Resolved::Recheck(uids, found)
                         });
                     }
                     Effect::Status(uid, warm, report) => self.writer.submit(&uid, warm, report),
@@ -388,11 +391,11 @@ impl Dispatcher {
         if sender.try_send(Ok(FromController { message: Some(message) })).is_err() {
             self.end_stream(session, StreamEnd::TooSlow);
             self.index.close(session, now());
-            self.show_connected();
+            self.publish_connected();
         }
     }
 
-    /// What the kubelet of a node says of its runtime, such as `containerd://2.2.3`.
+    /// The runtime that the kubelet of a node reports, such as `containerd://2.2.3`.
     fn kubelet_runtime(&self, node: &str) -> String {
         let node = self.stores.nodes.get("", node);
         let info = node.as_ref().and_then(|node| node.status.as_ref()?.node_info.as_ref());
@@ -401,27 +404,27 @@ impl Dispatcher {
 
     fn cut_off(&mut self, session: SessionId) {
         let node = self.index.node_of(session).unwrap_or_default();
-        tracing::warn!(node, "a warmer speaks of another node's orders and is cut off");
+        tracing::warn!(node, "warmer reports on another node's assignments; stream terminated");
         self.end_stream(session, StreamEnd::Misbehaved);
         self.index.close(session, now());
-        self.show_connected();
+        self.publish_connected();
     }
 
-    /// A call may be given up just while its stream is being opened: then nobody reads it.
+    /// Drops sessions whose call was cancelled while its stream was being opened.
     fn drop_abandoned(&mut self) {
         let closed = self.sessions.iter().filter(|(_, sender)| sender.is_closed());
         let closed: Vec<SessionId> = closed.map(|(session, _)| *session).collect();
         for session in closed {
             self.end_stream(session, StreamEnd::Closed);
             self.index.close(session, now());
-            self.show_connected();
+            self.publish_connected();
         }
     }
 
     fn end_stream(&mut self, session: SessionId, end: StreamEnd) {
         if let Some(sender) = self.sessions.remove(&session) {
             self.metrics.stream_end(end);
-            // A full channel cannot take the reason; the stream then just ends.
+            // A full channel has no room for the status; the stream then ends without one.
             let _ = sender.try_send(Err(end_status(end, &self.leader.borrow())));
         }
     }
@@ -432,16 +435,16 @@ impl Dispatcher {
             self.end_stream(session, end);
             self.index.close(session, now());
         }
-        self.show_connected();
+        self.publish_connected();
     }
 
-    fn show_connected(&self) {
+    fn publish_connected(&self) {
         let connected = self.index.connected();
         self.metrics.nodes_connected.set(connected.len() as i64);
-        self.connected.send_if_modified(|shown| {
-            let differs = **shown != connected;
+        self.connected.send_if_modified(|published| {
+            let differs = **published != connected;
             if differs {
-                *shown = Arc::new(connected);
+                *published = Arc::new(connected);
             }
             differs
         });

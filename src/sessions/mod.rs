@@ -1,6 +1,7 @@
-//! The leader's side of the streams: one task owns the [`index`], feeds it what the watches and the
-//! warmers say, and carries out what it wants. [`server`] accepts the streams, `credentials` and
-//! `status_writer` talk to the API server. Decides nothing about what should exist.
+//! The leader's side of the warmers' streams: one task owns the index
+//! ([`imagewarm_core::assignment`]), applies watch events and warmer messages to it, and performs
+//! its effects. [`server`] accepts the streams, [`credentials`] and [`status_writer`] call the API
+//! server. What should exist is decided elsewhere.
 
 mod accept;
 pub mod credentials;

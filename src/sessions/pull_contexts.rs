@@ -1,5 +1,5 @@
-//! Works out whose behalf each ImageWarm stands for, from the Revisions and Images of its namespace, and
-//! keeps the answers while nothing that they depend on changes.
+//! The pull context of each ImageWarm: on behalf of which Revisions and Images of its namespace it
+//! is pulled. Cached until something that it depends on changes.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
@@ -15,49 +15,51 @@ use imagewarm_core::demand::consumers::{ConsumerDemand, Demands, demands};
 use imagewarm_core::demand::pull_context::PullContext;
 use imagewarm_core::policy::Policy;
 
-/// `plan::want::pull_context`, or a test's own.
+/// [`imagewarm_core::demand::pull_context::pull_context`], or the function of a test.
 pub(crate) type PullContextFn = fn(&CachedImageWarm, &[ConsumerDemand], &Policy) -> PullContext;
 
-/// What is asked for in one namespace: read once, for all ImageWarms of the namespace.
+/// The demands of one namespace, computed once for all of its ImageWarms.
 type Shared = Arc<Demands>;
 
-struct Known {
-    asked: Shared,
-    decisive: u64,
+struct Cached {
+    demands: Shared,
+    fingerprint: u64,
     pull_context: Arc<PullContext>,
 }
 
 pub(crate) struct PullContexts {
-    work_out: PullContextFn,
+    compute: PullContextFn,
     policy: Policy,
-    asked: HashMap<String, Shared>,
-    known: HashMap<Arc<str>, Known>,
-    /// Each once: the ImageWarms of one Revision have the same.
+    /// By namespace.
+    demands: HashMap<String, Shared>,
+    /// By uid.
+    cache: HashMap<Arc<str>, Cached>,
+    /// Each stored once: the ImageWarms of one Revision share it.
     pull_contexts: Pool<PullContext>,
     changed: BTreeSet<String>,
 }
 
 impl PullContexts {
-    pub(crate) fn new(work_out: PullContextFn, policy: Policy) -> Self {
+    pub(crate) fn new(compute: PullContextFn, policy: Policy) -> Self {
         PullContexts {
-            work_out,
+            compute,
             policy,
-            asked: HashMap::new(),
-            known: HashMap::new(),
+            demands: HashMap::new(),
+            cache: HashMap::new(),
             pull_contexts: Pool::default(),
             changed: BTreeSet::new(),
         }
     }
 
-    /// Forgets everything.
+    /// Empties the cache.
     pub(crate) fn clear(&mut self) {
-        self.asked.clear();
-        self.known = HashMap::new();
+        self.demands.clear();
+        self.cache = HashMap::new();
         self.pull_contexts = Pool::default();
         self.changed.clear();
     }
 
-    /// Sorts what is asked for in all namespaces at once.
+    /// Computes the demands of all namespaces at once.
     pub(crate) fn group(&mut self, stores: &Stores) {
         let mut groups: HashMap<String, (Vec<_>, Vec<_>)> = HashMap::new();
         for revision in stores.revisions.state() {
@@ -66,26 +68,27 @@ impl PullContexts {
         for image in stores.images.state() {
             groups.entry(image.namespace().unwrap_or_default()).or_default().1.push(image);
         }
-        let ask = |(name, (revisions, images))| (name, self.ask(revisions, images));
-        self.asked = groups.into_iter().map(ask).collect();
+        let compute = |(name, (revisions, images))| (name, self.demands_of(revisions, images));
+        self.demands = groups.into_iter().map(compute).collect();
     }
 
-    /// While paused, and in namespaces that were opted out since, they still stand for what exists.
-    fn ask(&self, revisions: Vec<Arc<Revision>>, images: Vec<Arc<KnativeImage>>) -> Shared {
+    /// Ignores a pause and namespaces that have opted out: ImageWarms that exist keep their
+    /// context.
+    fn demands_of(&self, revisions: Vec<Arc<Revision>>, images: Vec<Arc<KnativeImage>>) -> Shared {
         let running = Policy { paused: false, ..self.policy.clone() };
         Arc::new(demands(&revisions, &images, &BTreeSet::new(), &running))
     }
 
-    /// An Image changed: says whether anything here depends on what changed of it. Of its status,
-    /// which is ours to write and changes most often, nothing does.
+    /// Handles a change of an Image. Returns whether a pull context may depend on it. None depends
+    /// on the status, which imagewarm itself writes and which changes most often.
     pub(crate) fn image_changed(&mut self, namespace: &str, name: &str, stores: &Stores) -> bool {
         let now = stores.images.get(namespace, name);
-        let before = self.asked.get(namespace).and_then(|asked| {
-            let mut images = asked.images.iter().map(|(image, _)| image);
+        let before = self.demands.get(namespace).and_then(|demands| {
+            let mut images = demands.images.iter().map(|(image, _)| image);
             images.find(|image| image.metadata.name.as_deref() == Some(name))
         });
         let same = match (before, &now) {
-            (Some(before), Some(now)) => asks_the_same(before, now),
+            (Some(before), Some(now)) => demands_the_same(before, now),
             (None, None) => true,
             _ => false,
         };
@@ -97,7 +100,7 @@ impl PullContexts {
 
     /// Revisions or Images of the namespace changed.
     pub(crate) fn changed(&mut self, namespace: &str) {
-        self.asked.remove(namespace);
+        self.demands.remove(namespace);
         self.changed.insert(namespace.to_owned());
     }
 
@@ -106,50 +109,50 @@ impl PullContexts {
         std::mem::take(&mut self.changed)
     }
 
-    /// The ImageWarm is gone.
+    /// Drops a deleted ImageWarm.
     pub(crate) fn forget(&mut self, uid: &str) {
-        self.known.remove(uid);
+        self.cache.remove(uid);
     }
 
-    /// The pull_context of `warm` now.
+    /// The current pull context of `warm`.
     pub(crate) fn of(&mut self, warm: &CachedImageWarm, stores: &Stores) -> Arc<PullContext> {
-        let asked = match self.asked.get(&*warm.namespace) {
-            Some(asked) => asked.clone(),
+        let demands = match self.demands.get(&*warm.namespace) {
+            Some(demands) => demands.clone(),
             None => {
                 let namespace = &*warm.namespace;
                 let (mut revisions, mut images) = (stores.revisions.state(), stores.images.state());
                 revisions.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
                 images.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
-                let asked = self.ask(revisions, images);
-                self.asked.insert(namespace.to_owned(), asked.clone());
-                asked
+                let demands = self.demands_of(revisions, images);
+                self.demands.insert(namespace.to_owned(), demands.clone());
+                demands
             }
         };
-        let decisive = decisive(warm);
-        if let Some(known) = self.known.get(&warm.uid)
-            && Arc::ptr_eq(&known.asked, &asked)
-            && known.decisive == decisive
+        let fingerprint = fingerprint(warm);
+        if let Some(cached) = self.cache.get(&warm.uid)
+            && Arc::ptr_eq(&cached.demands, &demands)
+            && cached.fingerprint == fingerprint
         {
-            return known.pull_context.clone();
+            return cached.pull_context.clone();
         }
         let pull_context =
-            self.pull_contexts.share((self.work_out)(warm, &asked.consumers, &self.policy));
-        let known = Known { asked, decisive, pull_context: pull_context.clone() };
-        self.known.insert(warm.uid.clone(), known);
+            self.pull_contexts.share((self.compute)(warm, &demands.consumers, &self.policy));
+        let cached = Cached { demands, fingerprint, pull_context: pull_context.clone() };
+        self.cache.insert(warm.uid.clone(), cached);
         pull_context
     }
 }
 
-fn asks_the_same(before: &KnativeImage, now: &KnativeImage) -> bool {
+fn demands_the_same(before: &KnativeImage, now: &KnativeImage) -> bool {
     let (old, new) = (&before.metadata, &now.metadata);
     before.spec == now.spec
         && (&old.uid, &old.labels, &old.annotations, &old.owner_references)
             == (&new.uid, &new.labels, &new.annotations, &new.owner_references)
 }
 
-/// Stands for all of an ImageWarm that its pull_context depends on. How far a pull is, the commonest
-/// change of all, changes none; when its try began and ended may.
-fn decisive(warm: &CachedImageWarm) -> u64 {
+/// A hash of everything in an ImageWarm that its pull context may depend on: the start and the end
+/// of an attempt, but not the progress of a pull, which is by far the most frequent change.
+fn fingerprint(warm: &CachedImageWarm) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&warm.image, &warm.node_name, &warm.common).hash(&mut hasher);
     warm.ready().map(|ready| ready.status as u8).hash(&mut hasher);
@@ -172,11 +175,11 @@ mod tests {
     use imagewarm_core::api::Progress;
     use imagewarm_core::api::cached::CachedStatus;
 
-    static WORKED_OUT: AtomicUsize = AtomicUsize::new(0);
+    static COMPUTED: AtomicUsize = AtomicUsize::new(0);
 
-    fn work_out(_: &CachedImageWarm, asked: &[ConsumerDemand], _: &Policy) -> PullContext {
-        WORKED_OUT.fetch_add(1, Ordering::SeqCst);
-        PullContext { priority: asked.len() as i64, ..PullContext::default() }
+    fn compute(_: &CachedImageWarm, demands: &[ConsumerDemand], _: &Policy) -> PullContext {
+        COMPUTED.fetch_add(1, Ordering::SeqCst);
+        PullContext { priority: demands.len() as i64, ..PullContext::default() }
     }
 
     fn revision(name: &str) -> Revision {
@@ -189,28 +192,28 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_kept_until_something_that_it_depends_on_changes() {
+    fn a_pull_context_is_cached_until_something_that_it_depends_on_changes() {
         let with = |revisions| Stores::fixed(vec![], revisions, vec![], vec![], vec![]);
         let stores = with(vec![revision("one")]);
-        let mut pull_contexts = PullContexts::new(work_out, Policy::default());
+        let mut pull_contexts = PullContexts::new(compute, Policy::default());
         let mut warm = CachedImageWarm {
             uid: "uid".into(),
             namespace: "team".into(),
             status: Some(CachedStatus::default()),
             ..CachedImageWarm::default()
         };
-        let asked_anew =
+        let computed =
             |pull_contexts: &mut PullContexts, warm: &CachedImageWarm, stores: &Stores| {
-                let before = WORKED_OUT.load(Ordering::SeqCst);
+                let before = COMPUTED.load(Ordering::SeqCst);
                 let pull_context = pull_contexts.of(warm, stores);
-                (WORKED_OUT.load(Ordering::SeqCst) - before, pull_context.priority)
+                (COMPUTED.load(Ordering::SeqCst) - before, pull_context.priority)
             };
-        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (1, 1));
-        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (0, 1));
+        assert_eq!(computed(&mut pull_contexts, &warm, &stores), (1, 1));
+        assert_eq!(computed(&mut pull_contexts, &warm, &stores), (0, 1));
 
         let moved = Progress { downloaded_bytes: 1, total_bytes: 2 };
         warm.status.as_mut().unwrap().progress = Some(moved);
-        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (0, 1), "progress");
+        assert_eq!(computed(&mut pull_contexts, &warm, &stores), (0, 1), "progress");
 
         let changes: [fn(&mut CachedStatus); 4] = [
             |status| status.started_at = Some(Timestamp::UNIX_EPOCH),
@@ -220,16 +223,16 @@ mod tests {
         ];
         for (at, change) in changes.into_iter().enumerate() {
             change(warm.status.as_mut().unwrap());
-            assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (1, 1), "change {at}");
+            assert_eq!(computed(&mut pull_contexts, &warm, &stores), (1, 1), "change {at}");
         }
         Arc::make_mut(&mut warm.common).annotations.insert("k".into(), "v".into());
-        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (1, 1), "an annotation");
+        assert_eq!(computed(&mut pull_contexts, &warm, &stores), (1, 1), "an annotation");
 
         let stores = with(vec![revision("one"), revision("two")]);
         pull_contexts.changed("elsewhere");
-        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (0, 1), "another namespace");
+        assert_eq!(computed(&mut pull_contexts, &warm, &stores), (0, 1), "another namespace");
         pull_contexts.changed("team");
-        assert_eq!(asked_anew(&mut pull_contexts, &warm, &stores), (1, 2));
+        assert_eq!(computed(&mut pull_contexts, &warm, &stores), (1, 2));
         assert_eq!(pull_contexts.take_changed().len(), 2);
     }
 }

@@ -1,5 +1,5 @@
-//! Accepts the warmers' streams: TLS, who they are, whether this replica is the one to talk to.
-//! What is said on them goes to the index; nothing is decided here.
+//! The gRPC server of the warmers' streams: TLS, authentication, and the check that this replica
+//! leads. Forwards messages to the dispatcher and decides nothing itself.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,34 +31,34 @@ use imagewarm_core::assignment::StreamEnd;
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello, from_warmer};
 use imagewarm_core::throttle::stream::{Excess, MessageLimit};
 
-/// A silent connection is asked for a sign of life, and given up without one.
+/// HTTP/2 keepalive: an idle connection is pinged, and closed without an answer.
 const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_ANSWER: Duration = Duration::from_secs(10);
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
-/// Longer than a TokenReview: many warmers may come at once and wait for their turn.
+/// Longer than a TokenReview: many warmers may connect at once, and reviews are queued.
 const REVIEW: Duration = Duration::from_secs(30);
-/// What gRPC is spoken over.
+/// The protocol of gRPC.
 const ALPN: &[&[u8]] = &[b"h2"];
 const LARGEST_MESSAGE: usize = 256 * 1024;
-/// Handshaked connections that wait to be served.
+/// Connections whose handshake is complete and that wait to be served.
 const BACKLOG: usize = 64;
-/// How long connections may take to end once their streams are closed.
+/// How long connections may take to close after their streams.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// The server that warmers connect to. It shows the certificate that `certificates` gives for each
-/// connection, lets in whom `reviewer` knows, and hands what streams bring to the dispatcher.
+/// The server that warmers connect to. It serves the certificate that `certificates` resolves for
+/// each connection, authenticates warmers with `reviewer`, and forwards messages to the dispatcher.
 pub struct DispatchServer {
     /// From [`super::Dispatcher::inputs`].
     pub(crate) inputs: mpsc::Sender<Input>,
-    /// Whether this replica leads, and who does.
+    /// Whether this replica leads, and the address of the leader.
     pub(crate) leader: watch::Receiver<Leadership>,
-    /// Knows whose tokens are good.
+    /// Authenticates bearer tokens.
     pub(crate) reviewer: Arc<dyn TokenReviewer>,
-    /// Gives the certificate of each connection.
+    /// Resolves the certificate of each connection.
     pub(crate) certificates: Arc<dyn ResolvesServerCert>,
     /// Limits.
     pub(crate) args: DispatchArgs,
-    /// Counts.
+    /// The server's metrics.
     pub(crate) metrics: DispatchMetrics,
 }
 
@@ -109,7 +109,7 @@ impl DispatchServer {
         tokio::select! {
             ended = &mut serve => ended?,
             () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN).await } => {
-                tracing::warn!("some connections of warmers did not end in time");
+                tracing::warn!("warmer connections not closed in time");
             }
         }
         readers.close();
@@ -127,7 +127,7 @@ struct Sessions {
 }
 
 impl Sessions {
-    /// The node that the call's token is bound to, and when the token ends.
+    /// The node that the call's token is bound to, and when the token expires.
     async fn authenticate(
         &self,
         metadata: &MetadataMap,
@@ -145,7 +145,7 @@ impl Sessions {
             _ => StreamEnd::Refused,
         };
         self.metrics.stream_end(end);
-        tracing::warn!(reason = error.reason(), %error, "a warmer was not let in");
+        tracing::warn!(reason = error.reason(), %error, "warmer rejected");
         Err(match error {
             TokenError::Unavailable(_) => Status::unavailable(error.to_string()),
             TokenError::OtherAccount { .. } | TokenError::NotBound => {
@@ -158,11 +158,11 @@ impl Sessions {
     }
 
     async fn open(&self, node: String, hello: Hello) -> Result<Opened, Status> {
-        let gone = || Status::unavailable("the dispatcher is ending");
+        let stopped = || Status::unavailable("this replica is shutting down");
         let (reply, answer) = oneshot::channel();
         let open = Input::Open { node, hello, reply };
-        self.inputs.send(open).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.inputs.send(open).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
     }
 }
 
@@ -174,7 +174,7 @@ impl Dispatch for Sessions {
         &self,
         request: Request<Streaming<FromWarmer>>,
     ) -> Result<Response<SessionStream>, Status> {
-        // Demands first, so that a crowd of warmers costs a replica that does not lead no reviews.
+        // The leadership check comes first: a replica that does not lead spends no TokenReviews.
         let leader = self.leader.borrow().clone();
         if !leader.leading {
             self.metrics.stream_end(StreamEnd::NotLeading);
@@ -208,7 +208,7 @@ impl Dispatch for Sessions {
     }
 }
 
-/// Carries what a warmer says to the index, one message at a time.
+/// Forwards the messages of one warmer to the dispatcher, one at a time.
 struct Reader {
     session: u64,
     node: String,
@@ -227,7 +227,7 @@ impl Reader {
             excess = self.forward() => match excess {
                 None => StreamEnd::Closed,
                 Some(excess) => {
-                    tracing::warn!(node = self.node, ?excess, "a warmer sends what none of ours does");
+                    tracing::warn!(node = self.node, ?excess, "warmer exceeds the message limits");
                     StreamEnd::Misbehaved
                 }
             },
@@ -235,20 +235,20 @@ impl Reader {
         let _ = self.inputs.send(Input::Closed(self.session, end)).await;
     }
 
-    /// Until the warmer ends the stream, or has to be cut off.
+    /// Forwards until the warmer closes the stream, or exceeds a limit.
     async fn forward(&mut self) -> Option<Excess> {
         let mut message_limit = MessageLimit::new(Instant::now());
         loop {
             let message = match self.incoming.message().await {
                 Ok(Some(message)) => message,
-                // The one code that stands for a message beyond the limit.
+                // The only status code of a message above the size limit.
                 Err(status) if status.code() == Code::OutOfRange => return Some(Excess::Size),
                 Ok(None) | Err(_) => return None,
             };
             if let Err(excess) = message_limit.take(message.encoded_len(), Instant::now()) {
                 return Some(excess);
             }
-            // A message of a kind that this version does not know is nothing to act on.
+            // A message type of a newer version is ignored.
             let Some(message) = message.message else { continue };
             if self.inputs.send(Input::Message(self.session, message)).await.is_err() {
                 return None;
@@ -267,7 +267,7 @@ async fn expiry(expires: Option<SystemTime>) {
     }
 }
 
-/// What goes out to one warmer; ends the reader when it is dropped.
+/// The messages to one warmer. Dropping it stops the reader.
 pub struct SessionStream {
     messages: mpsc::Receiver<Outgoing>,
     _end: DropGuard,

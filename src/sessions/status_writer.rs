@@ -1,7 +1,7 @@
-//! Writes what `status` works out: a few writes at a time, one for each object, the newest report
-//! in place of older ones, and again after a conflict. A final state is never lost while this
-//! replica leads, and waits for no progress: thousands of pulls that begin at once have as much of it
-//! to tell, just when the API server is busy with the creations of the next.
+//! The bounded writer of ImageWarm statuses: a few writes at a time, at most one for each object. A
+//! newer report replaces an older one, and a conflict is retried. A final state is never lost while
+//! this replica leads, and does not wait for progress: thousands of pulls that start at once report
+//! thousands of times, just when the API server is busy with creations.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -25,17 +25,17 @@ use imagewarm_core::report::status::{Report, next_status};
 const IN_FLIGHT: usize = 16;
 /// Of these, writes of anything but final states.
 const PROGRESS_IN_FLIGHT: usize = 4;
-/// Between two of them: 50 in a second for the whole cluster, however many pulls are under way.
-const PROGRESS_PAUSE: Duration = Duration::from_millis(20);
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Interval between two of them: 50 a second for the whole cluster, however many pulls run.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(20);
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
 /// A future of a [`StatusSink`] method.
 pub type SinkFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ApplyError>> + Send + 'a>>;
 
 /// Where statuses are stored.
 pub trait StatusSink: Send + Sync + 'static {
-    /// Replaces the status of exactly this version of `warm`; returns what is stored now.
+    /// Replaces the status of exactly this version of `warm`. Returns the stored object.
     fn write<'a>(
         &'a self,
         warm: &'a ImageWarm,
@@ -84,7 +84,7 @@ struct Pending {
     /// The report to write next, by uid of its ImageWarm: so bounded by the number of ImageWarms.
     waiting: HashMap<String, Intent>,
     finals: VecDeque<String>,
-    /// Uids whose report may have been replaced by a final one since.
+    /// Uids whose report a final one may have replaced since.
     progress: VecDeque<String>,
     /// Uids that are being written.
     running: HashMap<String, Running>,
@@ -96,11 +96,12 @@ struct Running {
 }
 
 impl Pending {
-    /// A final state, or progress when it is `its_turn` and not too much of it is being written;
-    /// nothing of an object that is being written.
-    fn next(&mut self, its_turn: bool) -> Option<(String, Intent)> {
+    /// The next report to write: a final state, else progress if `progress_is_next` and fewer than
+    /// `PROGRESS_IN_FLIGHT` are being written. Skips objects that are being written.
+    fn next(&mut self, progress_is_next: bool) -> Option<(String, Intent)> {
         let in_flight = self.running.values().filter(|one| !one.is_final).count();
-        let progress = (its_turn && in_flight < PROGRESS_IN_FLIGHT).then_some(&mut self.progress);
+        let progress =
+            (progress_is_next && in_flight < PROGRESS_IN_FLIGHT).then_some(&mut self.progress);
         let queues = [(true, Some(&mut self.finals)), (false, progress)];
         for (is_final, queue) in queues {
             let Some(queue) = queue else { continue };
@@ -135,7 +136,7 @@ impl StatusWriter {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a report in. A final one replaces any that waits; another never replaces a final one.
+    /// Queues a report. A final one replaces any queued one; progress never replaces a final one.
     pub fn submit(&self, uid: &str, warm: Arc<CachedImageWarm>, report: Report) {
         let is_final = report.is_final();
         let mut pending = self.lock();
@@ -152,7 +153,7 @@ impl StatusWriter {
         self.wake.notify_one();
     }
 
-    /// Forgets everything that waits or is tried again: this replica does not lead any more.
+    /// Drops everything that is queued or retried: this replica no longer leads.
     pub fn clear(&self) {
         let mut pending = self.lock();
         pending.waiting.clear();
@@ -161,10 +162,10 @@ impl StatusWriter {
         pending.running.values().for_each(|one| one.cancelled.cancel());
     }
 
-    /// Writes until `shutdown`, then the final states that still wait, for a moment.
+    /// Writes until `shutdown`, then the queued final states. The caller limits the time for these.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut writes = JoinSet::new();
-        let mut pace = interval(PROGRESS_PAUSE);
+        let mut pace = interval(PROGRESS_INTERVAL);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut progress_is_next = false;
         loop {
@@ -208,7 +209,7 @@ impl StatusWriter {
 
     async fn write(&self, intent: Intent) {
         let mut warm = intent.warm.to_image_warm();
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = FIRST_BACKOFF;
         loop {
             let Some(status) = next_status(&warm, &intent.report, Timestamp::now()) else {
                 self.metrics.write(WriteResult::Unchanged);
@@ -237,10 +238,10 @@ impl StatusWriter {
                 ApplyError::Conflict | ApplyError::Retryable(_) => {
                     self.metrics.write(WriteResult::Retried);
                     let jitter = rand::random_range(0.5..1.0);
-                    tokio::time::sleep(pause.mul_f64(jitter)).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    tokio::time::sleep(backoff.mul_f64(jitter)).await;
+                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
                 }
-                // Deleted meanwhile, or its namespace is: nothing to tell anybody.
+                // The object or its namespace was deleted: there is nothing to report.
                 ApplyError::NotFound | ApplyError::NamespaceTerminating => {
                     return self.metrics.write(WriteResult::Refused);
                 }
@@ -261,7 +262,7 @@ mod tests {
     use imagewarm_core::api::Reason;
     use imagewarm_core::report::status::{Outcome, Pulling};
 
-    /// Stores one object; the first writes fail as told.
+    /// Stores one object; the first writes fail with `failures`.
     struct Memory {
         stored: Mutex<ImageWarm>,
         failures: Mutex<VecDeque<ApplyError>>,
@@ -325,7 +326,7 @@ mod tests {
         let run = tokio::spawn(writer.clone().run(shutdown.clone()));
         let warm = Arc::new(CachedImageWarm::from(warm));
         for report in reports {
-            // Always the first version of the object, as a store that lags behind would show it.
+            // Always the first version of the object, as in a cache that lags.
             writer.submit("uid", warm.clone(), report);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_meanwhile_is_joined_and_the_final_state_wins() {
+    async fn reports_during_a_write_are_merged_and_the_final_state_wins() {
         let pulling = || Report::Pulling(Pulling::default());
         let reports = vec![
             pulling(),
@@ -347,19 +348,19 @@ mod tests {
         assert_eq!(written(vec![], reports).await, ["Pulling", "Pulled"]);
     }
 
-    /// Tells which objects it was asked to write, and answers at once or never.
-    struct Telling {
-        asked: tokio::sync::mpsc::UnboundedSender<String>,
+    /// Records the names of the objects to write, and answers at once or never.
+    struct Recording {
+        names: tokio::sync::mpsc::UnboundedSender<String>,
         answers: bool,
     }
 
-    impl StatusSink for Telling {
+    impl StatusSink for Recording {
         fn write<'a>(
             &'a self,
             warm: &'a ImageWarm,
             _: &'a ImageWarmStatus,
         ) -> SinkFuture<'a, ImageWarm> {
-            self.asked.send(warm.name_any()).unwrap();
+            self.names.send(warm.name_any()).unwrap();
             match self.answers {
                 true => Box::pin(std::future::ready(Ok(warm.clone()))),
                 false => Box::pin(std::future::pending()),
@@ -377,8 +378,8 @@ mod tests {
         writer.submit(name, Arc::new(warm.into()), report);
     }
 
-    /// Runs the writer until it was asked to write so many; returns which.
-    async fn asked(writer: StatusWriter, begun: &mut Asked, count: usize) -> Vec<String> {
+    /// Runs the writer until it has begun `count` writes. Returns the names of the objects.
+    async fn first_writes(writer: StatusWriter, begun: &mut Begun, count: usize) -> Vec<String> {
         let run = tokio::spawn(writer.run(CancellationToken::new()));
         let mut names = Vec::new();
         for _ in 0..count {
@@ -389,26 +390,26 @@ mod tests {
         names
     }
 
-    type Asked = tokio::sync::mpsc::UnboundedReceiver<String>;
+    type Begun = tokio::sync::mpsc::UnboundedReceiver<String>;
 
-    fn telling(answers: bool) -> (StatusWriter, Asked) {
-        let (asked, begun) = tokio::sync::mpsc::unbounded_channel();
-        let sink = Arc::new(Telling { asked, answers });
+    fn recording(answers: bool) -> (StatusWriter, Begun) {
+        let (names, begun) = tokio::sync::mpsc::unbounded_channel();
+        let sink = Arc::new(Recording { names, answers });
         (StatusWriter::new(sink, DispatchMetrics::default()), begun)
     }
 
     #[tokio::test]
     async fn final_states_do_not_wait_for_progress() {
-        let (writer, mut begun) = telling(false);
+        let (writer, mut begun) = recording(false);
         for number in 0..100 {
             submit(&writer, &format!("progress-{number}"), Report::Pulling(Pulling::default()));
         }
-        // What waited as progress and becomes final goes before the progress of others.
+        // A queued progress report that becomes final precedes the progress of other objects.
         submit(&writer, "progress-99", outcome(Reason::Pulled));
         for number in 1..IN_FLIGHT - PROGRESS_IN_FLIGHT {
             submit(&writer, &format!("final-{number}"), outcome(Reason::Pulled));
         }
-        let names = asked(writer, &mut begun, IN_FLIGHT).await;
+        let names = first_writes(writer, &mut begun, IN_FLIGHT).await;
         let (first, rest) = names.split_at(IN_FLIGHT - PROGRESS_IN_FLIGHT);
         assert_eq!(first[0], "progress-99");
         assert!(first[1..].iter().all(|name| name.starts_with("final")), "{names:?}");
@@ -417,20 +418,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn progress_is_written_at_a_pace_and_final_states_at_once() {
-        let (writer, mut begun) = telling(true);
+    async fn progress_is_written_at_intervals_and_final_states_at_once() {
+        let (writer, mut begun) = recording(true);
         for number in 0..50 {
             submit(&writer, &format!("progress-{number}"), Report::Pulling(Pulling::default()));
             submit(&writer, &format!("final-{number}"), outcome(Reason::Pulled));
         }
         let began = tokio::time::Instant::now();
-        let names = asked(writer, &mut begun, 100).await;
+        let names = first_writes(writer, &mut begun, 100).await;
         assert!(names[..50].iter().all(|name| name.starts_with("final")), "{names:?}");
-        assert!(began.elapsed() >= PROGRESS_PAUSE * 49, "{:?}", began.elapsed());
+        assert!(began.elapsed() >= PROGRESS_INTERVAL * 49, "{:?}", began.elapsed());
     }
 
     #[tokio::test]
-    async fn a_final_state_survives_conflicts_and_an_absent_api_server() {
+    async fn a_final_state_survives_conflicts_and_an_unavailable_api_server() {
         let failures =
             vec![ApplyError::Conflict, ApplyError::Retryable("down".into()), ApplyError::Conflict];
         assert_eq!(written(failures, vec![outcome(Reason::Pulled)]).await, ["Pulled"]);

@@ -1,4 +1,4 @@
-//! What the server and the dispatcher exchange about one stream.
+//! The messages between the gRPC server and the dispatcher about one stream.
 
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -10,15 +10,15 @@ use imagewarm_core::protocol::{FromController, Hello, LEADER_METADATA, from_warm
 
 /// An event from a stream.
 pub(crate) enum Input {
-    /// A warmer said hello.
+    /// A warmer opened a stream with its hello.
     Open { node: String, hello: Hello, reply: oneshot::Sender<Result<Opened, Status>> },
-    /// A warmer said something.
+    /// A message of a warmer.
     Message(SessionId, from_warmer::Message),
     /// A stream ended.
     Closed(SessionId, StreamEnd),
 }
 
-/// A stream that the index knows of.
+/// A stream that is open in the index.
 pub(crate) struct Opened {
     pub(crate) session: SessionId,
     pub(crate) messages: mpsc::Receiver<Outgoing>,
@@ -26,23 +26,25 @@ pub(crate) struct Opened {
 
 pub(crate) type Outgoing = Result<FromController, Status>;
 
-/// The answer with which a stream ends, or is not accepted.
+/// The gRPC status with which a stream is terminated or rejected.
 pub(super) fn end_status(end: StreamEnd, leader: &Leadership) -> Status {
     match end {
         StreamEnd::NotLeading => {
-            let mut status = Status::failed_precondition("this replica does not lead");
+            let mut status = Status::failed_precondition("this replica is not the leader");
             let address = leader.leader_address.as_deref().filter(|_| !leader.leading);
             if let Some(address) = address.and_then(|a| MetadataValue::try_from(a).ok()) {
                 status.metadata_mut().insert(LEADER_METADATA, address);
             }
             status
         }
-        StreamEnd::Replaced => Status::aborted("a newer stream of this node took its place"),
+        StreamEnd::Replaced => Status::aborted("replaced by a newer stream of this node"),
         StreamEnd::TooSlow => Status::resource_exhausted("the warmer does not read its messages"),
-        StreamEnd::UnknownNode => Status::permission_denied("there is no Node of this name"),
-        StreamEnd::Misbehaved => Status::permission_denied("cut off: no warmer speaks like this"),
+        StreamEnd::UnknownNode => Status::permission_denied("no Node of this name exists"),
+        StreamEnd::Misbehaved => Status::permission_denied("the stream violates the protocol"),
         StreamEnd::Expired => Status::unauthenticated("the token expired"),
-        StreamEnd::Shutdown | StreamEnd::Unavailable => Status::unavailable("this replica ends"),
+        StreamEnd::Shutdown | StreamEnd::Unavailable => {
+            Status::unavailable("this replica is shutting down")
+        }
         StreamEnd::Refused | StreamEnd::Closed => Status::cancelled("closed"),
     }
 }

@@ -1,5 +1,5 @@
-//! A real warmer against a real dispatch server over TLS on loopback; only the runtime, the token
-//! review and the API server are stand-ins.
+//! Tests of a real warmer against a real dispatch server, over TLS on loopback; only the runtime,
+//! the token review and the API server are fakes.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::VecDeque;
@@ -30,9 +30,9 @@ use imagewarm_core::demand::consumers::ConsumerDemand;
 use imagewarm_core::demand::pull_context::PullContext;
 use imagewarm_core::image::Reference;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The token is the node's name; everything that does not begin with `node-` is refused.
+/// The token is the node's name; a token that does not begin with `node-` is rejected.
 struct NamedByToken;
 
 impl TokenReviewer for NamedByToken {
@@ -52,7 +52,7 @@ impl TokenReviewer for NamedByToken {
     }
 }
 
-/// An API server of one type of object: stores statuses, tells the watch.
+/// An API server of one type: stores statuses, sends watch events.
 struct Cluster {
     store: Store<CachedImageWarm>,
     changes: broadcast::Sender<Change>,
@@ -85,7 +85,7 @@ impl Cluster {
         let _ = self.changes.send(Change::ImageWarmDeleted(warm));
     }
 
-    fn order(&self, name: &str, node: &str, image: &str) {
+    fn assign(&self, name: &str, node: &str, image: &str) {
         let spec = ImageWarmSpec {
             image: image.into(),
             node_name: node.into(),
@@ -166,7 +166,7 @@ impl StatusSink for Cluster {
     }
 }
 
-/// One good credential after a wrong one; none at all for `unpaid`.
+/// A wrong credential before a valid one for `private`; none for `no-secret`.
 struct TwoCredentials;
 
 impl CredentialSource for TwoCredentials {
@@ -184,7 +184,7 @@ impl CredentialSource for TwoCredentials {
         };
         Box::pin(async move {
             match image.path() {
-                "unpaid" => Err(Refusal {
+                "no-secret" => Err(Refusal {
                     reason: Reason::SecretMissing,
                     message: "Secret `regcred` does not exist".into(),
                 }),
@@ -243,7 +243,7 @@ impl Authority {
             &file(node),
             "--presence-interval",
             "1s",
-            // Whatever room this machine has.
+            // However much disk space this machine has.
             "--keep-free-disk",
             "0%",
             "--assumed-image-size",
@@ -345,29 +345,29 @@ impl Node {
     }
 }
 
-async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+async fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let wait = async {
         loop {
-            if let Some(found) = look() {
+            if let Some(found) = check() {
                 return found;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    match tokio::time::timeout(PATIENCE, wait).await {
+    match tokio::time::timeout(TIMEOUT, wait).await {
         Ok(found) => found,
-        Err(_) => panic!("in vain: {what}"),
+        Err(_) => panic!("timed out: {what}"),
     }
 }
 
 #[tokio::test]
-async fn an_order_becomes_a_pull_and_a_status() {
+async fn an_assignment_becomes_a_pull_and_a_status() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
     let runtime = FakeRuntime::default()
         .with("r.test/private:v1", Script::Needs("right"))
-        .with("r.test/unpaid:v1", Script::Needs("right"));
-    cluster.order("before", "node-a", "r.test/app:v1");
-    cluster.order("elsewhere", "node-b", "r.test/app:v1");
+        .with("r.test/no-secret:v1", Script::Needs("right"));
+    cluster.assign("before", "node-a", "r.test/app:v1");
+    cluster.assign("elsewhere", "node-b", "r.test/app:v1");
     let replica = Replica::start(&cluster, &authority, leads()).await;
     let node = Node::start(&authority, replica.address, "node-a", &runtime);
     let before = cluster.wait_for("before", Reason::Pulled).await;
@@ -377,11 +377,11 @@ async fn an_order_becomes_a_pull_and_a_status() {
     assert_eq!(**replica.connected.borrow(), ["node-a".to_owned()].into());
     assert!(*node.connected.borrow());
 
-    cluster.order("private", "node-a", "r.test/private:v1");
+    cluster.assign("private", "node-a", "r.test/private:v1");
     cluster.wait_for("private", Reason::Pulled).await;
-    cluster.order("unpaid", "node-a", "r.test/unpaid:v1");
-    let unpaid = cluster.wait_for("unpaid", Reason::SecretMissing).await;
-    assert!(unpaid.ready().unwrap().message.contains("regcred"));
+    cluster.assign("no-secret", "node-a", "r.test/no-secret:v1");
+    let refused = cluster.wait_for("no-secret", Reason::SecretMissing).await;
+    assert!(refused.ready().unwrap().message.contains("regcred"));
     let calls = runtime.calls().lock().unwrap().clone();
     assert_eq!(
         calls,
@@ -389,12 +389,12 @@ async fn an_order_becomes_a_pull_and_a_status() {
             "r.test/app:v1 ()",
             "r.test/private:v1 (wrong)",
             "r.test/private:v1 (right)",
-            "r.test/unpaid:v1 ()",
+            "r.test/no-secret:v1 ()",
         ]
     );
     assert_eq!(cluster.get("elsewhere").unwrap().status, None);
 
-    // The runtime loses the image: noticed at the next look, told at once, and pulled again.
+    // The runtime loses the image: the next presence check notices, reports, and pulls it again.
     runtime.lose("r.test/app:v1");
     until("the image is lost and found", || {
         let written = cluster.written.lock().unwrap();
@@ -404,7 +404,7 @@ async fn an_order_becomes_a_pull_and_a_status() {
     .await;
     cluster.wait_for("before", Reason::Pulled).await;
 
-    // A new Revision names the same tag: the registry is asked once more.
+    // A new Revision names the same tag: the registry is checked once more.
     let mut again = cluster.get("before").unwrap().to_image_warm();
     again.metadata.annotations = Some([("check".to_owned(), "owner/rev-2".to_owned())].into());
     cluster.apply(again);
@@ -418,20 +418,21 @@ async fn an_order_becomes_a_pull_and_a_status() {
 }
 
 #[tokio::test]
-async fn a_warmer_goes_to_the_leader_and_follows_it() {
+async fn a_warmer_finds_the_leader_and_follows_it() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
     let runtime = FakeRuntime::default().with("r.test/slow:v1", Script::Slow(30));
     let first = Replica::start(&cluster, &authority, leads()).await;
     let elsewhere = Leadership { leading: false, leader_address: Some(first.address.to_string()) };
     let second = Replica::start(&cluster, &authority, elsewhere).await;
-    cluster.order("slow", "node-a", "r.test/slow:v1");
+    cluster.assign("slow", "node-a", "r.test/slow:v1");
     let node = Node::start(&authority, second.address, "node-a", &runtime);
     let connected_to = |replica: &Replica| replica.connected.borrow().contains("node-a");
     until("the leader is found", || connected_to(&first).then_some(())).await;
     assert!(!connected_to(&second));
     until("the pull runs", || (runtime.calls().lock().unwrap().len() == 1).then_some(())).await;
 
-    // The leadership moves while the pull runs: it goes on, and its end is reported to the new one.
+    // Leadership moves while the pull runs: the pull continues, and the new leader gets its
+    // outcome.
     first.leader.send_replace(Leadership {
         leading: false,
         leader_address: Some(second.address.to_string()),
@@ -444,45 +445,45 @@ async fn a_warmer_goes_to_the_leader_and_follows_it() {
     first.stop().await;
     second.stop().await;
     let mut connected = node.connected.clone();
-    let told = tokio::time::timeout(PATIENCE, connected.wait_for(|connected| !connected));
-    assert!(told.await.is_ok(), "readiness follows the stream");
+    let closed = tokio::time::timeout(TIMEOUT, connected.wait_for(|connected| !connected));
+    assert!(closed.await.is_ok(), "readiness follows the stream");
     node.stop().await;
 }
 
 #[tokio::test]
-async fn a_replica_that_comes_back_finds_everything_as_it_was() {
+async fn a_replica_that_leads_again_restores_its_assignments() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
     let runtime = FakeRuntime::default().with("r.test/stuck:v1", Script::Stuck);
     let replica = Replica::start(&cluster, &authority, leads()).await;
-    cluster.order("app", "node-a", "r.test/app:v1");
-    cluster.order("stuck", "node-a", "r.test/stuck:v1");
+    cluster.assign("app", "node-a", "r.test/app:v1");
+    cluster.assign("stuck", "node-a", "r.test/stuck:v1");
     let node = Node::start(&authority, replica.address, "node-a", &runtime);
     cluster.wait_for("app", Reason::Pulled).await;
     replica.leader.send_replace(Leadership::default());
     until("the stream is closed", || replica.connected.borrow().is_empty().then_some(())).await;
     cluster.delete("stuck");
-    cluster.order("new", "node-a", "r.test/new:v1");
+    cluster.assign("new", "node-a", "r.test/new:v1");
     replica.leader.send_replace(leads());
     cluster.wait_for("new", Reason::Pulled).await;
     let written = cluster.written.lock().unwrap().clone();
     let of_app: Vec<_> = written.iter().filter(|(name, _)| name == "app").collect();
-    assert_eq!(of_app.len(), 1, "a lost stream is no news: {written:?}");
+    assert_eq!(of_app.len(), 1, "a lost stream changes no status: {written:?}");
     assert_eq!(runtime.calls().lock().unwrap().len(), 3);
     node.stop().await;
     replica.stop().await;
 }
 
 #[tokio::test]
-async fn an_order_that_goes_while_it_waits_holds_no_other_up() {
+async fn an_assignment_deleted_while_it_waits_blocks_no_other() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
     let runtime = FakeRuntime::default().with("r.test/stuck:v1", Script::Stuck);
     let replica = Replica::with_limit(&cluster, &authority, leads(), 1).await;
-    cluster.order("stuck", "node-a", "r.test/stuck:v1");
+    cluster.assign("stuck", "node-a", "r.test/stuck:v1");
     let node = Node::start(&authority, replica.address, "node-a", &runtime);
     until("a pull runs", || (runtime.calls().lock().unwrap().len() == 1).then_some(())).await;
-    cluster.order("first", "node-a", "r.test/app:v1");
+    cluster.assign("first", "node-a", "r.test/app:v1");
     tokio::time::sleep(Duration::from_millis(200)).await;
-    cluster.order("second", "node-a", "r.test/app:v1");
+    cluster.assign("second", "node-a", "r.test/app:v1");
     tokio::time::sleep(Duration::from_millis(200)).await;
     cluster.delete("first");
     cluster.delete("stuck");
@@ -492,11 +493,11 @@ async fn an_order_that_goes_while_it_waits_holds_no_other_up() {
 }
 
 #[tokio::test]
-async fn the_last_statuses_are_written_although_the_leadership_ends_as_well() {
+async fn the_last_statuses_are_written_when_leadership_ends_at_shutdown() {
     for _ in 0..4 {
         let (cluster, authority) = (Cluster::new(), Authority::new());
         cluster.failures.lock().unwrap().push_back(ApplyError::Retryable("busy".into()));
-        cluster.order("app", "node-a", "r.test/app:v1");
+        cluster.assign("app", "node-a", "r.test/app:v1");
         let replica = Replica::start(&cluster, &authority, leads()).await;
         let node = Node::start(&authority, replica.address, "node-a", &FakeRuntime::default());
         let failed = || cluster.failures.lock().unwrap().is_empty().then_some(());
@@ -510,20 +511,20 @@ async fn the_last_statuses_are_written_although_the_leadership_ends_as_well() {
 }
 
 #[tokio::test]
-async fn a_node_is_not_let_in_before_it_exists() {
+async fn a_warmer_is_rejected_before_its_node_exists() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
-    cluster.order("nowhere", "node-z", "r.test/app:v1");
-    cluster.order("app", "node-a", "r.test/app:v1");
+    cluster.assign("nowhere", "node-z", "r.test/app:v1");
+    cluster.assign("app", "node-a", "r.test/app:v1");
     let replica = Replica::start(&cluster, &authority, leads()).await;
     let runtime = FakeRuntime::default();
     let nowhere = Node::start(&authority, replica.address, "node-z", &runtime);
     let node = Node::start(&authority, replica.address, "node-a", &FakeRuntime::default());
     cluster.wait_for("app", Reason::Pulled).await;
-    cluster.order("again", "node-a", "r.test/again:v1");
+    cluster.assign("again", "node-a", "r.test/again:v1");
     cluster.wait_for("again", Reason::Pulled).await;
     assert!(!*nowhere.connected.borrow() && runtime.calls().lock().unwrap().is_empty());
     assert_eq!(**replica.connected.borrow(), ["node-a".to_owned()].into());
-    // Its Node appears, and its warmer comes back by itself.
+    // Its Node appears, and its warmer reconnects.
     cluster.nodes.put(Arc::new(node_object("node-z")));
     cluster.wait_for("nowhere", Reason::Pulled).await;
     nowhere.stop().await;
@@ -532,9 +533,9 @@ async fn a_node_is_not_let_in_before_it_exists() {
 }
 
 #[tokio::test]
-async fn strangers_are_not_let_in() {
+async fn strangers_are_rejected() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
-    cluster.order("app", "node-a", "r.test/app:v1");
+    cluster.assign("app", "node-a", "r.test/app:v1");
     let replica = Replica::start(&cluster, &authority, leads()).await;
     let runtime = FakeRuntime::default();
     let stranger = Node::start(&authority, replica.address, "stranger", &runtime);

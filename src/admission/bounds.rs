@@ -1,5 +1,5 @@
-//! What the operator's limits mean for a request: a Revision is warned, never refused; an ImageWarm
-//! that a person makes beyond them is denied.
+//! The operator's limits at admission: a Revision beyond a limit is admitted with a warning; an
+//! ImageWarm that a user creates beyond it is denied.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::policy::Policy;
 use imagewarm_core::validation::field_error::{Fault, FieldError};
 
-/// What is known of a namespace.
+/// The state of a namespace that the limits depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceFacts {
-    /// Whether it is warmed, by its label; `None` while nobody has seen it.
+    /// Whether its label selects it; `None` if the namespace is not cached.
     pub selected: Option<bool>,
-    /// Its ImageWarms; `None` while that is not known, or not limited.
+    /// Number of its ImageWarms; `None` if they are not cached yet, or not limited.
     pub image_warms: Option<usize>,
 }
 
@@ -26,7 +26,7 @@ pub struct NamespaceFacts {
 #[derive(Clone)]
 pub struct AdmissionBounds {
     policy: Arc<Policy>,
-    look: Arc<dyn Fn(&str) -> NamespaceFacts + Send + Sync>,
+    facts: Arc<dyn Fn(&str) -> NamespaceFacts + Send + Sync>,
 }
 
 impl fmt::Debug for AdmissionBounds {
@@ -36,74 +36,74 @@ impl fmt::Debug for AdmissionBounds {
 }
 
 impl AdmissionBounds {
-    /// The limits of `policy`, with `look` to tell of namespaces.
+    /// The limits of `policy`; `facts` returns the state of a namespace.
     pub fn new(
         policy: Arc<Policy>,
-        look: impl Fn(&str) -> NamespaceFacts + Send + Sync + 'static,
+        facts: impl Fn(&str) -> NamespaceFacts + Send + Sync + 'static,
     ) -> Self {
-        AdmissionBounds { policy, look: Arc::new(look) }
+        AdmissionBounds { policy, facts: Arc::new(facts) }
     }
 
-    /// With what the watches have seen.
+    /// The limits of `policy`, with the state of namespaces from the caches.
     pub fn watching(policy: Arc<Policy>, stores: Stores) -> Self {
         let bounds = policy.bounds;
         Self::new(policy, move |name| {
-            let seen = stores.namespace(name);
+            let cached = stores.namespace(name);
             let counts = bounds.image_warms_per_namespace != 0 && stores.synced.borrow().own;
             NamespaceFacts {
-                selected: seen.map(|seen| bounds.selects(seen.metadata.labels.as_ref())),
+                selected: cached.map(|cached| bounds.selects(cached.metadata.labels.as_ref())),
                 image_warms: counts.then(|| count(&stores, name)),
             }
         })
     }
 
-    /// Whether a Revision of so many containers is within the limits whatever is in it, as nearly
-    /// all are.
-    pub(super) fn hold(&self, containers: usize) -> bool {
+    /// Whether a Revision with this many containers is within the limits whatever else it holds, as
+    /// nearly all are.
+    pub(super) fn always_allow(&self, containers: usize) -> bool {
         let bounds = self.policy.bounds;
         bounds.of_images(containers) == containers && bounds.image_warms_per_namespace == 0
     }
 
-    /// What is not warmed of a Revision that is being made, in words for who deploys it.
+    /// The warning to the user who creates a Revision that is not warmed, or not completely.
     pub(super) fn warning(&self, namespace: &str, revision: &Revision) -> Option<String> {
         let bounds = self.policy.bounds;
-        let facts = (self.look)(namespace);
+        let facts = (self.facts)(namespace);
         if !facts.selected.unwrap_or(bounds.selects_unknown()) {
             return None;
         }
         let demand = demand(revision, false, &self.policy);
-        let (kept, beyond) = (demand.images.len(), demand.beyond_limit);
+        let (warmed, beyond) = (demand.images.len(), demand.beyond_limit);
         if beyond > 0 {
             return Some(format!(
-                "imagewarm warms the first {kept} of this Revision's {} images, and no more of one \
-                 Revision (--max-images-per-revision)",
-                kept + beyond
+                "imagewarm warms only the first {warmed} of this Revision's {} images \
+                 (--max-images-per-revision)",
+                warmed + beyond
             ));
         }
         let full = facts.image_warms.is_some_and(|count| bounds.is_full(count));
-        (full && kept > 0).then(|| {
+        (full && warmed > 0).then(|| {
             format!(
-                "imagewarm warms no further images in namespace {}: it has {} ImageWarms, \
-                 and may have no more (--max-image-warms-per-namespace)",
+                "imagewarm warms no further images: namespace {} has reached its limit of {} \
+                 ImageWarms (--max-image-warms-per-namespace)",
                 quoted(namespace),
                 bounds.image_warms_per_namespace
             )
         })
     }
 
-    /// What stands against one more ImageWarm made by hand.
-    pub(super) fn objection(&self, namespace: &str) -> Option<FieldError> {
-        let facts = (self.look)(namespace);
+    /// Why a user may not create one more ImageWarm in the namespace.
+    pub(super) fn violation(&self, namespace: &str) -> Option<FieldError> {
+        let facts = (self.facts)(namespace);
         let bounds = self.policy.bounds;
         let detail = if facts.selected == Some(false) && !bounds.selects_unknown() {
             format!(
-                "this namespace is not warmed: only those labelled {WARM_KEY}=true are \
+                "the namespace is not warmed: it must have the label {WARM_KEY}=true \
                  (--namespace-selection opt-in)"
             )
         } else if facts.image_warms.is_some_and(|count| bounds.is_full(count)) {
             format!(
-                "this namespace has as many ImageWarms as it may have, {} \
-                 (--max-image-warms-per-namespace): delete some, or ask for a higher limit",
+                "the namespace has reached its limit of {} ImageWarms \
+                 (--max-image-warms-per-namespace): delete some, or request a higher limit",
                 bounds.image_warms_per_namespace
             )
         } else {

@@ -6,13 +6,13 @@ use imagewarm_core::validation::field_error::{Fault, FieldError};
 
 use super::review::{Cause, Details, Status};
 
-/// The denial that tells all of `errors`. It is the caller's fault (422) unless nothing but a
-/// failure to judge stands against the object (503: try again).
+/// The denial that lists all `errors`. The code is 422 (invalid object), or 503 (retry) if each of
+/// them is a check that could not be completed.
 pub fn denial(kind: &str, name: &str, errors: &[FieldError]) -> Status {
     let list: Vec<_> = errors.iter().map(ToString::to_string).collect();
     let (list, object) = (list.join("; "), quoted(name));
     if errors.iter().all(|error| error.fault == Fault::NotJudged) {
-        let message = format!("{kind} {object} could not be judged, try again: {list}");
+        let message = format!("{kind} {object} could not be validated, try again: {list}");
         return Status { code: 503, reason: "ServiceUnavailable", message, details: None };
     }
     let causes = errors.iter().map(|error| Cause {

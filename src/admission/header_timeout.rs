@@ -1,6 +1,6 @@
-//! Tells a request head that trickles in from a connection that merely rests between requests.
-//! hyper has one timeout for both; an attacker should be cut off soon, while the API server's
-//! resting connections must outlive its own idle timeout.
+//! A timeout for request heads that does not apply to idle connections. hyper has one timeout for
+//! both; a client that sends a head slowly is disconnected soon, while idle connections of the API
+//! server must outlive its own idle timeout.
 
 use std::io;
 use std::pin::Pin;
@@ -21,7 +21,7 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// A request's head is complete. The request ends when the guard is dropped.
+    /// Counts a request whose head is complete. The request ends when the guard is dropped.
     pub fn begin(self: &Arc<Self>) -> Running {
         self.begun.fetch_add(1, Ordering::Relaxed);
         Running(Arc::clone(self))
@@ -31,7 +31,7 @@ impl Requests {
         self.begun.load(Ordering::Relaxed)
     }
 
-    fn is_in_reserve(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.begun() == self.ended.load(Ordering::Relaxed)
     }
 }
@@ -50,15 +50,20 @@ pub struct HeaderTimeout<S> {
     stream: S,
     requests: Arc<Requests>,
     limit: Option<Duration>,
-    cut: Counter,
-    /// How many requests had begun when the first byte of the next head came, and its deadline.
+    timeouts: Counter,
+    /// Number of requests begun when the first byte of the next head arrived, and its deadline.
     head: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
 impl<S> HeaderTimeout<S> {
-    /// Watches `stream`, whose service counts in `requests`; no limit watches nothing.
-    pub fn new(stream: S, requests: Arc<Requests>, limit: Option<Duration>, cut: Counter) -> Self {
-        HeaderTimeout { stream, requests, limit, cut, head: None }
+    /// Wraps `stream`, whose service counts in `requests`; without a limit, nothing times out.
+    pub fn new(
+        stream: S,
+        requests: Arc<Requests>,
+        limit: Option<Duration>,
+        timeouts: Counter,
+    ) -> Self {
+        HeaderTimeout { stream, requests, limit, timeouts, head: None }
     }
 }
 
@@ -74,11 +79,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeaderTimeout<S> {
         let before = buf.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
-                let came = result.is_ok() && buf.filled().len() > before;
+                let received = result.is_ok() && buf.filled().len() > before;
                 if let Some(limit) = this.limit
-                    && came
+                    && received
                     && this.head.is_none()
-                    && this.requests.is_in_reserve()
+                    && this.requests.is_idle()
                 {
                     let deadline = sleep_until(Instant::now() + limit);
                     this.head = Some((begun, Box::pin(deadline)));
@@ -91,7 +96,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeaderTimeout<S> {
                     return Poll::Pending;
                 }
                 this.head = None;
-                this.cut.inc();
+                this.timeouts.inc();
                 Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)))
             }
         }

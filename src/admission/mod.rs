@@ -1,8 +1,9 @@
-//! The admission webhook: AdmissionReviews in, verdicts out, and every new Revision handed on.
+//! The admission webhook: answers AdmissionReviews, and forwards every new Revision to the fan-out.
 //!
-//! `server` accepts TLS connections, `router` reads requests, `review` is their form, `mutate` and
-//! `validate` answer them by the pure rules of `check`. No Revision ever waits here: it is offered
-//! to [`TakeRevision`] unread, and the answer goes out; reading, planning and writing happen behind that.
+//! `server` accepts TLS connections, `router` reads requests, `review` holds their types, `mutate`
+//! and `validate` answer them by the pure rules of `imagewarm_core::validation`. A Revision never
+//! waits here: it is passed undecoded to [`TakeRevision`] and admitted; decoding, planning and
+//! writing follow in the fan-out.
 
 pub mod args;
 pub mod bounds;
@@ -28,33 +29,33 @@ pub use bounds::AdmissionBounds;
 pub use metrics::WebhookMetrics;
 pub use server::serve;
 
-/// Takes an admitted Revision without waiting; false when there is no room for it.
+/// Takes an admitted Revision without waiting. Returns false if it is dropped.
 pub type TakeRevision = dyn Fn(AdmittedRevision) -> bool + Send + Sync;
 
-/// Whether a Node exists; `None` while that is not known.
+/// Whether a Node exists; `None` while the Nodes are not listed.
 pub type NodeExists = dyn Fn(&str) -> Option<bool> + Send + Sync;
 
-/// All that is needed to answer requests.
+/// Everything that answering requests depends on.
 #[derive(Clone)]
 pub struct Reviewer {
-    /// Takes the admitted Revisions.
+    /// Receives the admitted Revisions.
     pub admitted: Arc<TakeRevision>,
-    /// Looks at pull secrets.
+    /// Checks pull secrets.
     pub pull_secrets: Arc<dyn PullSecrets>,
-    /// Knows the Nodes.
+    /// Checks whether a Node exists.
     pub node_exists: Arc<NodeExists>,
-    /// Knows the grammar of image references.
+    /// Checks the grammar of image references.
     pub image_rule: Arc<ImageRule>,
-    /// The operator's limits; none without.
+    /// The operator's limits; unlimited if `None`.
     pub bounds: Option<AdmissionBounds>,
-    /// How long all pull secrets of one object may take together.
+    /// Timeout for the checks of all pull secrets of one object together.
     pub secrets_timeout: Duration,
-    /// Counts.
+    /// The webhook's metrics.
     pub metrics: WebhookMetrics,
 }
 
 impl Reviewer {
-    /// A reviewer with the real grammar.
+    /// A reviewer with the grammar of image references, and without limits.
     pub fn new(
         admitted: Arc<TakeRevision>,
         pull_secrets: Arc<dyn PullSecrets>,
@@ -73,7 +74,7 @@ impl Reviewer {
         }
     }
 
-    /// The same, within the operator's limits.
+    /// Adds the operator's limits.
     pub fn within(self, bounds: AdmissionBounds) -> Self {
         Reviewer { bounds: Some(bounds), ..self }
     }

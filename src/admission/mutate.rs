@@ -1,5 +1,6 @@
-//! `/mutate`: a Revision is handed on and never touched, refused or kept waiting; an ImageWarm gets
-//! its defaults, and is told what is wrong with it before the API server's schema check hides it.
+//! `/mutate`: forwards a Revision, and never changes, denies or delays it. Sets the defaults of an
+//! ImageWarm, and denies an invalid one: here all errors are listed, while the API server's schema
+//! check, which follows, would hide some.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use imagewarm_core::validation::image_warm::{Changed, apply_defaults, check_valu
 /// API group of Knative's Revision.
 const SERVING_GROUP: &str = "serving.knative.dev";
 
-/// Answers one request. `time` is what is left of the API server's patience.
+/// Answers one request. `time` is what remains of the API server's timeout.
 pub(super) async fn mutate(
     reviewer: &Reviewer,
     request: &Request<'_>,
@@ -25,7 +26,7 @@ pub(super) async fn mutate(
 ) -> Result<Response, ReviewError> {
     if request.is_about(SERVING_GROUP, "Revision") {
         let response = Response::allow(request);
-        return Ok(match hand_on(reviewer, request) {
+        return Ok(match forward(reviewer, request) {
             None => response,
             Some(warning) => response.with_warning(&warning),
         });
@@ -39,37 +40,38 @@ pub(super) async fn mutate(
     Ok(Response::allow(request))
 }
 
-/// Hands a Revision on that is being made, unread, and says what of it will not be warmed.
-fn hand_on(reviewer: &Reviewer, request: &Request<'_>) -> Option<String> {
+/// Forwards a Revision that is being created, undecoded. Returns a warning if not all of it is
+/// warmed.
+fn forward(reviewer: &Reviewer, request: &Request<'_>) -> Option<String> {
     if request.operation != Operation::Create {
         return None;
     }
     let admitted = request.admitted_revision()?;
     let warning = warning(reviewer, &admitted);
     if request.dry_run != Some(true) && !(reviewer.admitted)(admitted) {
-        // The controller's repairs find it; more than a count would flood the log just then.
+        // The leader repairs it. It is only counted: a log line each would flood the log.
         reviewer.metrics.revisions_dropped.inc();
     }
     warning
 }
 
-/// Reads the Revision only where its containers are more than usual, or cannot be counted.
+/// Decodes the Revision only if it has unusually many containers, or they cannot be counted.
 fn warning(reviewer: &Reviewer, admitted: &AdmittedRevision) -> Option<String> {
     let bounds = reviewer.bounds.as_ref();
-    let few = |count| bounds.is_none_or(|bounds| bounds.hold(count));
+    let few = |count| bounds.is_none_or(|bounds| bounds.always_allow(count));
     if admitted.containers().is_some_and(few) {
         return None;
     }
     match admitted.revision() {
         Ok(revision) => bounds?.warning(&admitted.namespace, &revision),
-        Err(error) => {
-            Some(format!("imagewarm cannot read this Revision, its images are not warmed: {error}"))
-        }
+        Err(error) => Some(format!(
+            "imagewarm cannot decode this Revision; its images are not warmed: {error}"
+        )),
     }
 }
 
-/// Defaults of an ImageWarm. Where its shape is wrong already, its secrets are looked at too, so
-/// that all problems are told at once; otherwise `/validate` does that a moment later.
+/// Sets the defaults of an ImageWarm. If the object is invalid, its secrets are checked too, so
+/// that one denial lists all problems; otherwise `/validate` checks them a moment later.
 async fn default(
     reviewer: &Reviewer,
     request: &Request<'_>,
@@ -90,14 +92,14 @@ async fn default(
         apply_defaults(&mut object["spec"], changed);
     }
     let spec = &object["spec"];
-    // That image and nodeName never change is the CRD's own rule, and its message the better one.
-    let judged = match request.operation {
+    // That image and nodeName are immutable is a rule of the CRD, whose message is the better one.
+    let checked = match request.operation {
         Operation::Update => {
             Changed { secrets: Changed::between(old_spec, spec).secrets, ..Changed::default() }
         }
         _ => Changed::ALL,
     };
-    let mut errors = check_value(spec, judged, &*reviewer.image_rule);
+    let mut errors = check_value(spec, checked, &*reviewer.image_rule);
     if !errors.is_empty() {
         errors.extend(check_secrets(reviewer, request, spec, old_spec, time).await);
         return Response::deny(request, denial(KIND, &request.display_name(), &errors));
@@ -107,8 +109,8 @@ async fn default(
 
 fn with_change(request: &Request<'_>, old: &Value, new: &Value) -> Response {
     Response::allow(request).with_change(old, new).unwrap_or_else(|error| {
-        // Values that were read as JSON can be written as JSON.
-        warn!(%error, "a patch could not be written; the object passes unchanged");
+        // Values that were decoded from JSON can be encoded as JSON.
+        warn!(%error, "cannot encode patch; object admitted unchanged");
         Response::allow(request)
     })
 }

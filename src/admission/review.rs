@@ -1,5 +1,5 @@
-//! AdmissionReview v1 in and out. Requests are read tolerantly, answers written exactly: the patch
-//! in base64, and `patchType` only beside a patch.
+//! AdmissionReview v1, requests and responses. Decoding tolerates unknown and missing fields;
+//! responses are exact: the patch in base64, and `patchType` only with a patch.
 
 use std::borrow::Cow;
 
@@ -15,45 +15,45 @@ use imagewarm_core::image::quoted::{Quoted, printable, quoted};
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
-/// The API server cuts a longer warning off.
+/// The API server truncates longer warnings.
 const LONGEST_WARNING: usize = 256;
 
-/// Why a body is no AdmissionReview that can be answered.
+/// Why a body is not an AdmissionReview that can be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
-    /// Not JSON by its own word.
+    /// The content type is not JSON.
     #[error("content type is {0}: it must be application/json")]
     ContentType(Quoted),
-    /// Not JSON, or of another shape.
-    #[error("the body is no AdmissionReview")]
+    /// The body is not JSON, or has another structure.
+    #[error("the body is not an AdmissionReview")]
     Syntax(#[from] serde_json::Error),
-    /// Another type or version.
+    /// The body has another kind or version.
     #[error("the body is {api_version} {kind}: it must be {API_VERSION} {KIND}")]
     Type {
-        /// As given.
+        /// From the body.
         api_version: Quoted,
-        /// As given.
+        /// From the body.
         kind: Quoted,
     },
-    /// There is nothing to answer.
+    /// The review holds no request.
     #[error("the AdmissionReview has no request")]
     NoRequest,
-    /// The answer could not be matched to the request.
+    /// Without a uid, the API server cannot match the response to the request.
     #[error("request.uid is missing or empty")]
     NoUid,
-    /// More than the limit.
+    /// The body exceeds the size limit.
     #[error("the body is longer than {0} bytes")]
     TooLong(usize),
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     TimedOut,
-    /// The body broke off.
-    #[error("the body broke off")]
+    /// The connection closed within the body.
+    #[error("the body ended early")]
     BrokenOff,
 }
 
 impl ReviewError {
-    /// The HTTP status that fits.
+    /// The HTTP status of the response.
     pub fn status(&self) -> StatusCode {
         match self {
             ReviewError::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -87,30 +87,30 @@ pub struct GroupVersionKind {
     pub kind: String,
 }
 
-/// What is about to happen to the object.
+/// The operation on the object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Operation {
-    /// It is made.
+    /// The object is created.
     #[serde(rename = "CREATE")]
     Create,
-    /// It is changed.
+    /// The object is changed.
     #[serde(rename = "UPDATE")]
     Update,
-    /// Anything else, which is never judged.
+    /// Any other operation, which is never validated.
     #[default]
     #[serde(other)]
     Other,
 }
 
-/// `request` of an AdmissionReview, as far as it is used. The objects stay text until somebody needs
-/// them: of a Revision nobody does before the answer is out.
+/// `request` of an AdmissionReview, as far as it is used. The objects are decoded on demand: a
+/// Revision usually only after the response.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Request<'a> {
-    /// Repeated in the answer.
+    /// Repeated in the response.
     #[serde(default)]
     pub uid: String,
-    /// What the object is.
+    /// Type of the object.
     #[serde(default)]
     pub kind: GroupVersionKind,
     /// `status`, `scale`, or absent for the object itself.
@@ -122,31 +122,31 @@ pub struct Request<'a> {
     /// Namespace of the object.
     #[serde(default)]
     pub namespace: Option<String>,
-    /// What is about to happen.
+    /// The operation.
     #[serde(default)]
     pub operation: Operation,
-    /// True when nothing will be stored.
+    /// True if nothing is stored.
     #[serde(default)]
     pub dry_run: Option<bool>,
-    /// The object as it shall be, JSON.
+    /// The new object, JSON.
     #[serde(default, borrow)]
     pub object: Option<&'a RawValue>,
-    /// The object as it is, JSON; absent on CREATE.
+    /// The existing object, JSON; absent on CREATE.
     #[serde(default, borrow)]
     pub old_object: Option<&'a RawValue>,
 }
 
-/// The two objects of a request, read; null where there is none.
+/// The two objects of a request, decoded; null if absent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objects {
-    /// The object as it shall be.
+    /// The new object.
     pub new: Value,
-    /// The object as it is.
+    /// The existing object.
     pub old: Value,
 }
 
 impl Objects {
-    /// Whether the object is being deleted, and only waits for its finalizers.
+    /// Whether the object is terminating and only waits for its finalizers.
     pub fn are_terminating(&self) -> bool {
         !self.new["metadata"]["deletionTimestamp"].is_null()
     }
@@ -160,7 +160,7 @@ impl<'a> Request<'a> {
         Some(AdmittedRevision::new(namespace, name, self.object?))
     }
 
-    /// Reads a body.
+    /// Decodes a body.
     pub fn parse(content_type: Option<&str>, body: &'a [u8]) -> Result<Self, ReviewError> {
         let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
         if !media_type.trim().eq_ignore_ascii_case("application/json") {
@@ -178,15 +178,15 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
-    /// Whether the object is of this group and kind, and itself the subject.
+    /// Whether the object is of this group and kind, and the request is not for a subresource.
     pub fn is_about(&self, group: &str, kind: &str) -> bool {
         self.kind.group == group
             && self.kind.kind == kind
             && self.sub_resource.as_deref().unwrap_or_default().is_empty()
     }
 
-    /// Reads both objects; fails for JSON that no Kubernetes object has, such as a number that
-    /// nothing can hold.
+    /// Decodes both objects. Fails for JSON that no Kubernetes object has, such as a number that is
+    /// out of range.
     pub fn objects(&self) -> Result<Objects, serde_json::Error> {
         let read = |text: Option<&RawValue>| match text {
             Some(text) => serde_json::from_str(text.get()),
@@ -195,7 +195,7 @@ impl<'a> Request<'a> {
         Ok(Objects { new: read(self.object)?, old: read(self.old_object)? })
     }
 
-    /// The object's name for people; `generateName…` has none yet.
+    /// The object's name in messages; with `generateName`, its prefix.
     pub fn display_name(&self) -> Cow<'_, str> {
         let given = self.name.as_deref().filter(|name| !name.is_empty());
         given.map_or_else(|| Cow::Owned(self.name_within()), Cow::Borrowed)
@@ -225,11 +225,11 @@ struct NamedMetadata {
 /// `status` of a denial: metav1.Status, as far as the API server uses it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// HTTP code that the caller gets.
+    /// HTTP code of the response to the caller.
     pub code: u16,
-    /// For programs.
+    /// Machine-readable reason.
     pub reason: &'static str,
-    /// For people; the API server puts the webhook's name before it.
+    /// Human-readable message; the API server prefixes it with the webhook's name.
     pub message: String,
     /// Names the object and each field; kubectl prints it as a list.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -245,16 +245,16 @@ pub struct Details {
     pub group: String,
     /// Kind of the object.
     pub kind: String,
-    /// Each thing that is wrong.
+    /// One element for each fault.
     pub causes: Vec<Cause>,
 }
 
 /// One element of `status.details.causes`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cause {
-    /// For programs, such as `FieldValueInvalid`.
+    /// Machine-readable reason, such as `FieldValueInvalid`.
     pub reason: &'static str,
-    /// What is wrong.
+    /// The fault.
     pub message: String,
     /// Path of the field.
     pub field: String,
@@ -285,7 +285,7 @@ struct Outgoing<'a> {
 }
 
 impl Response {
-    /// Lets the object pass as it is.
+    /// Admits the object unchanged.
     pub fn allow(request: &Request<'_>) -> Self {
         Response {
             uid: request.uid.clone(),
@@ -297,12 +297,12 @@ impl Response {
         }
     }
 
-    /// Refuses the object.
+    /// Denies the object.
     pub fn deny(request: &Request<'_>, status: Status) -> Self {
         Response { allowed: false, status: Some(status), ..Response::allow(request) }
     }
 
-    /// Changes the object from `old` to `new`; nothing where they are equal.
+    /// Adds the patch from `old` to `new`; none if they are equal.
     pub fn with_change(mut self, old: &Value, new: &Value) -> Result<Self, serde_json::Error> {
         let patch = json_patch::diff(old, new);
         if !patch.0.is_empty() {
@@ -312,13 +312,13 @@ impl Response {
         Ok(self)
     }
 
-    /// Tells the caller something that does not stop it. Warnings travel in HTTP headers.
+    /// Adds a warning to the caller. Warnings are sent in HTTP headers, so it must be one line.
     pub fn with_warning(mut self, warning: &str) -> Self {
         self.warnings.push(printable(warning, LONGEST_WARNING));
         self
     }
 
-    /// Whether the object passes.
+    /// Whether the object is admitted.
     pub fn is_allowed(&self) -> bool {
         self.allowed
     }
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_and_unknown_things_are_tolerated() {
+    fn missing_and_unknown_fields_are_tolerated() {
         let request = parse(&json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "later": 1,
             "request": {"uid": "u", "operation": "CONNECT", "dryRun": null, "name": null,
@@ -362,13 +362,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_answered_says_why() {
+    fn each_malformed_review_has_its_error() {
         let typed = |request: Value| {
             json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
                    "request": request})
         };
         let cases = [
-            (json!([]), "the body is no AdmissionReview"),
+            (json!([]), "the body is not an AdmissionReview"),
             (
                 json!({"apiVersion": "admission.k8s.io/v1beta1", "kind": "AdmissionReview"}),
                 "the body is \"admission.k8s.io/v1beta1\" \"AdmissionReview\": it must be \

@@ -1,5 +1,5 @@
-//! The two paths, `/mutate` and `/validate`: reads a body within limits of size and time, has it
-//! answered, and counts. What is no AdmissionReview gets a 4xx with a `Status` that says why.
+//! The routes `/mutate` and `/validate`: read a body within limits of size and time, answer it, and
+//! count it. A request that is not an AdmissionReview gets a 4xx with a `Status` and its reason.
 
 use std::time::{Duration, Instant};
 
@@ -21,19 +21,19 @@ use super::validate::validate;
 use super::{Reviewer, WebhookArgs};
 use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable, quoted};
 
-/// The patience of an API server that does not announce any: its own default.
-const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
-/// The API server allows no more.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
-/// Kept back of the API server's patience for the way back.
-const WAY_BACK: Duration = Duration::from_millis(500);
+/// The timeout of an API server that announces none: the default of `timeoutSeconds`.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum of `timeoutSeconds`.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30);
+/// Part of the API server's timeout that is reserved for the response to arrive.
+const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
 /// Limits of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimits {
     /// In bytes.
     pub size: usize,
-    /// For all of it.
+    /// For the whole body.
     pub time: Duration,
 }
 
@@ -61,13 +61,13 @@ pub fn router(reviewer: Reviewer, limits: BodyLimits) -> Router {
         .route("/validate", on(Path::Validate))
         .fallback(async |request: HttpRequest| {
             let path = quoted(request.uri().path());
-            let message = format!("nothing is served at {path}: it must be /mutate or /validate");
-            refusal(StatusCode::NOT_FOUND, "NotFound", &message)
+            let message = format!("path {path} is not served: it must be /mutate or /validate");
+            error_response(StatusCode::NOT_FOUND, "NotFound", &message)
         })
         .method_not_allowed_fallback(async |request: HttpRequest| {
             let method = printable(request.method().as_str(), QUOTED_MAX);
             let message = format!("the method is {method}: it must be POST");
-            refusal(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &message)
+            error_response(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &message)
         })
         .with_state(Webhook { reviewer, limits })
 }
@@ -75,11 +75,11 @@ pub fn router(reviewer: Reviewer, limits: BodyLimits) -> Router {
 impl Webhook {
     async fn answer(self, path: Path, http: HttpRequest) -> HttpResponse {
         let began = Instant::now();
-        let patience = patience(http.uri().query().unwrap_or_default());
-        let (verdict, answer) = match self.review(path, http, patience, began).await {
+        let timeout = announced_timeout(http.uri().query().unwrap_or_default());
+        let (verdict, answer) = match self.review(path, http, timeout, began).await {
             Ok((verdict, answer)) => (verdict, answer),
             Err(error) => {
-                warn!(?path, %error, "a request was no AdmissionReview");
+                warn!(?path, %error, "malformed admission request");
                 (Verdict::Malformed, malformed(&error))
             }
         };
@@ -91,21 +91,21 @@ impl Webhook {
         &self,
         path: Path,
         http: HttpRequest,
-        patience: Duration,
+        timeout: Duration,
         began: Instant,
     ) -> Result<(Verdict, HttpResponse), ReviewError> {
         let (head, body) = http.into_parts();
         let body = read_body(body, self.limits).await?;
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let request = Request::parse(content_type, &body)?;
-        let left = patience.saturating_sub(WAY_BACK).saturating_sub(began.elapsed());
+        let left = timeout.saturating_sub(RESPONSE_MARGIN).saturating_sub(began.elapsed());
         let response = match path {
             Path::Mutate => mutate(&self.reviewer, &request, left).await?,
             Path::Validate => validate(&self.reviewer, &request, left).await?,
         };
         let verdict = verdict(&response);
-        tell(path, verdict, &request);
-        Ok((verdict, written(&response)))
+        log_verdict(path, verdict, &request);
+        Ok((verdict, http_response(&response)))
     }
 }
 
@@ -119,12 +119,12 @@ async fn read_body(body: Body, limits: BodyLimits) -> Result<Bytes, ReviewError>
     }
 }
 
-/// The API server announces how long it waits: `?timeout=2s`, whole seconds up to 30.
-fn patience(query: &str) -> Duration {
+/// The timeout that the API server announces: `?timeout=2s`, whole seconds up to 30.
+fn announced_timeout(query: &str) -> Duration {
     let announced = query.split('&').find_map(|pair| pair.strip_prefix("timeout="));
     announced
         .and_then(|text| text.strip_suffix('s')?.parse().ok())
-        .map_or(DEFAULT_PATIENCE, |seconds| Duration::from_secs(seconds).min(LONGEST_PATIENCE))
+        .map_or(DEFAULT_TIMEOUT, |seconds| Duration::from_secs(seconds).min(MAX_TIMEOUT))
 }
 
 fn verdict(response: &Response) -> Verdict {
@@ -135,18 +135,18 @@ fn verdict(response: &Response) -> Verdict {
     }
 }
 
-fn tell(path: Path, verdict: Verdict, request: &Request<'_>) {
+fn log_verdict(path: Path, verdict: Verdict, request: &Request<'_>) {
     let short = |text: &str| printable(text, QUOTED_MAX);
     let namespace = request.namespace.as_deref().map(short).unwrap_or_default();
     let (kind, uid) = (short(&request.kind.kind), short(&request.uid));
     let name = || short(&request.display_name());
     match verdict {
-        Verdict::Denied => info!(?path, kind, namespace, name = name(), uid, "denied"),
-        _ => debug!(?path, ?verdict, kind, namespace, name = name(), uid, "answered"),
+        Verdict::Denied => info!(?path, kind, namespace, name = name(), uid, "admission denied"),
+        _ => debug!(?path, ?verdict, kind, namespace, name = name(), uid, "admission answered"),
     }
 }
 
-fn written(response: &Response) -> HttpResponse {
+fn http_response(response: &Response) -> HttpResponse {
     match response.to_json() {
         Ok(json) => ([(CONTENT_TYPE, "application/json")], json).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -156,12 +156,12 @@ fn written(response: &Response) -> HttpResponse {
 fn malformed(error: &ReviewError) -> HttpResponse {
     let source = std::error::Error::source(error).map(|source| format!(": {source}"));
     let message = format!("{error}{}", source.unwrap_or_default());
-    // The JSON parser repeats what it did not expect, however long.
-    refusal(error.status(), "BadRequest", &printable(&message, MESSAGE_MAX))
+    // The JSON parser quotes unexpected input, however long.
+    error_response(error.status(), "BadRequest", &printable(&message, MESSAGE_MAX))
 }
 
-/// A metav1.Status, as the API server's own refusals are.
-fn refusal(code: StatusCode, reason: &str, message: &str) -> HttpResponse {
+/// An error response with a metav1.Status, as the API server sends.
+fn error_response(code: StatusCode, reason: &str, message: &str) -> HttpResponse {
     let status = serde_json::json!({
         "apiVersion": "v1", "kind": "Status", "status": "Failure",
         "code": code.as_u16(), "reason": reason, "message": message,

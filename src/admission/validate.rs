@@ -1,5 +1,6 @@
-//! `/validate`: an ImageWarm as it would be stored. The pure rules of `check`, and what only the
-//! cluster knows: whether each named pull secret can be used, and whether the Node exists.
+//! `/validate`: checks an ImageWarm as it would be stored, by the pure rules of
+//! `imagewarm_core::validation` and against the cluster: whether each named pull secret can be
+//! used, and whether the Node exists.
 
 use std::time::Duration;
 
@@ -17,19 +18,19 @@ use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::validation::field_error::{Fault, FieldError};
 use imagewarm_core::validation::image_warm::{Changed, check_value, new_secrets};
 
-/// Kind of the objects that are judged here.
+/// Kind of the objects that are validated.
 pub(super) const KIND: &str = "ImageWarm";
 
-/// Why a pull secret stands against an object.
+/// Why a pull secret is a fault of the object that names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretFault {
     /// It does not exist, has the wrong type, or does not parse.
     Unusable(String),
-    /// It could not be read, which says nothing about it.
+    /// It could not be read; it may be usable.
     Unreadable(String),
 }
 
-/// Looks at pull secrets; the API server in the program, a table in tests.
+/// Checks pull secrets: against the API server in the program, against a table in tests.
 pub trait PullSecrets: Send + Sync {
     /// Whether the Secret exists, has a docker type, and parses.
     fn check<'a>(
@@ -55,7 +56,7 @@ impl PullSecrets for Client {
     }
 }
 
-/// Answers one request. `time` is what is left of the API server's patience.
+/// Answers one request. `time` is what remains of the API server's timeout.
 pub(super) async fn validate(
     reviewer: &Reviewer,
     request: &Request<'_>,
@@ -68,10 +69,10 @@ pub(super) async fn validate(
     if objects.are_terminating() {
         return Ok(Response::allow(request));
     }
-    Ok(judge(reviewer, request, &objects, time).await)
+    Ok(check(reviewer, request, &objects, time).await)
 }
 
-async fn judge(
+async fn check(
     reviewer: &Reviewer,
     request: &Request<'_>,
     objects: &Objects,
@@ -80,7 +81,7 @@ async fn judge(
     let (new, old) = (&objects.new["spec"], &objects.old["spec"]);
     let changed = match request.operation {
         Operation::Create => Changed::ALL,
-        // That image and nodeName never change is the CRD's own rule.
+        // That image and nodeName are immutable is a rule of the CRD.
         Operation::Update => {
             Changed { secrets: Changed::between(old, new).secrets, ..Changed::default() }
         }
@@ -97,7 +98,7 @@ async fn judge(
     if request.operation == Operation::Create
         && let Some(bounds) = &reviewer.bounds
     {
-        errors.extend(bounds.objection(request.namespace.as_deref().unwrap_or_default()));
+        errors.extend(bounds.violation(request.namespace.as_deref().unwrap_or_default()));
     }
     if !errors.is_empty() {
         return Response::deny(request, denial(KIND, &request.display_name(), &errors));
@@ -113,7 +114,7 @@ async fn judge(
     }
 }
 
-/// Asks about all secrets at once that `old` does not name.
+/// Checks all secrets that `old` does not name, concurrently.
 pub(super) async fn check_secrets(
     reviewer: &Reviewer,
     request: &Request<'_>,
@@ -124,7 +125,7 @@ pub(super) async fn check_secrets(
     let namespace = request.namespace.as_deref().unwrap_or_default();
     let deadline = Instant::now() + time.min(reviewer.secrets_timeout);
     let late = || {
-        let detail = "the Secret could not be read: the API server did not answer in time";
+        let detail = "cannot read the Secret: the API server did not answer in time";
         Err(SecretFault::Unreadable(detail.to_owned()))
     };
     let checks = new_secrets(spec, old).into_iter().map(|(field, name)| async move {

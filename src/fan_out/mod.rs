@@ -1,5 +1,5 @@
-//! From a Revision seen at admission to its ImageWarms: a bounded queue that never makes the
-//! webhook wait, and a worker that plans and writes. What is lost here, the leader repairs.
+//! The fan-out of an admitted Revision to its ImageWarms: a bounded queue that never delays the
+//! webhook, and a worker that plans and writes. The leader repairs what is lost here.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,12 +32,12 @@ use rate_limit::RateLimit;
 
 mod rate_limit;
 
-/// Revisions that are fanned out at the same time; their writes share one limit.
+/// Revisions that are fanned out concurrently; their writes share one limit.
 const REVISIONS_AT_ONCE: usize = 8;
-/// Bytes of Revisions that may wait, however few they are: each is text as it came.
+/// Maximum size of all queued Revisions, in bytes: each is queued undecoded.
 const BYTES_WAITING: usize = 64 * 1024 * 1024;
-/// A Namespace that is younger than our watch is given this long to show its label.
-const NAMESPACE_PATIENCE: Duration = Duration::from_millis(250);
+/// How long to wait for the watch to deliver a new Namespace, whose label decides.
+const NAMESPACE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How Revisions become ImageWarms.
 #[derive(clap::Args, Clone, Debug)]
@@ -67,19 +67,20 @@ impl Default for FanOutArgs {
     }
 }
 
-/// Takes Revisions at admission.
+/// The sending end of the queue, for admission.
 #[derive(Clone, Debug)]
 pub struct FanOut {
     sender: mpsc::Sender<AdmittedRevision>,
     bytes: Arc<AtomicUsize>,
-    ceiling: Arc<RateLimit>,
+    rate_limit: Arc<RateLimit>,
     metrics: FanOutMetrics,
 }
 
 impl FanOut {
-    /// Takes an admitted Revision without waiting; false when there is no room for it.
+    /// Queues an admitted Revision without waiting. Returns false if it exceeds the rate limit or
+    /// the queue is full.
     pub fn offer(&self, admitted: AdmittedRevision) -> bool {
-        if !self.ceiling.admit(&admitted.namespace, Instant::now()) {
+        if !self.rate_limit.admit(&admitted.namespace, Instant::now()) {
             self.metrics.rate_limited.inc();
             return false;
         }
@@ -95,37 +96,37 @@ impl FanOut {
     }
 }
 
-/// The other end of the queue.
+/// The receiving end of the queue.
 #[derive(Debug)]
 pub struct FanOutQueue {
     receiver: mpsc::Receiver<AdmittedRevision>,
     bytes: Arc<AtomicUsize>,
 }
 
-/// The queue's two ends.
+/// Both ends of a queue.
 pub fn queue(args: &FanOutArgs, metrics: &FanOutMetrics) -> (FanOut, FanOutQueue) {
     let (sender, receiver) = mpsc::channel(args.fan_out_queue);
-    let ceiling = Arc::new(RateLimit::new(args.fan_out_per_minute));
+    let rate_limit = Arc::new(RateLimit::new(args.fan_out_per_minute));
     let bytes = Arc::<AtomicUsize>::default();
     let queue = FanOutQueue { receiver, bytes: bytes.clone() };
-    (FanOut { sender, bytes, ceiling, metrics: metrics.clone() }, queue)
+    (FanOut { sender, bytes, rate_limit, metrics: metrics.clone() }, queue)
 }
 
-/// What the worker needs.
+/// Plans and writes the ImageWarms of queued Revisions.
 #[derive(Clone)]
 pub struct FanOutWorker {
     /// The API server.
     pub client: Client,
-    /// Nodes and Namespaces.
+    /// The watched objects.
     pub stores: Stores,
-    /// The operator's decisions.
+    /// The operator's policy.
     pub policy: Arc<Policy>,
-    /// Counts.
+    /// Metrics of the fan-out.
     pub metrics: FanOutMetrics,
 }
 
 impl FanOutWorker {
-    /// Works until `shutdown`, and then through what was taken already.
+    /// Runs until `shutdown`, then completes the queued Revisions.
     pub async fn run(self, args: FanOutArgs, queue: FanOutQueue, shutdown: CancellationToken) {
         let mut receiver = queue.receiver;
         let writes = Arc::new(Semaphore::new(args.fan_out_concurrency));
@@ -166,14 +167,14 @@ impl FanOutWorker {
         let (images, nodes) = (images.len(), nodes.len());
 
         let tally = Tally::default();
-        let hopeless = CancellationToken::new();
+        let namespace_refused = CancellationToken::new();
         futures::stream::iter(planned)
             .for_each_concurrent(limit, |warm| {
-                let (tally, hopeless) = (&tally, &hopeless);
+                let (tally, namespace_refused) = (&tally, &namespace_refused);
                 async move {
-                    let Ok(_place) = writes.acquire().await else { return };
-                    if !hopeless.is_cancelled() {
-                        self.create(&warm, tally, hopeless).await;
+                    let Ok(_permit) = writes.acquire().await else { return };
+                    if !namespace_refused.is_cancelled() {
+                        self.create(&warm, tally, namespace_refused).await;
                     }
                 }
             })
@@ -194,15 +195,15 @@ impl FanOutWorker {
         );
     }
 
-    /// What the Revision wants; nothing where somebody said no. For thousands of nodes that is work
-    /// of some milliseconds, so it is done beside the threads that answer.
+    /// The ImageWarms of the Revision; none if its namespace or the Revision has opted out. For
+    /// thousands of nodes this takes milliseconds, so it runs on a thread for blocking work.
     async fn plan(&self, admitted: AdmittedRevision) -> Vec<ImageWarm> {
         let opted_out = self.namespace_opted_out(&admitted.namespace).await;
         let worker = self.clone();
         let planned =
             tokio::task::spawn_blocking(move || worker.plan_now(&admitted, opted_out)).await;
         planned.unwrap_or_else(|error| {
-            tracing::error!(%error, "a Revision could not be planned");
+            tracing::error!(%error, "fan-out planning failed");
             Vec::new()
         })
     }
@@ -213,7 +214,7 @@ impl FanOutWorker {
             Ok(revision) => revision,
             Err(error) => {
                 self.metrics.undecodable.inc();
-                tracing::warn!(namespace, name, %error, "a Revision could not be read and is not warmed yet");
+                tracing::warn!(namespace, name, %error, "cannot decode admitted Revision");
                 return Vec::new();
             }
         };
@@ -223,14 +224,14 @@ impl FanOutWorker {
         }
         demand.placement = self.stores.runtime_classes().constrain(demand.placement);
         let nodes = self.stores.nodes.state();
-        let nobody = BTreeSet::new();
-        let nodes: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &nobody)).collect();
+        let connected = BTreeSet::new();
+        let nodes: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &connected)).collect();
         let mut planned = fan_out(&revision, &demand, &nodes, &self.policy);
         self.keep_within_limit(namespace, &mut planned);
         planned
     }
 
-    /// Takes out what the namespace has no place for.
+    /// Removes what exceeds the namespace's limit.
     fn keep_within_limit(&self, namespace: &str, planned: &mut Vec<ImageWarm>) {
         if self.policy.bounds.image_warms_per_namespace == 0 {
             return;
@@ -247,7 +248,7 @@ impl FanOutWorker {
                 namespace,
                 missing,
                 reason = LIMIT_REACHED,
-                "the namespace has as many ImageWarms as it may (--max-image-warms-per-namespace)"
+                "namespace has reached its limit of ImageWarms (--max-image-warms-per-namespace)"
             );
         }
     }
@@ -258,7 +259,7 @@ impl FanOutWorker {
 
     async fn namespace_opted_out(&self, namespace: &str) -> bool {
         let bounds = self.policy.bounds;
-        let until = Instant::now() + NAMESPACE_PATIENCE;
+        let until = Instant::now() + NAMESPACE_TIMEOUT;
         loop {
             if let Some(found) = self.stores.namespace(namespace) {
                 return !bounds.selects(found.metadata.labels.as_ref())
@@ -271,7 +272,7 @@ impl FanOutWorker {
         }
     }
 
-    async fn create(&self, warm: &ImageWarm, tally: &Tally, hopeless: &CancellationToken) {
+    async fn create(&self, warm: &ImageWarm, tally: &Tally, namespace_refused: &CancellationToken) {
         if self.exists(warm) {
             tally.existed.fetch_add(1, Ordering::Relaxed);
             self.metrics.count(Outcome::Existed);
@@ -292,7 +293,7 @@ impl FanOutWorker {
                 let whole_namespace =
                     matches!(error, ApplyError::NamespaceTerminating | ApplyError::Forbidden(_));
                 if whole_namespace {
-                    hopeless.cancel();
+                    namespace_refused.cancel();
                 }
                 tracing::warn!(
                     namespace = warm.metadata.namespace.as_deref().unwrap_or_default(),
@@ -339,7 +340,7 @@ struct OutcomeLabels {
     outcome: LabelValue<Outcome>,
 }
 
-/// Counts of the fan-out.
+/// Metrics of the fan-out. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct FanOutMetrics {
     queued: Gauge,
@@ -350,7 +351,7 @@ pub struct FanOutMetrics {
 }
 
 impl FanOutMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = FanOutMetrics {
             queued: Gauge::default(),

@@ -1,12 +1,12 @@
-//! How many Revisions of one namespace are fanned out from admission within a minute. Whoever
-//! reaches the port can post reviews of Revisions that will never exist; this bounds what they cost.
+//! The rate limit of the fan-out at admission, per namespace and minute. Any client that reaches
+//! the port can post reviews of Revisions that never exist; this bounds what they cost.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// Namespaces that are counted apart; a cluster has fewer that deploy within one minute.
+/// Maximum number of namespaces counted; a cluster has fewer that deploy within one minute.
 const NAMESPACES: usize = 10_000;
 
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl RateLimit {
         RateLimit { limit, counted: Mutex::default() }
     }
 
-    /// Whether one more Revision of the namespace may be fanned out now.
+    /// Counts one Revision of the namespace. Returns whether it may be fanned out now.
     pub(super) fn admit(&self, namespace: &str, now: Instant) -> bool {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         if counted.since.is_none_or(|since| now.saturating_duration_since(since) >= MINUTE) {
@@ -48,10 +48,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_has_its_number_and_gets_it_again_after_a_minute() {
-        let (ceiling, start) = (RateLimit::new(2), Instant::now());
+    fn the_limit_of_a_namespace_is_renewed_after_a_minute() {
+        let (rate_limit, start) = (RateLimit::new(2), Instant::now());
         let admit = |namespace: &str, seconds| {
-            ceiling.admit(namespace, start + Duration::from_secs(seconds))
+            rate_limit.admit(namespace, start + Duration::from_secs(seconds))
         };
         assert!(admit("a", 0) && admit("a", 59));
         assert!(!admit("a", 59), "the third within a minute");
@@ -60,10 +60,11 @@ mod tests {
     }
 
     #[test]
-    fn invented_namespaces_take_no_memory_without_end() {
-        let (ceiling, now) = (RateLimit::new(2), Instant::now());
-        let admitted = (0..NAMESPACES * 2).filter(|n| ceiling.admit(&n.to_string(), now)).count();
+    fn forged_namespaces_take_bounded_memory() {
+        let (rate_limit, now) = (RateLimit::new(2), Instant::now());
+        let admitted =
+            (0..NAMESPACES * 2).filter(|n| rate_limit.admit(&n.to_string(), now)).count();
         assert_eq!(admitted, NAMESPACES);
-        assert!(ceiling.admit("0", now), "one that is counted already goes on");
+        assert!(rate_limit.admit("0", now), "a counted namespace is still admitted");
     }
 }

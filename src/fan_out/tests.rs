@@ -1,4 +1,4 @@
-//! Tests of `webhook/fan_out.rs`.
+//! Tests of the fan-out against a fake API server.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,7 @@ use imagewarm_core::policy::Bounds;
 use imagewarm_core::policy::bounds::NamespaceSelection;
 use imagewarm_core::sample::{node, revision, warm};
 
-/// An API server that answers every POST alike, and remembers what it was sent.
+/// An API server that answers every POST alike, and records the requests.
 #[derive(Clone, Default)]
 struct Server {
     paths: Arc<Mutex<Vec<String>>>,
@@ -67,12 +67,12 @@ fn stores(nodes: usize, warms: Vec<ImageWarm>, label: Option<&str>) -> Stores {
     Stores::fixed(warms, vec![], vec![], nodes, vec![namespace(label)])
 }
 
-/// What admission sees of it.
-fn seen(revision: &Revision) -> AdmittedRevision {
-    seen_as(serde_json::to_value(revision).unwrap())
+/// The Revision as admission receives it.
+fn admitted(revision: &Revision) -> AdmittedRevision {
+    admitted_json(serde_json::to_value(revision).unwrap())
 }
 
-fn seen_as(object: Value) -> AdmittedRevision {
+fn admitted_json(object: Value) -> AdmittedRevision {
     let metadata = &object["metadata"];
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
@@ -84,7 +84,7 @@ fn seen_as(object: Value) -> AdmittedRevision {
     request.unwrap().admitted_revision().unwrap()
 }
 
-/// Offers the Revisions, and runs until all are done.
+/// Queues the Revisions, and runs until all are fanned out.
 async fn fan_out_all(client: Client, stores: Stores, limit: usize, revisions: Vec<Revision>) {
     fan_out_within(client, stores, limit, revisions, Bounds::default()).await;
 }
@@ -103,10 +103,10 @@ async fn fan_out_within(
     let policy = Arc::new(Policy { bounds, ..Policy::default() });
     let worker = FanOutWorker { client, stores, policy, metrics };
     for revision in revisions {
-        assert!(fan_out.offer(seen(&revision)));
+        assert!(fan_out.offer(admitted(&revision)));
     }
     let shutdown = CancellationToken::new();
-    shutdown.cancel(); // what was taken is finished all the same
+    shutdown.cancel(); // queued Revisions are completed all the same
     tokio::time::timeout(Duration::from_secs(20), worker.run(args, queue, shutdown)).await.unwrap();
 }
 
@@ -124,7 +124,7 @@ async fn creates_every_object_within_the_limit() {
 }
 
 #[tokio::test]
-async fn limits_are_kept() {
+async fn limits_are_respected() {
     let two_images = Bounds { images_per_revision: 2, ..Bounds::default() };
     let seven = Bounds { image_warms_per_namespace: 7, ..Bounds::default() };
     let opt_in = Bounds { namespaces: NamespaceSelection::OptIn, ..Bounds::default() };
@@ -133,14 +133,14 @@ async fn limits_are_kept() {
     {
         let server = Server::default();
         let client = server.client(StatusCode::CREATED, "");
-        let asked = revision("r-1", 0, &["a", "b", "c"]);
-        fan_out_within(client, stores(10, vec![], label), 4, vec![asked], bounds).await;
+        let demanding = revision("r-1", 0, &["a", "b", "c"]);
+        fan_out_within(client, stores(10, vec![], label), 4, vec![demanding], bounds).await;
         assert_eq!(server.posts(), expected, "{bounds:?} {label:?}");
     }
 }
 
 #[tokio::test]
-async fn a_runtime_class_is_asked_for_its_nodes() {
+async fn a_runtime_class_restricts_the_nodes() {
     let class = serde_json::from_value(json!({
         "metadata": {"name": "one"}, "handler": "h",
         "scheduling": {"nodeSelector": {"kubernetes.io/hostname": "n1"}},
@@ -149,29 +149,29 @@ async fn a_runtime_class_is_asked_for_its_nodes() {
     for (name, expected) in [("one", 1), ("none", 0)] {
         let server = Server::default();
         let client = server.client(StatusCode::CREATED, "");
-        let mut asked = revision("r-1", 0, &["a"]);
-        asked.spec.runtime_class_name = Some(name.into());
-        fan_out_all(client, stores.clone(), 4, vec![asked]).await;
+        let mut demanding = revision("r-1", 0, &["a"]);
+        demanding.spec.runtime_class_name = Some(name.into());
+        fan_out_all(client, stores.clone(), 4, vec![demanding]).await;
         assert_eq!(server.posts(), expected, "{name}");
     }
 }
 
 #[tokio::test]
-async fn what_exists_is_not_sent_again_and_a_conflict_is_no_failure() {
+async fn existing_objects_are_not_sent_and_a_conflict_is_no_failure() {
     let server = Server::default();
-    let asked = revision("r-1", 0, &["a"]);
-    let exists = warm(&asked, "a", "n0", 0);
+    let demanding = revision("r-1", 0, &["a"]);
+    let exists = warm(&demanding, "a", "n0", 0);
     let client = server.client(StatusCode::CONFLICT, "");
-    fan_out_all(client, stores(3, vec![exists], None), 4, vec![asked]).await;
+    fan_out_all(client, stores(3, vec![exists], None), 4, vec![demanding]).await;
     assert_eq!(server.posts(), 2);
 }
 
 #[tokio::test]
-async fn a_terminating_namespace_is_given_up() {
+async fn a_terminating_namespace_stops_the_fan_out() {
     let server = Server::default();
     let client = server.client(StatusCode::FORBIDDEN, "NamespaceTerminating");
-    let asked = revision("r-1", 0, &["a"]);
-    fan_out_all(client, stores(100, vec![], None), 2, vec![asked]).await;
+    let demanding = revision("r-1", 0, &["a"]);
+    fan_out_all(client, stores(100, vec![], None), 2, vec![demanding]).await;
     assert!(server.posts() <= 4, "{}", server.posts());
 }
 
@@ -179,33 +179,33 @@ async fn a_terminating_namespace_is_given_up() {
 async fn an_opted_out_namespace_gets_nothing() {
     let server = Server::default();
     let client = server.client(StatusCode::CREATED, "");
-    let asked = revision("r-1", 0, &["a"]);
-    fan_out_all(client, stores(3, vec![], Some("false")), 2, vec![asked]).await;
+    let demanding = revision("r-1", 0, &["a"]);
+    fan_out_all(client, stores(3, vec![], Some("false")), 2, vec![demanding]).await;
     assert_eq!(server.posts(), 0);
 }
 
 #[test]
-fn a_full_queue_refuses_at_once() {
+fn a_full_queue_drops_without_waiting() {
     let args = FanOutArgs { fan_out_queue: 1, ..FanOutArgs::default() };
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (fan_out, _queue) = queue(&args, &metrics);
-    assert!(fan_out.offer(seen(&revision("r-1", 0, &["a"]))));
-    assert!(!fan_out.offer(seen(&revision("r-2", 0, &["a"]))));
+    assert!(fan_out.offer(admitted(&revision("r-1", 0, &["a"]))));
+    assert!(!fan_out.offer(admitted(&revision("r-2", 0, &["a"]))));
     assert_eq!(metrics.queued.get(), 1);
 }
 
 #[tokio::test]
-async fn bytes_that_wait_are_bounded_and_free_again_when_they_are_read() {
+async fn queued_bytes_are_bounded_and_freed_when_received() {
     let args = FanOutArgs { fan_out_queue: 1_000, ..FanOutArgs::default() };
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (fan_out, mut queue) = queue(&args, &metrics);
     let mut large = revision("r-1", 0, &["a"]);
     let filler = BTreeMap::from([("filler".to_owned(), "x".repeat(BYTES_WAITING / 4))]);
     large.metadata.annotations = Some(filler);
-    let large = seen(&large);
+    let large = admitted(&large);
     let taken = (0..10).filter(|_| fan_out.offer(large.clone())).count();
     assert_eq!(taken, 3);
-    assert!(fan_out.offer(seen(&revision("r-2", 0, &["a"]))), "a small one fits still");
+    assert!(fan_out.offer(admitted(&revision("r-2", 0, &["a"]))), "a small one still fits");
 
     let first = queue.receiver.recv().await.unwrap();
     queue.bytes.fetch_sub(first.size(), Ordering::Relaxed);
@@ -213,7 +213,7 @@ async fn bytes_that_wait_are_bounded_and_free_again_when_they_are_read() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_counted() {
+async fn an_undecodable_revision_is_counted() {
     let server = Server::default();
     let client = server.client(StatusCode::CREATED, "");
     let mut odd = serde_json::to_value(revision("r-1", 0, &["a"])).unwrap();
@@ -221,19 +221,19 @@ async fn what_cannot_be_read_is_counted() {
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (stores, policy) = (stores(3, vec![], None), Arc::default());
     let worker = FanOutWorker { client, stores, policy, metrics: metrics.clone() };
-    assert!(worker.plan(seen_as(odd)).await.is_empty());
+    assert!(worker.plan(admitted_json(odd)).await.is_empty());
     assert_eq!(metrics.undecodable.get(), 1);
 }
 
 #[test]
-fn a_flood_of_one_namespace_is_counted_and_leaves_room_for_others() {
+fn the_rate_limit_of_one_namespace_does_not_affect_others() {
     let args = FanOutArgs { fan_out_per_minute: 2, ..FanOutArgs::default() };
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (fan_out, _queue) = queue(&args, &metrics);
-    let offer = |n: &i32| fan_out.offer(seen(&revision(&format!("r-{n}"), 0, &["a"])));
+    let offer = |n: &i32| fan_out.offer(admitted(&revision(&format!("r-{n}"), 0, &["a"])));
     let taken = (0..50).filter(offer).count();
     assert_eq!((taken, metrics.rate_limited.get()), (2, 48));
     let mut elsewhere = revision("r-1", 0, &["a"]);
     elsewhere.metadata.namespace = Some("elsewhere".into());
-    assert!(fan_out.offer(seen(&elsewhere)));
+    assert!(fan_out.offer(admitted(&elsewhere)));
 }

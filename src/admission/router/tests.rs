@@ -1,5 +1,5 @@
-//! Both paths without TLS, by `oneshot`: Knative's own requests, made ones, and bodies that are no
-//! AdmissionReview.
+//! Tests of both routes without TLS, by `oneshot`: requests of Knative, constructed ones, and
+//! bodies that are not an AdmissionReview.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ const REVISION: &str = include_str!(
 const IMAGE: &str =
     include_str!("../../../tests/fixtures/admission/admission-review.image-create.json");
 
-/// `good` is good, `hangs` never answers, `down` cannot be read; any other does not exist.
+/// `good` is valid, `hangs` never answers, `down` cannot be read; any other does not exist.
 struct Table;
 
 impl PullSecrets for Table {
@@ -36,7 +36,7 @@ impl PullSecrets for Table {
             match name {
                 "good" | "fine" => Ok(()),
                 "hangs" => std::future::pending().await,
-                "down" => Err(SecretFault::Unreadable("the Secret could not be read".into())),
+                "down" => Err(SecretFault::Unreadable("cannot read the Secret".into())),
                 _ => {
                     Err(SecretFault::Unusable(format!("no such Secret in namespace {namespace:?}")))
                 }
@@ -49,8 +49,8 @@ mod limits;
 
 struct Bench {
     router: Router,
-    /// `None` for one that cannot be read.
-    seen: Arc<Mutex<Vec<Option<Revision>>>>,
+    /// `None` for one that cannot be decoded.
+    forwarded: Arc<Mutex<Vec<Option<Revision>>>>,
     registry: Registry,
 }
 
@@ -59,8 +59,8 @@ fn bench_with_room(room: usize) -> Bench {
 }
 
 fn bench_within(room: usize, bounds: Option<AdmissionBounds>) -> Bench {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let queue = Arc::clone(&seen);
+    let forwarded = Arc::new(Mutex::new(Vec::new()));
+    let queue = Arc::clone(&forwarded);
     let mut registry = Registry::default();
     let reviewer = Reviewer {
         admitted: Arc::new(move |admitted: AdmittedRevision| {
@@ -85,7 +85,7 @@ fn bench_within(room: usize, bounds: Option<AdmissionBounds>) -> Bench {
         metrics: WebhookMetrics::register(&mut registry),
     };
     let limits = BodyLimits { size: 64 * 1024, time: Duration::from_millis(200) };
-    Bench { router: router(reviewer, limits), seen, registry }
+    Bench { router: router(reviewer, limits), forwarded, registry }
 }
 
 fn bench() -> Bench {
@@ -110,15 +110,15 @@ impl Bench {
         answer["response"].clone()
     }
 
-    /// Names of the Revisions that were handed on, as namespace/name.
-    fn seen(&self) -> Vec<String> {
-        let seen = self.seen.lock().unwrap();
+    /// Names of the forwarded Revisions, as namespace/name.
+    fn forwarded(&self) -> Vec<String> {
+        let forwarded = self.forwarded.lock().unwrap();
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         let name = |revision: &Option<Revision>| match revision.as_ref().map(|one| &one.metadata) {
             Some(metadata) => format!("{}/{}", text(&metadata.namespace), text(&metadata.name)),
-            None => "unread".to_owned(),
+            None => "undecodable".to_owned(),
         };
-        seen.iter().map(name).collect()
+        forwarded.iter().map(name).collect()
     }
 }
 
@@ -150,13 +150,13 @@ fn create(spec: Value) -> Value {
 const ALLOWED: fn() -> Value = || json!({"uid": "7d1a", "allowed": true});
 
 #[tokio::test]
-async fn a_revision_is_handed_on_and_left_alone() {
+async fn a_revision_is_forwarded_and_not_changed() {
     let bench = bench();
     let review: Value = serde_json::from_str(REVISION).unwrap();
     let response = bench.ask("/mutate?timeout=2s", &review).await;
     assert_eq!(response, json!({"uid": review["request"]["uid"], "allowed": true}));
-    assert_eq!(bench.seen(), ["default/hello-00001"]);
-    let revision = bench.seen.lock().unwrap()[0].clone();
+    assert_eq!(bench.forwarded(), ["default/hello-00001"]);
+    let revision = bench.forwarded.lock().unwrap()[0].clone();
     let revision = revision.as_ref().unwrap();
     assert_eq!(revision.spec.containers[0].image, "127.0.0.1:22020/demo/app:v1");
     assert!(revision.metadata.managed_fields.is_none());
@@ -164,7 +164,7 @@ async fn a_revision_is_handed_on_and_left_alone() {
 }
 
 #[tokio::test]
-async fn revisions_of_all_shapes_pass() {
+async fn revisions_of_all_shapes_are_admitted() {
     let twist = |twist: &dyn Fn(&mut Value)| {
         let mut review: Value = serde_json::from_str(REVISION).unwrap();
         twist(&mut review["request"]);
@@ -176,11 +176,11 @@ async fn revisions_of_all_shapes_pass() {
         ("update", &|r| r["operation"] = json!("UPDATE"), &[]),
         ("status", &|r| r["subResource"] = json!("status"), &[]),
         ("no object", &|r| r["object"] = Value::Null, &[]),
-        ("odd metadata", &|r| r["object"]["metadata"] = json!([1]), &["unread"]),
+        ("odd metadata", &|r| r["object"]["metadata"] = json!([1]), &["undecodable"]),
         (
-            "nothing that can be read",
+            "undecodable",
             &|r| r["object"] = json!({"metadata": [1], "spec": {"containers": "x"}}),
-            &["unread"],
+            &["undecodable"],
         ),
         (
             "generateName",
@@ -197,19 +197,19 @@ async fn revisions_of_all_shapes_pass() {
         ),
         ("odd spec", &|r| r["object"]["spec"]["containers"] = json!("x"), &["default/hello-00001"]),
     ];
-    for (name, change, seen) in cases {
+    for (name, change, forwarded) in cases {
         let bench = bench();
         let response = bench.ask("/mutate", &twist(change)).await;
         assert_eq!(response["allowed"], true, "{name}");
         assert!(response.get("patch").is_none() && response.get("status").is_none(), "{name}");
-        assert_eq!(bench.seen(), seen, "{name}");
-        let warned = name == "nothing that can be read";
+        assert_eq!(bench.forwarded(), forwarded, "{name}");
+        let warned = name == "undecodable";
         assert_eq!(response.get("warnings").is_some(), warned, "{name}");
     }
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_nobody_and_is_counted() {
+async fn a_full_queue_denies_nothing_and_is_counted() {
     let bench = bench_with_room(0);
     let review = serde_json::from_str(REVISION).unwrap();
     assert_eq!(bench.ask("/mutate", &review).await["allowed"], true);
@@ -219,17 +219,17 @@ async fn a_full_queue_refuses_nobody_and_is_counted() {
 }
 
 #[tokio::test]
-async fn other_kinds_pass_both_paths() {
+async fn other_kinds_are_admitted_on_both_paths() {
     let bench = bench();
     let review = serde_json::from_str(IMAGE).unwrap();
     for path in ["/mutate", "/validate"] {
         assert_eq!(bench.ask(path, &review).await["allowed"], true);
     }
-    assert!(bench.seen().is_empty());
+    assert!(bench.forwarded().is_empty());
 }
 
 #[tokio::test]
-async fn defaults_come_as_a_patch() {
+async fn defaults_are_set_by_a_patch() {
     let bench = bench();
     let review = create(json!({
         "image": " app:v1\n", "nodeName": "node-a",
@@ -249,23 +249,23 @@ async fn defaults_come_as_a_patch() {
 }
 
 #[tokio::test]
-async fn both_paths_tell_all_problems_at_once() {
+async fn both_paths_list_all_problems_at_once() {
     let bench = bench();
     let review = create(json!({
         "image": "App", "nodeName": "Node_A",
         "imagePullSecrets": [{"name": "good"}, {"name": "gone"}, {"name": "No"}],
     }));
-    let mut told = Vec::new();
+    let mut denials = Vec::new();
     for path in ["/mutate", "/validate"] {
         let response = bench.ask(path, &review).await;
         assert_eq!(response["allowed"], false);
         assert_eq!(response["status"]["code"], 422);
         assert_eq!(response["status"]["reason"], "Invalid");
         assert!(response.get("patch").is_none());
-        told.push(response["status"].clone());
+        denials.push(response["status"].clone());
     }
-    assert_eq!(told[0], told[1]);
-    let message = told[0]["message"].as_str().unwrap();
+    assert_eq!(denials[0], denials[1]);
+    let message = denials[0]["message"].as_str().unwrap();
     let begin = "ImageWarm \"w\" is invalid: spec.image: Invalid value: \"App\": repository name \
                  must be lowercase; spec.nodeName: Invalid value: \"Node_A\": ";
     assert!(message.starts_with(begin), "{message}");
@@ -273,7 +273,7 @@ async fn both_paths_tell_all_problems_at_once() {
                 namespace \"default\"";
     assert!(message.contains(gone), "{message}");
     let fields: Vec<_> =
-        told[0]["details"]["causes"].as_array().unwrap().iter().map(|c| &c["field"]).collect();
+        denials[0]["details"]["causes"].as_array().unwrap().iter().map(|c| &c["field"]).collect();
     assert_eq!(
         fields,
         [
@@ -286,7 +286,7 @@ async fn both_paths_tell_all_problems_at_once() {
 }
 
 #[tokio::test]
-async fn secrets_that_cannot_be_read_are_told_apart() {
+async fn unreadable_secrets_are_a_503_and_missing_ones_a_422() {
     let bench = bench();
     for name in ["down", "hangs"] {
         let spec =
@@ -299,8 +299,8 @@ async fn secrets_that_cannot_be_read_are_told_apart() {
         );
         let message = status["message"].as_str().unwrap();
         let expected = format!(
-            "ImageWarm \"w\" could not be judged, try again: spec.imagePullSecrets[0].name: \
-             Internal error: {name:?}: the Secret could not be read"
+            "ImageWarm \"w\" could not be validated, try again: spec.imagePullSecrets[0].name: \
+             Internal error: {name:?}: cannot read the Secret"
         );
         assert!(message.starts_with(&expected), "{message}");
     }
@@ -323,7 +323,7 @@ async fn a_node_that_does_not_exist_is_a_warning() {
 }
 
 #[tokio::test]
-async fn an_update_is_judged_by_its_change_only() {
+async fn an_update_is_validated_by_its_change_only() {
     let bench = bench();
     let old = json!({"image": "Bad", "nodeName": "Bad_", "imagePullSecrets": [{"name": "gone"}]});
     let mut same = warm("UPDATE", old.clone(), old.clone());
@@ -333,14 +333,15 @@ async fn an_update_is_judged_by_its_change_only() {
         new["imagePullSecrets"] = json!([{"name": name}, {"name": "gone"}]);
         warm("UPDATE", new, old.clone())
     };
-    let mut going = more("also-gone");
-    going["request"]["object"]["metadata"]["deletionTimestamp"] = json!("2026-11-23T02:30:00Z");
+    let mut terminating = more("also-gone");
+    terminating["request"]["object"]["metadata"]["deletionTimestamp"] =
+        json!("2026-11-23T02:30:00Z");
     let mut status = more("also-gone");
     status["request"]["subResource"] = json!("status");
     let mut delete = more("also-gone");
     delete["request"]["operation"] = json!("DELETE");
     for path in ["/mutate", "/validate"] {
-        for review in [&same, &more("fine"), &going, &status, &delete] {
+        for review in [&same, &more("fine"), &terminating, &status, &delete] {
             assert_eq!(bench.ask(path, review).await, ALLOWED(), "{path}");
         }
     }
@@ -360,7 +361,7 @@ async fn white_space_alone_is_no_change_of_the_image() {
 }
 
 #[tokio::test]
-async fn what_is_no_review_is_refused_with_a_reason() {
+async fn a_request_that_is_not_a_review_is_rejected_with_a_reason() {
     let bench = bench();
     let typed = |body: &str, content_type: &str| {
         let request = http::Request::post("/validate").header(CONTENT_TYPE, content_type);
@@ -370,7 +371,7 @@ async fn what_is_no_review_is_refused_with_a_reason() {
     let review = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{}}"#;
     let cases = [
         (typed("{}", "text/yaml"), 415, "content type is \"text/yaml\""),
-        (typed("{", "application/json"), 400, "the body is no AdmissionReview: EOF"),
+        (typed("{", "application/json"), 400, "the body is not an AdmissionReview: EOF"),
         (typed("{}", "application/json"), 400, "must be admission.k8s.io/v1 AdmissionReview"),
         (typed(review, "application/json"), 400, "request.uid is missing"),
         (request("/mutate", " ".repeat(65 * 1024)), 413, "longer than 65536 bytes"),
@@ -394,7 +395,7 @@ async fn what_is_no_review_is_refused_with_a_reason() {
 }
 
 #[test]
-fn the_announced_patience_is_read() {
+fn the_announced_timeout_is_read() {
     for (query, seconds) in [
         ("timeout=2s", 2),
         ("a=b&timeout=30s", 30),
@@ -402,6 +403,6 @@ fn the_announced_patience_is_read() {
         ("", 10),
         ("timeout=x", 10),
     ] {
-        assert_eq!(patience(query), Duration::from_secs(seconds), "{query}");
+        assert_eq!(announced_timeout(query), Duration::from_secs(seconds), "{query}");
     }
 }

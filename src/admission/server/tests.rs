@@ -1,4 +1,4 @@
-//! The server over loopback, with real TLS: both protocols, clients that dawdle or talk nonsense,
+//! Tests of the server over loopback, with real TLS: both protocols, slow and malformed clients,
 //! the connection limit, and the drain.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -23,7 +23,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use super::*;
 use crate::telemetry::metrics;
 
-/// Nothing here takes so long unless it is broken.
+/// Longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Bench {
@@ -67,11 +67,11 @@ async fn bench(limits: Limits) -> Bench {
         TlsConnector::from(Arc::new(config))
     };
     let (begun, release) = (Arc::new(Semaphore::new(0)), CancellationToken::new());
-    let (tell, wait) = (Arc::clone(&begun), release.clone());
+    let (begin, wait) = (Arc::clone(&begun), release.clone());
     let router = Router::new().route("/echo", post(async |body: String| body)).route(
         "/slow",
         get(async move || {
-            tell.add_permits(1);
+            begin.add_permits(1);
             wait.cancelled().await;
             "done"
         }),
@@ -133,7 +133,7 @@ async fn text(answer: hyper::Response<Incoming>) -> String {
     String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
-/// Reads until the server closes; an abrupt end is an end, too.
+/// Reads until the server closes the connection, cleanly or not.
 async fn until_closed(mut stream: impl tokio::io::AsyncRead + Unpin) -> Vec<u8> {
     let mut all = Vec::new();
     let _ = timeout(DEADLINE, stream.read_to_end(&mut all)).await.expect("not closed in time");
@@ -145,21 +145,21 @@ async fn both_protocols_are_served_and_connections_reused() {
     let bench = bench(limits()).await;
     let mut h1 = bench.h1().await;
     let mut h2 = bench.h2().await;
-    for word in ["one", "two"] {
-        let answer = h1.send_request(request("POST", "/echo", word)).await.unwrap();
+    for body in ["one", "two"] {
+        let answer = h1.send_request(request("POST", "/echo", body)).await.unwrap();
         assert_eq!(answer.version(), hyper::Version::HTTP_11);
-        assert_eq!(text(answer).await, word);
+        assert_eq!(text(answer).await, body);
         h1.ready().await.unwrap();
-        let answer = h2.send_request(request("POST", "/echo", word)).await.unwrap();
+        let answer = h2.send_request(request("POST", "/echo", body)).await.unwrap();
         assert_eq!(answer.version(), hyper::Version::HTTP_2);
-        assert_eq!(text(answer).await, word);
+        assert_eq!(text(answer).await, body);
     }
     assert_eq!(bench.metrics.connections.get(), 2);
     bench.stopped().await;
 }
 
 #[tokio::test]
-async fn nonsense_and_dawdling_at_the_handshake_are_cut() {
+async fn malformed_and_slow_handshakes_are_closed() {
     let bench = bench(Limits { handshake: Duration::from_millis(200), ..limits() }).await;
     let mut plain = bench.tcp().await;
     plain.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
@@ -175,10 +175,10 @@ async fn nonsense_and_dawdling_at_the_handshake_are_cut() {
 }
 
 #[tokio::test]
-async fn a_slow_head_is_cut_but_a_resting_connection_is_not() {
+async fn a_slow_head_is_closed_but_an_idle_connection_is_not() {
     let bench = bench(Limits { head: Duration::from_millis(200), ..limits() }).await;
-    let mut resting = bench.h1().await;
-    let answer = resting.send_request(request("POST", "/echo", "x")).await.unwrap();
+    let mut idle = bench.h1().await;
+    let answer = idle.send_request(request("POST", "/echo", "x")).await.unwrap();
     assert_eq!(text(answer).await, "x");
 
     let mut slow = bench.tls(0).await.unwrap();
@@ -186,12 +186,12 @@ async fn a_slow_head_is_cut_but_a_resting_connection_is_not() {
     until_closed(slow).await;
     assert_eq!(bench.metrics.header_timeouts.get(), 1);
 
-    // It has now rested for longer than a head may take.
-    resting.ready().await.unwrap();
-    let answer = resting.send_request(request("POST", "/echo", "y")).await.unwrap();
+    // It has now been idle for longer than a head may take.
+    idle.ready().await.unwrap();
+    let answer = idle.send_request(request("POST", "/echo", "y")).await.unwrap();
     assert_eq!(text(answer).await, "y");
 
-    // A dawdler on a connection that was good before is cut as well.
+    // A slow head on a connection that has served a request is closed as well.
     let mut later = bench.tls(0).await.unwrap();
     let head = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nz";
     later.write_all(head).await.unwrap();
@@ -206,7 +206,7 @@ async fn a_slow_head_is_cut_but_a_resting_connection_is_not() {
 }
 
 #[tokio::test]
-async fn a_connection_that_rests_too_long_is_closed() {
+async fn a_connection_that_is_idle_too_long_is_closed() {
     let bench = bench(Limits { idle: Duration::from_millis(200), ..limits() }).await;
     until_closed(bench.tls(0).await.unwrap()).await;
     assert_eq!(bench.metrics.header_timeouts.get(), 0);
@@ -214,11 +214,11 @@ async fn a_connection_that_rests_too_long_is_closed() {
 }
 
 #[tokio::test]
-async fn what_is_beyond_the_limit_waits_for_a_slot() {
+async fn a_connection_beyond_the_limit_waits() {
     let bench = bench(Limits { connections: 1, ..limits() }).await;
     let first = bench.h1().await;
     let mut second = Box::pin(bench.tls(0));
-    // The second is in the kernel's queue: no answer while the first is open.
+    // The second is in the kernel's queue: no response while the first is open.
     assert!(timeout(Duration::from_millis(300), second.as_mut()).await.is_err());
     drop(first);
     timeout(DEADLINE, second).await.unwrap().unwrap();
@@ -226,9 +226,9 @@ async fn what_is_beyond_the_limit_waits_for_a_slot() {
 }
 
 #[tokio::test]
-async fn the_drain_lets_answers_finish_and_accepts_nothing_new() {
+async fn the_drain_completes_requests_and_accepts_no_connection() {
     let bench = bench(limits()).await;
-    let resting = bench.tls(0).await.unwrap();
+    let idle = bench.tls(0).await.unwrap();
     let (mut h1, mut h2) = (bench.h1().await, bench.h2().await);
     let slow = [
         tokio::spawn(h1.send_request(request("GET", "/slow", ""))),
@@ -236,7 +236,7 @@ async fn the_drain_lets_answers_finish_and_accepts_nothing_new() {
     ];
     drop(timeout(DEADLINE, bench.begun.acquire_many(2)).await.unwrap().unwrap());
     bench.stop.cancel();
-    until_closed(resting).await;
+    until_closed(idle).await;
     timeout(DEADLINE, async { while TcpStream::connect(bench.address).await.is_ok() {} })
         .await
         .unwrap();

@@ -1,4 +1,4 @@
-//! What the operator's limits mean at admission.
+//! Tests of the operator's limits at admission.
 
 use super::*;
 use crate::admission::bounds::NamespaceFacts;
@@ -8,11 +8,11 @@ use imagewarm_core::policy::{Bounds, Policy};
 /// Namespace `full` has three ImageWarms, `chosen` is labelled, `plain` is not.
 fn within(bounds: Bounds) -> Bench {
     let policy = Policy { bounds, ..Policy::default() };
-    let look = move |name: &str| NamespaceFacts {
+    let facts = move |name: &str| NamespaceFacts {
         selected: Some(name == "chosen" || bounds.selects_unknown()),
         image_warms: Some(if name == "full" { 3 } else { 0 }),
     };
-    bench_within(10, Some(AdmissionBounds::new(Arc::new(policy), look)))
+    bench_within(10, Some(AdmissionBounds::new(Arc::new(policy), facts)))
 }
 
 fn revision(namespace: &str, images: usize) -> Value {
@@ -40,31 +40,31 @@ fn of(namespace: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_revision_is_warned_and_never_refused() {
+async fn a_revision_gets_a_warning_and_is_never_denied() {
     let bounds =
         Bounds { images_per_revision: 2, image_warms_per_namespace: 3, ..Bounds::default() };
     let bench = within(bounds);
-    for (namespace, images, words) in [
+    for (namespace, images, part) in [
         ("plain", 2, None),
         ("plain", 5, Some("the first 2 of this Revision's 5 images")),
-        ("full", 1, Some("\"full\": it has 3 ImageWarms")),
+        ("full", 1, Some("\"full\" has reached its limit of 3 ImageWarms")),
         ("full", 0, None),
     ] {
         let answer = bench.ask("/mutate", &revision(namespace, images)).await;
         assert_eq!(answer["allowed"], true, "{answer}");
         let warning = answer["warnings"][0].as_str();
-        assert_eq!(warning.is_some(), words.is_some(), "{namespace} {images}: {answer}");
-        assert!(warning.zip(words).is_none_or(|(said, words)| said.contains(words)), "{answer}");
+        assert_eq!(warning.is_some(), part.is_some(), "{namespace} {images}: {answer}");
+        assert!(warning.zip(part).is_none_or(|(text, part)| text.contains(part)), "{answer}");
     }
-    assert_eq!(bench.seen().len(), 4, "all are handed on");
-    // Where a namespace is not warmed, there is nothing to be warned of.
+    assert_eq!(bench.forwarded().len(), 4, "all are forwarded");
+    // A namespace that is not warmed gets no warning.
     let opt_in = within(Bounds { namespaces: NamespaceSelection::OptIn, ..bounds });
     let answer = opt_in.ask("/mutate", &revision("plain", 5)).await;
     assert_eq!((&answer["allowed"], &answer["warnings"]), (&json!(true), &Value::Null));
 }
 
 #[tokio::test]
-async fn a_hand_made_order_beyond_a_limit_is_denied() {
+async fn an_image_warm_of_a_user_beyond_a_limit_is_denied() {
     let bounds = Bounds { image_warms_per_namespace: 3, ..Bounds::default() };
     let message = async |bench: &Bench, namespace: &str| {
         let answer = bench.ask("/validate", &of(namespace)).await;
@@ -76,7 +76,7 @@ async fn a_hand_made_order_beyond_a_limit_is_denied() {
     assert_eq!(message(&bench, "plain").await, "");
     let full = message(&bench, "full").await;
     assert!(full.contains("metadata.namespace: Forbidden: \"full\""), "{full}");
-    assert!(full.contains("as many ImageWarms as it may have, 3"), "{full}");
+    assert!(full.contains("has reached its limit of 3 ImageWarms"), "{full}");
     let opt_in = within(Bounds { namespaces: NamespaceSelection::OptIn, ..bounds });
     assert_eq!(message(&opt_in, "chosen").await, "");
     let plain = message(&opt_in, "plain").await;

@@ -1,5 +1,5 @@
-//! Tells clients whom to trust: the CA in `caBundle` of the webhook configurations (for the API
-//! server) and in a ConfigMap (for warmers). Writes only what differs, and nothing beside it.
+//! Publishes the CA: in `caBundle` of the webhook configurations (for the API server) and in a
+//! ConfigMap (for warmers). Writes these fields only, and only where they differ.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use imagewarm_core::api::{MANAGED_BY, MANAGED_BY_LABEL};
 /// Key of the CA in the ConfigMap.
 pub const CA_KEY: &str = "ca.crt";
 
-/// How long one request to the API server may take.
+/// Timeout of one request to the API server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a configuration that changed in between is read again.
+/// Maximum number of attempts when a configuration changes between read and write.
 const ATTEMPTS: usize = 3;
 
 /// The two configurations, by `metadata.name`.
@@ -35,43 +35,43 @@ pub struct WebhookConfigurations {
     pub validating: String,
 }
 
-/// How one object stands to the CA.
+/// State of one object with respect to the CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PullContext {
+pub enum BundleState {
     /// It holds the CA.
-    Right,
-    /// It exists and holds something else.
-    Different,
-    /// It does not exist; perhaps its manifest comes later.
+    Current,
+    /// It exists and does not hold the CA.
+    Outdated,
+    /// It does not exist; its manifest may be applied later.
     NotFound,
 }
 
-/// How both configurations stand.
+/// State of both configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaBundles {
     /// Of the MutatingWebhookConfiguration.
-    pub mutating: PullContext,
+    pub mutating: BundleState,
     /// Of the ValidatingWebhookConfiguration.
-    pub validating: PullContext,
+    pub validating: BundleState,
 }
 
 impl CaBundles {
     /// Whether the API server can call both webhooks.
     pub fn are_right(self) -> bool {
-        (self.mutating, self.validating) == (PullContext::Right, PullContext::Right)
+        (self.mutating, self.validating) == (BundleState::Current, BundleState::Current)
     }
 
-    /// Names each configuration with which the API server cannot call us, and why.
+    /// Fails with the configurations that keep the API server from calling the webhooks, and why.
     pub fn check(self) -> Result<(), String> {
         let faults: Vec<String> = [
             ("MutatingWebhookConfiguration", self.mutating),
             ("ValidatingWebhookConfiguration", self.validating),
         ]
         .into_iter()
-        .filter_map(|(kind, standing)| match standing {
-            PullContext::Right => None,
-            PullContext::Different => Some(format!("the {kind} does not hold our CA yet")),
-            PullContext::NotFound => Some(format!("the {kind} does not exist")),
+        .filter_map(|(kind, state)| match state {
+            BundleState::Current => None,
+            BundleState::Outdated => Some(format!("the {kind} does not hold the CA yet")),
+            BundleState::NotFound => Some(format!("the {kind} does not exist")),
         })
         .collect();
         if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
@@ -81,14 +81,14 @@ impl CaBundles {
 /// Why the CA could not be published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The API server answered with an error, or could not be reached.
+    /// The API server answered with an error, or is unreachable.
     #[error("cannot {verb} {object}")]
     Api {
         /// `read` or `patch`.
         verb: &'static str,
         /// Kind and name.
         object: String,
-        /// What happened.
+        /// The cause.
         source: Box<kube::Error>,
     },
     /// The API server did not answer in time.
@@ -101,7 +101,7 @@ pub enum PublishError {
     },
 }
 
-/// A webhook configuration, as far as it matters here.
+/// The part of a webhook configuration that is used here.
 trait Configuration: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> {
     /// Name and `caBundle` of each webhook, in order.
     fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)>;
@@ -121,13 +121,13 @@ impl Configuration for ValidatingWebhookConfiguration {
     }
 }
 
-/// Puts the CA into every webhook of both configurations where it is not there yet.
+/// Sets the CA in every webhook of both configurations that does not hold it yet.
 pub async fn ensure_ca_bundle(
     client: &Client,
     names: &WebhookConfigurations,
     ca_pem: &str,
 ) -> Result<CaBundles, PublishError> {
-    // Both are tried, whatever becomes of the first.
+    // The second is attempted even if the first fails.
     let mutating = ensure::<MutatingWebhookConfiguration>(client, &names.mutating, ca_pem).await;
     let validating =
         ensure::<ValidatingWebhookConfiguration>(client, &names.validating, ca_pem).await;
@@ -141,16 +141,16 @@ pub async fn ca_bundle_is_set(
     ca_pem: &str,
 ) -> Result<CaBundles, PublishError> {
     Ok(CaBundles {
-        mutating: look::<MutatingWebhookConfiguration>(client, &names.mutating, ca_pem).await?.0,
-        validating: look::<ValidatingWebhookConfiguration>(client, &names.validating, ca_pem)
+        mutating: read::<MutatingWebhookConfiguration>(client, &names.mutating, ca_pem).await?.0,
+        validating: read::<ValidatingWebhookConfiguration>(client, &names.validating, ca_pem)
             .await?
             .0,
     })
 }
 
-/// Makes the Namespace the owner of both configurations, so that deleting it takes them along: a
-/// webhook with failurePolicy Fail that nobody serves would block its objects for ever. Owners
-/// that others have set stay. A configuration that does not exist is left to the next look.
+/// Makes the Namespace the owner of both configurations, so that they are deleted with it: a
+/// webhook with failurePolicy Fail that nothing serves would block its objects for ever. Other
+/// owners stay. A configuration that does not exist is skipped until the next call.
 pub async fn ensure_owner(
     client: &Client,
     names: &WebhookConfigurations,
@@ -185,7 +185,7 @@ where
     if owners.iter().any(|held| held.uid == owner.uid) {
         return Ok(());
     }
-    // One of the same name but another uid was of a Namespace that is gone.
+    // An owner of the same name but another uid is a deleted Namespace.
     owners.retain(|held| (&held.kind, &held.name) != (&owner.kind, &owner.name));
     owners.push(owner.clone());
     let patch = json!({"metadata": {
@@ -193,11 +193,11 @@ where
     }});
     let params = PatchParams::default();
     request("patch", object, api.patch_metadata(name, &params, &Patch::Merge(patch))).await?;
-    info!(kind = %K::kind(&()), name, owner = owner.name, "set the owner");
+    info!(kind = %K::kind(&()), name, owner = owner.name, "owner reference set");
     Ok(())
 }
 
-/// Keeps the CA in the ConfigMap's key `ca.crt`. Says whether anything was written.
+/// Sets the CA in the ConfigMap's key `ca.crt`. Returns whether anything was written.
 pub async fn ensure_ca_config_map(
     client: &Client,
     namespace: &str,
@@ -218,14 +218,14 @@ pub async fn ensure_ca_config_map(
         },
         "data": {CA_KEY: ca_pem},
     });
-    // Server-side apply creates or changes, and owns these fields alone.
+    // Server-side apply creates or updates, and owns only these fields.
     let params = PatchParams::apply(MANAGED_BY).force();
     request("patch", object, api.patch(name, &params, &Patch::Apply(next))).await?;
-    info!(namespace, name, "published the CA in a ConfigMap");
+    info!(namespace, name, "CA published in a ConfigMap");
     Ok(true)
 }
 
-async fn ensure<K>(client: &Client, name: &str, ca_pem: &str) -> Result<PullContext, PublishError>
+async fn ensure<K>(client: &Client, name: &str, ca_pem: &str) -> Result<BundleState, PublishError>
 where
     K: Configuration + Clone + DeserializeOwned + Debug,
 {
@@ -233,19 +233,19 @@ where
     let object = || format!("{} {name}", K::kind(&()));
     let mut attempt = 1;
     loop {
-        let (standing, found) = look::<K>(client, name, ca_pem).await?;
-        let Some(found) = found.filter(|_| standing == PullContext::Different) else {
-            return Ok(standing);
+        let (state, found) = read::<K>(client, name, ca_pem).await?;
+        let Some(found) = found.filter(|_| state == BundleState::Outdated) else {
+            return Ok(state);
         };
         let Some(patch) = ca_patch(&found.webhooks(), ca_pem) else {
-            return Ok(PullContext::Right);
+            return Ok(BundleState::Current);
         };
         let (params, patch) = (PatchParams::default(), Patch::Json::<()>(patch));
         let patched = api.patch(name, &params, &patch);
         match request("patch", object, patched).await {
             Ok(_) => {
-                info!(kind = %K::kind(&()), name, "set caBundle");
-                return Ok(PullContext::Right);
+                info!(kind = %K::kind(&()), name, "caBundle set");
+                return Ok(BundleState::Current);
             }
             Err(PublishError::Api { source, .. })
                 if attempt < ATTEMPTS && is_changed_since(&source) =>
@@ -257,28 +257,28 @@ where
     }
 }
 
-async fn look<K>(
+async fn read<K>(
     client: &Client,
     name: &str,
     ca_pem: &str,
-) -> Result<(PullContext, Option<K>), PublishError>
+) -> Result<(BundleState, Option<K>), PublishError>
 where
     K: Configuration + Clone + DeserializeOwned + Debug,
 {
     let api: Api<K> = Api::all(client.clone());
     let object = || format!("{} {name}", K::kind(&()));
     let Some(found) = request("read", object, api.get_opt(name)).await? else {
-        return Ok((PullContext::NotFound, None));
+        return Ok((BundleState::NotFound, None));
     };
     let holds = |ca: &Option<&ByteString>| ca.is_some_and(|ca| ca.0 == ca_pem.as_bytes());
     let webhooks = found.webhooks();
-    let right = !webhooks.is_empty() && webhooks.iter().all(|(_, ca)| holds(ca));
-    let standing = if right { PullContext::Right } else { PullContext::Different };
-    Ok((standing, Some(found)))
+    let current = !webhooks.is_empty() && webhooks.iter().all(|(_, ca)| holds(ca));
+    let state = if current { BundleState::Current } else { BundleState::Outdated };
+    Ok((state, Some(found)))
 }
 
-/// Sets `caBundle` where it differs. Each webhook is found by its place, so the patch tests that
-/// the place still holds that webhook; `None` when nothing differs.
+/// The patch that sets `caBundle` where it differs; `None` if nothing does. It addresses each
+/// webhook by its index, so it first tests that the index still holds that webhook.
 fn ca_patch(webhooks: &[(&str, Option<&ByteString>)], ca_pem: &str) -> Option<json_patch::Patch> {
     let ca = ByteString(ca_pem.as_bytes().to_vec());
     let mut operations: Vec<Value> = Vec::new();
@@ -296,7 +296,7 @@ fn ca_patch(webhooks: &[(&str, Option<&ByteString>)], ca_pem: &str) -> Option<js
     serde_json::from_value(operations.into()).ok()
 }
 
-/// A failed `test` is 422; 404 when the object or the place is gone.
+/// A failed `test` is 422; 404 means that the object or the index no longer exists.
 fn is_changed_since(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
 }

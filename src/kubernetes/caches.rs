@@ -1,5 +1,5 @@
-//! What every replica watches: one list-and-watch for each type, kept in stores that hold only the
-//! fields in use. Says when a list is not to be trusted; draws no conclusions.
+//! The caches of every replica: one list-and-watch for each type, into stores that hold only the
+//! fields in use. Reports when a cache is not complete and current; decides nothing.
 
 mod slim;
 mod source;
@@ -22,10 +22,10 @@ use source::{Progress, Source, Watched};
 
 pub use store::Store;
 
-/// Changes that a slow receiver may be behind before it has to look at everything.
-const CHANGES_KEPT: usize = 16_384;
+/// Number of changes that a receiver may lag behind before it has to resynchronise.
+const CHANGES_CAPACITY: usize = 16_384;
 
-/// What every replica watches, slimmed to the fields in use.
+/// The watched objects, reduced to the fields in use.
 #[derive(Clone)]
 pub struct Stores {
     /// All ImageWarms.
@@ -40,34 +40,34 @@ pub struct Stores {
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// All RuntimeClasses (name and scheduling).
     pub runtime_classes: Store<RuntimeClass>,
-    /// Says what changed, after the store shows it. A receiver that lags looks at everything.
+    /// Changes, sent after the store holds them. A receiver that lags resynchronises.
     pub changes: broadcast::Sender<Change>,
     /// Which stores hold a complete and current list.
     pub synced: watch_channel::Receiver<Synced>,
 }
 
-/// One change of a store. What changed only in fields that are not kept is not told.
+/// One change of a store. Changes of fields that are not cached are not sent.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// Made or changed.
+    /// Created or changed.
     ImageWarm(Arc<CachedImageWarm>),
     /// Deleted.
     ImageWarmDeleted(Arc<CachedImageWarm>),
-    /// Made, changed or deleted: namespace and name.
+    /// Created, changed or deleted: namespace and name.
     Revision(String, String),
-    /// Made, changed or deleted: namespace and name.
+    /// Created, changed or deleted: namespace and name.
     Image(String, String),
-    /// Made, changed or deleted: name.
+    /// Created, changed or deleted: name.
     Node(String),
-    /// Made, changed or deleted: name.
+    /// Created, changed or deleted: name.
     Namespace(String),
-    /// Made, changed or deleted: name.
+    /// Created, changed or deleted: name.
     RuntimeClass(String),
-    /// A store was listed anew: look at everything.
+    /// A store was relisted: receivers resynchronise.
     Relisted,
 }
 
-/// Which stores hold a complete and current list. False again while a watch cannot be renewed.
+/// Which stores hold a complete and current list; false again while a watch cannot be renewed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Synced {
     /// ImageWarms, Nodes, Namespaces and RuntimeClasses.
@@ -76,23 +76,23 @@ pub struct Synced {
     pub revisions: bool,
     /// Images are listed, and their CRD is served.
     pub images: bool,
-    /// Knative's CRDs were looked for and are absent (counts as filled for readiness only).
+    /// Knative's CRDs are not installed (counts as filled for readiness only).
     pub knative_absent: bool,
 }
 
 impl Synced {
-    /// Enough to answer admission requests.
+    /// Whether the caches suffice for admission requests.
     pub fn ready(self) -> bool {
         self.own && (self.knative_absent || (self.revisions && self.images))
     }
-    /// Enough to delete anything.
+    /// Whether the caches suffice for deletions.
     pub fn may_delete(self) -> bool {
         self.own && self.revisions && self.images
     }
 }
 
 impl Stores {
-    /// Stores that hold exactly these objects and no RuntimeClass for ever, all synced: for tests.
+    /// Synced stores that hold exactly these objects, and no RuntimeClass: for tests.
     pub fn fixed(
         image_warms: Vec<ImageWarm>,
         revisions: Vec<Revision>,
@@ -108,7 +108,7 @@ impl Stores {
             nodes: filled(nodes),
             namespaces: filled(namespaces),
             runtime_classes: Store::default(),
-            changes: broadcast::channel(CHANGES_KEPT).0,
+            changes: broadcast::channel(CHANGES_CAPACITY).0,
             synced: watch_channel::channel(synced).1,
         }
     }
@@ -118,7 +118,7 @@ impl Stores {
         Stores { runtime_classes: filled(classes), ..self }
     }
 
-    /// What RuntimeClasses add to where Pods may run.
+    /// The scheduling constraints of all RuntimeClasses.
     pub fn runtime_classes(&self) -> RuntimeClasses {
         RuntimeClasses::new(self.runtime_classes.state().iter().map(AsRef::as_ref))
     }
@@ -131,13 +131,13 @@ impl Stores {
 
 fn filled<K: Watched>(objects: Vec<K>) -> Store<K::CachedObject> {
     let mut shared = Shared::default();
-    objects.into_iter().map(|object| object.keep(&mut shared)).collect()
+    objects.into_iter().map(|object| object.into_cached(&mut shared)).collect()
 }
 
-/// Starts all watches; the tasks end after `shutdown`. Returns at once: `Stores::synced` tells when
-/// the stores are filled.
+/// Starts all watches; the tasks stop after `shutdown`. Returns at once: `Stores::synced` reports
+/// when the stores are filled.
 pub async fn watch(client: Client, shutdown: CancellationToken) -> (Stores, JoinSet<()>) {
-    let (changes, _) = broadcast::channel(CHANGES_KEPT);
+    let (changes, _) = broadcast::channel(CHANGES_CAPACITY);
     let (progress, synced) = Progress::new();
     let start = Start { client, changes: changes.clone(), progress, shutdown };
     let mut tasks = JoinSet::new();

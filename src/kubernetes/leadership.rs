@@ -1,11 +1,11 @@
-//! Who leads: found by the election in `controller/`, asked by everything that writes or serves
-//! only on the leader.
+//! The leadership state: published by the election (`leader::election`), checked by everything that
+//! writes or serves only on the leader.
 
-/// Who leads, as far as this replica knows.
+/// The current leader, as far as this replica knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leadership {
     /// Whether this replica leads.
     pub leading: bool,
-    /// `host:port` of the leader's dispatch server, while one is known.
+    /// `host:port` of the leader's dispatch server, if known.
     pub leader_address: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Everything that is asked of the API server.
+//! All access to the API server: client, caches, reads and writes.
 
 pub mod ca_bundles;
 pub mod caches;

@@ -1,4 +1,4 @@
-//! One request to the API server: bounded in time, with an error that says on one line what happened.
+//! One request to the API server: with a timeout, and with an error message of one line.
 
 use std::future::Future;
 use std::time::Duration;
@@ -6,18 +6,18 @@ use std::time::Duration;
 use imagewarm_core::error_chain::error_chain;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, printable};
 
-/// Why a request has no answer of use.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// There was no answer within this time.
+    /// The API server did not answer within this time.
     #[error("no answer from the API server within {0:?}")]
     TimedOut(Duration),
-    /// The API server refused, or could not be reached.
+    /// The API server rejected the request, or is unreachable.
     #[error("{}", one_line(.0))]
     Failed(Box<kube::Error>),
 }
 
-/// Waits for the answer, for `timeout` at most: the client itself may wait for ever.
+/// Waits for the response for at most `timeout`; the client itself may wait for ever.
 pub async fn request<T>(
     timeout: Duration,
     call: impl Future<Output = kube::Result<T>>,
@@ -28,7 +28,7 @@ pub async fn request<T>(
     }
 }
 
-/// A client error on one line, without the debug output that its own text carries along.
+/// A client error on one line, without the debug output that its `Display` contains.
 pub fn one_line(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => match status.message.as_str() {

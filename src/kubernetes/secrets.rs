@@ -1,5 +1,5 @@
-//! Pull secrets: reads them one by one (never a list, never a watch) and turns them into
-//! credentials for one image. What they mean is decided by `image::keychain`.
+//! Pull secrets: reads them one by one (never a list, never a watch) and resolves them to
+//! credentials for one image. `image::keychain` interprets their content.
 
 #[cfg(test)]
 mod tests;
@@ -19,13 +19,13 @@ use imagewarm_core::image::keychain::KeychainError;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 use imagewarm_core::image::{Credential, Keychain, Reference};
 
-/// One read may take this long, with all retries.
+/// Timeout of one read, including all retries.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Reads in flight for one image.
+/// Concurrent reads for one image.
 const READS_AT_ONCE: usize = 8;
-/// More identities than this are not asked; the newest come first.
+/// Maximum number of identities that are read; the newest come first.
 const MAX_IDENTITIES: usize = 32;
-/// More secrets than this are not read for one image.
+/// Maximum number of secrets that are read for one image.
 const MAX_SECRETS: usize = 64;
 /// ServiceAccount of Pods that name none.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
@@ -33,7 +33,7 @@ const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 const DOCKER_CONFIG_JSON: (&str, &str) = ("kubernetes.io/dockerconfigjson", ".dockerconfigjson");
 const DOCKERCFG: (&str, &str) = ("kubernetes.io/dockercfg", ".dockercfg");
 
-/// An object that was asked for. Shown as `Secret "regcred" in namespace "team"`.
+/// A requested object. Displayed as `Secret "regcred" in namespace "team"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectRef {
     kind: &'static str,
@@ -48,8 +48,8 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// Why a pull secret cannot be used. `Display` says what is wrong and what would be right, and
-/// holds nothing of a secret's content.
+/// Why a pull secret cannot be used. `Display` states the fault and what would be right, and
+/// contains nothing of a secret's content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
     /// No object can have this name.
@@ -63,10 +63,10 @@ pub enum SecretError {
         /// The name.
         name: Quoted,
     },
-    /// The API server knows no such object.
+    /// The object does not exist.
     #[error("{0} does not exist")]
     NotFound(ObjectRef),
-    /// The Secret is of another kind.
+    /// The Secret is not of a type for pull secrets.
     #[error(
         "{object} has type {type_}: a pull secret has type kubernetes.io/dockerconfigjson or \
          kubernetes.io/dockercfg"
@@ -77,38 +77,38 @@ pub enum SecretError {
         /// Its type.
         type_: Quoted,
     },
-    /// The Secret has the right type, but not what belongs to it.
-    #[error("{object} has no {key:?}, which its type asks for")]
+    /// The Secret has the right type, but lacks the key that the type requires.
+    #[error("{object} has no {key:?}, which its type requires")]
     MissingKey {
         /// The Secret.
         object: ObjectRef,
         /// The key of `data`.
         key: &'static str,
     },
-    /// The Secret's content cannot be read.
+    /// The Secret's content cannot be parsed.
     #[error("{key:?} of {object}: {problem}")]
     Malformed {
         /// The Secret.
         object: ObjectRef,
         /// The key of `data`.
         key: &'static str,
-        /// What is wrong with it, and where.
+        /// The fault and its position.
         problem: Box<KeychainError>,
     },
-    /// The API server does not let us read it.
+    /// imagewarm is not authorized to read it.
     #[error("not allowed to read {object}: imagewarm's ClusterRole must allow get on {resource}")]
     Forbidden {
-        /// What was asked for.
+        /// The requested object.
         object: ObjectRef,
         /// The resource, as RBAC rules name it.
         resource: &'static str,
     },
-    /// The API server gave no answer that says anything about the object.
-    #[error("could not read {object}: {cause}")]
+    /// The API server gave no usable response.
+    #[error("cannot read {object}: {cause}")]
     Unreachable {
-        /// What was asked for.
+        /// The requested object.
         object: ObjectRef,
-        /// What went wrong.
+        /// The cause.
         cause: String,
     },
 }
@@ -119,7 +119,7 @@ impl SecretError {
         Reason::SecretMissing
     }
 
-    /// Whether the API server could not be asked at all: distinct from "does not exist".
+    /// Whether the object could not be read at all, in contrast to "does not exist".
     pub fn is_unreadable(&self) -> bool {
         matches!(self, Self::Forbidden { .. } | Self::Unreachable { .. })
     }
@@ -136,11 +136,11 @@ pub async fn check_pull_secret(
 }
 
 /// Credentials for `image`, in the order in which they are to be tried. Missing secrets are
-/// skipped while any other gives a credential (as for Pods). An error only when no identity
-/// yields anything and a secret that was named could not be used.
+/// skipped while any other yields a credential (as for Pods). An error only if no identity yields
+/// a credential and a secret that is named cannot be used.
 ///
-/// Empty when nothing is named, or when all that is named speaks of other registries: then the
-/// image is to be pulled without credentials. A ServiceAccount that does not exist names nothing.
+/// Empty if no secret is named, or if all that are named are for other registries: then the image
+/// is pulled without credentials. A ServiceAccount that does not exist names no secret.
 pub async fn resolve(
     client: &Client,
     namespace: &str,
@@ -172,7 +172,7 @@ pub async fn resolve(
     }
 }
 
-/// Whose pull secrets apply, if the identity has none of its own.
+/// The ServiceAccount whose pull secrets apply, if the identity names none itself.
 fn service_account(identity: &PullIdentity) -> Option<String> {
     match identity.service_account.as_deref() {
         Some(name) if identity.secrets.is_empty() => {
@@ -189,9 +189,9 @@ struct Expanded {
     failure: Option<SecretError>,
 }
 
-type Answers<T> = BTreeMap<String, Result<T, SecretError>>;
+type Results<T> = BTreeMap<String, Result<T, SecretError>>;
 
-fn expand(identities: &[PullIdentity], accounts: &Answers<ServiceAccount>) -> Expanded {
+fn expand(identities: &[PullIdentity], accounts: &Results<ServiceAccount>) -> Expanded {
     let mut expanded = Expanded::default();
     for identity in identities {
         let mut names = identity.secrets.clone();
@@ -202,7 +202,7 @@ fn expand(identities: &[PullIdentity], accounts: &Answers<ServiceAccount>) -> Ex
                     names.extend(secrets.map(|secret| secret.name.clone()));
                 }
                 Err(SecretError::NotFound(_)) => {}
-                Err(error) => note(&mut expanded.failure, error),
+                Err(error) => record(&mut expanded.failure, error),
             }
         }
         names.retain(|name| !name.is_empty());
@@ -213,12 +213,13 @@ fn expand(identities: &[PullIdentity], accounts: &Answers<ServiceAccount>) -> Ex
     expanded
 }
 
-/// What the secrets that were read hold for the image; the failure to tell of goes to `failure`.
-/// As in kubelet, one keychain for each list, so that within a list the most specific entry wins.
+/// The credentials for the image in the secrets that were read; the failure to report is set in
+/// `failure`. As in the kubelet, one keychain for each list, so that within a list the most
+/// specific entry wins.
 fn credentials(
     namespace: &str,
     lists: &[Vec<String>],
-    secrets: &Answers<Secret>,
+    secrets: &Results<Secret>,
     image: &Reference,
     failure: &mut Option<SecretError>,
 ) -> Vec<Credential> {
@@ -231,7 +232,7 @@ fn credentials(
                 Err(error) => Err(error.clone()),
             };
             if let Err(error) = added {
-                note(failure, &error);
+                record(failure, &error);
             }
         }
         for credential in keychain.lookup(image) {
@@ -243,10 +244,11 @@ fn credentials(
     found
 }
 
-/// The first failure is told, but one that time may heal goes before one that it cannot.
-fn note(failure: &mut Option<SecretError>, error: &SecretError) {
+/// Records the failure to report: the first one, but an unreadable object, which may become
+/// readable, takes precedence over a fault that requires user action.
+fn record(failure: &mut Option<SecretError>, error: &SecretError) {
     match failure {
-        Some(told) if told.is_unreadable() || !error.is_unreadable() => {}
+        Some(first) if first.is_unreadable() || !error.is_unreadable() => {}
         _ => *failure = Some(error.clone()),
     }
 }
@@ -288,13 +290,13 @@ fn distinct<'a>(names: &[&'a str]) -> Vec<&'a str> {
 
 fn at_most<'a, T>(all: &'a [T], most: usize, image: &Reference) -> &'a [T] {
     if all.len() > most {
-        tracing::warn!(%image, named = all.len(), used = most, "too many pull secrets named");
+        tracing::warn!(%image, named = all.len(), used = most, "too many pull secrets");
     }
     all.get(..most).unwrap_or(all)
 }
 
-/// Asks for all names, a few at a time.
-async fn for_each<T, F>(names: BTreeSet<String>, read: impl Fn(String) -> F) -> Answers<T>
+/// Reads the objects of all names, a few at a time.
+async fn for_each<T, F>(names: BTreeSet<String>, read: impl Fn(String) -> F) -> Results<T>
 where
     F: Future<Output = (String, Result<T, SecretError>)>,
 {
@@ -329,7 +331,7 @@ async fn read<K: Clone + DeserializeOwned + fmt::Debug>(
     resource: &'static str,
     timeout: Duration,
 ) -> Result<K, SecretError> {
-    // The client puts names into the URL as they are: a name with a slash would ask for another
+    // The client inserts names into the URL unescaped: a name with a slash would address another
     // object.
     if !is_object_name(&object.name) {
         let name = quoted(&object.name);
@@ -346,9 +348,9 @@ async fn read<K: Clone + DeserializeOwned + fmt::Debug>(
                 SecretError::Unreachable { object, cause }
             }
         }),
-        // The parser's own message could quote the Secret.
+        // The message of the JSON parser could quote the Secret.
         Ok(Err(kube::Error::SerdeError(_))) => {
-            let cause = "the API server's answer is not understood".to_owned();
+            let cause = "the API server's response cannot be decoded".to_owned();
             Err(SecretError::Unreachable { object, cause })
         }
         Ok(Err(error)) => Err(SecretError::Unreachable { object, cause: chain(&error) }),
@@ -359,7 +361,7 @@ async fn read<K: Clone + DeserializeOwned + fmt::Debug>(
     }
 }
 
-/// An error and its sources, without those that only repeat their source.
+/// An error and its sources, without those that only repeat another.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,5 +1,5 @@
-//! Which node a warmer speaks for: asks the API server (TokenReview) whom a token belongs to, and
-//! reads the node that the token is bound to. Knows nothing of streams.
+//! Authentication of warmers: a TokenReview by the API server yields the user of a bearer token and
+//! the node that the token is bound to. Independent of streams.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -20,18 +20,19 @@ use tokio::sync::Semaphore;
 use super::request::one_line;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 
-/// The audience that a warmer's token must be made for.
+/// The required audience of a warmer's token.
 pub const AUDIENCE: &str = "imagewarm";
 
 /// Key in `user.extra` of a TokenReview that names the node of a pod-bound token.
 const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
-/// A verdict is never believed for longer, whatever the token says of itself.
-const LONGEST_CACHE: Duration = Duration::from_secs(300);
-/// TokenReviews in flight, so that a thousand warmers that come back at once do not crowd out the
-/// API server's other work.
+/// Maximum lifetime of a cached verdict, whatever the token's own expiry.
+const CACHE_LIFETIME: Duration = Duration::from_secs(300);
+/// Concurrent TokenReviews, so that a thousand warmers that reconnect at once do not crowd out
+/// other requests to the API server.
 const IN_FLIGHT: usize = 16;
-/// Waiting and running reviews together; beyond this the warmer is told to come back later.
-const MOST_PENDING: usize = 8192;
+/// Maximum number of waiting and running reviews; beyond it, a warmer is rejected and retries
+/// later.
+const MAX_PENDING: usize = 8192;
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings of the warmers' authentication.
@@ -52,7 +53,7 @@ pub struct TokenReviewArgs {
 pub struct WarmerIdentity {
     /// The node that the token is bound to.
     pub node: String,
-    /// When the token itself expires, where it says so.
+    /// When the token itself expires, if it states so.
     pub expires: Option<SystemTime>,
 }
 
@@ -62,30 +63,30 @@ pub enum TokenError {
     /// The call carries no token.
     #[error("no token: send the metadata `authorization: Bearer TOKEN`")]
     Missing,
-    /// The token is made for somebody else.
-    #[error("the token is not made for the audience `{AUDIENCE}`")]
+    /// The token was issued for another audience.
+    #[error("the token is not issued for the audience `{AUDIENCE}`")]
     WrongAudience,
     /// The API server does not accept the token.
     #[error("the token is not valid: {0}")]
     Invalid(String),
-    /// The token is good, but not the warmer's.
-    #[error("the token belongs to {found}, but the warmer's account is `{expected}`")]
+    /// The token is valid, but belongs to another account.
+    #[error("the token belongs to {found}: it must belong to `{expected}`")]
     OtherAccount {
-        /// Whose token it is.
+        /// User name of the token.
         found: Quoted,
-        /// Whose token it should be.
+        /// Required user name.
         expected: String,
     },
-    /// The token is the warmer's, but was not made for a Pod that runs on a node.
+    /// The token is the warmer's, but is not bound to a Pod on a node.
     #[error("the token is not bound to a node: it must be one projected into the warmer's Pod")]
     NotBound,
-    /// Nobody could be asked; try again.
+    /// The API server did not review the token; retry.
     #[error("the API server could not review the token: {0}")]
     Unavailable(String),
 }
 
 impl TokenError {
-    /// One word for logs and metrics.
+    /// The reason, for logs and metrics.
     pub const fn reason(&self) -> &'static str {
         match self {
             TokenError::Missing => "NoToken",
@@ -98,7 +99,7 @@ impl TokenError {
     }
 }
 
-/// Who says which node a token stands for.
+/// Authenticates bearer tokens.
 pub trait TokenReviewer: Send + Sync + 'static {
     /// The warmer that this bearer token (without `Bearer `) belongs to.
     fn review<'a>(
@@ -111,54 +112,55 @@ type Verdict = Result<WarmerIdentity, TokenError>;
 
 struct Entry {
     verdict: Shared<BoxFuture<'static, Verdict>>,
-    believed_until: SystemTime,
+    valid_until: SystemTime,
 }
 
-/// Asks the API server; one question at a time for each token, answers kept for a while.
+/// Reviews tokens with the API server: one request at a time for each token; verdicts are cached.
 pub struct ApiServerReviewer {
     client: Client,
     service_account: Arc<str>,
     in_flight: Arc<Semaphore>,
-    known: Mutex<HashMap<[u8; 32], Entry>>,
+    /// By the SHA-256 of the token.
+    cache: Mutex<HashMap<[u8; 32], Entry>>,
 }
 
 impl ApiServerReviewer {
-    /// A reviewer that asks through `client`.
+    /// A reviewer that sends requests through `client`.
     pub fn new(client: Client, args: &TokenReviewArgs) -> Self {
         ApiServerReviewer {
             client,
             service_account: args.warmer_service_account.as_str().into(),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
-            known: Mutex::default(),
+            cache: Mutex::default(),
         }
     }
 
-    /// The running or remembered answer, or a new question.
+    /// The running or cached review, or a new one.
     fn entry(
         &self,
         key: [u8; 32],
         token: &str,
     ) -> Result<Shared<BoxFuture<'static, Verdict>>, TokenError> {
         let now = SystemTime::now();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = known.get(&key).filter(|entry| entry.believed_until > now) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = cache.get(&key).filter(|entry| entry.valid_until > now) {
             return Ok(entry.verdict.clone());
         }
-        known.retain(|_, entry| entry.believed_until > now);
-        if known.len() >= MOST_PENDING {
+        cache.retain(|_, entry| entry.valid_until > now);
+        if cache.len() >= MAX_PENDING {
             return Err(TokenError::Unavailable("too many tokens are being reviewed".into()));
         }
-        let ask = ask(
+        let review = create_review(
             self.client.clone(),
             self.in_flight.clone(),
             token.to_owned(),
             self.service_account.clone(),
         );
-        let verdict = ask.boxed().shared();
-        // Unless refused or unanswered (see `review`), remembered until the token itself ends.
-        let expires = expiry(token).unwrap_or(now + LONGEST_CACHE);
-        let believed_until = expires.min(now + LONGEST_CACHE);
-        known.insert(key, Entry { verdict: verdict.clone(), believed_until });
+        let verdict = review.boxed().shared();
+        // Unless it fails (see `review`), a verdict is cached until the token itself expires.
+        let expires = expiry(token).unwrap_or(now + CACHE_LIFETIME);
+        let valid_until = expires.min(now + CACHE_LIFETIME);
+        cache.insert(key, Entry { verdict: verdict.clone(), valid_until });
         Ok(verdict)
     }
 }
@@ -171,13 +173,13 @@ impl TokenReviewer for ApiServerReviewer {
                 return Err(TokenError::Missing);
             }
             let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-            let question = self.entry(key, token)?;
-            let verdict = question.clone().await;
+            let review = self.entry(key, token)?;
+            let verdict = review.clone().await;
             if verdict.is_err() {
-                // A refusal may be mended at any moment (and must not fill the memory).
-                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                if known.get(&key).is_some_and(|entry| entry.verdict.ptr_eq(&question)) {
-                    known.remove(&key);
+                // The cause may be corrected at any time, and failures must not fill the memory.
+                let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+                if cache.get(&key).is_some_and(|entry| entry.verdict.ptr_eq(&review)) {
+                    cache.remove(&key);
                 }
             }
             verdict
@@ -185,14 +187,15 @@ impl TokenReviewer for ApiServerReviewer {
     }
 }
 
-async fn ask(
+async fn create_review(
     client: Client,
     in_flight: Arc<Semaphore>,
     token: String,
     service_account: Arc<str>,
 ) -> Verdict {
     let unavailable = |error: String| TokenError::Unavailable(error);
-    let _place = in_flight.acquire_owned().await.map_err(|error| unavailable(error.to_string()))?;
+    let _permit =
+        in_flight.acquire_owned().await.map_err(|error| unavailable(error.to_string()))?;
     let expires = expiry(&token);
     let review = TokenReview {
         spec: TokenReviewSpec { audiences: Some(vec![AUDIENCE.into()]), token: Some(token) },
@@ -202,24 +205,25 @@ async fn ask(
     let parameters = PostParams::default();
     let answer = tokio::time::timeout(REVIEW_TIMEOUT, api.create(&parameters, &review))
         .await
-        .map_err(|_| unavailable("no answer in time".into()))?
+        .map_err(|_| unavailable("the request timed out".into()))?
         .map_err(|error| unavailable(one_line(&error)))?;
     let node = node_of(&answer.status.unwrap_or_default(), &service_account)?;
     Ok(WarmerIdentity { node, expires })
 }
 
-/// Reads the node out of the API server's answer.
+/// The node in the status of a TokenReview.
 fn node_of(status: &TokenReviewStatus, service_account: &str) -> Result<String, TokenError> {
     if status.authenticated != Some(true) {
         let error = status.error.clone().unwrap_or_default();
-        // kube-apiserver has no typed field for this; its authenticators all speak of "audience".
+        // kube-apiserver has no typed field for this; all its authenticators use the word
+        // "audience".
         if error.contains("audience") {
             return Err(TokenError::WrongAudience);
         }
         let error = if error.is_empty() { "not authenticated".into() } else { error };
         return Err(TokenError::Invalid(printable(&error, MESSAGE_MAX)));
     }
-    // A server that knows nothing of audiences answers "authenticated" without naming one.
+    // A server without support for audiences authenticates the token and returns no audience.
     if !status.audiences.iter().flatten().any(|audience| audience == AUDIENCE) {
         return Err(TokenError::WrongAudience);
     }
@@ -238,7 +242,7 @@ fn node_of(status: &TokenReviewStatus, service_account: &str) -> Result<String, 
     }
 }
 
-/// The `exp` claim. Only ever shortens trust, so it may be read without checking the signature.
+/// The `exp` claim. It only shortens the validity, so reading it requires no signature check.
 fn expiry(token: &str) -> Option<SystemTime> {
     let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
@@ -274,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_for_its_own_reason() {
+    fn every_other_token_is_rejected_with_its_reason() {
         type Change = fn(&mut TokenReviewStatus);
         let table: [(&str, Change, &str); 7] = [
             ("unknown", |s| s.authenticated = None, "InvalidToken"),

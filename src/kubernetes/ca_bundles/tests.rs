@@ -1,4 +1,4 @@
-//! Against an API server of a few lines.
+//! Tests against a minimal fake API server.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -14,7 +14,7 @@ pub(crate) struct Cluster {
     pub(crate) objects: HashMap<String, Value>,
     pub(crate) patches: Vec<(String, Value)>,
     pub(crate) refuse_patches: u32,
-    /// Nothing under these paths may be touched.
+    /// Requests to these paths are answered 403.
     pub(crate) forbidden: Vec<&'static str>,
 }
 
@@ -96,7 +96,7 @@ fn names() -> WebhookConfigurations {
 }
 
 #[tokio::test]
-async fn only_what_differs_is_written_and_absence_is_told() {
+async fn only_differences_are_written_and_absence_is_reported() {
     let cluster = Arc::new(Mutex::new(Cluster::default()));
     let client = client(&cluster);
     let put = |path: &str, value| {
@@ -104,8 +104,8 @@ async fn only_what_differs_is_written_and_absence_is_told() {
     };
     put(MUTATING, configuration("MutatingWebhookConfiguration", &[Some("CA"), None, Some("old")]));
     let bundles = ensure_ca_bundle(&client, &names(), "CA").await.unwrap();
-    assert_eq!(bundles.mutating, PullContext::Right);
-    assert_eq!(bundles.validating, PullContext::NotFound);
+    assert_eq!(bundles.mutating, BundleState::Current);
+    assert_eq!(bundles.validating, BundleState::NotFound);
     assert!(!bundles.are_right());
     assert_eq!(bundles.check().unwrap_err(), "the ValidatingWebhookConfiguration does not exist");
     let patches = std::mem::take(&mut cluster.lock().unwrap().patches);
@@ -122,10 +122,10 @@ async fn only_what_differs_is_written_and_absence_is_told() {
     assert!(!ca_bundle_is_set(&client, &names(), "CA").await.unwrap().are_right());
     cluster.lock().unwrap().refuse_patches = 1;
     assert!(ensure_ca_bundle(&client, &names(), "CA").await.unwrap().are_right());
-    assert_eq!(cluster.lock().unwrap().patches.len(), 2, "refused once, then tried again");
+    assert_eq!(cluster.lock().unwrap().patches.len(), 2, "rejected once, then retried");
     assert!(ca_bundle_is_set(&client, &names(), "CA").await.unwrap().are_right());
     assert!(ensure_ca_bundle(&client, &names(), "CA").await.unwrap().are_right());
-    assert_eq!(cluster.lock().unwrap().patches.len(), 2, "nothing to do, nothing written");
+    assert_eq!(cluster.lock().unwrap().patches.len(), 2, "no difference, no write");
     assert!(!ca_bundle_is_set(&client, &names(), "CB").await.unwrap().are_right());
 }
 
@@ -169,7 +169,7 @@ async fn the_namespace_becomes_an_owner_beside_others() {
         (json!([ours, other]), None),
     ] {
         put(MUTATING, owned(before.clone()));
-        // The validating configuration is absent, which is fine.
+        // The validating configuration is absent, which is no error.
         ensure_owner(&client, &names(), "ns").await.unwrap();
         let patches = std::mem::take(&mut cluster.lock().unwrap().patches);
         let written = patches.first().map(|(path, patch)| {

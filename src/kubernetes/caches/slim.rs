@@ -1,5 +1,5 @@
-//! What is kept of each type that is watched: with thousands of nodes, most of a Node or an
-//! ImageWarm as sent would be bookkeeping that nobody here reads.
+//! The cached form of each watched type. Most of a Node or an ImageWarm is bookkeeping that nothing
+//! here reads, which matters with thousands of nodes.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use imagewarm_core::api::{CachedImageWarm, ImageWarm, KnativeImage, Revision, WA
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// Drops managed fields, and the annotations that `keep` does not want.
-fn slim_metadata(metadata: &mut ObjectMeta, keep: impl Fn(&str) -> bool) {
+/// Drops managed fields, and the annotations for which `retain` is false.
+fn slim_metadata(metadata: &mut ObjectMeta, retain: impl Fn(&str) -> bool) {
     metadata.managed_fields = None;
     if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|key, _| keep(key));
+        annotations.retain(|key, _| retain(key));
     }
 }
 
@@ -39,11 +39,11 @@ fn key(metadata: &ObjectMeta) -> (String, String) {
 impl Watched for ImageWarm {
     const KIND: Kind = Kind::ImageWarm;
     type CachedObject = CachedImageWarm;
-    fn keep(mut self, shared: &mut Shared) -> CachedImageWarm {
+    fn into_cached(mut self, shared: &mut Shared) -> CachedImageWarm {
         slim_metadata(&mut self.metadata, |key| key != LAST_APPLIED);
         CachedImageWarm::new(self, shared)
     }
-    /// Every version counts: a status can only be written over the newest one.
+    /// Every version differs: a status write requires the newest resourceVersion.
     fn differs(_new: &CachedImageWarm, _old: &CachedImageWarm) -> bool {
         true
     }
@@ -58,7 +58,7 @@ impl Watched for ImageWarm {
 impl Watched for Revision {
     const KIND: Kind = Kind::Revision;
     type CachedObject = Self;
-    fn keep(mut self, _shared: &mut Shared) -> Self {
+    fn into_cached(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |key| key == WARM_KEY || key == ROUTING_STATE_MODIFIED);
         self
     }
@@ -76,11 +76,11 @@ impl Watched for Revision {
 impl Watched for KnativeImage {
     const KIND: Kind = Kind::Image;
     type CachedObject = Self;
-    fn keep(mut self, _shared: &mut Shared) -> Self {
+    fn into_cached(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |key| key != LAST_APPLIED);
         self
     }
-    /// Every version counts: a status can only be written over the newest one.
+    /// Every version differs: a status write requires the newest resourceVersion.
     fn differs(_new: &Self, _old: &Self) -> bool {
         true
     }
@@ -93,7 +93,7 @@ impl Watched for KnativeImage {
 impl Watched for Node {
     const KIND: Kind = Kind::Node;
     type CachedObject = Self;
-    fn keep(mut self, _shared: &mut Shared) -> Self {
+    fn into_cached(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |_| false);
         let spec = self.spec.take().unwrap_or_default();
         self.spec = Some(NodeSpec {
@@ -128,7 +128,7 @@ impl Watched for Node {
 impl Watched for PartialObjectMeta<Namespace> {
     const KIND: Kind = Kind::Namespace;
     type CachedObject = Self;
-    fn keep(mut self, _shared: &mut Shared) -> Self {
+    fn into_cached(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |_| false);
         self
     }
@@ -143,7 +143,7 @@ impl Watched for PartialObjectMeta<Namespace> {
 impl Watched for RuntimeClass {
     const KIND: Kind = Kind::RuntimeClass;
     type CachedObject = Self;
-    fn keep(mut self, _shared: &mut Shared) -> Self {
+    fn into_cached(mut self, _shared: &mut Shared) -> Self {
         slim_metadata(&mut self.metadata, |_| false);
         self.overhead = None;
         self
@@ -183,7 +183,7 @@ mod tests {
                 },
             }))
             .unwrap();
-            node.keep(&mut Shared::default())
+            node.into_cached(&mut Shared::default())
         };
         let (first, beat) = ("2026-11-23T02:00:00Z", "2026-11-23T02:00:10Z");
         let node = read(first, "a", "True");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn bookkeeping_is_not_kept() {
+    fn bookkeeping_is_not_cached() {
         fn read<K: Watched>() -> K {
             serde_json::from_value(serde_json::json!({
                 "apiVersion": <K as kube::Resource>::api_version(&()),
@@ -208,11 +208,11 @@ mod tests {
             .unwrap()
         }
         fn slimmed<K: Watched<CachedObject = K>>() -> Vec<String> {
-            let object = read::<K>().keep(&mut Shared::default());
+            let object = read::<K>().into_cached(&mut Shared::default());
             assert!(object.meta().managed_fields.is_none());
             object.meta().annotations.clone().unwrap_or_default().into_keys().collect()
         }
-        let warm = read::<ImageWarm>().keep(&mut Shared::default());
+        let warm = read::<ImageWarm>().into_cached(&mut Shared::default());
         assert_eq!(warm.common.annotations.keys().collect::<Vec<_>>(), ["other"]);
         assert_eq!(slimmed::<KnativeImage>(), ["other"]);
         assert!(slimmed::<Node>().is_empty());
@@ -221,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_keeps_our_annotation_only() {
+    fn of_a_revision_only_our_annotations_are_cached() {
         let text = include_str!("../../../tests/fixtures/knative/revision.direct-undefaulted.yaml");
         let mut revision: Revision = serde_saphyr::from_str(text).unwrap();
         let annotations = revision.metadata.annotations.get_or_insert_default();
         annotations.insert(WARM_KEY.into(), "false".into());
-        let kept = revision.keep(&mut Shared::default());
-        let keys: Vec<_> = kept.metadata.annotations.unwrap().into_keys().collect();
+        let cached = revision.into_cached(&mut Shared::default());
+        let keys: Vec<_> = cached.metadata.annotations.unwrap().into_keys().collect();
         assert_eq!(keys, [WARM_KEY]);
     }
 }

@@ -1,6 +1,6 @@
 //! List and watch of one type, for as long as the program runs. Own code rather than kube's
-//! `watcher`, which does not tell when a watch was renewed, and resumes where it was after a CRD
-//! was removed and installed again.
+//! `watcher`, which does not report when a watch was renewed, and resumes from the old version
+//! after a CRD was removed and installed again.
 
 use std::fmt::Debug;
 use std::pin::pin;
@@ -23,18 +23,18 @@ use imagewarm_core::api::cached::Shared;
 const PAGE: u32 = 500;
 const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// The server ends a watch after this time; a client that hears nothing for longer is cut off.
+/// The server terminates a watch after this time; a stream silent for longer is dropped.
 const WATCH_SECONDS: u32 = 290;
 const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
-/// How soon a CRD is noticed that was installed later.
-const ABSENT_PAUSE: Duration = Duration::from_secs(2);
-const PAUSE_MIN: Duration = Duration::from_millis(400);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Interval between checks for a CRD that is not installed.
+const ABSENT_INTERVAL: Duration = Duration::from_secs(2);
+const BACKOFF_MIN: Duration = Duration::from_millis(400);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
-/// How many of the objects that a new list lacks are asked for before it is believed.
-const WITNESSES: usize = 3;
+/// How many of the objects that a new list lacks are read before the list is accepted.
+const MISSING_READS: usize = 3;
 
-/// The types that are watched.
+/// The watched types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     ImageWarm,
@@ -45,16 +45,16 @@ pub(super) enum Kind {
     RuntimeClass,
 }
 
-/// A type that is watched.
+/// A watched type.
 pub(super) trait Watched:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
     const KIND: Kind;
-    /// What is kept of it.
+    /// Its cached form.
     type CachedObject: CachedObject;
-    /// Drops what nobody reads.
-    fn keep(self, shared: &mut Shared) -> Self::CachedObject;
-    /// Whether anything that is kept differs from `old`.
+    /// Drops the fields that nothing reads.
+    fn into_cached(self, shared: &mut Shared) -> Self::CachedObject;
+    /// Whether any cached field differs from `old`.
     fn differs(new: &Self::CachedObject, old: &Self::CachedObject) -> bool;
     fn changed(object: Arc<Self::CachedObject>) -> Change;
     fn deleted(object: Arc<Self::CachedObject>) -> Change {
@@ -71,7 +71,7 @@ enum Currency {
     Absent,
 }
 
-/// Sums all sources up.
+/// Combines the state of all sources.
 pub(super) struct Progress {
     sources: Mutex<[Currency; 6]>,
     synced: watch::Sender<Synced>,
@@ -94,26 +94,26 @@ impl Progress {
 fn sum(sources: &[Currency; 6]) -> Synced {
     let is = |kind: Kind, currency| sources[kind as usize] == currency;
     let current = |kind| is(kind, Currency::Current);
-    let looked_for = |kind| current(kind) || is(kind, Currency::Absent);
+    let checked = |kind| current(kind) || is(kind, Currency::Absent);
     Synced {
         own: [Kind::ImageWarm, Kind::Node, Kind::Namespace, Kind::RuntimeClass]
             .into_iter()
             .all(current),
         revisions: current(Kind::Revision),
         images: current(Kind::Image),
-        knative_absent: looked_for(Kind::Revision)
-            && looked_for(Kind::Image)
+        knative_absent: checked(Kind::Revision)
+            && checked(Kind::Image)
             && !(current(Kind::Revision) && current(Kind::Image)),
     }
 }
 
-/// Why watching has to begin anew.
+/// Why a watch has to be restarted.
 enum End {
     /// The server no longer knows the version, or the type may be gone: list again.
     Relist,
     /// The type is not served.
     Absent,
-    /// Something failed; try again later.
+    /// A request failed; retry after a back-off.
     Failed(String),
 }
 
@@ -152,13 +152,13 @@ impl<K: Watched> Source<K> {
             match end {
                 End::Relist => {
                     self.progress.set(K::KIND, Currency::Stale);
-                    sleep(PAUSE_MIN).await;
+                    sleep(BACKOFF_MIN).await;
                 }
                 End::Absent => {
                     self.note_absence();
-                    sleep(ABSENT_PAUSE).await;
+                    sleep(ABSENT_INTERVAL).await;
                 }
-                End::Failed(error) => self.pause(&error).await,
+                End::Failed(error) => self.back_off(&error).await,
             }
         }
     }
@@ -173,29 +173,29 @@ impl<K: Watched> Source<K> {
                 Err(_) => return Err(End::Failed("no answer in time".into())),
             };
             for object in page.items {
-                listed.add(object.keep(&mut self.shared), &self.store);
+                listed.add(object.into_cached(&mut self.shared), &self.store);
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => parameters.continue_token = Some(token),
                 None => break page.metadata.resource_version.unwrap_or_default(),
             }
         };
-        self.ask_for_missing(&listed).await?;
+        self.verify_missing(&listed).await?;
         self.store.replace(listed);
         if self.absent {
             self.absent = false;
             tracing::info!(kind = ?K::KIND, "type is served now");
         }
         self.current();
-        let _ = self.changes.send(Change::Relisted); // nobody listening is no error
+        let _ = self.changes.send(Change::Relisted); // there may be no receiver
         Ok(version)
     }
 
-    /// A list that lacks what is still there is wrong, and nothing is concluded from it.
-    async fn ask_for_missing(&self, listed: &Listed<K::CachedObject>) -> Result<(), End> {
+    /// Rejects a list that lacks an object that still exists.
+    async fn verify_missing(&self, listed: &Listed<K::CachedObject>) -> Result<(), End> {
         let known = self.store.state();
         let missing = known.iter().filter(|one| !listed.has(one, &self.store));
-        for object in missing.take(WITNESSES) {
+        for object in missing.take(MISSING_READS) {
             let client = self.api.clone().into_client();
             let kind = ApiResource::erase::<K>(&());
             let api: Api<DynamicObject> = match object.namespace() {
@@ -205,11 +205,11 @@ impl<K: Watched> Source<K> {
             let (name, (uid, _)) = (object.name(), object.version());
             match timeout(START_TIMEOUT, api.get_metadata(name)).await {
                 Ok(Ok(found)) if found.metadata.uid.as_deref().unwrap_or_default() == uid => {
-                    return Err(End::Failed(format!("the list lacks {name}, which is there")));
+                    return Err(End::Failed(format!("the list lacks {name}, which exists")));
                 }
-                // Another of the same name may have been made since.
+                // Another object of the same name may have been created since.
                 Ok(Ok(_)) => {}
-                // Who may list and not get has no better source.
+                // Without the right to get, the list is the only source.
                 Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {}
                 Ok(Err(error)) => return Err(End::Failed(one_line(&error))),
                 Err(_) => return Err(End::Failed("no answer in time".into())),
@@ -220,36 +220,36 @@ impl<K: Watched> Source<K> {
 
     fn current(&mut self) {
         if self.failures > 0 {
-            tracing::info!(kind = ?K::KIND, failures = self.failures, "watching again");
+            tracing::info!(kind = ?K::KIND, failures = self.failures, "watch recovered");
         }
         self.failures = 0;
         self.progress.set(K::KIND, Currency::Current);
     }
 
-    /// Only what was there for certain may be missed: an absent type makes the list untrusted first.
+    /// Marks the type as absent before emptying the store, so that nothing is concluded from that.
     fn note_absence(&mut self) {
         self.progress.set(K::KIND, Currency::Absent);
         if !self.absent || !self.store.is_empty() {
             self.absent = true;
-            tracing::info!(kind = ?K::KIND, "type is not served; looking for it from time to time");
+            tracing::info!(kind = ?K::KIND, "type is not served; checking periodically");
             self.store.replace(Listed::new());
             let _ = self.changes.send(Change::Relisted);
         }
     }
 
-    async fn pause(&mut self, error: &str) {
+    async fn back_off(&mut self, error: &str) {
         self.progress.set(K::KIND, Currency::Stale);
         if self.failures == 0 {
-            tracing::warn!(kind = ?K::KIND, %error, "cannot list or watch; trying again");
+            tracing::warn!(kind = ?K::KIND, %error, "cannot list or watch; retrying");
         } else {
             tracing::debug!(kind = ?K::KIND, %error, failures = self.failures, "still cannot list or watch");
         }
-        let most = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
+        let longest = BACKOFF_MIN.saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
-        sleep(most.mul_f64(rand::random_range(0.5..1.0))).await;
+        sleep(longest.mul_f64(rand::random_range(0.5..1.0))).await;
     }
 
-    /// Watches until only a new list can help.
+    /// Watches until a new list is required.
     async fn watch(&mut self, mut version: String) -> End {
         let parameters = WatchParams::default().timeout(WATCH_SECONDS);
         loop {
@@ -261,21 +261,22 @@ impl<K: Watched> Source<K> {
                     return End::Relist;
                 }
                 Ok(Err(error)) => {
-                    self.pause(&one_line(&error)).await;
+                    self.back_off(&one_line(&error)).await;
                     continue;
                 }
                 Err(_) => {
-                    self.pause("no answer in time").await;
+                    self.back_off("no answer in time").await;
                     continue;
                 }
             };
             self.current();
             let mut stream = pin!(stream);
-            // An end, a silence or a broken connection alike: go on from the last version.
+            // After an end, a timeout or a broken connection, the watch resumes from the last
+            // version.
             while let Ok(Some(event)) = timeout(WATCH_TIMEOUT, stream.next()).await {
                 let event = match event {
                     Ok(event) => event,
-                    // The same event would only come again.
+                    // Resuming would deliver the same event again.
                     Err(error @ kube::Error::SerdeError(_)) => {
                         return End::Failed(one_line(&error));
                     }
@@ -283,11 +284,11 @@ impl<K: Watched> Source<K> {
                 };
                 match event {
                     WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                        remember(&mut version, &object);
+                        update_version(&mut version, &object);
                         self.apply(object);
                     }
                     WatchEvent::Deleted(object) => {
-                        remember(&mut version, &object);
+                        update_version(&mut version, &object);
                         self.delete(object);
                     }
                     WatchEvent::Bookmark(bookmark) => version = bookmark.metadata.resource_version,
@@ -296,13 +297,13 @@ impl<K: Watched> Source<K> {
                 }
             }
             if began.elapsed() < Duration::from_secs(1) {
-                sleep(PAUSE_MIN).await; // a server that ends each watch at once
+                sleep(BACKOFF_MIN).await; // the server terminates each watch at once
             }
         }
     }
 
     fn apply(&mut self, object: K) {
-        let object = Arc::new(object.keep(&mut self.shared));
+        let object = Arc::new(object.into_cached(&mut self.shared));
         let old = self.store.put(object.clone());
         if old.is_none_or(|old| K::differs(&object, &old)) {
             let _ = self.changes.send(K::changed(object));
@@ -310,13 +311,13 @@ impl<K: Watched> Source<K> {
     }
 
     fn delete(&mut self, object: K) {
-        let object = object.keep(&mut self.shared);
+        let object = object.into_cached(&mut self.shared);
         self.store.take(object.namespace(), object.name());
         let _ = self.changes.send(K::deleted(Arc::new(object)));
     }
 }
 
-fn remember<K: Resource>(version: &mut String, object: &K) {
+fn update_version<K: Resource>(version: &mut String, object: &K) {
     if let Some(new) = &object.meta().resource_version {
         version.clone_from(new);
     }
@@ -336,7 +337,7 @@ mod tests {
     use crate::kubernetes::caches::source::Currency::{Absent, Current, Stale};
 
     #[test]
-    fn readiness_and_the_right_to_delete() {
+    fn readiness_and_permission_to_delete() {
         // ImageWarms, Revisions, Images, Nodes, Namespaces, RuntimeClasses; ready; may delete
         let cases = [
             ([Stale, Stale, Stale, Stale, Stale, Stale], false, false),

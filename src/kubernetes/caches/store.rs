@@ -1,5 +1,5 @@
-//! What was listed and watched of one type, by namespace and name. Own code rather than kube's
-//! `reflector::Store`, whose keys alone take more memory than a kept ImageWarm may.
+//! The cached objects of one type, by namespace and name. Own code rather than kube's
+//! `reflector::Store`, whose keys alone take more memory than a cached ImageWarm may.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -8,11 +8,11 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use imagewarm_core::api::CachedObject;
 
-/// Objects of one type. Clones show the same.
+/// Objects of one type. Clones share their content.
 #[derive(Debug)]
 pub struct Store<T> {
     hasher: RandomState,
-    /// Written by the one source of the type.
+    /// Written by the only source of the type.
     objects: Arc<RwLock<HashTable<Arc<T>>>>,
 }
 
@@ -39,28 +39,28 @@ impl<T: CachedObject> FromIterator<T> for Store<T> {
 }
 
 impl<T: CachedObject> Store<T> {
-    /// The object of this name; without namespace for what has none.
+    /// The object of this name; `namespace` is empty for cluster-scoped types.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
         let is = |one: &Arc<T>| one.namespace() == namespace && one.name() == name;
         self.read().find(self.hash(namespace, name), is).cloned()
     }
 
-    /// All objects, in no order.
+    /// All objects, in arbitrary order.
     pub fn state(&self) -> Vec<Arc<T>> {
         self.read().iter().cloned().collect()
     }
 
-    /// How many there are.
+    /// Number of objects.
     pub fn len(&self) -> usize {
         self.read().len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no objects.
     pub fn is_empty(&self) -> bool {
         self.read().is_empty()
     }
 
-    /// Puts the object in the place of the one of its name; returns that.
+    /// Inserts the object. Returns the one of the same name that it replaces.
     pub(crate) fn put(&self, object: Arc<T>) -> Option<Arc<T>> {
         let hash = self.hash_of(&object);
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
@@ -75,7 +75,7 @@ impl<T: CachedObject> Store<T> {
         }
     }
 
-    /// Takes the object of this name out.
+    /// Removes and returns the object of this name.
     pub(crate) fn take(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
         let hash = self.hash(namespace, name);
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +83,7 @@ impl<T: CachedObject> Store<T> {
         objects.find_entry(hash, is).ok().map(|found| found.remove().0)
     }
 
-    /// Shows what `new` holds, and nothing else, from one moment on.
+    /// Replaces the whole content by `new`, atomically.
     pub(super) fn replace(&self, new: Listed<T>) {
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
         *objects = new.objects;
@@ -102,8 +102,8 @@ impl<T: CachedObject> Store<T> {
     }
 }
 
-/// A list on its way into a store. What is unchanged is taken from there, so that a list that is
-/// read again takes no memory of its own.
+/// A list that is being read for a store. Unchanged objects are shared with the store, so that
+/// relisting takes no further memory.
 pub(super) struct Listed<T> {
     objects: HashTable<Arc<T>>,
 }
@@ -119,7 +119,7 @@ impl<T: CachedObject> Listed<T> {
             .filter(|known| known.version() == object.version() && !object.version().1.is_empty());
         let object = known.unwrap_or_else(|| Arc::new(object));
         let hash = store.hash_of(&object);
-        // A page may repeat what the one before it had.
+        // A page may repeat objects of the page before.
         let is =
             |one: &Arc<T>| one.namespace() == object.namespace() && one.name() == object.name();
         match self.objects.entry(hash, is, |one| store.hash_of(one)) {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_found_replaced_and_taken_out() {
+    fn objects_are_found_replaced_and_removed() {
         let store: Store<CachedImageWarm> =
             (0..100).map(|at| warm(&format!("w{at}"), "1")).collect();
         let reader = store.clone();
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_shows_at_once_and_keeps_what_is_unchanged() {
+    fn a_list_replaces_atomically_and_shares_unchanged_objects() {
         let store: Store<CachedImageWarm> = [("a", "1"), ("b", "1"), ("c", "1")]
             .into_iter()
             .map(|(name, version)| warm(name, version))

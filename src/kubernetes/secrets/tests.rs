@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A client of an API server that knows these objects by path, and what it was asked. An object
-/// that is a number is a status code; everything else is not found.
+/// A client of an API server that holds these objects by path, and the paths of its requests. An
+/// object that is a number is a status code; every other path is not found.
 fn server(objects: &[(&str, Value)]) -> (Client, Arc<Mutex<Vec<String>>>) {
     let objects: BTreeMap<String, Value> =
         objects.iter().map(|(path, object)| ((*path).to_owned(), object.clone())).collect();
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let log = Arc::clone(&asked);
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&requests);
     let service = tower::service_fn(move |request: Request<Body>| {
         assert_eq!((request.method(), request.uri().query().unwrap_or("")), (&Method::GET, ""));
         let path = request.uri().path().trim_start_matches("/api/v1/namespaces/team/").to_owned();
@@ -41,7 +41,7 @@ fn server(objects: &[(&str, Value)]) -> (Client, Arc<Mutex<Vec<String>>>) {
             response
         }
     });
-    (Client::new(service, "team"), asked)
+    (Client::new(service, "team"), requests)
 }
 
 /// A pull secret: user names by registry.
@@ -83,18 +83,18 @@ fn identity(secrets: &[&str], service_account: Option<&str>) -> PullIdentity {
 
 /// User names found for `r.example/team/app`, or the error.
 async fn users(objects: &[(&str, Value)], identities: &[PullIdentity]) -> (String, Vec<String>) {
-    let (client, asked) = server(objects);
+    let (client, requests) = server(objects);
     let image = Reference::parse("r.example/team/app:v1").unwrap();
     let users = match resolve(&client, "team", identities, &image).await {
         Ok(found) => found.iter().map(|found| found.username.clone()).collect::<Vec<_>>().join(" "),
         Err(error) => format!("error: {error}"),
     };
-    let asked = asked.lock().unwrap().clone();
-    (users, asked)
+    let requests = requests.lock().unwrap().clone();
+    (users, requests)
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_pull_secret() {
+async fn each_fault_of_a_pull_secret_has_its_message() {
     let wrong_entry = json!({"auths": {"a": {}, "hunter2": {"auth": "!hunter2"}}}).to_string();
     let (client, _) = server(&[
         ("secrets/good", secret(&[("r.example", "u")])),
@@ -118,7 +118,7 @@ async fn what_is_wrong_with_a_pull_secret() {
         ("opaque", "has type \"Opaque\": a pull secret has type kubernetes.io/dockerconfigjson or"),
         (
             "key",
-            "Secret \"key\" in namespace \"team\" has no \".dockerconfigjson\", which its type asks",
+            "Secret \"key\" in namespace \"team\" has no \".dockerconfigjson\", which its type requires",
         ),
         ("empty", "has no \".dockerconfigjson\""),
         (
@@ -128,9 +128,9 @@ async fn what_is_wrong_with_a_pull_secret() {
         ("forbidden", "not allowed to read Secret \"forbidden\""),
         (
             "broken",
-            "could not read Secret \"broken\" in namespace \"team\": the API server answered 500: no",
+            "cannot read Secret \"broken\" in namespace \"team\": the API server answered 500: no",
         ),
-        ("shape", "the API server's answer is not understood"),
+        ("shape", "the API server's response cannot be decoded"),
         ("", "Secret name \"\" is not valid"),
         ("a/b", "Secret name \"a/b\" is not valid"),
         ("..", "Secret name \"..\" is not valid"),
@@ -157,7 +157,7 @@ async fn what_is_wrong_with_a_pull_secret() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_does_not_answer_is_not_waited_for() {
+async fn a_read_times_out() {
     let (client, _) = server(&[("secrets/slow", json!(599))]);
     let api: Api<Secret> = Api::namespaced(client, "team");
     let timeout = Duration::from_millis(20);
@@ -231,17 +231,17 @@ async fn resolves_as_for_pods() {
     ];
     for (name, identities, expected) in cases {
         let (found, _) = users(&objects, identities).await;
-        let is_right = if expected.starts_with("error") {
+        let matches = if expected.starts_with("error") {
             found.starts_with(expected)
         } else {
             found == *expected
         };
-        assert!(is_right, "{name}: {found}");
+        assert!(matches, "{name}: {found}");
     }
 }
 
 #[tokio::test]
-async fn asks_for_each_object_once_and_only_for_what_applies() {
+async fn each_object_that_applies_is_read_once() {
     let objects = [
         ("serviceaccounts/builder", account(&["one"])),
         ("secrets/one", secret(&[("r.example", "u")])),
@@ -252,19 +252,19 @@ async fn asks_for_each_object_once_and_only_for_what_applies() {
         identity(&[], Some("builder")),
         identity(&["two"], None),
     ];
-    let (found, mut asked) = users(&objects, &identities).await;
-    asked.sort();
+    let (found, mut requests) = users(&objects, &identities).await;
+    requests.sort();
     assert_eq!(found, "u");
-    assert_eq!(asked, ["secrets/one", "secrets/two", "serviceaccounts/builder"]);
+    assert_eq!(requests, ["secrets/one", "secrets/two", "serviceaccounts/builder"]);
 }
 
 #[tokio::test]
-async fn what_is_asked_is_bounded() {
+async fn reads_are_bounded() {
     let names: Vec<String> = (0..500).map(|index| format!("s{index}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let (_, asked) = users(&[], &[identity(&names, None)]).await;
-    assert_eq!(asked.len(), MAX_SECRETS);
+    let (_, requests) = users(&[], &[identity(&names, None)]).await;
+    assert_eq!(requests.len(), MAX_SECRETS);
     let many: Vec<_> = names.iter().map(|name| identity(&[], Some(name))).collect();
-    let (_, asked) = users(&[], &many).await;
-    assert_eq!(asked.len(), MAX_IDENTITIES);
+    let (_, requests) = users(&[], &many).await;
+    assert_eq!(requests.len(), MAX_IDENTITIES);
 }

@@ -111,7 +111,7 @@ async fn crowds_leave_room_for_real_requests(world: &World) -> Result<()> {
     // this test, so that ImageWarms come from the fan-out at admission or not at all.
     let flags = ["--repair-delay", "1h"];
     world.controllers.start_only(&["controller-1"], &flags).await?;
-    world.controllers.until_serving("controller-1", world.warmers.count()).await?;
+    world.controllers.until_serving("controller-1").await?;
     let (memory, panics) = (world.controllers.memory()?, panics(world));
     let address = world.admission_port.address()?;
     // A slow head, a slow body: a few bytes now, and the rest never.

@@ -98,7 +98,7 @@ async fn two_leaders_do_no_harm(world: &World) -> Result<()> {
     let proxy = world.cluster().api_proxy().await?;
     world.controllers.start_through(&proxy, "controller-1", &[]).await?;
     world.controllers.until_ready().await?;
-    world.controllers.until_serving("controller-1", world.warmers.count()).await?;
+    world.controllers.until_serving("controller-1").await?;
     let other = ["--lease-name", "imagewarm-other"];
     world.controllers.start_through(&proxy, "controller-2", &other).await?;
     world.controllers.until_ready().await?;
@@ -230,7 +230,7 @@ fn busy_requests<'a>(
 
 async fn a_leader_that_is_told_to_stop_hands_over_at_once(world: &World) -> Result<()> {
     let first = world.controllers.leader().await?;
-    world.controllers.until_serving(&first, world.warmers.count()).await?;
+    world.controllers.until_serving(&first).await?;
     let next = if first == "controller-1" { "controller-2" } else { "controller-1" };
     let stopped = world.controllers.terminate(&first)?;
     let began = Instant::now();

@@ -16,11 +16,7 @@ async fn one_node_finds_out_for_all(world: &World) -> Result<()> {
     // Long enough for a slow machine.
     let flags = ["--canary-nodes", "2", "--canary-patience", "1m"];
     world.controllers.restart_with(&flags).await?;
-    let connected = async || {
-        let nodes = world.controllers.metric_sum("imagewarm_dispatch_nodes_connected", "").await?;
-        Ok((nodes >= world.warmers.count() as f64).then_some(()))
-    };
-    eventually("all warmers are connected", connected).await?;
+    world.controllers.until_all_connected().await?;
     let mut spec = containers(&[&app.tag]);
     spec["imagePullSecrets"] = json!([{"name": "regcred"}]);
     namespace.revision("hello-00001", spec).await?;

@@ -15,6 +15,7 @@ use xtask::process::Signal;
 use super::namespace::{Namespace, PROBES, Verdict, image_warm};
 use super::system::{System, locked, wait_ready};
 use super::undo::Undo;
+use super::warmers::Warmers;
 use super::{BINARY, DEADLINE, EVERYTHING, changed, eventually};
 
 pub const REPLICAS: [&str; 2] = ["controller-1", "controller-2"];
@@ -63,7 +64,7 @@ impl Controllers {
         self.undo.register("controllers", async move || controllers.restore().await);
     }
 
-    /// Has both run as at first; leaves alone what does.
+    /// Has both run as at first, with the streams of all warmers; leaves alone what does.
     pub(super) async fn restore(&self) -> Result<()> {
         let behind_proxy = |replica: &Replica| replica.started == Started::BehindProxy;
         if locked(&self.system.controllers).values().any(behind_proxy) {
@@ -85,6 +86,8 @@ impl Controllers {
             self.start_replica(name, &[], Started::AsAtFirst).await?;
         }
         self.until_ready().await?;
+        // Until then ImageWarms are reported to wait for their warmer.
+        self.until_all_connected().await?;
         stopped
     }
 
@@ -224,6 +227,11 @@ impl Controllers {
             Ok(holder.split_once('@').map(|(_, address)| address.to_owned()))
         })
         .await
+    }
+
+    /// How many warmers run.
+    pub fn warmers(&self) -> usize {
+        Warmers::new(&self.system, &self.undo).count()
     }
 
     /// The replica of that name, which runs.

@@ -7,6 +7,9 @@ use xtask::http_get::http_get;
 use super::controllers::Controllers;
 use super::eventually;
 
+/// Nodes whose warmers have a stream.
+const CONNECTED: &str = "imagewarm_dispatch_nodes_connected";
+
 impl Controllers {
     /// The sum of a metric over all replicas, of the samples whose labels contain a text.
     pub async fn metric_sum(&self, metric: &str, label: &str) -> Result<f64> {
@@ -22,12 +25,21 @@ impl Controllers {
         samples(&*self.replica(name)?, metric, "").await
     }
 
-    /// Waits until this replica leads and that many warmers have their streams to it.
-    pub async fn until_serving(&self, name: &str, warmers: usize) -> Result<()> {
+    /// Waits until this replica leads and all warmers have their streams to it.
+    pub async fn until_serving(&self, name: &str) -> Result<()> {
         eventually(&format!("{name} leads and has all streams"), async || {
             let leads = self.metric_of(name, "imagewarm_leading").await? == 1.0;
-            let connected = self.metric_of(name, "imagewarm_dispatch_nodes_connected").await?;
-            Ok((leads && connected == warmers as f64).then_some(()))
+            let connected = self.metric_of(name, CONNECTED).await?;
+            Ok((leads && connected == self.warmers() as f64).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until all warmers have their streams to whichever replica leads.
+    pub async fn until_all_connected(&self) -> Result<()> {
+        eventually("all warmers are connected", async || {
+            let connected = self.metric_sum(CONNECTED, "").await?;
+            Ok((connected >= self.warmers() as f64).then_some(()))
         })
         .await
     }

@@ -1,4 +1,4 @@
-//! Settings of the controller: the operator's policy, the leader's grace_periods, the lease.
+//! Settings of the controller: the operator's policy, the leader's grace periods, the lease.
 
 use std::time::Duration;
 

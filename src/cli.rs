@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::clock::wall_clock;
 use crate::commands::{certs, reference, status};
 use crate::exit::Exit;
 use crate::kubernetes::client::ClientArgs;
@@ -86,7 +87,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Certs(command) => block_on(async move {
             use programs::certificates::{CONFIGURATION, SECRET};
             let client = command.client.connect().await?;
-            let (now, out) = (jiff::Timestamp::now(), &mut io::stdout());
+            let (now, out) = (wall_clock(), &mut io::stdout());
             let names = (SECRET, CONFIGURATION);
             Ok(Exit::from(certs::run(&command.certs, names, client, now, out).await?))
         }),

@@ -32,16 +32,18 @@
 //! - [`kubernetes`]: everything that is asked of the API server.
 //! - `listener`: listening sockets, and TLS connections accepted within limits.
 //! - [`telemetry`]: logs, metrics, health.
+//! - `clock`: the monotonic and the wall clock.
 //! - [`commands`]: one file for each command that people call.
 //! - [`programs`]: the two long-running programs, as lists of their parts.
 //!
 //! A room uses those below it only: `tests/architecture.rs` has the order.
 //! `docs/architecture.md` follows one Revision and one assignment through the files.
 // A dependency that nothing here names does not belong in Cargo.toml.
-#![cfg_attr(not(test), warn(unused_crate_dependencies))]
+#![cfg_attr(not(test), warn(unused_crate_dependencies, clippy::disallowed_methods))]
 
 pub mod admission;
 pub mod cli;
+mod clock;
 pub mod commands;
 mod exit;
 pub mod fan_out;

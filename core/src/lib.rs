@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod assignment;
+pub mod clock;
 pub mod demand;
 pub mod election;
 pub mod error_chain;

@@ -6,10 +6,10 @@ mod live;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
+use crate::clock::wall_clock;
 use crate::kubernetes::request::one_line;
 use imagewarm_core::api::ImageWarm;
 use imagewarm_core::table::images::{render_json, render_table};
@@ -125,7 +125,7 @@ pub async fn run(
         }
         false => listed,
     };
-    let now = Timestamp::now();
+    let now = wall_clock();
     let rows = Row::from_all(&warms, now);
     let (nodes, all) = (NodeRow::from_all(&warms, now), Summary::of(&rows));
     let text = match args.output {

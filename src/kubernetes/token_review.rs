@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,8 +16,10 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-use super::request::one_line;
+use super::request::request;
+use crate::clock::unix_ms;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 
 /// The required audience of a warmer's token.
@@ -25,14 +27,17 @@ pub const AUDIENCE: &str = "imagewarm";
 
 /// Key in `user.extra` of a TokenReview that names the node of a pod-bound token.
 const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
-/// Maximum lifetime of a cached verdict, whatever the token's own expiry.
+/// How long an accepted token is cached at most, whatever its own expiry.
 const CACHE_LIFETIME: Duration = Duration::from_secs(300);
 /// Concurrent TokenReviews, so that a thousand warmers that reconnect at once do not crowd out
 /// other requests to the API server.
-const IN_FLIGHT: usize = 16;
+const IN_FLIGHT: usize = 64;
 /// Maximum number of waiting and running reviews; beyond it, a warmer is rejected and retries
 /// later.
 const MAX_PENDING: usize = 8192;
+/// Maximum number of accepted tokens that are cached, some 200 bytes each.
+const MAX_ACCEPTED: usize = 65_536;
+/// Timeout of one review, from when it is sent.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings of the warmers' authentication.
@@ -54,7 +59,7 @@ pub struct WarmerIdentity {
     /// The node that the token is bound to.
     pub node: String,
     /// When the token itself expires, if it states so.
-    pub expires: Option<SystemTime>,
+    pub expires: Option<Instant>,
 }
 
 /// Why a token is not accepted.
@@ -109,19 +114,32 @@ pub trait TokenReviewer: Send + Sync + 'static {
 }
 
 type Verdict = Result<WarmerIdentity, TokenError>;
+/// The verdict of a review that runs in a task of its own.
+type Pending = Shared<BoxFuture<'static, Verdict>>;
 
-struct Entry {
-    verdict: Shared<BoxFuture<'static, Verdict>>,
-    valid_until: SystemTime,
+/// The tokens that are known, by their SHA-256.
+#[derive(Default)]
+struct Cache {
+    /// Reviews that wait or run; at most [`MAX_PENDING`].
+    pending: HashMap<[u8; 32], Pending>,
+    /// Accepted tokens, and until when they are; at most [`MAX_ACCEPTED`].
+    accepted: HashMap<[u8; 32], (WarmerIdentity, Instant)>,
 }
 
-/// Reviews tokens with the API server: one request at a time for each token; verdicts are cached.
+/// What the cache has for a token.
+enum Cached {
+    Accepted(WarmerIdentity),
+    Pending(Pending),
+}
+
+/// Reviews tokens with the API server: one request at a time for each token; accepted tokens are
+/// cached. A review does not depend on its caller: when the caller goes away, the review ends
+/// within its timeout, and others are not held up.
 pub struct ApiServerReviewer {
     client: Client,
     service_account: Arc<str>,
     in_flight: Arc<Semaphore>,
-    /// By the SHA-256 of the token.
-    cache: Mutex<HashMap<[u8; 32], Entry>>,
+    cache: Arc<Mutex<Cache>>,
 }
 
 impl ApiServerReviewer {
@@ -131,37 +149,37 @@ impl ApiServerReviewer {
             client,
             service_account: args.warmer_service_account.as_str().into(),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
-            cache: Mutex::default(),
+            cache: Arc::default(),
         }
     }
 
-    /// The running or cached review, or a new one.
-    fn entry(
-        &self,
-        key: [u8; 32],
-        token: &str,
-    ) -> Result<Shared<BoxFuture<'static, Verdict>>, TokenError> {
-        let now = SystemTime::now();
+    /// The cached verdict, the running review, or a new one.
+    fn cached_or_begun(&self, key: [u8; 32], token: &str) -> Result<Cached, TokenError> {
+        let now = Instant::now();
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = cache.get(&key).filter(|entry| entry.valid_until > now) {
-            return Ok(entry.verdict.clone());
+        if let Some((identity, until)) = cache.accepted.get(&key)
+            && *until > now
+        {
+            return Ok(Cached::Accepted(identity.clone()));
         }
-        cache.retain(|_, entry| entry.valid_until > now);
-        if cache.len() >= MAX_PENDING {
-            return Err(TokenError::Unavailable("too many tokens are being reviewed".into()));
+        if let Some(pending) = cache.pending.get(&key) {
+            return Ok(Cached::Pending(pending.clone()));
         }
-        let review = create_review(
-            self.client.clone(),
-            self.in_flight.clone(),
-            token.to_owned(),
-            self.service_account.clone(),
-        );
-        let verdict = review.boxed().shared();
-        // Unless it fails (see `review`), a verdict is cached until the token itself expires.
-        let expires = expiry(token).unwrap_or(now + CACHE_LIFETIME);
-        let valid_until = expires.min(now + CACHE_LIFETIME);
-        cache.insert(key, Entry { verdict: verdict.clone(), valid_until });
-        Ok(verdict)
+        if cache.pending.len() >= MAX_PENDING {
+            return Err(unavailable("too many tokens are being reviewed"));
+        }
+        let review = Review {
+            client: self.client.clone(),
+            in_flight: self.in_flight.clone(),
+            service_account: self.service_account.clone(),
+            cache: self.cache.clone(),
+            key,
+        };
+        let task = tokio::spawn(review.run(token.to_owned()));
+        let pending = task.map(|ended| ended.unwrap_or_else(|error| Err(unavailable(error))));
+        let pending = pending.boxed().shared();
+        cache.pending.insert(key, pending.clone());
+        Ok(Cached::Pending(pending))
     }
 }
 
@@ -172,43 +190,61 @@ impl TokenReviewer for ApiServerReviewer {
             if token.is_empty() {
                 return Err(TokenError::Missing);
             }
-            let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-            let review = self.entry(key, token)?;
-            let verdict = review.clone().await;
-            if verdict.is_err() {
-                // The cause may be corrected at any time, and failures must not fill the memory.
-                let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-                if cache.get(&key).is_some_and(|entry| entry.verdict.ptr_eq(&review)) {
-                    cache.remove(&key);
-                }
+            match self.cached_or_begun(Sha256::digest(token.as_bytes()).into(), token)? {
+                Cached::Accepted(identity) => Ok(identity),
+                Cached::Pending(pending) => pending.await,
             }
-            verdict
         })
     }
 }
 
-async fn create_review(
+fn unavailable(error: impl ToString) -> TokenError {
+    TokenError::Unavailable(error.to_string())
+}
+
+/// One review.
+struct Review {
     client: Client,
     in_flight: Arc<Semaphore>,
-    token: String,
     service_account: Arc<str>,
-) -> Verdict {
-    let unavailable = |error: String| TokenError::Unavailable(error);
-    let _permit =
-        in_flight.acquire_owned().await.map_err(|error| unavailable(error.to_string()))?;
-    let expires = expiry(&token);
-    let review = TokenReview {
-        spec: TokenReviewSpec { audiences: Some(vec![AUDIENCE.into()]), token: Some(token) },
-        ..TokenReview::default()
-    };
-    let api: Api<TokenReview> = Api::all(client);
-    let parameters = PostParams::default();
-    let answer = tokio::time::timeout(REVIEW_TIMEOUT, api.create(&parameters, &review))
-        .await
-        .map_err(|_| unavailable("the request timed out".into()))?
-        .map_err(|error| unavailable(one_line(&error)))?;
-    let node = node_of(&answer.status.unwrap_or_default(), &service_account)?;
-    Ok(WarmerIdentity { node, expires })
+    cache: Arc<Mutex<Cache>>,
+    key: [u8; 32],
+}
+
+impl Review {
+    async fn run(self, token: String) -> Verdict {
+        let verdict = self.verdict(token).await;
+        let now = Instant::now();
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.pending.remove(&self.key);
+        // The cause of a refusal may be corrected at any time, and refusals must not fill the
+        // memory.
+        if let Ok(identity) = &verdict {
+            if cache.accepted.len() >= MAX_ACCEPTED {
+                cache.accepted.retain(|_, (_, until)| *until > now);
+            }
+            if cache.accepted.len() < MAX_ACCEPTED {
+                let until = now + CACHE_LIFETIME;
+                let until = identity.expires.map_or(until, |expires| expires.min(until));
+                cache.accepted.insert(self.key, (identity.clone(), until));
+            }
+        }
+        verdict
+    }
+
+    async fn verdict(&self, token: String) -> Verdict {
+        let _permit = self.in_flight.acquire().await.map_err(unavailable)?;
+        let expires = expires_in(&token).map(|left| Instant::now() + left);
+        let review = TokenReview {
+            spec: TokenReviewSpec { audiences: Some(vec![AUDIENCE.into()]), token: Some(token) },
+            ..TokenReview::default()
+        };
+        let api: Api<TokenReview> = Api::all(self.client.clone());
+        let answer = request(REVIEW_TIMEOUT, api.create(&PostParams::default(), &review)).await;
+        let status = answer.map_err(unavailable)?.status.unwrap_or_default();
+        let node = node_of(&status, &self.service_account)?;
+        Ok(WarmerIdentity { node, expires })
+    }
 }
 
 /// The node in the status of a TokenReview.
@@ -242,85 +278,22 @@ fn node_of(status: &TokenReviewStatus, service_account: &str) -> Result<String, 
     }
 }
 
-/// The `exp` claim. It only shortens the validity, so reading it requires no signature check.
-fn expiry(token: &str) -> Option<SystemTime> {
+/// How long the token remains valid, by its `exp` claim and the wall clock. It only shortens the
+/// validity, so reading it requires no signature check.
+fn expires_in(token: &str) -> Option<Duration> {
+    let expires = Duration::from_secs(expiry(token)?);
+    let now = u64::try_from(unix_ms()).unwrap_or(0);
+    // Beyond all clocks: as good as no expiry.
+    const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    Some(expires.saturating_sub(Duration::from_millis(now)).min(LONGEST))
+}
+
+/// The `exp` claim, in seconds since 1970.
+fn expiry(token: &str) -> Option<u64> {
     let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
-    let seconds = claims.get("exp")?.as_u64()?;
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    claims.get("exp")?.as_u64()
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use k8s_openapi::api::authentication::v1::UserInfo;
-
-    use super::*;
-
-    const ACCOUNT: &str = "system:serviceaccount:imagewarm-system:imagewarmer";
-
-    fn good() -> TokenReviewStatus {
-        TokenReviewStatus {
-            audiences: Some(vec![AUDIENCE.into()]),
-            authenticated: Some(true),
-            error: None,
-            user: Some(UserInfo {
-                username: Some(ACCOUNT.into()),
-                extra: Some([(NODE_NAME_EXTRA.to_owned(), vec!["node-a".to_owned()])].into()),
-                ..UserInfo::default()
-            }),
-        }
-    }
-
-    #[test]
-    fn a_bound_token_of_the_warmer_names_its_node() {
-        assert_eq!(node_of(&good(), ACCOUNT), Ok("node-a".into()));
-    }
-
-    #[test]
-    fn every_other_token_is_rejected_with_its_reason() {
-        type Change = fn(&mut TokenReviewStatus);
-        let table: [(&str, Change, &str); 7] = [
-            ("unknown", |s| s.authenticated = None, "InvalidToken"),
-            ("empty answer", |s| *s = TokenReviewStatus::default(), "InvalidToken"),
-            (
-                "audience",
-                |s| {
-                    s.authenticated = Some(false);
-                    s.error = Some("token audiences [\"api\"] is invalid for the target".into());
-                },
-                "WrongAudience",
-            ),
-            ("audience-unaware server", |s| s.audiences = None, "WrongAudience"),
-            (
-                "other account",
-                |s| s.user.as_mut().unwrap().username = Some("system:node:a".into()),
-                "OtherAccount",
-            ),
-            ("unbound", |s| s.user.as_mut().unwrap().extra = None, "NotBoundToNode"),
-            (
-                "empty node",
-                |s| {
-                    s.user.as_mut().unwrap().extra =
-                        Some([(NODE_NAME_EXTRA.to_owned(), vec![])].into());
-                },
-                "NotBoundToNode",
-            ),
-        ];
-        for (name, change, reason) in table {
-            let mut status = good();
-            change(&mut status);
-            let verdict = node_of(&status, ACCOUNT);
-            assert_eq!(verdict.unwrap_err().reason(), reason, "{name}");
-        }
-    }
-
-    #[test]
-    fn expiry_is_read_from_the_claims() {
-        let claims = URL_SAFE_NO_PAD.encode(br#"{"exp":1700000000,"aud":["imagewarm"]}"#);
-        let expected = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        assert_eq!(expiry(&format!("e30.{claims}.sig")), Some(expected));
-        assert_eq!(expiry("opaque"), None);
-        assert_eq!(expiry("a.%%%.c"), None);
-    }
-}
+mod tests;

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::watch;
@@ -13,6 +12,7 @@ use tokio::time::{sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseArgs;
+use crate::clock::wall_clock;
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::writes::ApplyError;
 use imagewarm_core::election::{self, Action, Observation, Record, decide};
@@ -179,7 +179,7 @@ fn read(lease: &Lease) -> Record {
 /// Sets the holder and the renewal time. The resourceVersion stays, so a concurrent write
 /// conflicts.
 fn hold(lease: &mut Lease, identity: &str, duration: Duration, acquired: bool) {
-    let now = MicroTime(Timestamp::now());
+    let now = MicroTime(wall_clock());
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
     spec.holder_identity = Some(identity.to_owned());
     spec.lease_duration_seconds = Some(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX));

@@ -4,10 +4,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use sha2::{Digest, Sha256};
 
+use crate::clock::wall_clock;
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::writes::{self, ApplyError, Warning};
 use imagewarm_core::api::{Reason, Revision};
@@ -48,7 +48,7 @@ impl EventRecorder {
                 instance: &self.instance,
             };
             let written =
-                writes::publish_event(&self.client, &failure.revision, warning, Timestamp::now());
+                writes::publish_event(&self.client, &failure.revision, warning, wall_clock());
             match written.await {
                 Ok(_) | Err(ApplyError::NotFound | ApplyError::NamespaceTerminating) => {
                     self.recorded.insert(key);

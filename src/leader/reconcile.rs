@@ -21,6 +21,7 @@ use super::owners::without_terminating_owners;
 use super::refused_namespaces::RefusedNamespaces;
 use super::still_leading::StillLeading;
 use super::{ControllerArgs, ControllerMetrics};
+use crate::clock::wall_clock;
 use crate::kubernetes::caches::{Change, Stores, Synced};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::writes::{self, ApplyError};
@@ -176,7 +177,7 @@ impl Controller {
     ) -> Option<Instant> {
         let snapshot = self.observe()?;
         let (policy, grace_periods) = (self.args.policy(), self.args.grace_periods());
-        let now = Timestamp::now();
+        let now = wall_clock();
         // With thousands of nodes, planning occupies a thread for longer than other tasks may wait.
         let began = Instant::now();
         let planned =

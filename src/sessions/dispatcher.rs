@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -20,6 +19,7 @@ use super::metrics::DispatchMetrics;
 use super::pull_contexts::{PullContextFn, PullContexts};
 use super::status_writer::{ApiServerSink, StatusSink, StatusWriter};
 use super::stream::{Input, Opened, Outgoing, end_status};
+use crate::clock::Clock;
 use crate::kubernetes::caches::{Change, Stores};
 use crate::kubernetes::leadership::Leadership;
 use imagewarm_core::assignment::{
@@ -61,6 +61,7 @@ pub struct Dispatcher {
     credentials: CredentialResolver,
     writer: StatusWriter,
     pull_contexts: PullContexts,
+    clock: Clock,
     index: Index,
     /// True while this replica leads, from when its caches are filled.
     active: bool,
@@ -112,6 +113,7 @@ impl Dispatcher {
             credentials: CredentialResolver::new(parts.credentials),
             writer: StatusWriter::new(parts.sink, metrics.clone()),
             pull_contexts: PullContexts::new(parts.pull_context, policy),
+            clock: Clock::start(),
             index: empty_index(&args),
             active: false,
             sessions: HashMap::new(),
@@ -173,9 +175,9 @@ impl Dispatcher {
                     self.on_resolved(resolved);
                 }
                 () = sleep_until(settle_at), if settle_at.is_some() => self.settle(),
-                _ = soon.tick(), if self.index.pulls().1 > 0 => self.index.begin_waiting(now()),
+                _ = soon.tick(), if self.index.pulls().1 > 0 => self.index.begin_waiting(self.now()),
                 _ = tick.tick() => {
-                    self.index.tick(now());
+                    self.index.tick(self.now());
                     self.credentials.sweep();
                     self.drop_abandoned();
                 }
@@ -184,7 +186,7 @@ impl Dispatcher {
         self.inputs.close();
         while let Ok(input) = self.inputs.try_recv() {
             if let Input::Message(session, message) = input {
-                self.index.message(session, &message, now());
+                self.index.message(session, &message, self.now());
             }
         }
         self.perform_effects();
@@ -224,11 +226,11 @@ impl Dispatcher {
             match next {
                 Ok(Change::ImageWarm(warm)) => {
                     let pull_context = self.pull_contexts.of(&warm, &self.stores);
-                    self.index.apply(warm, pull_context, now());
+                    self.index.apply(warm, pull_context, self.now());
                 }
                 Ok(Change::ImageWarmDeleted(warm)) => {
                     self.pull_contexts.forget(&warm.uid);
-                    self.index.delete(&warm.uid, now());
+                    self.index.delete(&warm.uid, self.now());
                 }
                 Ok(Change::Revision(namespace, _)) => {
                     self.pull_contexts.changed(&namespace);
@@ -260,7 +262,7 @@ impl Dispatcher {
                 if found.is_err() {
                     self.metrics.credentials_refused.inc();
                 }
-                self.index.resolved(&request, found, now());
+                self.index.resolved(&request, found, self.now());
             }
             Resolved::Recheck(uids, found) => self.index.looked_again(&uids, &found),
         }
@@ -276,11 +278,13 @@ impl Dispatcher {
                     sessions_changed = true;
                     self.open(&node, &hello, reply);
                 }
-                Input::Message(session, message) => self.index.message(session, &message, now()),
+                Input::Message(session, message) => {
+                    self.index.message(session, &message, self.now())
+                }
                 Input::Closed(session, end) => {
                     sessions_changed = true;
                     self.end_stream(session, end);
-                    self.index.close(session, now());
+                    self.index.close(session, self.now());
                 }
             }
             handled += 1;
@@ -312,7 +316,7 @@ impl Dispatcher {
         if reply.send(Ok(Opened { session, messages })).is_ok() {
             tracing::debug!(node, session, runtime = hello.runtime_name, "warmer connected");
             self.sessions.insert(session, sender);
-            self.index.open(session, node, hello, now());
+            self.index.open(session, node, hello, self.now());
         }
     }
 
@@ -325,10 +329,10 @@ impl Dispatcher {
         for warm in self.stores.image_warms.state() {
             gone.remove(&warm.uid);
             let pull_context = self.pull_contexts.of(&warm, &self.stores);
-            self.index.apply(warm, pull_context, now());
+            self.index.apply(warm, pull_context, self.now());
         }
         for uid in gone {
-            self.index.delete(&uid, now());
+            self.index.delete(&uid, self.now());
         }
     }
 
@@ -339,9 +343,14 @@ impl Dispatcher {
         for warm in self.stores.image_warms.state() {
             if namespaces.contains(&*warm.namespace) {
                 let pull_context = self.pull_contexts.of(&warm, &self.stores);
-                self.index.apply(warm, pull_context, now());
+                self.index.apply(warm, pull_context, self.now());
             }
         }
+    }
+
+    /// The time that the index is given: monotonic, in milliseconds.
+    fn now(&self) -> i64 {
+        self.clock.monotonic_ms()
     }
 
     fn perform_effects(&mut self) {
@@ -390,7 +399,7 @@ impl Dispatcher {
         let Some(sender) = self.sessions.get(&session) else { return };
         if sender.try_send(Ok(FromController { message: Some(message) })).is_err() {
             self.end_stream(session, StreamEnd::TooSlow);
-            self.index.close(session, now());
+            self.index.close(session, self.now());
             self.publish_connected();
         }
     }
@@ -406,7 +415,7 @@ impl Dispatcher {
         let node = self.index.node_of(session).unwrap_or_default();
         tracing::warn!(node, "warmer reports on another node's assignments; stream terminated");
         self.end_stream(session, StreamEnd::Misbehaved);
-        self.index.close(session, now());
+        self.index.close(session, self.now());
         self.publish_connected();
     }
 
@@ -416,7 +425,7 @@ impl Dispatcher {
         let closed: Vec<SessionId> = closed.map(|(session, _)| *session).collect();
         for session in closed {
             self.end_stream(session, StreamEnd::Closed);
-            self.index.close(session, now());
+            self.index.close(session, self.now());
             self.publish_connected();
         }
     }
@@ -433,7 +442,7 @@ impl Dispatcher {
         let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         for session in sessions {
             self.end_stream(session, end);
-            self.index.close(session, now());
+            self.index.close(session, self.now());
         }
         self.publish_connected();
     }
@@ -465,10 +474,6 @@ fn empty_index(args: &DispatchArgs) -> Index {
         },
         i64::try_from(args.waiting_after.as_millis()).unwrap_or(i64::MAX),
     )
-}
-
-fn now() -> i64 {
-    Timestamp::now().as_millisecond()
 }
 
 async fn sleep_until(at: Option<Instant>) {

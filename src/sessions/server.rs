@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use prost::Message as _;
@@ -131,7 +131,7 @@ impl Sessions {
     async fn authenticate(
         &self,
         metadata: &MetadataMap,
-    ) -> Result<(String, Option<SystemTime>), Status> {
+    ) -> Result<(String, Option<tokio::time::Instant>), Status> {
         let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
         let token = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
         let review = tokio::time::timeout(REVIEW, self.reviewer.review(token)).await;
@@ -215,7 +215,7 @@ struct Reader {
     incoming: Streaming<FromWarmer>,
     inputs: mpsc::Sender<Input>,
     ended: CancellationToken,
-    expires: Option<SystemTime>,
+    expires: Option<tokio::time::Instant>,
 }
 
 impl Reader {
@@ -257,12 +257,9 @@ impl Reader {
     }
 }
 
-async fn expiry(expires: Option<SystemTime>) {
+async fn expiry(expires: Option<tokio::time::Instant>) {
     match expires {
-        Some(at) => {
-            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
-            tokio::time::sleep(left).await;
-        }
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

@@ -9,7 +9,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -17,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::{DispatchMetrics, WriteResult};
+use crate::clock::wall_clock;
 use crate::kubernetes::writes::{self, ApplyError};
 use imagewarm_core::api::{CachedImageWarm, ImageWarm, ImageWarmStatus};
 use imagewarm_core::report::status::{Report, next_status};
@@ -211,7 +211,7 @@ impl StatusWriter {
         let mut warm = intent.warm.to_image_warm();
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let Some(status) = next_status(&warm, &intent.report, Timestamp::now()) else {
+            let Some(status) = next_status(&warm, &intent.report, wall_clock()) else {
                 self.metrics.write(WriteResult::Unchanged);
                 return;
             };

@@ -22,6 +22,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::runtime;
+use crate::clock::{Clock, unix_ms};
 use crate::runtime::{Choice, EndpointError, Runtime, Undecided};
 pub use args::WarmerArgs;
 use disk::DiskGuard;
@@ -31,7 +32,7 @@ use imagewarm_core::protocol::{FromController, Hello, Outcome, Progress, PullGra
 use imagewarm_core::report::outbox::Outbox;
 use imagewarm_core::runtime::RuntimeVersion;
 pub use metrics::WarmerMetrics;
-use pull::{JobEvent, PullTimeouts, now};
+use pull::{JobEvent, PullTimeouts};
 use removals::Removals;
 use stream::{Link, LinkEvent, StreamSettings};
 pub use stream::{ServerAddress, StreamError};
@@ -61,6 +62,7 @@ pub struct Warmer {
     logged_version: Arc<OnceLock<RuntimeVersion>>,
     removals: Removals,
     link: Link,
+    clock: Clock,
     queue: Queue,
     outbox: Outbox,
     metrics: WarmerMetrics,
@@ -118,6 +120,7 @@ impl Warmer {
             candidates: Vec::new(),
             logged_version: Arc::default(),
             link: Link::new(settings),
+            clock: Clock::start(),
             queue: Queue::new(limits),
             outbox: Outbox::default(),
             metrics,
@@ -131,7 +134,7 @@ impl Warmer {
             events,
             events_sender,
             connected: watch::Sender::new(false),
-            queued_reported_at: 0,
+            queued_reported_at: i64::MIN / 2,
         })
     }
 
@@ -151,7 +154,7 @@ impl Warmer {
                 let hello = self.hello();
                 self.link.begin(hello, rand::random());
             }
-            let wake_at = self.queue.wake_at(now());
+            let wake_at = self.queue.wake_at(self.clock.now());
             let wants_room = !self.outbox.is_empty();
             tokio::select! {
                 () = shutdown.cancelled() => break Ok(()),
@@ -160,8 +163,8 @@ impl Warmer {
                 },
                 Some(event) = self.events.recv() => self.on_job_event(event),
                 Some(ended) = self.jobs.join_next_with_id() => self.on_ended(ended),
-                () = sleep_until(wake_at) => {}
-                () = self.removals.seen() => self.queue.removal_seen(now()),
+                () = self.clock.sleep_until(wake_at) => {}
+                () = self.removals.seen() => self.queue.removal_seen(self.clock.now()),
                 _ = tick.tick() => self.report_waiting(),
             }
         };
@@ -172,7 +175,7 @@ impl Warmer {
     }
 
     fn start_jobs(&mut self) {
-        while let Some(job) = self.queue.next(now()) {
+        while let Some(job) = self.queue.next(self.clock.now()) {
             let (runtime, disk) = (self.runtime.clone(), self.disk.clone());
             let (events, timeouts) = (self.events_sender.clone(), self.timeouts);
             let task = job.clone();
@@ -188,9 +191,9 @@ impl Warmer {
 
     /// The next `Hello`, with the runtime's version; that request has a timeout.
     fn hello(&mut self) -> BoxFuture<'static, Hello> {
-        // From the clock, so that it also increases across restarts.
-        let clock = u64::try_from(now()).unwrap_or(0);
-        self.epoch = clock.max(self.epoch + 1);
+        // From the wall clock, so that it also increases across restarts.
+        let unix_ms = u64::try_from(unix_ms()).unwrap_or(0);
+        self.epoch = unix_ms.max(self.epoch + 1);
         let pulling = self.pulling.iter().cloned().collect();
         let (runtime, epoch) = (self.runtime.clone(), self.epoch);
         Box::pin(introduction::hello(runtime, epoch, pulling, self.logged_version.clone()))
@@ -243,7 +246,7 @@ impl Warmer {
                 self.awaiting_grant.keys().for_each(|uid| self.outbox.request(uid));
             }
             Some(Message::Assign(assign)) => {
-                let report = self.queue.assign(assign, now());
+                let report = self.queue.assign(assign, self.clock.now());
                 self.report(report);
             }
             Some(Message::Withdraw(withdraw)) => self.withdraw(&withdraw.uid),
@@ -277,7 +280,7 @@ impl Warmer {
             }
             JobEvent::Progress(progress) => {
                 if self.link.is_open() && self.pulling.contains(&progress.uid) {
-                    self.outbox.progress(progress, now());
+                    self.outbox.progress(progress, self.clock.monotonic_ms());
                 }
             }
         }
@@ -294,14 +297,14 @@ impl Warmer {
         self.pulling.remove(&job.uid);
         match ended {
             Some(ended) => {
-                let report = self.queue.ended(&job, ended, now(), rand::random());
+                let report = self.queue.ended(&job, ended, self.clock.now(), rand::random());
                 if let Some(outcome) = &report {
                     self.metrics.outcome(&outcome.reason);
                     log_outcome(&job, outcome);
                 }
                 self.report(report);
             }
-            None => self.queue.stopped(&job.uid, now()),
+            None => self.queue.stopped(&job.uid, self.clock.now()),
         }
     }
 
@@ -324,19 +327,19 @@ impl Warmer {
     }
 
     fn report_waiting(&mut self) {
-        let now = now();
+        let now = self.clock.now();
         for outcome in self.queue.held_up(now) {
             self.outbox.outcome(outcome);
         }
-        if !self.link.is_open() || now - self.queued_reported_at < QUEUED_EVERY_MS {
+        if !self.link.is_open() || now.monotonic_ms - self.queued_reported_at < QUEUED_EVERY_MS {
             return;
         }
-        self.queued_reported_at = now;
+        self.queued_reported_at = now.monotonic_ms;
         // They wait for a free place on this node, or for a grant.
         let awaiting_grant = self.awaiting_grant.keys().map(String::as_str);
         for uid in self.queue.queued(now).chain(awaiting_grant) {
             let progress = Progress { uid: uid.into(), queued: true, ..Progress::default() };
-            self.outbox.progress(progress, now);
+            self.outbox.progress(progress, now.monotonic_ms);
         }
     }
 
@@ -353,16 +356,5 @@ fn log_outcome(job: &Job, outcome: &Outcome) {
     } else {
         let (attempt, error) = (outcome.attempt, outcome.message.as_str());
         tracing::warn!(image, reason, attempt, error, "image is not on the node");
-    }
-}
-
-async fn sleep_until(at_unix_ms: Option<i64>) {
-    match at_unix_ms {
-        // At least 1 ms, so that a clock that jumps cannot make the loop spin.
-        Some(at) => {
-            let left = u64::try_from(at - now()).unwrap_or(0).max(1);
-            tokio::time::sleep(Duration::from_millis(left)).await;
-        }
-        None => std::future::pending().await,
     }
 }

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::disk::DiskGuard;
+use crate::clock::unix_ms;
 use crate::runtime::Runtime;
 use imagewarm_core::api::Reason;
 use imagewarm_core::image::Credential;
@@ -70,7 +70,7 @@ pub async fn run(
                 Ok(granted) => granted,
                 Err(RuntimeError { reason, message }) => return Ended::Refused(reason, message),
             };
-            let (runtime, started) = (runtime.as_ref(), now());
+            let (runtime, started) = (runtime.as_ref(), unix_ms());
             let pull = in_turn(&credentials, |credential| {
                 watched(job, runtime, credential, &events, timeouts, started)
             });
@@ -237,10 +237,6 @@ fn into_credential(credential: imagewarm_core::protocol::Credential) -> Credenti
         identity_token: credential.identity_token,
         registry_token: credential.registry_token,
     }
-}
-
-pub(super) fn now() -> i64 {
-    Timestamp::now().as_millisecond()
 }
 
 #[cfg(test)]

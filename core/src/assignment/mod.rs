@@ -1,5 +1,5 @@
 //! The leader's index of assignments, connected warmers and running pulls. Takes events and returns
-//! [`Effect`]s; synchronous, without I/O and without a clock (`now` is milliseconds since 1970).
+//! [`Effect`]s; synchronous, without I/O and without a clock (`now` is monotonic, in milliseconds).
 
 mod awaiting_credentials;
 mod budget;

@@ -4,9 +4,10 @@
 use super::removal::Removals;
 use super::{Job, Step};
 use crate::api::Reason;
+use crate::clock::Now;
 use crate::image::Reference;
 use crate::protocol::{Assign, Outcome};
-use crate::runtime::{PresentImage, RuntimeError};
+use crate::runtime::{PresentImage, PulledImage, RuntimeError};
 
 const LONGEST_RETRY_MS: f64 = 300_000.0;
 /// How often a full disk is checked; a check is cheap.
@@ -16,6 +17,7 @@ const ROOM_PER_SIZE: u64 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
+    /// To be started at this monotonic time, in milliseconds.
     Due(Step, i64),
     Running,
 }
@@ -35,7 +37,7 @@ pub(super) struct Entry {
     pub(super) removals: Removals,
     /// How often the disk ran low during its pull: it needs more space than estimated.
     pub(super) underestimates: u32,
-    /// The earliest time of the next pull after a removal.
+    /// The earliest monotonic time of the next pull after a removal, in milliseconds.
     pub(super) pull_not_before: i64,
     /// An image was removed while its job ran: check presence again.
     pub(super) recheck: bool,
@@ -52,7 +54,7 @@ impl Entry {
         }
     }
 
-    pub(super) fn is_believed_after(&self, report: &Option<Outcome>) -> bool {
+    fn is_believed_after(&self, report: &Option<Outcome>) -> bool {
         report.as_ref().map_or_else(|| self.is_believed(), |report| report.present)
     }
 
@@ -65,10 +67,27 @@ impl Entry {
             && (self.image.digest() == digest || reported == digest)
     }
 
+    /// Its job ended with this report, if any. `rerun`: the assignment changed meanwhile.
+    pub(super) fn after(&mut self, report: &Option<Outcome>, rerun: bool, now: Now) {
+        if rerun {
+            self.attempts = 0;
+            self.state = State::Due(first_step(&self.assign, &self.image), now.monotonic_ms);
+        }
+        if std::mem::take(&mut self.recheck)
+            && let State::Due(Step::CheckPresence, _) = self.state
+            && self.is_believed_after(report)
+        {
+            self.state = State::Due(Step::CheckPresence, now.monotonic_ms);
+        }
+        if report.is_some() {
+            self.last.clone_from(report);
+        }
+    }
+
     /// The image is present for other namespaces: next, verify that this one is authorized.
-    pub(super) fn unverified(&mut self, held: PresentImage, now: i64) {
+    pub(super) fn unverified(&mut self, held: PresentImage, now: Now) {
         self.unproven = Some(held);
-        self.state = State::Due(Step::Verify, now);
+        self.state = State::Due(Step::Verify, now.monotonic_ms);
     }
 
     pub(super) fn verified(
@@ -76,11 +95,11 @@ impl Entry {
         job: &Job,
         result: Result<(), RuntimeError>,
         presence_interval_ms: i64,
-        now: i64,
+        now: Now,
         jitter: f64,
     ) -> Option<Outcome> {
         let Some(held) = self.unproven.clone() else {
-            self.state = State::Due(Step::CheckPresence, now);
+            self.state = State::Due(Step::CheckPresence, now.monotonic_ms);
             return None;
         };
         match result {
@@ -89,15 +108,17 @@ impl Entry {
                     "the image is on the node for other namespaces, but not with the credentials of \
                      this one: {message}"
                 );
-                Some(self.failed(job, reason, message, now, now, jitter))
+                Some(self.failed(job, reason, message, now, now.monotonic_ms, jitter))
             }
             // A registry that does not answer has not denied access.
             Ok(()) | Err(_) => {
                 self.attempts = 0;
                 self.unproven = None;
-                self.removals.held(now);
-                self.state =
-                    State::Due(Step::CheckPresence, now + spread(presence_interval_ms, jitter));
+                self.removals.held(now.monotonic_ms);
+                self.state = State::Due(
+                    Step::CheckPresence,
+                    now.monotonic_ms + spread(presence_interval_ms, jitter),
+                );
                 Some(present(job, Reason::AlreadyPresent, held, now))
             }
         }
@@ -118,16 +139,18 @@ impl Entry {
         job: &Job,
         result: Result<Option<PresentImage>, RuntimeError>,
         presence_interval_ms: i64,
-        now: i64,
+        now: Now,
         jitter: f64,
     ) -> Option<Outcome> {
         let held_before = self.is_believed();
         match result {
             Ok(Some(held)) => {
                 self.attempts = 0;
-                self.removals.held(now);
-                self.state =
-                    State::Due(Step::CheckPresence, now + spread(presence_interval_ms, jitter));
+                self.removals.held(now.monotonic_ms);
+                self.state = State::Due(
+                    Step::CheckPresence,
+                    now.monotonic_ms + spread(presence_interval_ms, jitter),
+                );
                 let known = self.last.as_ref().is_some_and(|last| {
                     last.present
                         && held.digest.as_ref().is_none_or(|digest| *digest == last.digest)
@@ -137,44 +160,65 @@ impl Entry {
             }
             Ok(None) if held_before => Some(self.removed(job, presence_interval_ms, now, jitter)),
             // The kubelet may pull it again meanwhile, for a Pod.
-            Ok(None) if now < self.pull_not_before => {
-                let next_check = now + spread(presence_interval_ms, jitter);
+            Ok(None) if now.monotonic_ms < self.pull_not_before => {
+                let next_check = now.monotonic_ms + spread(presence_interval_ms, jitter);
                 self.state = State::Due(Step::CheckPresence, next_check.min(self.pull_not_before));
                 None
             }
             Ok(None) => {
-                self.state = State::Due(Step::Pull, now);
+                self.state = State::Due(Step::Pull, now.monotonic_ms);
                 None
             }
             // A runtime that does not answer has not lost the image.
             Err(_) if held_before => {
                 self.attempts += 1;
                 let delay = retry_delay(self.attempts, Reason::RuntimeUnavailable, jitter);
-                self.state = State::Due(Step::CheckPresence, now + delay);
+                self.state = State::Due(Step::CheckPresence, now.monotonic_ms + delay);
                 None
             }
-            Err(error) => Some(self.failed(job, error.reason, error.message, now, now, jitter)),
+            Err(RuntimeError { reason, message }) => {
+                Some(self.failed(job, reason, message, now, now.monotonic_ms, jitter))
+            }
         }
     }
 
-    fn removed(&mut self, job: &Job, presence_interval_ms: i64, now: i64, jitter: f64) -> Outcome {
-        let (backoff_ms, consecutive) = self.removals.removed(now);
-        let pull_at = now + spread(backoff_ms, jitter);
+    /// The pull that began at `started_unix_ms` brought the image, or found it present.
+    pub(super) fn pulled(
+        &mut self,
+        job: &Job,
+        pulled: PulledImage,
+        started_unix_ms: i64,
+        presence_interval_ms: i64,
+        now: Now,
+        jitter: f64,
+    ) -> Outcome {
+        (self.attempts, self.underestimates, self.unproven) = (0, 0, None);
+        self.removals.held(now.monotonic_ms);
+        let next_check = now.monotonic_ms + spread(presence_interval_ms, jitter);
+        self.state = State::Due(Step::CheckPresence, next_check);
+        let reason = if pulled.downloaded { Reason::Pulled } else { Reason::AlreadyPresent };
+        let outcome = present(job, reason, pulled.image, now);
+        Outcome { started_at_unix_ms: started_unix_ms, attempt: job.attempt, ..outcome }
+    }
+
+    fn removed(&mut self, job: &Job, presence_interval_ms: i64, now: Now, jitter: f64) -> Outcome {
+        let (backoff_ms, consecutive) = self.removals.removed(now.monotonic_ms);
+        let pull_at = now.monotonic_ms + spread(backoff_ms, jitter);
         self.pull_not_before = pull_at;
-        let (next, when) = if pull_at == now {
-            (State::Due(Step::Pull, now), "it is pulled again".to_owned())
+        let (next, when) = if pull_at == now.monotonic_ms {
+            (State::Due(Step::Pull, now.monotonic_ms), "it is pulled again".to_owned())
         } else {
-            let check_at = now + spread(presence_interval_ms, jitter);
+            let check_at = now.monotonic_ms + spread(presence_interval_ms, jitter);
             let when = format!(
                 "it was removed {consecutive} times in a row, so it is pulled again in {}",
-                duration_text(pull_at - now)
+                duration_text(pull_at - now.monotonic_ms)
             );
             (State::Due(Step::CheckPresence, check_at.min(pull_at)), when)
         };
         self.state = next;
         let message = format!("the runtime no longer holds the image; {when}");
         let outcome = absent(&job.uid, Reason::Removed, message, now);
-        Outcome { retry_at_unix_ms: pull_at, ..outcome }
+        Outcome { retry_at_unix_ms: now.unix_ms_at(pull_at), ..outcome }
     }
 
     /// The reason that was reported last.
@@ -183,11 +227,11 @@ impl Entry {
     }
 
     /// Retries soon, without counting an attempt.
-    pub(super) fn no_room(&mut self, job: &Job, message: String, now: i64, jitter: f64) -> Outcome {
-        let retry_at = now + spread(SPACE_EVERY_MS, jitter);
+    pub(super) fn no_room(&mut self, job: &Job, message: String, now: Now, jitter: f64) -> Outcome {
+        let retry_at = now.monotonic_ms + spread(SPACE_EVERY_MS, jitter);
         self.state = State::Due(self.step_after_failure(), retry_at);
         let outcome = absent(&job.uid, Reason::DiskPressure, message, now);
-        Outcome { retry_at_unix_ms: retry_at, ..outcome }
+        Outcome { retry_at_unix_ms: now.unix_ms_at(retry_at), ..outcome }
     }
 
     /// A tag has to be pulled: the image that the node holds under it may be outdated.
@@ -200,16 +244,17 @@ impl Entry {
         job: &Job,
         reason: Reason,
         message: String,
-        now: i64,
+        now: Now,
         not_before: i64,
         jitter: f64,
     ) -> Outcome {
         self.attempts += 1;
-        let retry_at = not_before.max(now + retry_delay(self.attempts, reason, jitter));
+        let retry_at =
+            not_before.max(now.monotonic_ms + retry_delay(self.attempts, reason, jitter));
         self.state = State::Due(self.step_after_failure(), retry_at);
         Outcome {
             attempt: self.attempts,
-            retry_at_unix_ms: retry_at,
+            retry_at_unix_ms: now.unix_ms_at(retry_at),
             ..absent(&job.uid, reason, message, now)
         }
     }
@@ -235,8 +280,8 @@ pub(super) fn retry_delay(attempts: u32, reason: Reason, jitter: f64) -> i64 {
 }
 
 /// The part of a message that states how long the node backs off.
-pub(super) fn backoff_text(now: i64, until: i64) -> String {
-    format!("this node pulls nothing from it for {}", duration_text(until - now))
+pub(super) fn backoff_text(now: Now, until_ms: i64) -> String {
+    format!("this node pulls nothing from it for {}", duration_text(until_ms - now.monotonic_ms))
 }
 
 fn duration_text(ms: i64) -> String {
@@ -249,26 +294,26 @@ pub(super) fn spread(every_ms: i64, jitter: f64) -> i64 {
     (every_ms as f64 * (0.75 + jitter * 0.5)) as i64
 }
 
-pub(super) fn present(job: &Job, reason: Reason, held: PresentImage, now: i64) -> Outcome {
+pub(super) fn present(job: &Job, reason: Reason, held: PresentImage, now: Now) -> Outcome {
     Outcome {
         uid: job.uid.clone(),
         present: true,
         reason: reason.as_str().into(),
         digest: held.digest.unwrap_or_default(),
         size_bytes: held.size_bytes,
-        finished_at_unix_ms: now,
+        finished_at_unix_ms: now.unix_ms,
         checked_for: job.check_for.clone(),
         ..Outcome::default()
     }
 }
 
-pub(super) fn absent(uid: &str, reason: Reason, message: String, now: i64) -> Outcome {
+pub(super) fn absent(uid: &str, reason: Reason, message: String, now: Now) -> Outcome {
     Outcome {
         uid: uid.to_owned(),
         present: false,
         reason: reason.as_str().into(),
         message,
-        finished_at_unix_ms: now,
+        finished_at_unix_ms: now.unix_ms,
         ..Outcome::default()
     }
 }

@@ -1,6 +1,6 @@
 //! The node's work queue: schedules presence checks, pulls and retries for its assignments, and
-//! turns results into reports. Pure: `now` is milliseconds since 1970, `jitter` a random number
-//! from 0 to 1.
+//! turns results into reports. Pure: `now` reads both clocks, `jitter` is a random number from 0 to 1.
+//! Due times are monotonic, in milliseconds; the wall clock is only for the times in reports.
 
 mod entry;
 mod registry;
@@ -11,10 +11,11 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
 use crate::api::Reason;
+use crate::clock::Now;
 use crate::image::Reference;
 use crate::protocol::{Assign, Outcome};
 use crate::runtime::{PresentImage, PulledImage, RuntimeError};
-use entry::{Entry, State, absent, backoff_text, first_step, present, spread};
+use entry::{Entry, State, absent, backoff_text, first_step};
 use registry::Registries;
 use removal::Removals;
 
@@ -75,7 +76,7 @@ pub struct Job {
 pub enum Ended {
     /// A presence check.
     PresenceChecked(Result<Option<PresentImage>, RuntimeError>),
-    /// A pull that began at this time.
+    /// A pull that began at this time, in milliseconds since 1970.
     Pulled(i64, Result<PulledImage, RuntimeError>),
     /// A verification of access with the registry.
     Verified(Result<(), RuntimeError>),
@@ -132,7 +133,7 @@ impl Queue {
     }
 
     /// Adds or updates an assignment. Returns the report that is due at once.
-    pub fn assign(&mut self, assign: Assign, now: i64) -> Option<Outcome> {
+    pub fn assign(&mut self, assign: Assign, now: Now) -> Option<Outcome> {
         let image = match Reference::parse(&assign.image) {
             Ok(image) => image,
             Err(error) => {
@@ -143,7 +144,7 @@ impl Queue {
         let Some(entry) = self.entries.get_mut(&assign.uid) else {
             self.arrivals += 1;
             let entry = Entry {
-                state: State::Due(first_step(&assign, &image), now),
+                state: State::Due(first_step(&assign, &image), now.monotonic_ms),
                 image,
                 arrived: self.arrivals,
                 attempts: 0,
@@ -182,10 +183,10 @@ impl Queue {
                 entry.last.clone().filter(|_| checks_presence)
             }
             State::Due(..) if to_check || credentials_changed || entry.image != image => {
-                entry.state = State::Due(first_step(new, &image), now);
+                entry.state = State::Due(first_step(new, &image), now.monotonic_ms);
                 entry.image = image;
                 entry.attempts = 0;
-                entry.pull_not_before = now;
+                entry.pull_not_before = now.monotonic_ms;
                 None
             }
             State::Due(..) => entry.last.clone(),
@@ -207,7 +208,7 @@ impl Queue {
 
     /// The next job to start, within the limits: assignments of the newest Revision first. At most
     /// one job runs for each image.
-    pub fn next(&mut self, now: i64) -> Option<Job> {
+    pub fn next(&mut self, now: Now) -> Option<Job> {
         let busy: HashSet<&Reference> = self.running.values().map(|job| &job.image).collect();
         let mut pulls: HashMap<&str, usize> = HashMap::new();
         for job in self.running.values().filter(|job| job.step.uses_registry()) {
@@ -220,10 +221,10 @@ impl Queue {
             let places = self.registries.places(registry, self.limits.pulls_per_registry);
             pulls_in_all < self.limits.parallel_pulls
                 && pulls.get(registry).copied().unwrap_or(0) < places
-                && self.registries.waits_until(registry, now).is_none()
+                && self.registries.waits_until(registry, now.monotonic_ms).is_none()
         };
         let due = self.entries.iter().filter_map(|(uid, entry)| match entry.state {
-            State::Due(step, at) if at <= now && !busy.contains(&entry.image) => {
+            State::Due(step, at) if at <= now.monotonic_ms && !busy.contains(&entry.image) => {
                 let free =
                     if step == Step::CheckPresence { free_check } else { free_pull(&entry.image) };
                 free.then_some((uid, entry, step))
@@ -266,11 +267,13 @@ impl Queue {
     }
 
     /// The runtime reported that an image was removed: checks the presence of all images.
-    pub fn removal_seen(&mut self, now: i64) {
+    pub fn removal_seen(&mut self, now: Now) {
         for entry in self.entries.values_mut() {
             match entry.state {
-                State::Due(Step::CheckPresence, at) if at > now && entry.is_believed() => {
-                    entry.state = State::Due(Step::CheckPresence, now);
+                State::Due(Step::CheckPresence, at)
+                    if at > now.monotonic_ms && entry.is_believed() =>
+                {
+                    entry.state = State::Due(Step::CheckPresence, now.monotonic_ms);
                 }
                 State::Running => entry.recheck = true,
                 State::Due(..) => {}
@@ -279,12 +282,14 @@ impl Queue {
     }
 
     /// Reports the pulls that wait for a rate-limited registry, once for each.
-    pub fn held_up(&mut self, now: i64) -> Vec<Outcome> {
+    pub fn held_up(&mut self, now: Now) -> Vec<Outcome> {
         let mut reports = Vec::new();
         for (uid, entry) in &mut self.entries {
-            let due = matches!(entry.state, State::Due(Step::Pull, at) if at <= now);
+            let due = matches!(entry.state, State::Due(Step::Pull, at) if at <= now.monotonic_ms);
             let registry = entry.image.domain();
-            let Some(until) = self.registries.waits_until(registry, now).filter(|_| due) else {
+            let Some(until) =
+                self.registries.waits_until(registry, now.monotonic_ms).filter(|_| due)
+            else {
                 continue;
             };
             let already_reported = entry.last_reason() == Some(Reason::RateLimited.as_str());
@@ -294,7 +299,7 @@ impl Queue {
             let message =
                 format!("{registry} asked for fewer requests; {}", backoff_text(now, until));
             let outcome = absent(uid, Reason::RateLimited, message, now);
-            let outcome = Outcome { retry_at_unix_ms: until, ..outcome };
+            let outcome = Outcome { retry_at_unix_ms: now.unix_ms_at(until), ..outcome };
             entry.last = Some(outcome.clone());
             reports.push(outcome);
         }
@@ -302,35 +307,36 @@ impl Queue {
     }
 
     /// Pulls that are due but exceed the limits.
-    pub fn queued(&self, now: i64) -> impl Iterator<Item = &str> {
+    pub fn queued(&self, now: Now) -> impl Iterator<Item = &str> {
         self.entries.iter().filter_map(move |(uid, entry)| match entry.state {
-            State::Due(Step::Pull, at) if at <= now => {
-                let limited = self.registries.waits_until(entry.image.domain(), now).is_some();
+            State::Due(Step::Pull, at) if at <= now.monotonic_ms => {
+                let limited =
+                    self.registries.waits_until(entry.image.domain(), now.monotonic_ms).is_some();
                 (!limited).then_some(uid.as_str())
             }
             _ => None,
         })
     }
 
-    /// When the next job is due, if that is in the future.
-    pub fn wake_at(&self, now: i64) -> Option<i64> {
+    /// The monotonic time, in milliseconds, at which the next job is due, if that is in the future.
+    pub fn wake_at(&self, now: Now) -> Option<i64> {
         let due = self.entries.values().filter_map(|entry| match entry.state {
-            State::Due(_, at) if at > now => Some(at),
+            State::Due(_, at) if at > now.monotonic_ms => Some(at),
             _ => None,
         });
-        due.chain(self.registries.wake_at(now)).min()
+        due.chain(self.registries.wake_at(now.monotonic_ms)).min()
     }
 
     /// A job was stopped before it ended.
-    pub fn stopped(&mut self, uid: &str, now: i64) {
+    pub fn stopped(&mut self, uid: &str, now: Now) {
         let Some(job) = self.running.remove(uid) else { return };
         if let Some(entry) = self.entries.get_mut(uid) {
-            entry.state = State::Due(job.step, now);
+            entry.state = State::Due(job.step, now.monotonic_ms);
         }
     }
 
     /// A job ended. Returns the report, if one is due.
-    pub fn ended(&mut self, job: &Job, ended: Ended, now: i64, jitter: f64) -> Option<Outcome> {
+    pub fn ended(&mut self, job: &Job, ended: Ended, now: Now, jitter: f64) -> Option<Outcome> {
         self.running.remove(&job.uid);
         let presence_interval_ms = self.limits.presence_interval_ms;
         let foreign =
@@ -347,20 +353,14 @@ impl Queue {
             }
             Ended::Pulled(started, Ok(pulled)) => {
                 self.registries.served(job.image.domain());
-                (entry.attempts, entry.underestimates, entry.unproven) = (0, 0, None);
-                entry.removals.held(now);
-                entry.state =
-                    State::Due(Step::CheckPresence, now + spread(presence_interval_ms, jitter));
-                let reason =
-                    if pulled.downloaded { Reason::Pulled } else { Reason::AlreadyPresent };
-                let outcome = present(job, reason, pulled.image, now);
-                Some(Outcome { started_at_unix_ms: started, attempt: job.attempt, ..outcome })
+                Some(entry.pulled(job, pulled, started, presence_interval_ms, now, jitter))
             }
             Ended::Pulled(started, Err(mut error)) => {
-                let mut not_before = now;
+                let mut not_before = now.monotonic_ms;
                 if error.reason == Reason::RateLimited {
                     let registry = job.image.domain();
-                    not_before = self.registries.limited(registry, &error.message, now, jitter);
+                    not_before =
+                        self.registries.limited(registry, &error.message, not_before, jitter);
                     error.message.push_str(&format!("; {}", backoff_text(now, not_before)));
                 }
                 let RuntimeError { reason, message } = error;
@@ -375,7 +375,7 @@ impl Queue {
                 entry.verified(job, refused, presence_interval_ms, now, jitter)
             }
             Ended::Refused(reason, message) => {
-                Some(entry.failed(job, reason, message, now, now, jitter))
+                Some(entry.failed(job, reason, message, now, now.monotonic_ms, jitter))
             }
             Ended::NoRoom(message) => {
                 // Reported once: it is checked often, and the numbers change each time.
@@ -388,19 +388,7 @@ impl Queue {
                 Some(entry.no_room(job, message, now, jitter))
             }
         };
-        if rerun {
-            entry.attempts = 0;
-            entry.state = State::Due(first_step(&entry.assign, &entry.image), now);
-        }
-        if std::mem::take(&mut entry.recheck)
-            && let State::Due(Step::CheckPresence, _) = entry.state
-            && entry.is_believed_after(&report)
-        {
-            entry.state = State::Due(Step::CheckPresence, now);
-        }
-        if report.is_some() {
-            entry.last.clone_from(&report);
-        }
+        entry.after(&report, rerun, now);
         report
     }
 }

@@ -1,8 +1,11 @@
 //! Orders in, jobs out, results back: no tasks, no clock, no runtime.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod clocks;
 mod limits;
 mod rights;
+
+use std::ops::{Deref, DerefMut};
 
 use proptest::prelude::*;
 
@@ -22,6 +25,68 @@ fn by_digest(uid: &str) -> Assign {
 fn limits() -> Limits {
     let (presence_interval_ms, assumed_bytes) = (60_000, 1_000);
     Limits { parallel_pulls: 2, pulls_per_registry: 2, presence_interval_ms, assumed_bytes }
+}
+
+/// The queue with one number for both clocks; the wall clock may be set ahead or back.
+struct Queue {
+    queue: super::Queue,
+    wall_ahead_ms: i64,
+}
+
+impl Queue {
+    fn new(limits: Limits) -> Self {
+        Queue { queue: super::Queue::new(limits), wall_ahead_ms: 0 }
+    }
+
+    fn at(&self, ms: i64) -> Now {
+        Now { monotonic_ms: ms, unix_ms: ms + self.wall_ahead_ms }
+    }
+
+    fn assign(&mut self, assign: Assign, now: i64) -> Option<Outcome> {
+        self.queue.assign(assign, self.at(now))
+    }
+
+    fn next(&mut self, now: i64) -> Option<Job> {
+        self.queue.next(self.at(now))
+    }
+
+    fn removal_seen(&mut self, now: i64) {
+        self.queue.removal_seen(self.at(now));
+    }
+
+    fn held_up(&mut self, now: i64) -> Vec<Outcome> {
+        self.queue.held_up(self.at(now))
+    }
+
+    fn queued(&self, now: i64) -> impl Iterator<Item = &str> {
+        self.queue.queued(self.at(now))
+    }
+
+    fn wake_at(&self, now: i64) -> Option<i64> {
+        self.queue.wake_at(self.at(now))
+    }
+
+    fn stopped(&mut self, uid: &str, now: i64) {
+        self.queue.stopped(uid, self.at(now));
+    }
+
+    fn ended(&mut self, job: &Job, ended: Ended, now: i64, jitter: f64) -> Option<Outcome> {
+        self.queue.ended(job, ended, self.at(now), jitter)
+    }
+}
+
+impl Deref for Queue {
+    type Target = super::Queue;
+
+    fn deref(&self) -> &super::Queue {
+        &self.queue
+    }
+}
+
+impl DerefMut for Queue {
+    fn deref_mut(&mut self) -> &mut super::Queue {
+        &mut self.queue
+    }
 }
 
 fn queue() -> Queue {

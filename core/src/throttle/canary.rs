@@ -1,6 +1,6 @@
 //! Canary pulls: the first node pulls an image before the others do, so that a missing image or a
-//! refused credential costs the registry one request instead of one for each node. Pure; `now` is
-//! milliseconds since 1970.
+//! refused credential costs the registry one request instead of one for each node. Pure; `now` is monotonic, in
+//! milliseconds.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 

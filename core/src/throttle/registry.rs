@@ -1,6 +1,6 @@
 //! The cluster-wide budget of each registry: how many pulls may run at the same time, how many may
 //! begin in a second, and which one is next. After a rate limit no pull begins for a back-off, and
-//! then fewer run at the same time. Pure; `now` is milliseconds since 1970.
+//! then fewer run at the same time. Pure; `now` is monotonic, in milliseconds.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};

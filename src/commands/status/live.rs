@@ -6,13 +6,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use jiff::Timestamp;
 use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Scope, StatusError, empty, key};
+use crate::clock::wall_clock;
 use imagewarm_core::api::ImageWarm;
 use imagewarm_core::table::images::{lines, printable, shortened, state};
 use imagewarm_core::table::row::{Row, Summary};
@@ -69,7 +69,7 @@ pub(super) async fn follow(
                 None => return Ok(store.into_values().collect()),
             },
             _ = tick.tick() => {
-                let rows = Row::from_all(store.values(), Timestamp::now());
+                let rows = Row::from_all(store.values(), wall_clock());
                 view.show(&rows, scope)?;
                 let is_settled = !rows.is_empty() && Summary::of(&rows).is_settled();
                 settled_since = settled_since.filter(|_| is_settled);

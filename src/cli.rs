@@ -85,7 +85,8 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             Ok(Exit::from(all_ready))
         }),
         Command::Certs(command) => block_on(async move {
-            use programs::certificates::{CONFIGURATION, SECRET};
+            use crate::leader::ca_publication::CONFIGURATION;
+            use programs::certificates::SECRET;
             let client = command.client.connect().await?;
             let (now, out) = (wall_clock(), &mut io::stdout());
             let names = (SECRET, CONFIGURATION);

@@ -32,7 +32,7 @@
 //! - [`kubernetes`]: everything that is asked of the API server.
 //! - `listener`: listening sockets, and TLS connections accepted within limits.
 //! - [`telemetry`]: logs, metrics, health.
-//! - `clock`: the monotonic and the wall clock.
+//! - `clock`: the monotonic and the wall clock. `backoff`: delays between attempts.
 //! - [`commands`]: one file for each command that people call.
 //! - [`programs`]: the two long-running programs, as lists of their parts.
 //!
@@ -42,6 +42,7 @@
 #![cfg_attr(not(test), warn(unused_crate_dependencies, clippy::disallowed_methods))]
 
 pub mod admission;
+mod backoff;
 pub mod cli;
 mod clock;
 pub mod commands;

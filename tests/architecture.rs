@@ -18,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["admission", "commands", "fan_out", "leader", "sessions", "warmer"],
     &["kubernetes", "runtime"],
     &["listener", "telemetry"],
-    &["clock", "exit", "protocol"],
+    &["backoff", "clock", "exit", "protocol"],
 ];
 
 /// A tree of modules, each the sources of one crate.

@@ -1,4 +1,4 @@
-//! An error with its causes, on one line.
+//! An error and its causes, on one line.
 
 use std::error::Error;
 
@@ -18,6 +18,15 @@ pub fn error_chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     printable(&text, MESSAGE_MAX)
+}
+
+/// The text of the last source of `error`: what the libraries in between wrap.
+pub fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    printable(&cause.to_string(), MESSAGE_MAX)
 }
 
 #[cfg(test)]
@@ -42,5 +51,8 @@ mod tests {
         assert_eq!(text(&["a"]).as_deref(), Some("a"));
         assert_eq!(text(&["a", "b", "c"]).as_deref(), Some("a: b: c"));
         assert_eq!(text(&["a: b", "b", "c\n"]).as_deref(), Some("a: b: c"));
+        let root = |texts: &[&'static str]| chain(texts).map(|link| root_cause(&*link));
+        assert_eq!(root(&["a"]).as_deref(), Some("a"));
+        assert_eq!(root(&["a", "b", "c\n"]).as_deref(), Some("c"));
     }
 }

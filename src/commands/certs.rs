@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::kubernetes::ca_bundles::{PublishError, WebhookConfigurations, ca_bundle_is_set};
+use crate::kubernetes::request::{RequestError, request};
 use imagewarm_core::settings::{duration, host_and_port};
 
 /// Timeout of one request.
@@ -51,13 +52,12 @@ pub struct CertsArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum CertsError {
     /// The Secret cannot be read.
-    #[error("cannot read Secret {0}")]
-    Secret(String, #[source] Box<kube::Error>),
-    /// The API server did not respond in time.
-    #[error("cannot read Secret {secret}: no response within {} s", TIMEOUT.as_secs())]
-    Timeout {
+    #[error("cannot read Secret {path}")]
+    Secret {
         /// Namespace and name.
-        secret: String,
+        path: String,
+        /// The cause.
+        source: RequestError,
     },
     /// The webhook configurations cannot be read.
     #[error("cannot compare the CA with the webhook configurations")]
@@ -81,9 +81,8 @@ pub async fn run(
 ) -> Result<bool, CertsError> {
     let path = format!("{}/{secret}", args.namespace);
     let api: Api<Secret> = Api::namespaced(client.clone(), &args.namespace);
-    let found = tokio::time::timeout(TIMEOUT, api.get_opt(secret)).await;
-    let found = found.map_err(|_| CertsError::Timeout { secret: path.clone() })?;
-    let found = found.map_err(|source| CertsError::Secret(path.clone(), Box::new(source)))?;
+    let found = request(TIMEOUT, api.get_opt(secret)).await;
+    let found = found.map_err(|source| CertsError::Secret { path: path.clone(), source })?;
     let mut faults = Vec::new();
     let mut stored = None;
     match found.as_ref().map(from_secret) {

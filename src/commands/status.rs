@@ -10,7 +10,7 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
 use crate::clock::wall_clock;
-use crate::kubernetes::request::one_line;
+use crate::kubernetes::request::{RequestError, request};
 use imagewarm_core::api::ImageWarm;
 use imagewarm_core::table::images::{render_json, render_table};
 use imagewarm_core::table::nodes::{NodeRow, render_nodes, render_nodes_json};
@@ -69,12 +69,9 @@ pub enum StatusError {
         /// The namespace, or all.
         scope: String,
     },
-    /// The API server did not respond in time.
-    #[error("cannot list ImageWarms: no response within {} s", PAGE_TIMEOUT.as_secs())]
-    Timeout,
-    /// The API server returned an error, or could not be reached.
-    #[error("cannot list ImageWarms: {}", one_line(.0))]
-    Api(Box<kube::Error>),
+    /// The request failed.
+    #[error("cannot list ImageWarms: {0}")]
+    Request(RequestError),
     /// The output is closed or full.
     #[error("cannot write the status")]
     Output(#[from] io::Error),
@@ -147,13 +144,11 @@ async fn list(api: &Api<ImageWarm>, scope: &Scope) -> Result<Vec<ImageWarm>, Sta
     let mut params = ListParams::default().limit(PAGE);
     let mut warms = Vec::new();
     loop {
-        let page = tokio::time::timeout(PAGE_TIMEOUT, api.list(&params)).await;
-        let page = page.map_err(|_| StatusError::Timeout)?.map_err(|error| match &error {
-            kube::Error::Api(status) if status.code == 404 => StatusError::NotInstalled,
-            kube::Error::Api(status) if status.code == 403 => {
-                StatusError::Forbidden { scope: scope.description() }
-            }
-            _ => StatusError::Api(Box::new(error)),
+        let page = request(PAGE_TIMEOUT, api.list(&params)).await;
+        let page = page.map_err(|error| match error.status_code() {
+            Some(404) => StatusError::NotInstalled,
+            Some(403) => StatusError::Forbidden { scope: scope.description() },
+            _ => StatusError::Request(error),
         })?;
         warms.extend(page.items);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tracing::info;
 
+use super::request::{self, RequestError};
 use imagewarm_core::api::{MANAGED_BY, MANAGED_BY_LABEL};
 
 /// Key of the CA in the ConfigMap.
@@ -57,7 +58,7 @@ pub struct CaBundles {
 
 impl CaBundles {
     /// Whether the API server can call both webhooks.
-    pub fn are_right(self) -> bool {
+    pub fn are_current(self) -> bool {
         (self.mutating, self.validating) == (BundleState::Current, BundleState::Current)
     }
 
@@ -80,25 +81,13 @@ impl CaBundles {
 
 /// Why the CA could not be published.
 #[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// The API server answered with an error, or is unreachable.
-    #[error("cannot {verb} {object}")]
-    Api {
-        /// `read` or `patch`.
-        verb: &'static str,
-        /// Kind and name.
-        object: String,
-        /// The cause.
-        source: Box<kube::Error>,
-    },
-    /// The API server did not answer in time.
-    #[error("cannot {verb} {object}: no answer within {} s", REQUEST_TIMEOUT.as_secs())]
-    Timeout {
-        /// `read` or `patch`.
-        verb: &'static str,
-        /// Kind and name.
-        object: String,
-    },
+#[error("cannot {verb} {object}")]
+pub struct PublishError {
+    /// `read` or `patch`.
+    verb: &'static str,
+    /// Kind and name.
+    object: String,
+    source: RequestError,
 }
 
 /// The part of a webhook configuration that is used here.
@@ -247,11 +236,7 @@ where
                 info!(kind = %K::kind(&()), name, "caBundle set");
                 return Ok(BundleState::Current);
             }
-            Err(PublishError::Api { source, .. })
-                if attempt < ATTEMPTS && is_changed_since(&source) =>
-            {
-                attempt += 1;
-            }
+            Err(error) if attempt < ATTEMPTS && is_changed_since(&error.source) => attempt += 1,
             Err(error) => return Err(error),
         }
     }
@@ -297,8 +282,8 @@ fn ca_patch(webhooks: &[(&str, Option<&ByteString>)], ca_pem: &str) -> Option<js
 }
 
 /// A failed `test` is 422; 404 means that the object or the index no longer exists.
-fn is_changed_since(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
+fn is_changed_since(error: &RequestError) -> bool {
+    matches!(error.status_code(), Some(404 | 409 | 422))
 }
 
 async fn request<T>(
@@ -306,13 +291,8 @@ async fn request<T>(
     object: impl Fn() -> String,
     call: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, PublishError> {
-    match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(source)) => {
-            Err(PublishError::Api { verb, object: object(), source: Box::new(source) })
-        }
-        Err(_) => Err(PublishError::Timeout { verb, object: object() }),
-    }
+    let answer = request::request(REQUEST_TIMEOUT, call).await;
+    answer.map_err(|source| PublishError { verb, object: object(), source })
 }
 
 #[cfg(test)]

@@ -17,6 +17,19 @@ pub enum RequestError {
     Failed(Box<kube::Error>),
 }
 
+impl RequestError {
+    /// The HTTP status code of the API server's answer, if it gave one.
+    pub fn status_code(&self) -> Option<u16> {
+        match self {
+            RequestError::Failed(error) => match &**error {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            RequestError::TimedOut(_) => None,
+        }
+    }
+}
+
 /// Waits for the response for at most `timeout`; the client itself may wait for ever.
 pub async fn request<T>(
     timeout: Duration,

@@ -13,8 +13,11 @@ use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 
+use super::request::{RequestError, request};
 use imagewarm_core::api::Reason;
+use imagewarm_core::api::names::is_dns_subdomain;
 use imagewarm_core::demand::PullIdentity;
+use imagewarm_core::error_chain::error_chain;
 use imagewarm_core::image::keychain::KeychainError;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 use imagewarm_core::image::{Credential, Keychain, Reference};
@@ -333,55 +336,31 @@ async fn read<K: Clone + DeserializeOwned + fmt::Debug>(
 ) -> Result<K, SecretError> {
     // The client inserts names into the URL unescaped: a name with a slash would address another
     // object.
-    if !is_object_name(&object.name) {
+    if !is_dns_subdomain(&object.name) {
         let name = quoted(&object.name);
         return Err(SecretError::InvalidName { kind: object.kind, name });
     }
-    match tokio::time::timeout(timeout, api.get(&object.name)).await {
-        Ok(Ok(found)) => Ok(found),
-        Ok(Err(kube::Error::Api(status))) => Err(match status.code {
-            404 => SecretError::NotFound(object),
-            403 => SecretError::Forbidden { object, resource },
-            code => {
-                let message = printable(&status.message, MESSAGE_MAX);
-                let cause = format!("the API server answered {code}: {message}");
-                SecretError::Unreachable { object, cause }
+    let error = match request(timeout, api.get(&object.name)).await {
+        Ok(found) => return Ok(found),
+        Err(error) => error,
+    };
+    let cause = match &error {
+        RequestError::TimedOut(_) => error.to_string(),
+        RequestError::Failed(failure) => match &**failure {
+            kube::Error::Api(status) if status.code == 404 => {
+                return Err(SecretError::NotFound(object));
             }
-        }),
-        // The message of the JSON parser could quote the Secret.
-        Ok(Err(kube::Error::SerdeError(_))) => {
-            let cause = "the API server's response cannot be decoded".to_owned();
-            Err(SecretError::Unreachable { object, cause })
-        }
-        Ok(Err(error)) => Err(SecretError::Unreachable { object, cause: chain(&error) }),
-        Err(_) => {
-            let cause = format!("no answer from the API server within {timeout:?}");
-            Err(SecretError::Unreachable { object, cause })
-        }
-    }
-}
-
-/// An error and its sources, without those that only repeat another.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
-    printable(&text, MESSAGE_MAX)
-}
-
-/// A DNS-1123 subdomain, as all names of Secrets and ServiceAccounts are.
-fn is_object_name(name: &str) -> bool {
-    let is_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    name.len() <= 253
-        && name.split('.').all(|label| {
-            label.bytes().all(|byte| is_alphanumeric(byte) || byte == b'-')
-                && label.bytes().next().is_some_and(is_alphanumeric)
-                && !label.ends_with('-')
-        })
+            kube::Error::Api(status) if status.code == 403 => {
+                return Err(SecretError::Forbidden { object, resource });
+            }
+            kube::Error::Api(status) => {
+                let message = printable(&status.message, MESSAGE_MAX);
+                format!("the API server answered {}: {message}", status.code)
+            }
+            // The message of the JSON parser could quote the Secret.
+            kube::Error::SerdeError(_) => "the API server's response cannot be decoded".to_owned(),
+            failure => error_chain(failure),
+        },
+    };
+    Err(SecretError::Unreachable { object, cause })
 }

@@ -1,13 +1,14 @@
 //! The leader's work beside dispatch: it repairs what the fan-out missed, follows new nodes,
 //! resolves moved tags, deletes orphaned ImageWarms, writes the statuses of Knative Images, and
-//! records failures as Events.
+//! records failures as Events, and publishes the CA.
 //!
 //! `election` determines the leader. `reconcile` is the loop: observe (the caches), plan (pure, in
 //! `imagewarm_core::plan`), apply (through `kubernetes::writes`). `garbage_collection` reads the
 //! live objects before it deletes anything. `image_status` writes the Images' statuses, `events`
-//! the Events.
+//! the Events. `ca_publication` publishes the CA that signs what admission and sessions serve.
 
 pub mod args;
+pub mod ca_publication;
 pub mod election;
 mod events;
 mod garbage_collection;

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// Back-off after the first rejection; each further one doubles it.
+use crate::backoff::Backoff;
+
 const FIRST_BACKOFF: Duration = Duration::from_secs(60);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1800);
 
@@ -16,7 +18,7 @@ pub(super) struct RefusedNamespaces {
 
 struct Refused {
     until: Instant,
-    backoff: Duration,
+    backoff: Backoff,
 }
 
 impl RefusedNamespaces {
@@ -31,10 +33,13 @@ impl RefusedNamespaces {
         if self.contains(namespace, now) {
             return None;
         }
-        let before = self.by_name.get(namespace).map(|refused| refused.backoff);
-        let backoff = before.map_or(FIRST_BACKOFF, |backoff| (backoff * 2).min(LONGEST_BACKOFF));
-        self.by_name.insert(namespace.to_owned(), Refused { until: now + backoff, backoff });
-        Some(backoff)
+        let refused = self.by_name.entry(namespace.to_owned()).or_insert_with(|| Refused {
+            until: now,
+            backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
+        });
+        let delay = refused.backoff.next_delay();
+        refused.until = now + delay;
+        Some(delay)
     }
 
     /// Ends the back-off: an object was created in the namespace.

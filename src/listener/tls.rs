@@ -15,6 +15,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// Intervals after a failed accept (such as too many open files), so that the loop does not spin.
+use crate::backoff::Backoff;
+
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
@@ -54,14 +56,14 @@ impl TlsListener {
             WhenFull::Wait => self.permits.clone().acquire_owned().await.ok(),
             WhenFull::Refuse => None,
         };
-        let mut backoff = FIRST_BACKOFF;
+        let mut backoff = Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF);
         let stream = loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => break stream,
                 Err(error) => {
-                    tracing::warn!(%error, retry_in = ?backoff, "connection not accepted");
-                    sleep(backoff).await;
-                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
+                    let retry_in = backoff.next_delay();
+                    tracing::warn!(%error, ?retry_in, "connection not accepted");
+                    sleep(retry_in).await;
                 }
             }
         };

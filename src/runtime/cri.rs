@@ -22,6 +22,7 @@ use api::{
     PullImageRequest, VersionRequest,
 };
 use imagewarm_core::api::Reason;
+use imagewarm_core::error_chain::root_cause;
 use imagewarm_core::image::quoted::printable;
 use imagewarm_core::image::{Credential, Reference};
 use imagewarm_core::runtime::{
@@ -223,11 +224,8 @@ fn failure(status: &Status) -> RuntimeError {
     // A status with a source was created by the client: the runtime sent none.
     let (reason, message) = match status.source() {
         Some(source) => {
-            let mut deepest = source;
-            while let Some(next) = deepest.source() {
-                deepest = next;
-            }
-            (Reason::RuntimeUnavailable, format!("the runtime does not respond: {deepest}"))
+            let message = format!("the runtime does not respond: {}", root_cause(source));
+            (Reason::RuntimeUnavailable, message)
         }
         None => (
             cri_failure::classify((status.code() as i32).into(), status.message()),

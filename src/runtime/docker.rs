@@ -337,12 +337,12 @@ fn failure(error: Error) -> RuntimeError {
         // Every other error is one of the client or the connection.
         error => (Reason::RuntimeUnavailable, format!("docker does not respond: {error}")),
     };
-    RuntimeError { reason, message: one_line(&message) }
+    RuntimeError { reason, message: without_secrets(&message) }
 }
 
 /// A message for a status and a log: short, on one line, and without the secrets of URLs: signed
 /// queries of blob stores, and `user:password@`.
-fn one_line(text: &str) -> String {
+fn without_secrets(text: &str) -> String {
     let mut line = String::new();
     for word in text.split_whitespace() {
         if !line.is_empty() {

@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::{DispatchMetrics, WriteResult};
+use crate::backoff::Backoff;
 use crate::clock::wall_clock;
 use crate::kubernetes::writes::{self, ApplyError};
 use imagewarm_core::api::{CachedImageWarm, ImageWarm, ImageWarmStatus};
@@ -209,7 +210,7 @@ impl StatusWriter {
 
     async fn write(&self, intent: Intent) {
         let mut warm = intent.warm.to_image_warm();
-        let mut backoff = FIRST_BACKOFF;
+        let mut backoff = Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF);
         loop {
             let Some(status) = next_status(&warm, &intent.report, wall_clock()) else {
                 self.metrics.write(WriteResult::Unchanged);
@@ -237,9 +238,7 @@ impl StatusWriter {
                 }
                 ApplyError::Conflict | ApplyError::Retryable(_) => {
                     self.metrics.write(WriteResult::Retried);
-                    let jitter = rand::random_range(0.5..1.0);
-                    tokio::time::sleep(backoff.mul_f64(jitter)).await;
-                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
+                    tokio::time::sleep(backoff.next_with_jitter()).await;
                 }
                 // The object or its namespace was deleted: there is nothing to report.
                 ApplyError::NotFound | ApplyError::NamespaceTerminating => {

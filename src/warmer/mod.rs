@@ -152,7 +152,7 @@ impl Warmer {
             self.start_jobs();
             if self.link.is_closed() {
                 let hello = self.hello();
-                self.link.begin(hello, rand::random());
+                self.link.begin(hello);
             }
             let wake_at = self.queue.wake_at(self.clock.now());
             let wants_room = !self.outbox.is_empty();

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::runtime::Runtime;
 
 /// Delay that merges removals into one event: a garbage collection removes many images in a row.
@@ -50,16 +51,15 @@ impl Removals {
 }
 
 async fn listen(runtime: Arc<dyn Runtime>, removed: Arc<Notify>) {
-    let mut backoff = FIRST_BACKOFF;
+    let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
     loop {
         let began = Instant::now();
         let error = runtime.watch_removals(&|| removed.notify_one()).await;
         if began.elapsed() >= HEALTHY {
-            backoff = FIRST_BACKOFF;
+            backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
         }
         tracing::debug!(%error, "watch of image removals failed, retrying");
-        tokio::time::sleep(backoff).await;
-        backoff = (backoff * 2).min(MAX_BACKOFF);
+        tokio::time::sleep(backoff.next_with_jitter()).await;
         // Removals during the back-off were not observed.
         removed.notify_one();
     }

@@ -19,7 +19,9 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status, Streaming};
 
+use crate::backoff::Backoff;
 use crate::protocol::dispatch_client::DispatchClient;
+use imagewarm_core::error_chain::root_cause;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, printable, quoted};
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello, LEADER_METADATA, from_warmer};
 
@@ -188,14 +190,6 @@ fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
-}
-
 fn read(path: &Path) -> Result<Vec<u8>, StreamError> {
     // Small files on a memory file system: blocking is short.
     fs::read(path).map_err(|source| StreamError::File { path: path.to_owned(), source })
@@ -258,12 +252,20 @@ pub(super) struct Link {
     /// The leader's reported address; tried once before the configured address.
     leader: Option<ServerAddress>,
     failures: u32,
+    backoff: Backoff,
     opened_at: Option<tokio::time::Instant>,
 }
 
 impl Link {
     pub(super) fn new(settings: StreamSettings) -> Self {
-        Link { settings, state: State::Closed, leader: None, failures: 0, opened_at: None }
+        Link {
+            settings,
+            state: State::Closed,
+            leader: None,
+            failures: 0,
+            backoff: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
+            opened_at: None,
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -276,16 +278,17 @@ impl Link {
 
     /// Closes the stream and resets the back-off.
     pub(super) fn close(&mut self) {
-        (self.state, self.failures, self.opened_at) = (State::Closed, 0, None);
+        (self.state, self.opened_at) = (State::Closed, None);
+        self.reset_backoff();
     }
 
-    /// Starts to open a stream, after a back-off if the last ones failed. `jitter` is from 0 to 1.
-    pub(super) fn begin(&mut self, hello: BoxFuture<'static, Hello>, jitter: f64) {
+    /// Starts to open a stream, after a back-off if the last ones failed.
+    pub(super) fn begin(&mut self, hello: BoxFuture<'static, Hello>) {
         let redirected = self.leader.take();
         // A redirect is followed at once at most twice in a row: replicas may point at each other.
         let backoff = match (&redirected, self.failures) {
             (_, 0) | (Some(_), 1..=2) => Duration::ZERO,
-            (_, failures) => backoff(failures, jitter),
+            _ => self.backoff.next_with_jitter(),
         };
         let target = redirected.unwrap_or_else(|| self.settings.server.clone());
         let settings = self.settings.clone();
@@ -325,13 +328,18 @@ impl Link {
         }
     }
 
+    fn reset_backoff(&mut self) {
+        self.failures = 0;
+        self.backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
+    }
+
     fn lost(&mut self, error: StreamError) -> LinkEvent {
         self.state = State::Closed;
         // A controller that shuts down closes streams with UNAVAILABLE; another is ready soon.
         let handed_over =
             matches!(&error, StreamError::Ended(status) if status.code() == Code::Unavailable);
         if self.opened_at.take().is_some_and(|at| handed_over || at.elapsed() >= HEALTHY) {
-            self.failures = 0;
+            self.reset_backoff();
         }
         self.failures = self.failures.saturating_add(1);
         if let StreamError::NotLeading(leader) = &error {
@@ -339,11 +347,6 @@ impl Link {
         }
         LinkEvent::Lost(error)
     }
-}
-
-fn backoff(failures: u32, jitter: f64) -> Duration {
-    let factor = 1u32 << failures.saturating_sub(1).min(10);
-    (FIRST_BACKOFF * factor).min(MAX_BACKOFF).mul_f64(0.5 + jitter * 0.5)
 }
 
 #[cfg(test)]
@@ -366,14 +369,6 @@ mod tests {
         {
             assert!(text.parse::<ServerAddress>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn back_off_grows_and_is_bounded() {
-        assert_eq!(backoff(1, 1.0), FIRST_BACKOFF);
-        assert_eq!(backoff(3, 1.0), FIRST_BACKOFF * 4);
-        assert_eq!(backoff(99, 1.0), MAX_BACKOFF);
-        assert_eq!(backoff(99, 0.0), MAX_BACKOFF / 2);
     }
 
     #[test]

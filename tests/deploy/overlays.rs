@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use clap::CommandFactory;
 use imagewarm::cli::Cli;
-use imagewarm::programs::certificates::{CertificateMetrics, SERVICES};
+use imagewarm::programs::certificates::SERVICES;
+use imagewarm::telemetry::certificates::CertificateMetrics;
 use serde_json::{Value, json};
 
 use crate::{CONTROLLER, NAMESPACE, container, folder, list, one, read, text};

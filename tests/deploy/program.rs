@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use clap::Parser;
 use imagewarm::cli::Cli;
 use imagewarm::leader::LeaseArgs;
-use imagewarm::programs::certificates::{CONFIG_MAP, CONFIGURATION, SECRET, SERVICES};
+use imagewarm::leader::ca_publication::{CONFIG_MAP, CONFIGURATION};
+use imagewarm::programs::certificates::{SECRET, SERVICES};
 use serde_json::{Value, json};
 
 use crate::{CONTROLLER, WARMER, container, list, name, of_kind, one, text, workloads};

@@ -8,13 +8,11 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 
 use super::PullIdentity;
 use crate::api::knative::{Container, ContainerStatus, ROUTING_STATE_LABEL};
+use crate::api::names::{MAX_PULL_SECRETS, is_dns_subdomain};
 use crate::api::{KnativeImage, Revision, SecretReference, WARM_KEY};
 use crate::image::Reference;
 use crate::placement::PodConstraints;
 use crate::policy::Policy;
-
-/// `maxItems` of an `ImageWarm`'s `imagePullSecrets`.
-const PULL_SECRETS_MAX: usize = 16;
 
 /// The demand of one Revision or Image.
 #[derive(Clone, Debug)]
@@ -172,8 +170,8 @@ fn identity(named: &[LocalObjectReference], account: &Option<String>) -> PullIde
 /// Those of the secrets that an `ImageWarm` can name.
 pub fn valid_secrets(names: &[String]) -> Vec<SecretReference> {
     let mut secrets: Vec<SecretReference> = Vec::new();
-    for name in names.iter().filter(|name| is_subdomain(name)) {
-        if !secrets.iter().any(|known| known.name == *name) && secrets.len() < PULL_SECRETS_MAX {
+    for name in names.iter().filter(|name| is_dns_subdomain(name)) {
+        if !secrets.iter().any(|known| known.name == *name) && secrets.len() < MAX_PULL_SECRETS {
             secrets.push(SecretReference { name: name.clone() });
         }
     }
@@ -191,17 +189,6 @@ fn placement(revision: &Revision) -> PodConstraints {
         required_terms: required.map(|selector| selector.node_selector_terms.clone()),
         runtime_class: spec.runtime_class_name.clone().filter(|name| !name.is_empty()),
     }
-}
-
-/// A DNS-1123 subdomain, as names of Secrets and Nodes must be.
-pub fn is_subdomain(name: &str) -> bool {
-    let label = |label: &str| {
-        label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !label.is_empty()
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(label)
 }
 
 #[cfg(test)]

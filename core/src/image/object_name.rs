@@ -86,21 +86,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::api::names::is_dns_subdomain;
 
     fn name(image: &str, node: &str) -> String {
         object_name(&Reference::parse(image).unwrap(), node)
-    }
-
-    fn is_subdomain(name: &str) -> bool {
-        name.len() <= 253
-            && name.split('.').all(|label| {
-                !label.is_empty()
-                    && !label.starts_with('-')
-                    && !label.ends_with('-')
-                    && label
-                        .bytes()
-                        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            })
     }
 
     /// Objects of these names exist in clusters: another name would be another object.
@@ -144,7 +133,7 @@ mod tests {
     fn the_longest_names_fit() {
         let image = format!("r.example/{}:{}", "a".repeat(255), "t".repeat(128));
         let (one, other) = (name(&image, &"n".repeat(253)), name(&image, &"n".repeat(252)));
-        assert!(is_subdomain(&one) && one.len() > 200, "{one}");
+        assert!(is_dns_subdomain(&one) && one.len() > 200, "{one}");
         assert_ne!(one, other);
     }
 
@@ -160,7 +149,7 @@ mod tests {
             for image in &images {
                 for node in &nodes {
                     let name = object_name(image, node);
-                    prop_assert!(is_subdomain(&name), "{name}");
+                    prop_assert!(is_dns_subdomain(&name), "{name}");
                     prop_assert!(names.insert(name));
                 }
             }

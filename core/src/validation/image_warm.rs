@@ -4,12 +4,10 @@
 use serde_json::Value;
 
 use super::field_error::{Fault, FieldError};
+use crate::api::names::{MAX_PULL_SECRETS, MAX_SUBDOMAIN, is_dns_subdomain};
 use crate::image::Reference;
 
-/// At most so many pull secrets.
-pub const MOST_SECRETS: usize = 16;
 /// Longest name of an object.
-const LONGEST_NAME: usize = 253;
 /// Longest image reference, as in the CRD.
 const LONGEST_IMAGE: usize = 1024;
 
@@ -118,11 +116,11 @@ fn check_secrets(secrets: &Value, errors: &mut Vec<FieldError>) {
     match secrets {
         Value::Null => {}
         Value::Array(secrets) => {
-            if secrets.len() > MOST_SECRETS {
-                let detail = format!("there may be at most {MOST_SECRETS}");
+            if secrets.len() > MAX_PULL_SECRETS {
+                let detail = format!("there may be at most {MAX_PULL_SECRETS}");
                 errors.push(FieldError::new(field, Fault::TooMany, &secrets.len().into(), detail));
             }
-            for (at, secret) in secrets.iter().take(MOST_SECRETS).enumerate() {
+            for (at, secret) in secrets.iter().take(MAX_PULL_SECRETS).enumerate() {
                 let element = format!("{field}[{at}]");
                 if secret.is_object() {
                     check_name(format!("{element}.name"), &secret["name"], "Secret", errors);
@@ -143,10 +141,10 @@ fn check_name(field: String, name: &Value, kind: &str, errors: &mut Vec<FieldErr
     let detail = match name.as_str() {
         None if !name.is_null() => format!("it must be the name of a {kind}, a string"),
         None | Some("") => format!("the name of a {kind} is needed"),
-        Some(text) if text.len() > LONGEST_NAME => {
-            format!("the name of a {kind} has at most {LONGEST_NAME} characters")
+        Some(text) if text.len() > MAX_SUBDOMAIN => {
+            format!("the name of a {kind} has at most {MAX_SUBDOMAIN} characters")
         }
-        Some(text) if !is_dns1123_subdomain(text) => format!(
+        Some(text) if !is_dns_subdomain(text) => format!(
             "the name of a {kind} is a DNS-1123 subdomain: lower case letters, digits, '-' and \
              '.', where each part begins and ends with a letter or digit"
         ),
@@ -157,18 +155,6 @@ fn check_name(field: String, name: &Value, kind: &str, errors: &mut Vec<FieldErr
 
 fn required_or_invalid(value: &Value) -> Fault {
     if value.is_null() || value.as_str() == Some("") { Fault::Required } else { Fault::Invalid }
-}
-
-/// Whether `text` can be the name of a Node or a Secret.
-pub fn is_dns1123_subdomain(text: &str) -> bool {
-    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let is_label = |label: &str| {
-        let bytes = label.as_bytes();
-        bytes.first().is_some_and(alphanumeric)
-            && bytes.last().is_some_and(alphanumeric)
-            && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
-    };
-    text.len() <= LONGEST_NAME && text.split('.').all(is_label)
 }
 
 /// The well-formed secrets of a spec, each name once, with the path of its field; those that
@@ -183,10 +169,10 @@ pub fn new_secrets<'a>(spec: &'a Value, old: &Value) -> Vec<(String, &'a str)> {
         secrets.into_iter().flatten().filter_map(|secret| secret["name"].as_str()).collect()
     };
     let mut seen = std::collections::HashSet::new();
-    let named = names(spec).into_iter().take(MOST_SECRETS).enumerate();
+    let named = names(spec).into_iter().take(MAX_PULL_SECRETS).enumerate();
     named
         .filter_map(|(at, name)| Some((at, name?)))
-        .filter(|(_, name)| is_dns1123_subdomain(name) && !old.contains(name) && seen.insert(*name))
+        .filter(|(_, name)| is_dns_subdomain(name) && !old.contains(name) && seen.insert(*name))
         .map(|(at, name)| (format!("spec.imagePullSecrets[{at}].name"), name))
         .collect()
 }
@@ -269,18 +255,6 @@ mod tests {
         let long = errors_of(json!({"image": "a".repeat(5000), "nodeName": "n".repeat(254)}));
         assert_eq!(long.len(), 2);
         assert!(long.iter().all(|message| message.len() < 500));
-    }
-
-    #[test]
-    fn names_follow_dns_1123() {
-        let longest = "a".repeat(253);
-        for good in ["a", "1", "node-a", "ip-10-0-0-1.example.com", "a.b", longest.as_str()] {
-            assert!(is_dns1123_subdomain(good), "{good}");
-        }
-        let too_long = "a".repeat(254);
-        for bad in ["", ".", "a.", ".a", "a..b", "-a", "a-", "A", "a_b", "ä", "a b", &too_long] {
-            assert!(!is_dns1123_subdomain(bad), "{bad}");
-        }
     }
 
     #[test]

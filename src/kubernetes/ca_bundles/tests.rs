@@ -106,7 +106,7 @@ async fn only_differences_are_written_and_absence_is_reported() {
     let bundles = ensure_ca_bundle(&client, &names(), "CA").await.unwrap();
     assert_eq!(bundles.mutating, BundleState::Current);
     assert_eq!(bundles.validating, BundleState::NotFound);
-    assert!(!bundles.are_right());
+    assert!(!bundles.are_current());
     assert_eq!(bundles.check().unwrap_err(), "the ValidatingWebhookConfiguration does not exist");
     let patches = std::mem::take(&mut cluster.lock().unwrap().patches);
     let ca = json!(ByteString(b"CA".to_vec()));
@@ -119,14 +119,14 @@ async fn only_differences_are_written_and_absence_is_reported() {
     assert_eq!(patches, [(MUTATING.to_owned(), expected)]);
 
     put(VALIDATING, configuration("ValidatingWebhookConfiguration", &[None]));
-    assert!(!ca_bundle_is_set(&client, &names(), "CA").await.unwrap().are_right());
+    assert!(!ca_bundle_is_set(&client, &names(), "CA").await.unwrap().are_current());
     cluster.lock().unwrap().refuse_patches = 1;
-    assert!(ensure_ca_bundle(&client, &names(), "CA").await.unwrap().are_right());
+    assert!(ensure_ca_bundle(&client, &names(), "CA").await.unwrap().are_current());
     assert_eq!(cluster.lock().unwrap().patches.len(), 2, "rejected once, then retried");
-    assert!(ca_bundle_is_set(&client, &names(), "CA").await.unwrap().are_right());
-    assert!(ensure_ca_bundle(&client, &names(), "CA").await.unwrap().are_right());
+    assert!(ca_bundle_is_set(&client, &names(), "CA").await.unwrap().are_current());
+    assert!(ensure_ca_bundle(&client, &names(), "CA").await.unwrap().are_current());
     assert_eq!(cluster.lock().unwrap().patches.len(), 2, "no difference, no write");
-    assert!(!ca_bundle_is_set(&client, &names(), "CB").await.unwrap().are_right());
+    assert!(!ca_bundle_is_set(&client, &names(), "CB").await.unwrap().are_current());
 }
 
 #[tokio::test]

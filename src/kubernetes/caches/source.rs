@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::store::{Listed, Store};
 use super::{Change, Synced};
+use crate::backoff::Backoff;
 use crate::kubernetes::request::one_line;
 use imagewarm_core::api::CachedObject;
 use imagewarm_core::api::cached::Shared;
@@ -125,6 +126,7 @@ pub(super) struct Source<K: Watched> {
     changes: broadcast::Sender<Change>,
     progress: Arc<Progress>,
     failures: u32,
+    backoff: Backoff,
     absent: bool,
 }
 
@@ -135,7 +137,16 @@ impl<K: Watched> Source<K> {
         progress: Arc<Progress>,
     ) -> Self {
         let (store, shared) = (Store::default(), Shared::default());
-        Source { api, store, shared, changes, progress, failures: 0, absent: false }
+        Source {
+            api,
+            store,
+            shared,
+            changes,
+            progress,
+            failures: 0,
+            backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX),
+            absent: false,
+        }
     }
 
     pub(super) fn store(&self) -> Store<K::CachedObject> {
@@ -223,6 +234,7 @@ impl<K: Watched> Source<K> {
             tracing::info!(kind = ?K::KIND, failures = self.failures, "watch recovered");
         }
         self.failures = 0;
+        self.backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         self.progress.set(K::KIND, Currency::Current);
     }
 
@@ -244,9 +256,8 @@ impl<K: Watched> Source<K> {
         } else {
             tracing::debug!(kind = ?K::KIND, %error, failures = self.failures, "still cannot list or watch");
         }
-        let longest = BACKOFF_MIN.saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
-        sleep(longest.mul_f64(rand::random_range(0.5..1.0))).await;
+        sleep(self.backoff.next_with_jitter()).await;
     }
 
     /// Watches until a new list is required.

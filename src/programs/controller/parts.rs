@@ -18,10 +18,12 @@ use crate::kubernetes::ca_bundles::CaBundles;
 use crate::kubernetes::caches::{self, Stores};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::ApiServerReviewer;
+use crate::leader::ca_publication::Publisher;
 use crate::leader::{Controller, ControllerMetrics, Elector};
 use crate::programs::{Parts, certificates};
 use crate::sessions::metrics::DispatchMetrics;
 use crate::sessions::{DispatchServer, Dispatcher};
+use crate::telemetry::certificates::CertificateMetrics;
 use crate::telemetry::health::{self, Readiness};
 use imagewarm_core::policy::Policy;
 use imagewarm_webhook_certs::{Resolver, Served};
@@ -79,7 +81,7 @@ impl Replica<'_> {
         leadership: &watch::Receiver<Leadership>,
     ) -> anyhow::Result<Certificates> {
         let args = &self.command.certificates;
-        let metrics = certificates::CertificateMetrics::register(self.registry);
+        let metrics = CertificateMetrics::register(self.registry);
         let trusted = watch::Sender::new(None);
         let keeper = certificates::Source::new(
             &self.client,
@@ -94,7 +96,7 @@ impl Replica<'_> {
         });
         let published = watch::Sender::new(None);
         let bundles = published.subscribe();
-        let publisher = certificates::Publisher {
+        let publisher = Publisher {
             client: self.client.clone(),
             namespace: self.command.namespace.clone(),
             served: served.clone(),

@@ -128,20 +128,3 @@ fn identities() {
     assert_eq!(odd.secrets, ["a", "Upper", "", "", "a", "b.c"], "as written");
     assert_eq!(odd.service_account.as_deref(), Some("robot"));
 }
-
-#[test]
-fn subdomains() {
-    for (name, good) in [
-        ("a", true),
-        ("a-b.c", true),
-        ("", false),
-        ("-a", false),
-        ("a.", false),
-        ("a..b", false),
-        ("a_b", false),
-        ("ä", false),
-    ] {
-        assert_eq!(is_subdomain(name), good, "{name}");
-    }
-    assert!(is_subdomain(&"a".repeat(253)) && !is_subdomain(&"a".repeat(254)));
-}

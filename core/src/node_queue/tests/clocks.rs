@@ -4,10 +4,13 @@ use super::*;
 
 const HOUR_MS: i64 = 3_600_000;
 
+type Jobs = Vec<(i64, String, Step)>;
+type Reports = Vec<(i64, Outcome)>;
+
 /// Three hours of one node: a registry that is unreachable, one that limits requests, and an image
 /// that is removed again and again. `wall_clock` gives how far the wall clock is ahead at each
 /// monotonic time. Returns each job with its start, and each report with its times.
-fn run(wall_clock: impl Fn(i64) -> i64) -> (Vec<(i64, String, Step)>, Vec<(i64, Outcome)>) {
+fn run(wall_clock: impl Fn(i64) -> i64) -> (Jobs, Reports) {
     let mut queue = queue();
     for (uid, image) in [("fails", "down.test/a:1"), ("limited", "busy.test/a:1")] {
         queue.assign(assignment(uid, image), 0);

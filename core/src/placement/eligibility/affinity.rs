@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
 
 use super::NodeFacts;
-use crate::demand::revision::is_subdomain;
+use crate::api::names::is_dns_subdomain;
 
 /// The longest name in a label's key, and the longest value.
 const LABEL_MAX: usize = 63;
@@ -58,7 +58,7 @@ fn is_label_key(key: &str) -> bool {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, key),
     };
-    prefix.is_none_or(is_subdomain) && !name.is_empty() && is_label_value(name)
+    prefix.is_none_or(is_dns_subdomain) && !name.is_empty() && is_label_value(name)
 }
 
 fn is_label_value(value: &str) -> bool {

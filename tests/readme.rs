@@ -40,7 +40,7 @@ fn every_reason_is_explained() {
 }
 
 #[test]
-fn settings_exist_and_have_the_default_that_is_told() {
+fn settings_exist_and_have_the_documented_default() {
     let mut defaults = BTreeMap::new();
     let mut flags = BTreeSet::new();
     for command in Cli::command().get_subcommands() {

@@ -273,8 +273,20 @@ impl Controller {
             let until = Instant::now() + CREATED_BACKOFF;
             memory.held_back.extend(orphans.iter().map(|one| (key(&one.object), until)));
         }
+        let results = self.create_all(due, still_leading).await;
+        self.record(results, memory);
+        memory.next_creation(Instant::now())
+    }
+
+    /// Creates the objects in parallel, as long as this replica leads. After a namespace has
+    /// rejected one, its others are not sent.
+    async fn create_all(
+        &self,
+        due: Vec<Creation>,
+        still_leading: &StillLeading,
+    ) -> Vec<(Creation, Result<writes::Created, ApplyError>)> {
         let refusing = Mutex::new(HashSet::new());
-        let results: Vec<_> = futures::stream::iter(due)
+        futures::stream::iter(due)
             .map(async |creation| {
                 let locked = || refusing.lock().unwrap_or_else(PoisonError::into_inner);
                 if !still_leading.get() || locked().contains(namespace(&creation.object)) {
@@ -286,11 +298,18 @@ impl Controller {
                 }
                 Some((creation, result))
             })
-            .buffer_unordered(limit)
+            .buffer_unordered(usize::from(self.args.repair_concurrency))
             .filter_map(std::future::ready)
             .collect()
-            .await;
+            .await
+    }
 
+    /// Counts and logs the results, and holds each object back for its time.
+    fn record(
+        &self,
+        results: Vec<(Creation, Result<writes::Created, ApplyError>)>,
+        memory: &mut Memory,
+    ) {
         let (mut created, mut existed, mut failed) = (0_usize, 0_usize, 0_usize);
         for (creation, result) in results {
             let backoff = match &result {
@@ -321,7 +340,6 @@ impl Controller {
             memory.held_back.insert(key(&creation.object), Instant::now() + backoff);
         }
         tracing::info!(created, existed, failed, "missing ImageWarms created");
-        memory.next_creation(Instant::now())
     }
 }
 

@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn the_topmost_mount_tells_the_kind() {
+    fn the_topmost_mount_decides_the_kind() {
         let mounts = "rootfs / rootfs rw 0 0\noverlay / overlay rw,lowerdir=/l 0 0\n\
                       tmpfs /host/run tmpfs ro 0 0\n";
         assert_eq!(kind_of(mounts, Path::new("/")), Some("overlay"));

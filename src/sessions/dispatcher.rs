@@ -264,7 +264,7 @@ impl Dispatcher {
                 }
                 self.index.resolved(&request, found, self.now());
             }
-            Resolved::Recheck(uids, found) => self.index.looked_again(&uids, &found),
+            Resolved::Recheck(uids, found) => self.index.rechecked(&uids, &found),
         }
     }
 
@@ -371,7 +371,7 @@ impl Dispatcher {
                             Resolved::ForPull(request, found)
                         });
                     }
-                    Effect::LookAgain(request, uids) => {
+                    Effect::RecheckCredentials(request, uids) => {
                         let credentials = self.credentials.clone();
                         self.credential_requests.spawn(async move {
                             let found = credentials.resolve(&request).await;
@@ -469,7 +469,7 @@ fn empty_index(args: &DispatchArgs) -> Index {
             },
             canary: canary::Settings {
                 nodes: args.canary_nodes,
-                patience_ms: i64::try_from(args.canary_patience.as_millis()).unwrap_or(i64::MAX),
+                timeout_ms: i64::try_from(args.canary_timeout.as_millis()).unwrap_or(i64::MAX),
             },
         },
         i64::try_from(args.waiting_after.as_millis()).unwrap_or(i64::MAX),

@@ -54,12 +54,12 @@ pub struct DispatchArgs {
     /// How long the other nodes wait for the first one at most
     #[arg(
         long,
-        env = "IMAGEWARM_CANARY_PATIENCE",
+        env = "IMAGEWARM_CANARY_TIMEOUT",
         default_value = "1s",
         value_name = "DURATION",
         value_parser = imagewarm_core::settings::duration
     )]
-    pub canary_patience: std::time::Duration,
+    pub canary_timeout: std::time::Duration,
 
     /// Maximum number of warmer connections: one for each node, and some more while they reconnect
     #[arg(

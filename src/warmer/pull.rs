@@ -2,6 +2,7 @@
 //! verification wait for a grant and try its credentials in turn; a pull without progress times
 //! out. The job returns its result; the queue decides what follows.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -201,33 +202,46 @@ async fn watched(
     };
     progress(PullProgress::default());
     let pull = runtime.pull(&job.image, credential, &progress);
-    let mut pull = Box::pin(async {
+    let pull = Box::pin(async {
         tokio::select! {
             result = pull => result,
             () = alive => std::future::pending().await,
         }
     });
-    if !runtime.reports_progress() {
-        return tokio::time::timeout(timeouts.total, pull).await.unwrap_or_else(|_| {
-            let message =
-                format!("the pull did not complete within {} s", timeouts.total.as_secs());
-            Err(RuntimeError { reason: Reason::TimedOut, message })
-        });
+    if runtime.reports_progress() {
+        until_idle(pull, begin, &moved_at, timeouts.idle).await
+    } else {
+        tokio::time::timeout(timeouts.total, pull).await.unwrap_or_else(|_| {
+            let seconds = timeouts.total.as_secs();
+            Err(timed_out(format!("the pull did not complete within {seconds} s")))
+        })
     }
+}
+
+/// Waits for `pull`, but not longer than `idle` after the last progress: `moved_at` is its time in
+/// milliseconds after `begin`.
+async fn until_idle(
+    mut pull: Pin<Box<impl Future<Output = Result<PulledImage, RuntimeError>>>>,
+    begin: Instant,
+    moved_at: &AtomicI64,
+    idle: Duration,
+) -> Result<PulledImage, RuntimeError> {
     loop {
-        let moved = u64::try_from(moved_at.load(Ordering::Relaxed)).unwrap_or(0);
-        let deadline = begin + Duration::from_millis(moved) + timeouts.idle;
+        let moved = moved_at.load(Ordering::Relaxed);
+        let deadline = begin + Duration::from_millis(u64::try_from(moved).unwrap_or(0)) + idle;
         tokio::select! {
             result = &mut pull => return result,
             () = tokio::time::sleep_until(deadline) => {}
         }
-        if u64::try_from(moved_at.load(Ordering::Relaxed)).unwrap_or(0) == moved {
-            return Err(RuntimeError {
-                reason: Reason::TimedOut,
-                message: format!("the pull made no progress for {} s", timeouts.idle.as_secs()),
-            });
+        if moved_at.load(Ordering::Relaxed) == moved {
+            let seconds = idle.as_secs();
+            return Err(timed_out(format!("the pull made no progress for {seconds} s")));
         }
     }
+}
+
+fn timed_out(message: String) -> RuntimeError {
+    RuntimeError { reason: Reason::TimedOut, message }
 }
 
 fn into_credential(credential: imagewarm_core::protocol::Credential) -> Credential {

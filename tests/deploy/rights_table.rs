@@ -139,7 +139,7 @@ fn a_run_that_used_everything_differs_in_nothing() {
 }
 
 #[test]
-fn each_grant_that_is_not_used_is_told() {
+fn each_unused_grant_is_reported() {
     let grants = granted(&objects());
     for left_out in &grants {
         let used: Vec<_> = grants.iter().filter(|grant| *grant != left_out).cloned().collect();
@@ -150,7 +150,7 @@ fn each_grant_that_is_not_used_is_told() {
 }
 
 #[test]
-fn what_nothing_grants_is_told() {
+fn a_missing_grant_is_reported() {
     let mut events = every_use(&granted(&objects()));
     let used = events.len();
     let team = ["team", "x"];

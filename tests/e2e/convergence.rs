@@ -17,7 +17,7 @@ crate::tests![
     every_crash_point_of_a_fan_out_converges,
     two_leaders_do_no_harm,
     a_steady_cluster_writes_leases_only,
-    a_leader_that_is_told_to_stop_hands_over_at_once,
+    a_leader_that_is_terminated_hands_over_at_once,
     a_node_that_is_made_anew_is_checked_anew,
     a_namespace_that_refuses_is_not_asked_again_and_again,
     a_namespace_that_is_being_deleted_is_left_alone,
@@ -228,7 +228,7 @@ fn busy_requests<'a>(
     requests.iter().filter(busy).collect()
 }
 
-async fn a_leader_that_is_told_to_stop_hands_over_at_once(world: &World) -> Result<()> {
+async fn a_leader_that_is_terminated_hands_over_at_once(world: &World) -> Result<()> {
     let first = world.controllers.leader().await?;
     world.controllers.until_serving(&first).await?;
     let next = if first == "controller-1" { "controller-2" } else { "controller-1" };

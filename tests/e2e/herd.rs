@@ -14,7 +14,7 @@ async fn one_node_finds_out_for_all(world: &World) -> Result<()> {
     let app = world.registries.push_private("herd-canary", "v1").await?;
     namespace.pull_secret("regcred", Some("canary-mistyped")).await?;
     // Long enough for a slow machine.
-    let flags = ["--canary-nodes", "2", "--canary-patience", "1m"];
+    let flags = ["--canary-nodes", "2", "--canary-timeout", "1m"];
     world.controllers.restart_with(&flags).await?;
     world.controllers.until_all_connected().await?;
     let mut spec = containers(&[&app.tag]);

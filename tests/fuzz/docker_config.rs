@@ -5,7 +5,7 @@ use imagewarm_core::image::{Keychain, Reference};
 use crate::mutation::Corpus;
 
 #[test]
-fn pull_secrets_are_read_or_refused_without_a_word_of_them() {
+fn pull_secrets_are_read_or_refused_without_quoting_them() {
     let images = ["x", "index.docker.io/library/x", "docker.io/library/x:latest"];
     let same = images.map(|image| Reference::parse(image).expect("a reference"));
     let others = ["registry.example.com:5000/team/app", "a.b.example.com/a/b/c", "r.example.com/x"];

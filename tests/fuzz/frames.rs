@@ -70,7 +70,7 @@ fn nothing_that_a_warmer_says_changes_another_node() {
                     Effect::Send(session, _) | Effect::Close(session, _) => {
                         assert_eq!(session, OURS, "{message:?}");
                     }
-                    Effect::Resolve(job) | Effect::LookAgain(job, _) => {
+                    Effect::Resolve(job) | Effect::RecheckCredentials(job, _) => {
                         assert_eq!(job.session, OURS, "{message:?}");
                         assert!(job.uid.starts_with("uid-a-"), "{message:?}");
                     }

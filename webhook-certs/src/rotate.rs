@@ -169,27 +169,8 @@ pub fn step(
     };
     validity.renew_at = validity.not_after - policy.serving_renew_before;
 
-    let others = state.others();
-    let over = |pem: &&str| end_of(pem).is_none_or(|end| end < now);
-    let retired = state.retire_at.is_some_and(|at| at <= now) || others.iter().any(over);
-    if !others.is_empty() && retired {
-        let all = state.retire_at.is_some_and(|at| at <= now);
-        let expired: Vec<&str> = others.iter().copied().filter(|pem| all || over(pem)).collect();
-        let all_certificates = certificates(&state.bundle.ca_cert_pem).into_iter();
-        let ca_cert_pem = all_certificates.filter(|pem| !expired.contains(pem)).collect();
-        let retire_at = state.retire_at.filter(|_| expired.len() < others.len());
-        let bundle = Bundle { ca_cert_pem, ..state.bundle.clone() };
-        return Ok(store(
-            State { bundle, retire_at, next: state.next.clone() },
-            "an old CA retires",
-        ));
-    }
-    if !others.is_empty() && state.retire_at.is_none() {
-        let retire_at = Some(now + policy.retire_lag);
-        return Ok(store(
-            State { retire_at, ..state },
-            "a CA that no longer signs is scheduled to retire",
-        ));
+    if let Some((state, why)) = retire(&state, policy, now) {
+        return Ok(store(state, why));
     }
 
     match (state.next_certificate().map(str::to_owned), &state.next) {
@@ -223,6 +204,32 @@ pub fn step(
         return Ok(store(State { bundle, ..state }, why));
     }
     Ok(Step::Keep(validity))
+}
+
+/// The state in which CAs that no longer sign are retired, or scheduled to retire, and why; `None`
+/// when neither is due.
+fn retire(state: &State, policy: &Policy, now: Timestamp) -> Option<(State, &'static str)> {
+    let others = state.others();
+    if others.is_empty() {
+        return None;
+    }
+    let all = state.retire_at.is_some_and(|at| at <= now);
+    let over = |pem: &&str| all || end_of(pem).is_none_or(|end| end < now);
+    let retired: Vec<&str> = others.iter().copied().filter(over).collect();
+    if !retired.is_empty() {
+        let published = certificates(&state.bundle.ca_cert_pem).into_iter();
+        let ca_cert_pem = published.filter(|pem| !retired.contains(pem)).collect();
+        let retire_at = state.retire_at.filter(|_| retired.len() < others.len());
+        let bundle = Bundle { ca_cert_pem, ..state.bundle.clone() };
+        let next = state.next.clone();
+        return Some((State { bundle, retire_at, next }, "an old CA retires"));
+    }
+    if state.retire_at.is_none() {
+        let retire_at = Some(now + policy.retire_lag);
+        let why = "a CA that no longer signs is scheduled to retire";
+        return Some((State { retire_at, ..state.clone() }, why));
+    }
+    None
 }
 
 /// Replaces a bundle that cannot be served, by the change that affects clients least.

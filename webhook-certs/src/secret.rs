@@ -199,20 +199,9 @@ impl SecretStore {
             if secret.immutable == Some(true) {
                 return Err(StoreError::Immutable { secret: self.path(), why });
             }
-            match &fault {
-                Some(fault) => {
-                    let reason = fault.reason();
-                    warn!(secret = %self.path(), reason, %fault, "replacing invalid certificates");
-                }
-                None => info!(secret = %self.path(), %why, "replacing certificates"),
-            }
+            self.log_replacement(fault.as_ref(), &why);
             let settled = Settled::checked(state, names, policy, now, fault)?;
-            let mut secret = secret;
-            let data = secret.data.get_or_insert_default();
-            for key in ROTATION_KEYS {
-                data.remove(key);
-            }
-            data.extend(to_data(&settled.state));
+            let secret = with_state(secret, &settled.state);
             // Sends the resourceVersion that was read: a change since then is a 409.
             let replaced = self.api.replace(&self.name, &post, &secret);
             match self.request("replace", replaced).await {
@@ -222,6 +211,16 @@ impl SecretStore {
             }
         }
         Err(StoreError::Contended { secret: self.path() })
+    }
+
+    fn log_replacement(&self, fault: Option<&BundleError>, why: &str) {
+        match fault {
+            Some(fault) => {
+                let reason = fault.reason();
+                warn!(secret = %self.path(), reason, %fault, "replacing invalid certificates");
+            }
+            None => info!(secret = %self.path(), %why, "replacing certificates"),
+        }
     }
 
     fn path(&self) -> String {
@@ -255,6 +254,16 @@ impl SecretStore {
             Err(_) => Err(StoreError::Timeout { verb, secret: self.path() }),
         }
     }
+}
+
+/// The Secret with another state; whatever else it holds stays.
+fn with_state(mut secret: Secret, state: &State) -> Secret {
+    let data = secret.data.get_or_insert_default();
+    for key in ROTATION_KEYS {
+        data.remove(key);
+    }
+    data.extend(to_data(state));
+    secret
 }
 
 /// The state in a Secret. Without the keys of a rotation, none is in progress.

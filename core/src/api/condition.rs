@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn words_round_trip() {
+    fn names_round_trip() {
         for reason in Reason::ALL {
             assert_eq!(Reason::from_name(reason.as_str()), Some(*reason));
         }

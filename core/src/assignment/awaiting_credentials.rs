@@ -106,13 +106,13 @@ impl Index {
         let reads: Vec<_> = reads.into_values().collect();
         for (job, uids) in reads {
             uids.iter().for_each(|uid| self.awaiting_credentials.schedule(uid, now));
-            self.effects.push(Effect::LookAgain(job, uids));
+            self.effects.push(Effect::RecheckCredentials(job, uids));
         }
     }
 
-    /// Handles the result of [`Effect::LookAgain`]. Secrets that still cannot be read cause no
+    /// Handles the result of [`Effect::RecheckCredentials`]. Secrets that still cannot be read cause no
     /// retry.
-    pub fn looked_again(&mut self, uids: &[String], found: &Result<Vec<Credential>, Refusal>) {
+    pub fn rechecked(&mut self, uids: &[String], found: &Result<Vec<Credential>, Refusal>) {
         let credential_set = self.awaiting_credentials.credential_set(found);
         if credential_set == CredentialSet::Refused {
             return;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::image::retry_after_ms;
-use crate::throttle::canary::{Key, Verdict};
+use crate::throttle::canary::{Key, Released, Verdict};
 
 impl Index {
     /// Requests a permit of the registry for a pull that waits for no canary.

@@ -4,6 +4,8 @@
 mod awaiting_credentials;
 mod budget;
 mod messages;
+mod reports;
+mod sessions;
 mod sizes;
 mod stream_end;
 
@@ -20,7 +22,7 @@ use crate::protocol::{self, Hello, PROTOCOL_VERSION, Synced, Welcome, Withdraw};
 use crate::report::status::{
     NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUEUED_QUIET_MS, QUIET_MS, Report,
 };
-use crate::throttle::canary::{self, Answer, Canaries, Released};
+use crate::throttle::canary::{self, Canaries, Key};
 use crate::throttle::registry::{Limits, RegistryBudgets};
 pub use stream_end::StreamEnd;
 
@@ -40,8 +42,8 @@ pub enum Effect {
     Close(SessionId, StreamEnd),
     /// Resolve the credentials, and call [`Index::resolved`].
     Resolve(CredentialRequest),
-    /// Resolve them again for these assignments, and call [`Index::looked_again`].
-    LookAgain(CredentialRequest, Vec<String>),
+    /// Resolve them again for these assignments, and call [`Index::rechecked`].
+    RecheckCredentials(CredentialRequest, Vec<String>),
     /// Write the report to the ImageWarm's status.
     Status(String, Arc<CachedImageWarm>, Report),
 }
@@ -84,7 +86,7 @@ impl Budget {
     pub fn of_pulls(pulls: usize) -> Self {
         Budget {
             registry: Limits { pulls, per_second: 0 },
-            canary: canary::Settings { nodes: 0, patience_ms: 0 },
+            canary: canary::Settings { nodes: 0, timeout_ms: 0 },
         }
     }
 }
@@ -191,11 +193,6 @@ impl Index {
         std::mem::take(&mut self.ignored)
     }
 
-    /// Nodes with an open stream.
-    pub fn connected(&self) -> BTreeSet<String> {
-        self.sessions.values().cloned().collect()
-    }
-
     /// Number of assignments.
     pub fn assignments(&self) -> usize {
         self.assignments.len()
@@ -247,20 +244,7 @@ impl Index {
         let identity_mark = identity_mark(&warm, &pull_context).wrapping_add(credential_changes);
         self.awaiting_credentials.note(&uid, warm.reason(), now);
         let key = (warm.namespace.to_string(), image.clone());
-        match &old {
-            Some(old) if old.image == image => {
-                if old.identity_mark != identity_mark {
-                    self.canaries.forget(&key);
-                }
-            }
-            // The image of an ImageWarm is immutable, but nothing here relies on it.
-            Some(old) => {
-                let released = self.canaries.withdrawn(&old.key(), &uid, now);
-                self.release(released, now);
-                self.canaries.assigned(key);
-            }
-            None => self.canaries.assigned(key),
-        }
+        self.follow_canary(old.as_ref(), key, identity_mark, &uid, now);
         let assignment = Assignment {
             warm,
             image,
@@ -283,6 +267,31 @@ impl Index {
         self.assignments.insert(uid, assignment);
     }
 
+    /// Registers a new or changed assignment of the image `key` with its canary.
+    fn follow_canary(
+        &mut self,
+        old: Option<&Assignment>,
+        key: Key,
+        identity_mark: u64,
+        uid: &str,
+        now: i64,
+    ) {
+        match old {
+            Some(old) if old.key() == key => {
+                if old.identity_mark != identity_mark {
+                    self.canaries.forget(&key);
+                }
+            }
+            // The image of an ImageWarm is immutable, but nothing here relies on it.
+            Some(old) => {
+                let released = self.canaries.withdrawn(&old.key(), uid, now);
+                self.release(released, now);
+                self.canaries.assigned(key);
+            }
+            None => self.canaries.assigned(key),
+        }
+    }
+
     /// Removes an ImageWarm that was deleted or is terminating.
     pub fn delete(&mut self, uid: &str, now: i64) {
         let Some(assignment) = self.assignments.remove(uid) else { return };
@@ -300,139 +309,6 @@ impl Index {
             } else if node.assignments.is_empty() {
                 self.nodes.remove(name);
             }
-        }
-    }
-
-    /// Registers the stream of the warmer on node `name`, after its `Hello`.
-    pub fn open(&mut self, session: SessionId, name: &str, hello: &Hello, now: i64) {
-        let node = self.node(name, now);
-        if let Some((older, epoch)) = node.session {
-            if epoch > hello.epoch {
-                self.effects.push(Effect::Close(session, StreamEnd::Replaced));
-                return;
-            }
-            self.sessions.remove(&older);
-            self.effects.push(Effect::Close(older, StreamEnd::Replaced));
-        }
-        let node = self.node(name, now);
-        node.session = Some((session, hello.epoch));
-        node.runtime = NodeRuntime::from(hello);
-        let uids: Vec<Arc<str>> = node.assignments.iter().cloned().collect();
-        self.sessions.insert(session, name.to_owned());
-        let welcome = Welcome {
-            protocol_version: PROTOCOL_VERSION,
-            controller_version: env!("CARGO_PKG_VERSION").into(),
-            node_name: name.into(),
-            ..Welcome::default()
-        };
-        self.effects.push(Effect::Send(session, ToWarmer::Welcome(welcome)));
-        let pulling: HashSet<&str> = hello.pulling.iter().map(String::as_str).collect();
-        for uid in &uids {
-            if pulling.contains(&**uid) {
-                if let Some(assignment) = self.assignments.get_mut(uid) {
-                    assignment.pull().running_since.get_or_insert(now);
-                    self.budgets.hold(uid, assignment.image.domain());
-                    let key = assignment.key();
-                    self.release_all(&key, now);
-                }
-            } else {
-                self.end_pull(uid, now);
-            }
-        }
-        for uid in uids {
-            if let Some(assignment) = self.assignments.get(&uid) {
-                let assign = ToWarmer::Assign(assignment.assign());
-                self.effects.push(Effect::Send(session, assign));
-            }
-        }
-        self.effects.push(Effect::Send(session, ToWarmer::Synced(Synced {})));
-    }
-
-    /// Removes a closed stream. What the node holds or pulls does not change.
-    pub fn close(&mut self, session: SessionId, now: i64) {
-        let Some(name) = self.sessions.remove(&session) else { return };
-        let Some(node) = self.nodes.get_mut(&name) else { return };
-        if node.session.is_none_or(|(current, _)| current != session) {
-            return;
-        }
-        (node.session, node.absent_since, node.absence_unreported) = (None, now, true);
-        let uids: Vec<Arc<str>> = node.assignments.iter().cloned().collect();
-        if uids.is_empty() {
-            self.nodes.remove(&name);
-        }
-        // Running pulls keep their permits until the warmer reconnects or its grace period ends.
-        for uid in uids {
-            if self.budgets.is_waiting(&uid) || self.canaries.is_waiting(&uid) {
-                self.end_pull(&uid, now);
-            }
-        }
-    }
-
-    /// Handles a message of a warmer. Messages about assignments of other nodes are ignored.
-    pub fn message(&mut self, session: SessionId, message: &FromWarmer, now: i64) {
-        let uid = match message {
-            FromWarmer::Hello(_) => {
-                self.ignored += 1;
-                return;
-            }
-            FromWarmer::Progress(progress) => &progress.uid,
-            FromWarmer::Outcome(outcome) => &outcome.uid,
-            FromWarmer::PullRequest(request) => &request.uid,
-        };
-        let node = self.sessions.get(&session).map(String::as_str);
-        let Some(assignment) = self
-            .assignments
-            .get_mut(uid.as_str())
-            .filter(|assignment| node.is_some_and(|node| node == &*assignment.warm.node_name))
-        else {
-            self.ignored += 1;
-            // Only the assignment's own node receives its uid: the sender is not an honest warmer.
-            if node.is_some() && self.assignments.contains_key(uid.as_str()) {
-                self.effects.push(Effect::Close(session, StreamEnd::Misbehaved));
-            }
-            return;
-        };
-        match message {
-            FromWarmer::PullRequest(_) => {
-                if assignment.pull.as_ref().is_some_and(|pull| pull.resolving_for == Some(session))
-                {
-                    return;
-                }
-                let key = assignment.key();
-                match self.canaries.request(&key, uid, now) {
-                    Answer::Go => self.admit(uid, now),
-                    Answer::Wait => {}
-                    Answer::Refused(verdict) => self.refuse(uid, &verdict),
-                }
-            }
-            FromWarmer::Progress(progress) => {
-                if is_due(assignment, progress, now) {
-                    let report = Report::from(progress);
-                    self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
-                }
-                // A registry that sends bytes has authorized the pull.
-                if progress.downloaded_bytes > 0 && self.budgets.is_in_flight(uid) {
-                    let key = assignment.key();
-                    self.release_all(&key, now);
-                }
-            }
-            FromWarmer::Outcome(reported) => {
-                let mut outcome = Outcome::from(reported);
-                let requested = assignment.pull_context.check_for.as_ref();
-                outcome.checked_for = outcome.checked_for.filter(|token| Some(token) == requested);
-                let node = self.nodes.get(&*assignment.warm.node_name);
-                outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
-                let (key, reason, present) = (assignment.key(), outcome.reason, outcome.present);
-                let message = outcome.message.clone();
-                let report = Report::Outcome(outcome);
-                self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
-                let uid = uid.clone();
-                if self.budgets.is_in_flight(&uid) {
-                    self.record_outcome(&uid, &key, present, (reason, &message), now);
-                }
-                self.end_pull(&uid, now);
-            }
-            FromWarmer::Hello(_) => {}
         }
     }
 
@@ -461,11 +337,6 @@ impl Index {
                 self.end_pull(&job.uid, now);
             }
         }
-    }
-
-    /// The node of an open stream.
-    pub fn node_of(&self, session: SessionId) -> Option<&str> {
-        self.sessions.get(&session).map(String::as_str)
     }
 
     /// Handles timeouts. Call about once a second.
@@ -531,26 +402,6 @@ impl Index {
             self.start_next(&next, now);
         }
     }
-}
-
-/// Whether this progress is to be written to the status.
-fn is_due(assignment: &mut Assignment, progress: &protocol::Progress, now: i64) -> bool {
-    let is_recorded = progress.queued && assignment.warm.reason() == Some(Reason::Queued);
-    let pull = assignment.pull();
-    let (since, quiet) = match progress.queued {
-        true => (&mut pull.queued_since, QUEUED_QUIET_MS),
-        false => (&mut pull.running_since, QUIET_MS),
-    };
-    let since = *since.get_or_insert(now);
-    if is_recorded {
-        return false;
-    }
-    let due = now - since >= quiet
-        && pull.progress_written.is_none_or(|last| now - last >= PROGRESS_EVERY_MS);
-    if due {
-        pull.progress_written = Some(now);
-    }
-    due
 }
 
 fn absent(reason: Reason, message: String) -> Report {

@@ -78,7 +78,7 @@ fn words(index: &mut Index) -> Vec<String> {
         }
         Effect::Close(to, end) => format!("{to} close {end:?}"),
         Effect::Resolve(job) => format!("{} resolve {}", job.session, job.uid),
-        Effect::LookAgain(_, mut uids) => {
+        Effect::RecheckCredentials(_, mut uids) => {
             uids.sort();
             format!("again {}", uids.join(" "))
         }
@@ -247,7 +247,7 @@ fn running_pulls_keep_their_places_through_a_reconnect() {
 }
 
 #[test]
-fn a_node_without_a_warmer_is_told_of_after_a_while() {
+fn a_node_without_a_warmer_is_reported_after_the_grace_period() {
     let mut index = index(1);
     index.apply(kept(with_ready(warm("a3", "a", "app"), Reason::Pulled)), pull_context(0), 0);
     index.apply(kept(with_ready(warm("a4", "a", "app"), Reason::NotFound)), pull_context(0), 0);
@@ -304,7 +304,7 @@ fn an_object_being_deleted_is_withdrawn() {
 }
 
 #[test]
-fn a_request_that_is_repeated_costs_one_look() {
+fn a_repeated_request_reads_the_secrets_once() {
     let mut index = index(1);
     index.open(1, "a", &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
@@ -379,7 +379,7 @@ fn no_place_is_ever_lost() {
 }
 
 #[test]
-fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
+fn secrets_are_read_again_for_pulls_that_wait_for_a_credential() {
     let found = |password: &str| {
         Ok(vec![Credential {
             username: "u".into(),
@@ -423,15 +423,15 @@ fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
     assert!(words(&mut index).is_empty(), "asked already");
 
     let both = ["a1".to_owned(), "b1".to_owned()];
-    index.looked_again(&both, &missing());
+    index.rechecked(&both, &missing());
     assert!(words(&mut index).is_empty(), "nothing to try");
     let mark = index.assignments["b1"].identity_mark;
-    index.looked_again(&both, &found("old"));
+    index.rechecked(&both, &found("old"));
     assert_eq!(words(&mut index), ["2 assign b1"], "a1 was refused with the very same");
     assert_ne!(index.assignments["b1"].identity_mark, mark);
-    index.looked_again(&both, &found("new"));
+    index.rechecked(&both, &found("new"));
     assert_eq!(words(&mut index), ["1 assign a1", "2 assign b1"]);
-    index.looked_again(&both, &found("new"));
+    index.rechecked(&both, &found("new"));
     assert!(words(&mut index).is_empty(), "once for each change");
 
     // The mark stays when the object changes, so that nothing is credential_changes twice.
@@ -447,7 +447,7 @@ fn secrets_are_looked_at_again_for_pulls_that_wait_for_a_credential() {
 }
 
 #[test]
-fn what_one_node_told_helps_the_next() {
+fn a_size_that_one_node_reported_helps_the_next() {
     let mut index = index(9);
     let mut held = with_ready(warm("a1", "a", "registry.test/app:v1"), Reason::Pulled);
     held.status.as_mut().unwrap().size_bytes = Some(70);

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shortage_is_told_in_numbers() {
+    fn a_shortage_is_stated_in_numbers() {
         let space = Space { free_bytes: 15_340_000, capacity_bytes: 128 * MB };
         insta::assert_snapshot!(
             shortage(space, 512 * MB, 15).unwrap(),

@@ -114,7 +114,7 @@ fn words(outcome: Option<Outcome>) -> Option<(bool, String)> {
 }
 
 #[test]
-fn a_digest_is_looked_for_first_and_a_tag_is_asked_for() {
+fn a_digest_is_checked_first_and_a_tag_is_pulled() {
     let mut queue = queue();
     queue.assign(by_digest("d"), 0);
     queue.assign(assignment("t", "r.test/app:v1"), 0);
@@ -229,7 +229,7 @@ fn what_a_person_mended_is_tried_at_once() {
 }
 
 #[test]
-fn a_tag_is_checked_once_for_each_word() {
+fn a_tag_is_checked_once_for_each_token() {
     let mut queue = queue();
     queue.assign(assignment("a", "app"), 0);
     let job = queue.next(0).unwrap();
@@ -326,7 +326,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_known_is_told_again_even_while_a_look_runs() {
+fn what_is_known_is_reported_again_even_during_a_presence_check() {
     let mut queue = queue();
     queue.assign(assignment("t", "r.test/app:v1"), 0);
     let job = queue.next(0).unwrap();

@@ -101,7 +101,7 @@ labels! {
         /// Its node no longer exists.
         NodeGone,
         /// No consumer demands its image.
-        Unwanted,
+        NotDemanded,
         /// Only Revisions past the reserve grace period demand it.
         Reserve,
     }
@@ -241,7 +241,7 @@ fn collect_garbage(
         } else if in_reserve.until(warm).is_some() {
             Cause::Reserve
         } else {
-            Cause::Unwanted
+            Cause::NotDemanded
         };
         let due = reaches_age(warm.created, grace_periods.collect);
         if due > now {

@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_that_finds_the_known_image_changes_nothing() {
+    fn a_presence_check_that_finds_the_known_image_changes_nothing() {
         let warm = after(&warm(), &Report::Outcome(outcome(true, Reason::Pulled)), 13).unwrap();
         let mut check = outcome(true, Reason::AlreadyPresent);
         (check.started_at, check.finished_at, check.attempt) = (None, Some(at(50)), 0);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runtime_is_told_with_what_is_written_anyway() {
+    fn the_runtime_is_recorded_with_other_changes_only() {
         let pulled = after(&warm(), &Report::Outcome(outcome(true, Reason::Pulled)), 13).unwrap();
         let annotations = pulled.status.clone().unwrap().annotations;
         assert_eq!(annotations.get(RUNTIME_KEY).map(String::as_str), Some("docker 29"));
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn an_undecided_order_tells_where_it_stands() {
+    fn an_undecided_assignment_states_what_it_waits_for() {
         let waiting = after(&warm(), &Report::WaitingForWarmer, 1).unwrap();
         assert_eq!(ready(&waiting), (ConditionStatus::Unknown, Reason::WaitingForWarmer));
         let queued = after(&waiting, &Report::Queued, 2).unwrap();

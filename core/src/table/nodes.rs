@@ -54,7 +54,7 @@ impl NodeRow {
 pub fn render_nodes(nodes: &[NodeRow], all: &Summary, wide: bool) -> String {
     let mut header = vec!["NODE", "RUNTIME", "IMAGES"];
     if wide {
-        header.push("TELLS");
+        header.push("REPORTS");
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
@@ -89,7 +89,7 @@ pub fn render_nodes_json(nodes: &[NodeRow], all: &Summary) -> String {
             json!({
                 "node": node.node,
                 "runtime": node.runtime,
-                "runtimeTells": node.reports,
+                "runtimeReports": node.reports,
                 "images": counts(&node.summary),
             })
         })
@@ -132,7 +132,7 @@ mod tests {
         let rows = NodeRow::from_all(&warms, Timestamp::UNIX_EPOCH);
         let all = Summary::of(&Row::from_all(&warms, Timestamp::UNIX_EPOCH));
         insta::assert_snapshot!(render_nodes(&rows, &all, true), @"
-        NODE    RUNTIME           IMAGES                                TELLS
+        NODE    RUNTIME           IMAGES                                REPORTS
         node-a  containerd 2.2.3  2 of 3 ready, 1 failed: DiskPressure  progress
         node-b                    0 of 1 ready, 1 failed: NotFound
 

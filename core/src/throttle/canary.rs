@@ -22,7 +22,7 @@ pub struct Settings {
     /// The least number of nodes that are to hold the image; 0 disables canaries.
     pub nodes: usize,
     /// The longest time that the others wait for it, in milliseconds.
-    pub patience_ms: i64,
+    pub timeout_ms: i64,
 }
 
 /// The failure of a canary, as it applies to the others.
@@ -149,7 +149,7 @@ impl Canaries {
             }
             State::Untried | State::Open { .. } | State::Refused { .. } => {}
         }
-        let until = now + self.settings.patience_ms;
+        let until = now + self.settings.timeout_ms;
         image.state = State::Trying { uid: uid.to_owned(), until };
         self.trying.insert(key.clone());
         Answer::Go
@@ -252,7 +252,7 @@ mod tests {
 
     /// Five nodes are to hold the image; a canary goes ahead of three and more.
     fn five() -> Canaries {
-        let mut canaries = Canaries::new(Settings { nodes: 3, patience_ms: 1_000 });
+        let mut canaries = Canaries::new(Settings { nodes: 3, timeout_ms: 1_000 });
         (0..5).for_each(|_| canaries.assigned(key()));
         canaries
     }
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn few_nodes_need_no_canary_and_new_credentials_a_new_one() {
-        let mut canaries = Canaries::new(Settings { nodes: 3, patience_ms: 1_000 });
+        let mut canaries = Canaries::new(Settings { nodes: 3, timeout_ms: 1_000 });
         (0..2).for_each(|_| canaries.assigned(key()));
         assert_eq!(requests(&mut canaries, &["a", "b"], 0), [Answer::Go, Answer::Go]);
         let mut canaries = five();
@@ -316,13 +316,13 @@ mod tests {
         canaries.ended(&key(), "a", Some((Reason::NotFound, "no")), 1);
         canaries.forget(&key());
         assert_eq!(requests(&mut canaries, &["b", "c"], 2), [Answer::Go, Answer::Wait]);
-        let mut off = Canaries::new(Settings { nodes: 0, patience_ms: 1_000 });
+        let mut off = Canaries::new(Settings { nodes: 0, timeout_ms: 1_000 });
         (0..5).for_each(|_| off.assigned(key()));
         assert_eq!(requests(&mut off, &["a", "b"], 0), [Answer::Go, Answer::Go]);
     }
 
     #[test]
-    fn nothing_is_kept_of_images_that_nobody_orders() {
+    fn nothing_is_kept_of_images_without_assignments() {
         let mut canaries = five();
         requests(&mut canaries, &["a", "b"], 0);
         for uid in ["a", "b", "c", "d", "e"] {

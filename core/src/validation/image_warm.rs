@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn all_problems_are_told_at_once_with_path_and_value() {
+    fn all_problems_are_reported_at_once_with_path_and_value() {
         let errors = errors_of(json!({
             "image": "a b", "nodeName": "Node_A",
             "imagePullSecrets": [{"name": "good"}, {"name": "-x"}, {}, 7, {"name": 8}],
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_shapes_and_sizes_are_told() {
+    fn odd_shapes_and_sizes_are_reported() {
         let cases = [
             (Value::Null, "spec: Required value: an image and a nodeName are needed"),
             (json!([]), "spec: Invalid value: []: an image and a nodeName are needed"),

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_tell_each_change_once() {
+    fn lines_show_each_change_once() {
         let mut out = Vec::new();
         let mut view = View {
             screen: Screen::Lines,

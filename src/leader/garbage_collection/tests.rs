@@ -68,9 +68,9 @@ fn each_object_has_its_check() {
         check_for(&Deletion { warm: Arc::new(warm.into()), cause })
     };
     assert_eq!(check(Cause::NodeGone, Some("u/r")), Check::Node("node-a".into()));
-    assert_eq!(check(Cause::Unwanted, Some("u/r")), Check::Revision("n".into(), "r".into()));
+    assert_eq!(check(Cause::NotDemanded, Some("u/r")), Check::Revision("n".into(), "r".into()));
     for unnamed in [None, Some(""), Some("u/"), Some("r")] {
-        assert_eq!(check(Cause::Unwanted, unnamed), Check::Unnamed("n".into()), "{unnamed:?}");
+        assert_eq!(check(Cause::NotDemanded, unnamed), Check::Unnamed("n".into()), "{unnamed:?}");
     }
 }
 
@@ -115,7 +115,7 @@ fn an_owned_object_is_checked_with_its_image() {
     }))
     .unwrap();
     let check = |cause| check_for(&Deletion { warm: Arc::new(warm.clone().into()), cause });
-    assert_eq!(check(Cause::Unwanted), Check::Image("n".into(), "queue-proxy".into()));
+    assert_eq!(check(Cause::NotDemanded), Check::Image("n".into(), "queue-proxy".into()));
     assert_eq!(check(Cause::NodeGone), Check::Node("node-a".into()));
 }
 

@@ -32,7 +32,7 @@ fn progress_sums_the_layers_and_the_last_line_decides() {
 }
 
 #[test]
-fn docker_hub_is_looked_up_in_both_spellings() {
+fn docker_hub_is_found_in_both_spellings() {
     let names = |text: &str| spellings(&Reference::parse(text).unwrap());
     assert_eq!(names("busybox"), ["docker.io/library/busybox:latest", "busybox:latest"]);
     assert_eq!(names("docker.io/team/app:v1"), ["docker.io/team/app:v1", "team/app:v1"]);

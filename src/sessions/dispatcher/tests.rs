@@ -258,6 +258,7 @@ struct Replica {
     address: SocketAddr,
     leader: watch::Sender<Leadership>,
     connected: watch::Receiver<Arc<BTreeSet<String>>>,
+    metrics: DispatchMetrics,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -282,13 +283,14 @@ impl Replica {
         let (leader, leader_view) = watch::channel(view);
         let parts =
             Parts { sink: cluster.clone(), credentials: Arc::new(TwoCredentials), pull_context };
+        let metrics = DispatchMetrics::default();
         let dispatcher = Dispatcher::with_parts(
             parts,
             cluster.stores(),
             Policy::default(),
             leader_view,
             args,
-            DispatchMetrics::default(),
+            metrics.clone(),
         );
         let server = DispatchServer {
             inputs: dispatcher.inputs(),
@@ -296,7 +298,7 @@ impl Replica {
             reviewer: Arc::new(NamedByToken),
             certificates: authority.resolver.clone(),
             args: dispatcher.args.clone(),
-            metrics: dispatcher.metrics.clone(),
+            metrics: metrics.clone(),
         };
         let connected = dispatcher.connected();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -306,7 +308,7 @@ impl Replica {
         tasks.spawn(dispatcher.run(shutdown.clone()));
         let end = shutdown.clone();
         tasks.spawn(async move { server.serve(listener, end).await.unwrap() });
-        Replica { address, leader, connected, shutdown, tasks }
+        Replica { address, leader, connected, metrics, shutdown, tasks }
     }
 
     async fn stop(mut self) {
@@ -322,6 +324,7 @@ fn leads() -> Leadership {
 
 struct Node {
     connected: watch::Receiver<bool>,
+    metrics: WarmerMetrics,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -330,13 +333,14 @@ impl Node {
     fn start(authority: &Authority, server: SocketAddr, name: &str, runtime: &FakeRuntime) -> Self {
         let args = authority.warmer_args(server, name);
         let metrics = WarmerMetrics::default();
-        let warmer = Warmer::with_runtime(Arc::new(runtime.clone()), &args, metrics).unwrap();
+        let warmer =
+            Warmer::with_runtime(Arc::new(runtime.clone()), &args, metrics.clone()).unwrap();
         let connected = warmer.connected();
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let run = warmer.run(shutdown.clone());
         tasks.spawn(async move { run.await.unwrap() });
-        Node { connected, shutdown, tasks }
+        Node { connected, metrics, shutdown, tasks }
     }
 
     async fn stop(mut self) {
@@ -482,9 +486,12 @@ async fn an_assignment_deleted_while_it_waits_blocks_no_other() {
     let node = Node::start(&authority, replica.address, "node-a", &runtime);
     until("a pull runs", || (runtime.calls().lock().unwrap().len() == 1).then_some(())).await;
     cluster.assign("first", "node-a", "r.test/app:v1");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let waiting = || (replica.metrics.pulls_waiting.get() == 1).then_some(());
+    until("the first waits for its permit", waiting).await;
     cluster.assign("second", "node-a", "r.test/app:v1");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let assigned = || (node.metrics.assignments.get() == 3).then_some(());
+    until("the second waits on the node for the first", assigned).await;
+    assert_eq!(replica.metrics.pulls_waiting.get(), 1);
     cluster.delete("first");
     cluster.delete("stuck");
     cluster.wait_for("second", Reason::Pulled).await;
@@ -541,7 +548,10 @@ async fn strangers_are_rejected() {
     let stranger = Node::start(&authority, replica.address, "stranger", &runtime);
     let other_ca = Authority::new();
     let mistrustful = Node::start(&other_ca, replica.address, "node-a", &runtime);
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    for (name, node) in [("stranger", &stranger), ("mistrustful", &mistrustful)] {
+        let failed_twice = || (node.metrics.stream_failures.get() >= 2).then_some(());
+        until(&format!("{name} was rejected, and again"), failed_twice).await;
+    }
     assert!(!*stranger.connected.borrow() && !*mistrustful.connected.borrow());
     assert!(replica.connected.borrow().is_empty());
     // The token file is read again at each attempt.

@@ -150,7 +150,7 @@ async fn play(cluster: &Cluster, binary: &Path) -> Result<()> {
     let (revision, arrivals) = arrivals.watch(cluster, &scene).await?;
     println!();
     print_table(&arrivals);
-    tell_times(&revision, &arrivals)?;
+    print_times(&revision, &arrivals)?;
 
     say("creating a malformed ImageWarm");
     refuse_malformed(cluster, &scene).await
@@ -171,7 +171,7 @@ async fn start_imagewarm(cluster: &Cluster, binary: &Path) -> Result<()> {
     try_join_all(ready).await.map(drop)
 }
 
-fn tell_times(revision: &str, arrivals: &[Arrival]) -> Result<()> {
+fn print_times(revision: &str, arrivals: &[Arrival]) -> Result<()> {
     let span = |what: fn(&Arrival) -> Option<Duration>| -> Result<(Duration, Duration)> {
         let times: Option<Vec<Duration>> = arrivals.iter().map(what).collect();
         let times = times.context("an image is still missing")?;

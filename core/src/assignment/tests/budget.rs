@@ -15,7 +15,7 @@ fn five_nodes(budget: Budget) -> Index {
 }
 
 fn with_canary() -> Index {
-    let canary = canary::Settings { nodes: 3, patience_ms: 1_000 };
+    let canary = canary::Settings { nodes: 3, timeout_ms: 1_000 };
     five_nodes(Budget { canary, ..Budget::of_pulls(0) })
 }
 

@@ -76,7 +76,7 @@ fn the_same_digest_in_the_revisions_status_changes_nothing() {
 }
 
 #[test]
-fn of_two_tags_of_one_repository_the_containers_name_tells() {
+fn of_two_tags_of_one_repository_the_containers_name_decides() {
     let demanded = revision("r-1", 0, &["app:v1", "app:v2"]);
     let named = knative_image("r-1-cache-c1", &by_digest("app", '2'), Some(&demanded));
     let (meanings, demands) = read(std::slice::from_ref(&demanded), &[named]);

@@ -206,7 +206,7 @@ fn reads_entries_as_kubelet_does() {
 }
 
 #[test]
-fn errors_tell_the_place_and_no_content() {
+fn errors_name_the_place_and_no_content() {
     let secret = "hunter2";
     let auth = STANDARD.encode(secret);
     let cases = [

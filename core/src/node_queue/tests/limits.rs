@@ -70,7 +70,7 @@ fn what_the_node_holds_is_not_called_limited() {
 }
 
 #[test]
-fn a_full_disk_is_told_once_and_looked_at_often() {
+fn a_full_disk_is_reported_once_and_checked_often() {
     let mut queue = queue();
     queue.assign(assignment("a", "r.test/a"), 0);
     let mut now = 0;
@@ -117,7 +117,7 @@ fn pulls_side_by_side_need_room_for_all() {
 }
 
 #[test]
-fn a_removal_that_is_told_is_looked_into_at_once() {
+fn a_reported_removal_is_checked_at_once() {
     let mut queue = queue();
     queue.assign(by_digest("d"), 0);
     presence_checked(&mut queue, 0, true);

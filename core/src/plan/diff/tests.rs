@@ -124,7 +124,7 @@ fn a_young_revision_is_left_to_the_fan_out() {
 }
 
 #[test]
-fn a_complete_young_revision_needs_no_second_look() {
+fn a_complete_young_revision_needs_no_second_plan() {
     let demanded = revision("r", 100, &["app:v1"]);
     let world = World::new(&["a"], &[&demanded], &[warm(&demanded, "app:v1", "a", 100)]);
     assert_eq!(world.plan(101).recheck_at, None);
@@ -230,7 +230,7 @@ fn collection() {
     };
 
     let plan = world(&[&kept, &old, &lost]).plan(130);
-    assert_eq!(deleted(&plan), ["app:v1 on z: NodeGone", "old:v1 on a: Unwanted"]);
+    assert_eq!(deleted(&plan), ["app:v1 on z: NodeGone", "old:v1 on a: NotDemanded"]);
     assert_eq!(deleted(&world(&[&kept, &by_hand(old.clone())]).plan(130)), NOTHING);
     assert_eq!(deleted(&world(&[&ours_in_other_words]).plan(130)), NOTHING);
 
@@ -267,12 +267,12 @@ fn opting_out_and_pausing() {
     let mut world = World::new(&["a", "b"], &[&demanded], std::slice::from_ref(&exists));
     world.opted_out.insert("ns".into());
     assert_eq!(created(&world.plan(1000)), NOTHING);
-    assert_eq!(deleted(&world.plan(1000)), ["app:v1 on a: Unwanted"]);
+    assert_eq!(deleted(&world.plan(1000)), ["app:v1 on a: NotDemanded"]);
 
     demanded.metadata.annotations.get_or_insert_default().insert(WARM_KEY.into(), "false".into());
     let plan = World::new(&["a", "b"], &[&demanded], &[exists]).plan(1000);
     assert_eq!(created(&plan), NOTHING);
-    assert_eq!(deleted(&plan), ["app:v1 on a: Unwanted"]);
+    assert_eq!(deleted(&plan), ["app:v1 on a: NotDemanded"]);
 }
 
 #[test]
@@ -399,7 +399,7 @@ fn an_image_of_its_own_is_ordered_at_once_and_owns_its_orders() {
     let world = with_images(world, &[image]);
     let plan = world.plan(2000);
     assert_eq!(created(&plan), ["queue:v2 on a", "queue:v2 on b"]);
-    assert_eq!(deleted(&plan), ["queue:v1 on a: Unwanted", "queue:v1 on b: Unwanted"]);
+    assert_eq!(deleted(&plan), ["queue:v1 on a: NotDemanded", "queue:v1 on b: NotDemanded"]);
     let world = with_images(world, &[knative_image("queue-proxy", "", None)]);
     assert_eq!(deleted(&world.plan(2000)).len(), 2);
 }

@@ -105,7 +105,7 @@ fn on_the_way() {
 }
 
 #[test]
-fn what_is_beyond_a_limit_is_told() {
+fn what_exceeds_a_limit_is_reported() {
     let bounds = Bounds { image_warms_per_namespace: 2, ..Bounds::default() };
     let full = BTreeMap::from([("ns".to_owned(), 3)]);
     let two = |demanded: &Revision| {

@@ -155,7 +155,7 @@ fn everything_ready() {
 }
 
 #[test]
-fn one_failure_on_many_nodes_is_told_once() {
+fn one_failure_on_many_nodes_is_shown_once() {
     let warms: Vec<_> = (0..1000)
         .map(|n| {
             warm(

@@ -31,7 +31,7 @@ fn the_newest_revision_takes_the_last_places_and_nothing_that_exists_goes() {
     world.policy = limited(3);
     world.revisions.retain(|one| one.metadata.name.as_deref() == Some("r-1"));
     let plan = world.plan(500);
-    assert_eq!(deleted(&plan), ["app:v2 on a: Unwanted", "app:v2 on b: Unwanted"]);
+    assert_eq!(deleted(&plan), ["app:v2 on a: NotDemanded", "app:v2 on b: NotDemanded"]);
     world.apply(&plan, 500);
     assert_eq!(created(&world.plan(600)), ["app:v1 on b"]);
 }

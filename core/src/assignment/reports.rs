@@ -1,0 +1,107 @@
+//! What warmers send: pull requests, progress and outcomes.
+
+use super::*;
+use crate::throttle::canary::Answer;
+
+impl Index {
+    /// Handles a message of a warmer. Messages about assignments of other nodes are ignored.
+    pub fn message(&mut self, session: SessionId, message: &FromWarmer, now: i64) {
+        let uid = match message {
+            FromWarmer::Hello(_) => {
+                self.ignored += 1;
+                return;
+            }
+            FromWarmer::Progress(progress) => &progress.uid,
+            FromWarmer::Outcome(outcome) => &outcome.uid,
+            FromWarmer::PullRequest(request) => &request.uid,
+        };
+        if !self.is_assigned(uid, session) {
+            return;
+        }
+        match message {
+            FromWarmer::PullRequest(_) => self.pull_requested(uid, session, now),
+            FromWarmer::Progress(progress) => self.progress_reported(progress, now),
+            FromWarmer::Outcome(outcome) => self.outcome_reported(outcome, now),
+            FromWarmer::Hello(_) => {}
+        }
+    }
+
+    /// Whether the assignment belongs to the stream's node. Counts what is ignored.
+    fn is_assigned(&mut self, uid: &str, session: SessionId) -> bool {
+        let node = self.sessions.get(&session).map(String::as_str);
+        let assignment = self.assignments.get(uid);
+        if assignment.is_some_and(|one| node.is_some_and(|node| node == &*one.warm.node_name)) {
+            return true;
+        }
+        self.ignored += 1;
+        // Only the assignment's own node receives its uid: the sender is not an honest warmer.
+        if node.is_some() && assignment.is_some() {
+            self.effects.push(Effect::Close(session, StreamEnd::Misbehaved));
+        }
+        false
+    }
+
+    fn pull_requested(&mut self, uid: &str, session: SessionId, now: i64) {
+        let Some(assignment) = self.assignments.get(uid) else { return };
+        if assignment.pull.as_ref().is_some_and(|pull| pull.resolving_for == Some(session)) {
+            return;
+        }
+        match self.canaries.request(&assignment.key(), uid, now) {
+            Answer::Go => self.admit(uid, now),
+            Answer::Wait => {}
+            Answer::Refused(verdict) => self.refuse(uid, &verdict),
+        }
+    }
+
+    fn progress_reported(&mut self, progress: &protocol::Progress, now: i64) {
+        let uid = &progress.uid;
+        let Some(assignment) = self.assignments.get_mut(uid.as_str()) else { return };
+        if is_due(assignment, progress, now) {
+            let report = Report::from(progress);
+            self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
+        }
+        // A registry that sends bytes has authorized the pull.
+        if progress.downloaded_bytes > 0 && self.budgets.is_in_flight(uid) {
+            let key = assignment.key();
+            self.release_all(&key, now);
+        }
+    }
+
+    fn outcome_reported(&mut self, reported: &protocol::Outcome, now: i64) {
+        let uid = &reported.uid;
+        let Some(assignment) = self.assignments.get(uid.as_str()) else { return };
+        let mut outcome = Outcome::from(reported);
+        let requested = assignment.pull_context.check_for.as_ref();
+        outcome.checked_for = outcome.checked_for.filter(|token| Some(token) == requested);
+        let node = self.nodes.get(&*assignment.warm.node_name);
+        outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
+        let (key, reason, present) = (assignment.key(), outcome.reason, outcome.present);
+        let message = outcome.message.clone();
+        let report = Report::Outcome(outcome);
+        self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
+        if self.budgets.is_in_flight(uid) {
+            self.record_outcome(uid, &key, present, (reason, &message), now);
+        }
+        self.end_pull(uid, now);
+    }
+}
+
+/// Whether this progress is to be written to the status.
+fn is_due(assignment: &mut Assignment, progress: &protocol::Progress, now: i64) -> bool {
+    let is_recorded = progress.queued && assignment.warm.reason() == Some(Reason::Queued);
+    let pull = assignment.pull();
+    let (since, quiet) = match progress.queued {
+        true => (&mut pull.queued_since, QUEUED_QUIET_MS),
+        false => (&mut pull.running_since, QUIET_MS),
+    };
+    let since = *since.get_or_insert(now);
+    if is_recorded {
+        return false;
+    }
+    let due = now - since >= quiet
+        && pull.progress_written.is_none_or(|last| now - last >= PROGRESS_EVERY_MS);
+    if due {
+        pull.progress_written = Some(now);
+    }
+    due
+}

@@ -1,0 +1,80 @@
+//! The streams of the warmers: one for each node, the newest counts.
+
+use super::*;
+
+impl Index {
+    /// Nodes with an open stream.
+    pub fn connected(&self) -> BTreeSet<String> {
+        self.sessions.values().cloned().collect()
+    }
+
+    /// The node of an open stream.
+    pub fn node_of(&self, session: SessionId) -> Option<&str> {
+        self.sessions.get(&session).map(String::as_str)
+    }
+
+    /// Registers the stream of the warmer on node `name`, after its `Hello`.
+    pub fn open(&mut self, session: SessionId, name: &str, hello: &Hello, now: i64) {
+        let node = self.node(name, now);
+        if let Some((older, epoch)) = node.session {
+            if epoch > hello.epoch {
+                self.effects.push(Effect::Close(session, StreamEnd::Replaced));
+                return;
+            }
+            self.sessions.remove(&older);
+            self.effects.push(Effect::Close(older, StreamEnd::Replaced));
+        }
+        let node = self.node(name, now);
+        node.session = Some((session, hello.epoch));
+        node.runtime = NodeRuntime::from(hello);
+        let uids: Vec<Arc<str>> = node.assignments.iter().cloned().collect();
+        self.sessions.insert(session, name.to_owned());
+        let welcome = Welcome {
+            protocol_version: PROTOCOL_VERSION,
+            controller_version: env!("CARGO_PKG_VERSION").into(),
+            node_name: name.into(),
+            ..Welcome::default()
+        };
+        self.effects.push(Effect::Send(session, ToWarmer::Welcome(welcome)));
+        let pulling: HashSet<&str> = hello.pulling.iter().map(String::as_str).collect();
+        for uid in &uids {
+            if pulling.contains(&**uid) {
+                if let Some(assignment) = self.assignments.get_mut(uid) {
+                    assignment.pull().running_since.get_or_insert(now);
+                    self.budgets.hold(uid, assignment.image.domain());
+                    let key = assignment.key();
+                    self.release_all(&key, now);
+                }
+            } else {
+                self.end_pull(uid, now);
+            }
+        }
+        for uid in uids {
+            if let Some(assignment) = self.assignments.get(&uid) {
+                let assign = ToWarmer::Assign(assignment.assign());
+                self.effects.push(Effect::Send(session, assign));
+            }
+        }
+        self.effects.push(Effect::Send(session, ToWarmer::Synced(Synced {})));
+    }
+
+    /// Removes a closed stream. What the node holds or pulls does not change.
+    pub fn close(&mut self, session: SessionId, now: i64) {
+        let Some(name) = self.sessions.remove(&session) else { return };
+        let Some(node) = self.nodes.get_mut(&name) else { return };
+        if node.session.is_none_or(|(current, _)| current != session) {
+            return;
+        }
+        (node.session, node.absent_since, node.absence_unreported) = (None, now, true);
+        let uids: Vec<Arc<str>> = node.assignments.iter().cloned().collect();
+        if uids.is_empty() {
+            self.nodes.remove(&name);
+        }
+        // Running pulls keep their permits until the warmer reconnects or its grace period ends.
+        for uid in uids {
+            if self.budgets.is_waiting(&uid) || self.canaries.is_waiting(&uid) {
+                self.end_pull(&uid, now);
+            }
+        }
+    }
+}

@@ -36,6 +36,7 @@ const TREES: &[Tree] = &[
     Tree { name: "xtask", folder: "xtask/src" },
     Tree { name: "cluster", folder: "benches/cluster" },
     Tree { name: "monkey", folder: "tests/monkey" },
+    Tree { name: "e2e", folder: "tests/e2e" },
 ];
 
 /// The path of a module within its crate: `["plan", "diff"]`.

@@ -129,7 +129,7 @@ fn main() -> ExitCode {
 }
 
 async fn started(system: &Shared) -> Result<Arc<System>, Failed> {
-    let start = || async { System::start().await.map_err(|error| format!("{error:#}")) };
+    let start = || async { World::start().await.map_err(|error| format!("{error:#}")) };
     let system = system.get_or_init(start).await;
     system.clone().map_err(|error| format!("the system did not start: {error}").into())
 }

@@ -61,7 +61,8 @@ pub struct Trial {
 
 impl Trial {
     pub async fn run(self, system: &Arc<System>) -> Result<()> {
-        let turns = system.conformance.turns(self.runtime);
+        let conformance = system.shared::<Conformance>();
+        let turns = conformance.turns(self.runtime);
         let case = async |world: &World| {
             let stage = Stage::enter(world, self.runtime).await?;
             (self.case)(&stage).await

@@ -2,6 +2,8 @@
 
 use std::ops::Deref;
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
 use imagewarm_core::api::{ImageWarm, Reason};
 use tokio::sync::{OnceCell, RwLock};
@@ -65,12 +67,14 @@ pub struct Stage<'a> {
     pub world: &'a World,
     pub runtime: RuntimeKind,
     pub node: String,
+    conformance: Arc<Conformance>,
 }
 
 impl<'a> Stage<'a> {
     /// The runtime's node, which joins the cluster at its first case.
     pub async fn enter(world: &'a World, runtime: RuntimeKind) -> Result<Self> {
-        let node = world.system().conformance.nodes[runtime as usize]
+        let conformance: Arc<Conformance> = world.system().shared();
+        let node = conformance.nodes[runtime as usize]
             .get_or_try_init(|| async {
                 let name = format!("conformance-{}", runtime.name().replace('_', "-"));
                 let cluster = world.cluster();
@@ -90,7 +94,7 @@ impl<'a> Stage<'a> {
                 anyhow::Ok(name)
             })
             .await?;
-        Ok(Self { world, runtime, node: node.clone() })
+        Ok(Self { world, runtime, node: node.clone(), conformance: conformance.clone() })
     }
 
     /// A new namespace.
@@ -123,7 +127,7 @@ impl<'a> Stage<'a> {
         let registry = self.world.registries.open();
         let image = TestImage::new(&LARGE).seed(7);
         let push = || registry.push(&image, "conformance/large", "v1");
-        let digest = self.world.system().conformance.large.get_or_try_init(push).await?;
+        let digest = self.conformance.large.get_or_try_init(push).await?;
         Ok(self.through_proxy("conformance/large", digest.clone()))
     }
 
@@ -133,9 +137,9 @@ impl<'a> Stage<'a> {
     }
 
     /// A registry whose authority the node does not trust.
-    pub async fn untrusted_registry(&self) -> Result<&'a Registry> {
+    pub async fn untrusted_registry(&self) -> Result<&Registry> {
         let start = || self.world.cluster().start_untrusted_registry();
-        self.world.system().conformance.untrusted.get_or_try_init(start).await
+        self.conformance.untrusted.get_or_try_init(start).await
     }
 
     /// Has this node hold an image, as a person does.

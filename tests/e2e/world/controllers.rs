@@ -1,7 +1,8 @@
 //! The controllers: two replicas, started, stopped and killed. After a test both run as at first.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -42,8 +43,12 @@ enum Started {
     BehindProxy,
 }
 
-/// A replica that was started and not yet told to stop.
-pub struct Replica {
+/// The replicas that run.
+#[derive(Default)]
+struct Replicas(Mutex<BTreeMap<String, Replica>>);
+
+/// A replica that was started and not yet stopped.
+struct Replica {
     process: Arc<Imagewarm>,
     started: Started,
 }
@@ -52,11 +57,12 @@ pub struct Replica {
 pub struct Controllers {
     system: Arc<System>,
     undo: Undo,
+    replicas: Arc<Replicas>,
 }
 
 impl Controllers {
     pub fn new(system: &Arc<System>, undo: &Undo) -> Controllers {
-        Controllers { system: system.clone(), undo: undo.clone() }
+        Controllers { system: system.clone(), undo: undo.clone(), replicas: system.shared() }
     }
 
     fn restore_after_test(&self) {
@@ -67,21 +73,20 @@ impl Controllers {
     /// Has both run as at first, with the streams of all warmers; leaves alone what does.
     pub(super) async fn restore(&self) -> Result<()> {
         let behind_proxy = |replica: &Replica| replica.started == Started::BehindProxy;
-        if locked(&self.system.controllers).values().any(behind_proxy) {
+        if locked(&self.replicas.0).values().any(behind_proxy) {
             // Its proxy may be gone, and with it any good end.
             self.kill_all().await?;
         }
         let as_at_first = |replica: &Replica| {
             replica.started == Started::AsAtFirst && replica.process.is_running()
         };
-        let others: Vec<_> = locked(&self.system.controllers)
-            .extract_if(.., |_, replica| !as_at_first(replica))
-            .collect();
+        let others: Vec<_> =
+            locked(&self.replicas.0).extract_if(.., |_, replica| !as_at_first(replica)).collect();
         let mut stopped = Ok(());
         for (name, replica) in others {
             stopped = stopped.and(stop_well(&name, &replica.process).await);
         }
-        let missing = |name: &&str| !locked(&self.system.controllers).contains_key(*name);
+        let missing = |name: &&str| !locked(&self.replicas.0).contains_key(*name);
         for name in REPLICAS.into_iter().filter(missing) {
             self.start_replica(name, &[], Started::AsAtFirst).await?;
         }
@@ -99,11 +104,11 @@ impl Controllers {
     }
 
     fn keep(&self, name: &str, process: Arc<Imagewarm>, started: Started) {
-        locked(&self.system.controllers).insert(name.to_owned(), Replica { process, started });
+        locked(&self.replicas.0).insert(name.to_owned(), Replica { process, started });
     }
 
     fn take(&self, name: &str) -> Result<Arc<Imagewarm>> {
-        let replica = locked(&self.system.controllers).remove(name);
+        let replica = locked(&self.replicas.0).remove(name);
         Ok(replica.with_context(|| format!("no {name} runs"))?.process)
     }
 
@@ -123,7 +128,7 @@ impl Controllers {
     /// Stops both as a rollout would, and checks that they end well.
     pub async fn stop(&self) -> Result<()> {
         self.restore_after_test();
-        let all = std::mem::take(&mut *locked(&self.system.controllers));
+        let all = std::mem::take(&mut *locked(&self.replicas.0));
         for (name, replica) in all {
             stop_well(&name, &replica.process).await?;
         }
@@ -180,7 +185,7 @@ impl Controllers {
     /// SIGKILL for all; the Leases go too, so that the next one need not wait.
     pub async fn kill_all(&self) -> Result<()> {
         self.restore_after_test();
-        for replica in std::mem::take(&mut *locked(&self.system.controllers)).values() {
+        for replica in std::mem::take(&mut *locked(&self.replicas.0)).values() {
             replica.process.kill();
         }
         self.leases().delete_collection(&Default::default(), &Default::default()).await?;
@@ -236,14 +241,14 @@ impl Controllers {
 
     /// The replica of that name, which runs.
     pub fn replica(&self, name: &str) -> Result<Arc<Imagewarm>> {
-        let controllers = locked(&self.system.controllers);
+        let controllers = locked(&self.replicas.0);
         let replica = controllers.get(name).with_context(|| format!("no {name} runs"))?;
         Ok(replica.process.clone())
     }
 
     /// All replicas that were started and not told to stop.
     pub fn replicas(&self) -> Vec<Arc<Imagewarm>> {
-        locked(&self.system.controllers).values().map(|it| it.process.clone()).collect()
+        locked(&self.replicas.0).values().map(|it| it.process.clone()).collect()
     }
 
     /// Whether none of them has ended by itself.

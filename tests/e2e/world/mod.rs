@@ -30,6 +30,7 @@ use futures::FutureExt;
 use kube::Client;
 use xtask::cluster::Cluster;
 
+use namespace::PROBES;
 use undo::Undo;
 
 pub use admission_port::{AdmissionPort, until_closed};
@@ -83,6 +84,20 @@ impl World {
             (Err(failure), Err(undone)) => Err(failure.context(format!("{undone:#}"))),
             (tested, undone) => tested.and(undone),
         }
+    }
+
+    /// Starts the system: the cluster, two replicas, and a warmer on each node.
+    pub async fn start() -> Result<Arc<System>> {
+        let system = System::start().await?;
+        // Nothing of this is undone.
+        let undo = Undo::default();
+        let probes = Namespace::create(&system, &undo, PROBES.to_owned()).await?;
+        probes.label("caching.knative.dev/warm", "true").await?;
+        Controllers::new(&system, &undo).start().await?;
+        for node in nodes::NAMES {
+            Warmers::new(&system, &undo).start(node).await?;
+        }
+        Ok(system)
     }
 
     fn new(system: &Arc<System>) -> World {

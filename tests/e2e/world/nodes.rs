@@ -12,14 +12,12 @@ use serde_json::{Value, json};
 use xtask::cluster::ContainerdVersion;
 
 use super::BINARY;
-use super::system::{System, wait_ready};
+use super::system::{JOINED, System, wait_ready};
 use super::undo::Undo;
 use super::warmers::Warmers;
 
 /// Those that are there from the start, with Docker.
 pub const NAMES: [&str; 3] = ["node-1", "node-2", "node-3"];
-/// How the names of those begin that a test lets join.
-pub const JOINED: &str = "joined-";
 
 #[derive(Clone)]
 pub struct Nodes {

@@ -1,36 +1,31 @@
 //! What all tests share: the development cluster, and what was started in it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::any::{Any, TypeId};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use kube::Client;
 use xtask::cluster::{Cluster, Imagewarm, Node, Options};
 
-use super::controllers::Controllers;
-use super::namespace::{Namespace, PROBES};
-use super::undo::Undo;
-use super::warmers::{self, Warmers};
-use super::{DEADLINE, nodes};
-use crate::conformance::Conformance;
+use super::DEADLINE;
+
+/// How the names of the nodes begin that a test lets join.
+pub const JOINED: &str = "joined-";
 
 pub struct System {
     pub cluster: Cluster,
-    /// What the conformance suite shares.
-    pub conformance: Conformance,
-    pub controllers: Mutex<BTreeMap<String, super::controllers::Replica>>,
-    pub warmers: Mutex<BTreeMap<String, warmers::Warmer>>,
+    shared: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     credentials: Mutex<BTreeSet<String>>,
 }
 
 impl System {
+    /// Starts the development cluster, with nothing of ours in it yet.
     pub async fn start() -> Result<Arc<System>> {
         let options = Options { nodes: 3, tls_registry: true, knative: true, deploy: true };
         let system = Arc::new(System {
             cluster: Cluster::start(options).await?,
-            conformance: Conformance::default(),
-            controllers: Mutex::default(),
-            warmers: Mutex::default(),
+            shared: Mutex::default(),
             credentials: Mutex::default(),
         });
         if let Some(password) =
@@ -38,15 +33,14 @@ impl System {
         {
             system.remember_credential(&password);
         }
-        // Nothing of this is undone.
-        let undo = Undo::default();
-        let probes = Namespace::create(&system, &undo, PROBES.to_owned()).await?;
-        probes.label("caching.knative.dev/warm", "true").await?;
-        Controllers::new(&system, &undo).start().await?;
-        for node in nodes::NAMES {
-            Warmers::new(&system, &undo).start(node).await?;
-        }
         Ok(system)
+    }
+
+    /// What the fixtures of one type share for the whole run: one value, made when first asked for.
+    pub fn shared<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        let mut shared = locked(&self.shared);
+        let value = shared.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default()));
+        value.clone().downcast().unwrap_or_default()
     }
 
     /// Stops everything; keeps the logs in view when something failed.

@@ -1,20 +1,24 @@
 //! The warmers: one for each node. After a test each runs as at first.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use xtask::cluster::{Imagewarm, NAMESPACE, WARMER_ACCOUNT};
 
-use super::nodes::JOINED;
-use super::system::{System, locked, wait_ready};
+use super::system::{JOINED, System, locked, wait_ready};
 use super::undo::Undo;
 use super::{BINARY, DEADLINE, EVERYTHING, changed};
 
 const DAY: i64 = 24 * 60 * 60;
 const FLAGS: [&str; 2] = ["--log-level", EVERYTHING];
 
+/// The warmers of all nodes.
+#[derive(Default)]
+struct All(Mutex<BTreeMap<String, Warmer>>);
+
 /// The warmer of a node, whether it runs or not.
-pub struct Warmer {
+struct Warmer {
     /// With which it was started first.
     flags: Vec<String>,
     process: Option<Arc<Imagewarm>>,
@@ -25,16 +29,17 @@ pub struct Warmer {
 pub struct Warmers {
     system: Arc<System>,
     undo: Undo,
+    warmers: Arc<All>,
 }
 
 impl Warmers {
     pub fn new(system: &Arc<System>, undo: &Undo) -> Warmers {
-        Warmers { system: system.clone(), undo: undo.clone() }
+        Warmers { system: system.clone(), undo: undo.clone(), warmers: system.shared() }
     }
 
     /// Starts the warmer of a node, with the flags of its first start.
     pub async fn start(&self, node: &str) -> Result<()> {
-        let flags = locked(&self.system.warmers).get(node).map(|warmer| warmer.flags.clone());
+        let flags = locked(&self.warmers.0).get(node).map(|warmer| warmer.flags.clone());
         match flags {
             Some(flags) => {
                 let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
@@ -54,13 +59,13 @@ impl Warmers {
     pub fn known(&self, node: &str, flags: &[&str], process: Option<Arc<Imagewarm>>) {
         let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
         let warmer = Warmer { flags, process, as_at_first: true };
-        locked(&self.system.warmers).insert(node.to_owned(), warmer);
+        locked(&self.warmers.0).insert(node.to_owned(), warmer);
     }
 
     /// Starts the warmer of a node with further flags for this test, or other values of its own.
     pub async fn start_with(&self, node: &str, flags: &[&str]) -> Result<()> {
         self.restore_after_test(node);
-        let own = locked(&self.system.warmers).get(node).map(|warmer| warmer.flags.clone());
+        let own = locked(&self.warmers.0).get(node).map(|warmer| warmer.flags.clone());
         let own = own.unwrap_or_default();
         let own: Vec<&str> = own.iter().map(String::as_str).collect();
         self.run(node, &changed(&own, flags), false).await
@@ -70,14 +75,14 @@ impl Warmers {
         let cluster = &self.system.cluster;
         let found = self.system.node(node)?;
         let started = cluster.start_warmer(BINARY.as_ref(), &found, flags).await?;
-        if let Some(warmer) = locked(&self.system.warmers).get_mut(node) {
+        if let Some(warmer) = locked(&self.warmers.0).get_mut(node) {
             (warmer.process, warmer.as_at_first) = (Some(started.clone()), as_at_first);
         }
         wait_ready(&started).await
     }
 
     fn take(&self, node: &str) -> Result<Arc<Imagewarm>> {
-        let process = locked(&self.system.warmers).get_mut(node).and_then(|it| it.process.take());
+        let process = locked(&self.warmers.0).get_mut(node).and_then(|it| it.process.take());
         process.with_context(|| format!("no warmer runs on {node}"))
     }
 
@@ -106,11 +111,11 @@ impl Warmers {
 
     /// How many were started and not stopped.
     pub fn count(&self) -> usize {
-        locked(&self.system.warmers).values().filter(|warmer| warmer.process.is_some()).count()
+        locked(&self.warmers.0).values().filter(|warmer| warmer.process.is_some()).count()
     }
 
     pub fn runs(&self, node: &str) -> bool {
-        let warmers = locked(&self.system.warmers);
+        let warmers = locked(&self.warmers.0);
         let process = warmers.get(node).and_then(|warmer| warmer.process.as_ref());
         process.is_some_and(|process| process.is_running())
     }
@@ -129,7 +134,7 @@ impl Warmers {
 
     /// Stops a warmer whose node goes, where it runs, and forgets it.
     pub async fn forget(&self, node: &str) -> Result<()> {
-        let warmer = locked(&self.system.warmers).remove(node);
+        let warmer = locked(&self.warmers.0).remove(node);
         match warmer.and_then(|warmer| warmer.process) {
             Some(process) => terminate(node, &process).await,
             None => Ok(()),
@@ -147,7 +152,7 @@ impl Warmers {
 
     async fn restore(&self, node: &str) -> Result<()> {
         let running = {
-            let warmers = locked(&self.system.warmers);
+            let warmers = locked(&self.warmers.0);
             let Some(warmer) = warmers.get(node) else { return Ok(()) };
             let process = warmer.process.as_ref().filter(|process| process.is_running());
             if process.is_some() && warmer.as_at_first {

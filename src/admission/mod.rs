@@ -21,7 +21,6 @@ use std::time::Duration;
 
 use imagewarm_core::demand::AdmittedRevision;
 
-use imagewarm_core::validation::image_warm::{ImageRule, image_rule};
 use validate::PullSecrets;
 
 pub use args::WebhookArgs;
@@ -44,8 +43,6 @@ pub struct Reviewer {
     pub pull_secrets: Arc<dyn PullSecrets>,
     /// Checks whether a Node exists.
     pub node_exists: Arc<NodeExists>,
-    /// Checks the grammar of image references.
-    pub image_rule: Arc<ImageRule>,
     /// The operator's limits; unlimited if `None`.
     pub bounds: Option<AdmissionBounds>,
     /// Timeout for the checks of all pull secrets of one object together.
@@ -55,7 +52,7 @@ pub struct Reviewer {
 }
 
 impl Reviewer {
-    /// A reviewer with the grammar of image references, and without limits.
+    /// A reviewer without limits.
     pub fn new(
         admitted: Arc<TakeRevision>,
         pull_secrets: Arc<dyn PullSecrets>,
@@ -67,7 +64,6 @@ impl Reviewer {
             admitted,
             pull_secrets,
             node_exists,
-            image_rule: Arc::new(image_rule),
             bounds: None,
             secrets_timeout: args.webhook_secrets_timeout,
             metrics,

@@ -99,7 +99,7 @@ async fn default(
         }
         _ => Changed::ALL,
     };
-    let mut errors = check_value(spec, checked, &*reviewer.image_rule);
+    let mut errors = check_value(spec, checked);
     if !errors.is_empty() {
         errors.extend(check_secrets(reviewer, request, spec, old_spec, time).await);
         return Response::deny(request, denial(KIND, &request.display_name(), &errors));

@@ -87,11 +87,8 @@ async fn check(
         }
         Operation::Other => return Response::allow(request),
     };
-    let mut errors = if changed == Changed::default() {
-        Vec::new()
-    } else {
-        check_value(new, changed, &*reviewer.image_rule)
-    };
+    let mut errors =
+        if changed == Changed::default() { Vec::new() } else { check_value(new, changed) };
     if changed.secrets {
         errors.extend(check_secrets(reviewer, request, new, old, time).await);
     }

@@ -15,7 +15,6 @@ use tokio::sync::{broadcast, watch as watch_channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use imagewarm_core::api::cached::Shared;
 use imagewarm_core::api::{CachedImageWarm, ImageWarm, KnativeImage, Revision};
 use imagewarm_core::placement::RuntimeClasses;
 use source::{Progress, Source, Watched};
@@ -91,9 +90,10 @@ impl Synced {
     }
 }
 
+#[cfg(test)]
 impl Stores {
-    /// Synced stores that hold exactly these objects, and no RuntimeClass: for tests.
-    pub fn fixed(
+    /// Synced stores that hold exactly these objects, and no RuntimeClass.
+    pub(crate) fn fixed(
         image_warms: Vec<ImageWarm>,
         revisions: Vec<Revision>,
         images: Vec<KnativeImage>,
@@ -113,11 +113,13 @@ impl Stores {
         }
     }
 
-    /// The same with these RuntimeClasses: for tests.
-    pub fn with_runtime_classes(self, classes: Vec<RuntimeClass>) -> Stores {
+    /// The same with these RuntimeClasses.
+    pub(crate) fn with_runtime_classes(self, classes: Vec<RuntimeClass>) -> Stores {
         Stores { runtime_classes: filled(classes), ..self }
     }
+}
 
+impl Stores {
     /// The scheduling constraints of all RuntimeClasses.
     pub fn runtime_classes(&self) -> RuntimeClasses {
         RuntimeClasses::new(self.runtime_classes.state().iter().map(AsRef::as_ref))
@@ -129,8 +131,9 @@ impl Stores {
     }
 }
 
+#[cfg(test)]
 fn filled<K: Watched>(objects: Vec<K>) -> Store<K::CachedObject> {
-    let mut shared = Shared::default();
+    let mut shared = imagewarm_core::api::cached::Shared::default();
     objects.into_iter().map(|object| object.into_cached(&mut shared)).collect()
 }
 

@@ -16,7 +16,7 @@ use tonic::Status;
 use super::DispatchArgs;
 use super::credentials::{ApiServerCredentials, CredentialResolver, CredentialSource};
 use super::metrics::DispatchMetrics;
-use super::pull_contexts::{PullContextFn, PullContexts};
+use super::pull_contexts::PullContexts;
 use super::status_writer::{ApiServerSink, StatusSink, StatusWriter};
 use super::stream::{Input, Opened, Outgoing, end_status};
 use crate::clock::Clock;
@@ -79,7 +79,6 @@ pub struct Dispatcher {
 pub(crate) struct Parts {
     pub(crate) sink: Arc<dyn StatusSink>,
     pub(crate) credentials: Arc<dyn CredentialSource>,
-    pub(crate) pull_context: PullContextFn,
 }
 
 impl Dispatcher {
@@ -95,7 +94,6 @@ impl Dispatcher {
         let parts = Parts {
             sink: Arc::new(ApiServerSink::new(client.clone())),
             credentials: Arc::new(ApiServerCredentials::new(client)),
-            pull_context: imagewarm_core::demand::pull_context::pull_context,
         };
         Self::with_parts(parts, stores, policy, leader, args, metrics)
     }
@@ -112,7 +110,7 @@ impl Dispatcher {
         Dispatcher {
             credentials: CredentialResolver::new(parts.credentials),
             writer: StatusWriter::new(parts.sink, metrics.clone()),
-            pull_contexts: PullContexts::new(parts.pull_context, policy),
+            pull_contexts: PullContexts::new(policy),
             clock: Clock::start(),
             index: empty_index(&args),
             active: false,

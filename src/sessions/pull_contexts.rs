@@ -11,12 +11,9 @@ use kube::ResourceExt;
 use crate::kubernetes::caches::Stores;
 use imagewarm_core::api::cached::Pool;
 use imagewarm_core::api::{CachedImageWarm, KnativeImage, Revision};
-use imagewarm_core::demand::consumers::{ConsumerDemand, Demands, demands};
-use imagewarm_core::demand::pull_context::PullContext;
+use imagewarm_core::demand::consumers::{Demands, demands};
+use imagewarm_core::demand::pull_context::{PullContext, pull_context};
 use imagewarm_core::policy::Policy;
-
-/// [`imagewarm_core::demand::pull_context::pull_context`], or the function of a test.
-pub(crate) type PullContextFn = fn(&CachedImageWarm, &[ConsumerDemand], &Policy) -> PullContext;
 
 /// The demands of one namespace, computed once for all of its ImageWarms.
 type Shared = Arc<Demands>;
@@ -28,7 +25,6 @@ struct Cached {
 }
 
 pub(crate) struct PullContexts {
-    compute: PullContextFn,
     policy: Policy,
     /// By namespace.
     demands: HashMap<String, Shared>,
@@ -40,9 +36,8 @@ pub(crate) struct PullContexts {
 }
 
 impl PullContexts {
-    pub(crate) fn new(compute: PullContextFn, policy: Policy) -> Self {
+    pub(crate) fn new(policy: Policy) -> Self {
         PullContexts {
-            compute,
             policy,
             demands: HashMap::new(),
             cache: HashMap::new(),
@@ -135,8 +130,10 @@ impl PullContexts {
         {
             return cached.pull_context.clone();
         }
-        let pull_context =
-            self.pull_contexts.share((self.compute)(warm, &demands.consumers, &self.policy));
+        let computed = pull_context(warm, &demands.consumers, &self.policy);
+        let pull_context = self.pull_contexts.share(computed);
+        #[cfg(test)]
+        tests::COMPUTED.with(|computed| computed.set(computed.get() + 1));
         let cached = Cached { demands, fingerprint, pull_context: pull_context.clone() };
         self.cache.insert(warm.uid.clone(), cached);
         pull_context
@@ -167,7 +164,7 @@ fn fingerprint(warm: &CachedImageWarm) -> u64 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::cell::Cell;
 
     use k8s_openapi::jiff::Timestamp;
 
@@ -175,17 +172,17 @@ mod tests {
     use imagewarm_core::api::Progress;
     use imagewarm_core::api::cached::CachedStatus;
 
-    static COMPUTED: AtomicUsize = AtomicUsize::new(0);
-
-    fn compute(_: &CachedImageWarm, demands: &[ConsumerDemand], _: &Policy) -> PullContext {
-        COMPUTED.fetch_add(1, Ordering::SeqCst);
-        PullContext { priority: demands.len() as i64, ..PullContext::default() }
+    thread_local! {
+        /// How many pull contexts this test's thread has computed.
+        pub(super) static COMPUTED: Cell<usize> = const { Cell::new(0) };
     }
 
-    fn revision(name: &str) -> Revision {
+    /// A Revision that was created at this second.
+    fn revision(name: &str, created: i64) -> Revision {
+        let created = Timestamp::from_second(created).unwrap();
         serde_json::from_value(serde_json::json!({
             "apiVersion": "serving.knative.dev/v1", "kind": "Revision",
-            "metadata": {"name": name, "namespace": "team"},
+            "metadata": {"name": name, "namespace": "team", "creationTimestamp": created},
             "spec": {"containers": [{"image": "r.test/app:v1"}]},
         }))
         .unwrap()
@@ -194,19 +191,20 @@ mod tests {
     #[test]
     fn a_pull_context_is_cached_until_something_that_it_depends_on_changes() {
         let with = |revisions| Stores::fixed(vec![], revisions, vec![], vec![], vec![]);
-        let stores = with(vec![revision("one")]);
-        let mut pull_contexts = PullContexts::new(compute, Policy::default());
+        let stores = with(vec![revision("one", 1)]);
+        let mut pull_contexts = PullContexts::new(Policy::default());
         let mut warm = CachedImageWarm {
             uid: "uid".into(),
             namespace: "team".into(),
+            image: "r.test/app:v1".into(),
             status: Some(CachedStatus::default()),
             ..CachedImageWarm::default()
         };
         let computed =
             |pull_contexts: &mut PullContexts, warm: &CachedImageWarm, stores: &Stores| {
-                let before = COMPUTED.load(Ordering::SeqCst);
+                let before = COMPUTED.get();
                 let pull_context = pull_contexts.of(warm, stores);
-                (COMPUTED.load(Ordering::SeqCst) - before, pull_context.priority)
+                (COMPUTED.get() - before, pull_context.priority)
             };
         assert_eq!(computed(&mut pull_contexts, &warm, &stores), (1, 1));
         assert_eq!(computed(&mut pull_contexts, &warm, &stores), (0, 1));
@@ -228,7 +226,7 @@ mod tests {
         Arc::make_mut(&mut warm.common).annotations.insert("k".into(), "v".into());
         assert_eq!(computed(&mut pull_contexts, &warm, &stores), (1, 1), "an annotation");
 
-        let stores = with(vec![revision("one"), revision("two")]);
+        let stores = with(vec![revision("one", 1), revision("two", 2)]);
         pull_contexts.changed("elsewhere");
         assert_eq!(computed(&mut pull_contexts, &warm, &stores), (0, 1), "another namespace");
         pull_contexts.changed("team");

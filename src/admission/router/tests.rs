@@ -76,10 +76,6 @@ fn bench_within(room: usize, bounds: Option<AdmissionBounds>) -> Bench {
             "unknown" => None,
             node => Some(node.starts_with("node-")),
         }),
-        image_rule: Arc::new(|image| match image.contains(char::is_uppercase) {
-            true => Err("repository name must be lowercase".into()),
-            false => Ok(()),
-        }),
         bounds,
         secrets_timeout: Duration::from_millis(50),
         metrics: WebhookMetrics::register(&mut registry),
@@ -267,7 +263,7 @@ async fn both_paths_list_all_problems_at_once() {
     assert_eq!(denials[0], denials[1]);
     let message = denials[0]["message"].as_str().unwrap();
     let begin = "ImageWarm \"w\" is invalid: spec.image: Invalid value: \"App\": repository name \
-                 must be lowercase; spec.nodeName: Invalid value: \"Node_A\": ";
+                 must be lower case: \"App\" in \"App\"; spec.nodeName: Invalid value: \"Node_A\": ";
     assert!(message.starts_with(begin), "{message}");
     let gone = "; spec.imagePullSecrets[1].name: Invalid value: \"gone\": no such Secret in \
                 namespace \"default\"";

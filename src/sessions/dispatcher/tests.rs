@@ -24,10 +24,10 @@ use crate::sessions::DispatchServer;
 use crate::sessions::credentials::CredentialFuture;
 use crate::sessions::status_writer::SinkFuture;
 use crate::warmer::{Warmer, WarmerArgs, WarmerMetrics};
-use imagewarm_core::api::{CachedImageWarm, ImageWarm, ImageWarmSpec, ImageWarmStatus, Reason};
+use imagewarm_core::api::{
+    CachedImageWarm, ImageWarm, ImageWarmSpec, ImageWarmStatus, Reason, Revision,
+};
 use imagewarm_core::demand::PullIdentity;
-use imagewarm_core::demand::consumers::ConsumerDemand;
-use imagewarm_core::demand::pull_context::PullContext;
 use imagewarm_core::image::Reference;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -60,6 +60,7 @@ struct Cluster {
     written: Mutex<Vec<(String, String)>>,
     failures: Mutex<VecDeque<ApplyError>>,
     nodes: Store<NodeObject>,
+    revisions: Store<Revision>,
 }
 
 impl Cluster {
@@ -70,6 +71,7 @@ impl Cluster {
             changes,
             written: Mutex::default(),
             failures: Mutex::default(),
+            revisions: Store::default(),
             nodes: ["node-a", "node-b"].map(node_object).into_iter().collect(),
         })
     }
@@ -98,6 +100,18 @@ impl Cluster {
         self.apply(warm);
     }
 
+    /// A Revision that is created in the next second: later than every attempt so far.
+    fn create_revision(&self, name: &str, image: &str) {
+        let created = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+        let revision = serde_json::from_value(serde_json::json!({
+            "apiVersion": "serving.knative.dev/v1", "kind": "Revision",
+            "metadata": {"name": name, "namespace": "default", "creationTimestamp": created},
+            "spec": {"containers": [{"image": image}]},
+        }));
+        self.revisions.put(Arc::new(revision.unwrap()));
+        let _ = self.changes.send(Change::Revision("default".into(), name.into()));
+    }
+
     fn get(&self, name: &str) -> Option<Arc<CachedImageWarm>> {
         self.store.get("default", name)
     }
@@ -113,7 +127,7 @@ impl Cluster {
         let synced = Synced { own: true, revisions: true, images: true, ..Synced::default() };
         Stores {
             image_warms: self.store.clone(),
-            revisions: Store::default(),
+            revisions: self.revisions.clone(),
             images: Store::default(),
             nodes: self.nodes.clone(),
             namespaces: Store::default(),
@@ -195,13 +209,6 @@ impl CredentialSource for TwoCredentials {
     }
 }
 
-fn pull_context(warm: &CachedImageWarm, _: &[ConsumerDemand], _: &Policy) -> PullContext {
-    let checked = warm.status.as_ref().and_then(|status| status.checked_for.as_deref());
-    let check = warm.annotation("check").filter(|check| Some(*check) != checked);
-    let check_for = check.map(str::to_owned);
-    PullContext { check_for, ..PullContext::default() }
-}
-
 /// Certificates in a folder of their own.
 struct Authority {
     folder: tempfile::TempDir,
@@ -281,8 +288,7 @@ impl Replica {
         }
         let args = DispatchArgs { registry_pulls, ..Line::parse_from(["controller"]).args };
         let (leader, leader_view) = watch::channel(view);
-        let parts =
-            Parts { sink: cluster.clone(), credentials: Arc::new(TwoCredentials), pull_context };
+        let parts = Parts { sink: cluster.clone(), credentials: Arc::new(TwoCredentials) };
         let metrics = DispatchMetrics::default();
         let dispatcher = Dispatcher::with_parts(
             parts,
@@ -409,12 +415,10 @@ async fn an_assignment_becomes_a_pull_and_a_status() {
     cluster.wait_for("before", Reason::Pulled).await;
 
     // A new Revision names the same tag: the registry is checked once more.
-    let mut again = cluster.get("before").unwrap().to_image_warm();
-    again.metadata.annotations = Some([("check".to_owned(), "owner/rev-2".to_owned())].into());
-    cluster.apply(again);
+    cluster.create_revision("rev-2", "r.test/app:v1");
     until("the tag is checked", || {
         let status = cluster.get("before")?.status.clone()?;
-        (status.checked_for.as_deref() == Some("owner/rev-2")).then_some(())
+        (status.checked_for.as_deref() == Some("/rev-2")).then_some(())
     })
     .await;
     node.stop().await;

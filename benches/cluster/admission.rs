@@ -11,6 +11,8 @@ use xtask::ports::Port;
 use xtask::process::{Process, Program};
 use xtask::wait::wait_for;
 
+use imagewarm_core::webhook_paths::REVISIONS_WEBHOOK;
+
 use crate::Scale;
 use crate::load::Target;
 use crate::report::{Limit, Report, Series, percentile};
@@ -100,9 +102,11 @@ impl Baseline {
         let name = format!("imagewarm-webhook.{NAMESPACE}.svc");
         let address = controller.webhook().context("a controller has a webhook")?;
         let body = review_of_three_images(dry_run)?;
-        let target =
-            |address| Target::new(address, &name, &stage.cluster.dispatch_ca_file(), &body);
-        let (ours, theirs) = (target(address)?, target(self.port.address())?);
+        let path = stage.cluster.webhook_path(REVISIONS_WEBHOOK).await?;
+        let target = |address, path: &str| {
+            Target::new(address, &name, path, &stage.cluster.dispatch_ca_file(), &body)
+        };
+        let (ours, theirs) = (target(address, &path)?, target(self.port.address(), "/mutate")?);
         wait_for(DEADLINE, "the baseline to answer", async || theirs.ask_once().await.ok()).await?;
         ours.ask_once().await?;
         Ok((ours, theirs))

@@ -26,15 +26,22 @@ pub struct Target {
 }
 
 impl Target {
-    /// A server that is at `address`, is called `name`, and trusted for the authority in `ca`.
-    pub fn new(address: SocketAddr, name: &str, ca: &Path, body: &[u8]) -> Result<Self> {
+    /// A server that is at `address`, is called `name`, serves `path`, and is trusted for the
+    /// authority in `ca`.
+    pub fn new(
+        address: SocketAddr,
+        name: &str,
+        path: &str,
+        ca: &Path,
+        body: &[u8],
+    ) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(ca)? {
             roots.add(certificate?)?;
         }
         let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let mut request = format!(
-            "POST /mutate?timeout=2s HTTP/1.1\r\nhost: {name}\r\n\
+            "POST {path}?timeout=2s HTTP/1.1\r\nhost: {name}\r\n\
              content-type: application/json\r\naccept: application/json\r\n\
              content-length: {}\r\n\r\n",
             body.len()

@@ -9,7 +9,9 @@ use anyhow::{Context, Result};
 use futures::{StreamExt as _, TryStreamExt as _};
 use imagewarm_core::api::{ConditionStatus, ImageWarm, Revision};
 use k8s_openapi::api::core::v1::{Namespace, Node};
-use kube::api::{ApiResource, DynamicObject, PostParams, WatchEvent, WatchParams};
+use kube::api::{
+    ApiResource, DynamicObject, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -232,6 +234,10 @@ impl Revisions {
             },
             "spec": {"containers": containers},
         });
+        // As in Knative, the Configuration has the template before it has the Revision.
+        let template = json!({"spec": {"template": {"spec": body["spec"]}}});
+        let params = PatchParams::default();
+        self.configurations.patch("app", &params, &Patch::Merge(template)).await?;
         self.api.create(&PostParams::default(), &serde_json::from_value(body)?).await?;
         Ok(())
     }

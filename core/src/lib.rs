@@ -26,3 +26,4 @@ pub mod settings;
 pub mod table;
 pub mod throttle;
 pub mod validation;
+pub mod webhook_paths;

@@ -14,9 +14,9 @@ use crate::telemetry::metrics::LabelValue;
 labels! {
     /// Paths that the webhook serves.
     pub enum Path {
-        /// `/mutate`.
+        /// `/mutate/…`.
         Mutate,
-        /// `/validate`.
+        /// `/validate/…`.
         Validate,
     }
 
@@ -70,6 +70,8 @@ pub struct WebhookMetrics {
     pub connections: Gauge,
     /// Connections that were closed because a request's head timed out.
     pub header_timeouts: Counter,
+    /// Requests to paths that are not served.
+    pub unknown_paths: Counter,
     /// Revisions that were dropped because the queue was full.
     pub revisions_dropped: Counter,
 }
@@ -85,6 +87,7 @@ impl WebhookMetrics {
             handshake_failures: Family::default(),
             connections: Gauge::default(),
             header_timeouts: Counter::default(),
+            unknown_paths: Counter::default(),
             revisions_dropped: Counter::default(),
         };
         registry.register(
@@ -111,6 +114,12 @@ impl WebhookMetrics {
             "webhook_header_timeouts",
             "Connections closed because a request's head timed out",
             metrics.header_timeouts.clone(),
+        );
+        registry.register(
+            "webhook_unknown_paths",
+            "Requests to paths that are not published in the webhook configurations: of strangers, \
+             or of an API server with an outdated configuration",
+            metrics.unknown_paths.clone(),
         );
         registry.register(
             "admission_revisions_dropped",

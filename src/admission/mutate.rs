@@ -9,14 +9,11 @@ use tracing::warn;
 
 use super::Reviewer;
 use super::denial::denial;
-use super::review::{Objects, Operation, Request, Response, ReviewError};
+use super::review::{Objects, Operation, Request, Response, ReviewError, SERVING_GROUP};
 use super::validate::{KIND, check_secrets};
 use imagewarm_core::api::GROUP;
 use imagewarm_core::demand::AdmittedRevision;
 use imagewarm_core::validation::image_warm::{Changed, apply_defaults, check_value};
-
-/// API group of Knative's Revision.
-const SERVING_GROUP: &str = "serving.knative.dev";
 
 /// Answers one request. `time` is what remains of the API server's timeout.
 pub(super) async fn mutate(

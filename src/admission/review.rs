@@ -10,11 +10,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use imagewarm_core::api::GROUP;
+use imagewarm_core::api::names::is_dns_label;
 use imagewarm_core::demand::AdmittedRevision;
 use imagewarm_core::image::quoted::{Quoted, printable, quoted};
+use imagewarm_core::webhook_paths::Reviews;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
+/// API group of Knative's Revision.
+pub(super) const SERVING_GROUP: &str = "serving.knative.dev";
+/// Longer than any name that the API server accepts.
+const LONGEST_NAME: usize = 1024;
 /// The API server truncates longer warnings.
 const LONGEST_WARNING: usize = 256;
 
@@ -38,6 +45,16 @@ pub enum ReviewError {
     /// The review holds no request.
     #[error("the AdmissionReview has no request")]
     NoRequest,
+    /// A name or namespace that no object can have.
+    #[error("request.{field} is {value}: it must be {must_be}")]
+    Name {
+        /// `name` or `namespace`.
+        field: &'static str,
+        /// From the body.
+        value: Quoted,
+        /// What would be right.
+        must_be: &'static str,
+    },
     /// Without a uid, the API server cannot match the response to the request.
     #[error("request.uid is missing or empty")]
     NoUid,
@@ -175,6 +192,18 @@ impl<'a> Request<'a> {
         if request.uid.is_empty() {
             return Err(ReviewError::NoUid);
         }
+        // They become parts of URLs and keys of maps.
+        let namespace = request.namespace.as_deref().unwrap_or_default();
+        if !namespace.is_empty() && !is_dns_label(namespace) {
+            let (value, must_be) = (quoted(namespace), "a DNS-1123 label");
+            return Err(ReviewError::Name { field: "namespace", value, must_be });
+        }
+        // The API server validates the name of an object after the mutating webhooks.
+        let name = request.name.as_deref().unwrap_or_default();
+        if name.len() > LONGEST_NAME {
+            let must_be = "at most 1024 bytes long";
+            return Err(ReviewError::Name { field: "name", value: quoted(name), must_be });
+        }
         Ok(request)
     }
 
@@ -183,6 +212,15 @@ impl<'a> Request<'a> {
         self.kind.group == group
             && self.kind.kind == kind
             && self.sub_resource.as_deref().unwrap_or_default().is_empty()
+    }
+
+    /// Whether the object is of the kind of these reviews.
+    pub fn is_one_of(&self, reviews: Reviews) -> bool {
+        let (group, kind) = match reviews {
+            Reviews::Revisions => (SERVING_GROUP, "Revision"),
+            Reviews::ImageWarms => (GROUP, "ImageWarm"),
+        };
+        self.kind.group == group && self.kind.kind == kind
     }
 
     /// Decodes both objects. Fails for JSON that no Kubernetes object has, such as a number that is

@@ -1,5 +1,7 @@
-//! The routes `/mutate` and `/validate`: read a body within limits of size and time, answer it, and
-//! count it. A request that is not an AdmissionReview gets a 4xx with a `Status` and its reason.
+//! The routes `/mutate/SECRET` and `/validate/SECRET`, as far as they are published: read a body
+//! within limits of size and time, answer it, and count it. A request to any other path gets a 404
+//! before its body is read; one that is not an AdmissionReview gets a 4xx with a `Status` and its
+//! reason.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::metrics::{Path, Verdict};
@@ -19,7 +22,8 @@ use super::mutate::mutate;
 use super::review::{Request, Response, ReviewError};
 use super::validate::validate;
 use super::{Reviewer, WebhookArgs};
-use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable, quoted};
+use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable};
+use imagewarm_core::webhook_paths::{Endpoint, Reviews, ServedPaths};
 
 /// The timeout of an API server that announces none: the default of `timeoutSeconds`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,36 +51,46 @@ impl From<&WebhookArgs> for BodyLimits {
 struct Webhook {
     reviewer: Reviewer,
     limits: BodyLimits,
+    served: watch::Receiver<ServedPaths>,
 }
 
-/// The webhook without its TLS server.
-pub fn router(reviewer: Reviewer, limits: BodyLimits) -> Router {
-    let on = |path| {
-        post(async move |State(webhook): State<Webhook>, request: HttpRequest| {
-            webhook.answer(path, request).await
-        })
-    };
+/// The webhook without its TLS server, at the paths in `served`.
+pub fn router(
+    reviewer: Reviewer,
+    limits: BodyLimits,
+    served: watch::Receiver<ServedPaths>,
+) -> Router {
+    let answer =
+        async |State(webhook): State<Webhook>, request: HttpRequest| webhook.answer(request).await;
     Router::new()
-        .route("/mutate", on(Path::Mutate))
-        .route("/validate", on(Path::Validate))
-        .fallback(async |request: HttpRequest| {
-            let path = quoted(request.uri().path());
-            let message = format!("path {path} is not served: it must be /mutate or /validate");
-            error_response(StatusCode::NOT_FOUND, "NotFound", &message)
-        })
+        .route("/{endpoint}/{secret}", post(answer))
+        .fallback(async |State(webhook): State<Webhook>| webhook.not_served())
         .method_not_allowed_fallback(async |request: HttpRequest| {
             let method = printable(request.method().as_str(), QUOTED_MAX);
             let message = format!("the method is {method}: it must be POST");
             error_response(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &message)
         })
-        .with_state(Webhook { reviewer, limits })
+        .with_state(Webhook { reviewer, limits, served })
 }
 
 impl Webhook {
-    async fn answer(self, path: Path, http: HttpRequest) -> HttpResponse {
+    fn not_served(&self) -> HttpResponse {
+        self.reviewer.metrics.unknown_paths.inc();
+        let message = "nothing is served at this path: the webhook configurations have the paths";
+        error_response(StatusCode::NOT_FOUND, "NotFound", message)
+    }
+
+    async fn answer(self, http: HttpRequest) -> HttpResponse {
         let began = Instant::now();
+        let Some((endpoint, reviews)) = self.served.borrow().get(http.uri().path()) else {
+            return self.not_served();
+        };
+        let path = match endpoint {
+            Endpoint::Mutate => Path::Mutate,
+            Endpoint::Validate => Path::Validate,
+        };
         let timeout = announced_timeout(http.uri().query().unwrap_or_default());
-        let (verdict, answer) = match self.review(path, http, timeout, began).await {
+        let (verdict, answer) = match self.review((path, reviews), http, timeout, began).await {
             Ok((verdict, answer)) => (verdict, answer),
             Err(error) => {
                 warn!(?path, %error, "malformed admission request");
@@ -89,7 +103,7 @@ impl Webhook {
 
     async fn review(
         &self,
-        path: Path,
+        (path, reviews): (Path, Reviews),
         http: HttpRequest,
         timeout: Duration,
         began: Instant,
@@ -100,6 +114,8 @@ impl Webhook {
         let request = Request::parse(content_type, &body)?;
         let left = timeout.saturating_sub(RESPONSE_MARGIN).saturating_sub(began.elapsed());
         let response = match path {
+            // What the path is not for has no effect, whoever sends it.
+            _ if !request.is_one_of(reviews) => Response::allow(&request),
             Path::Mutate => mutate(&self.reviewer, &request, left).await?,
             Path::Validate => validate(&self.reviewer, &request, left).await?,
         };

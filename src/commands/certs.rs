@@ -19,8 +19,10 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::kubernetes::ca_bundles::{PublishError, WebhookConfigurations, ca_bundle_is_set};
 use crate::kubernetes::request::{RequestError, request};
+use crate::kubernetes::webhook_configurations::{
+    self, PublishError, ReplicaPaths, Role, WebhookConfigurations,
+};
 use imagewarm_core::settings::{duration, host_and_port};
 
 /// Timeout of one request.
@@ -97,8 +99,11 @@ pub async fn run(
                 mutating: configuration.to_owned(),
                 validating: configuration.to_owned(),
             };
-            let bundles = ca_bundle_is_set(&client, &names, &state.bundle.ca_cert_pem).await?;
-            match bundles.check() {
+            let (ca_pem, paths) = (&state.bundle.ca_cert_pem, &mut ReplicaPaths::default());
+            let states =
+                webhook_configurations::sync(&client, &names, ca_pem, Role::Reads, paths, 0)
+                    .await?;
+            match states.check() {
                 Ok(()) => writeln!(out, "caBundle: both webhook configurations hold all CAs")?,
                 Err(fault) => faults.push(fault),
             }

@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -21,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::writes::{self, ApplyError, Created};
 use crate::telemetry::metrics::LabelValue;
-use imagewarm_core::api::{CachedObject, ImageWarm};
-use imagewarm_core::demand::AdmittedRevision;
+use imagewarm_core::api::knative::configuration_owner;
+use imagewarm_core::api::{CachedObject, ImageWarm, Revision};
+use imagewarm_core::demand::admitted::{AdmittedRevision, Unconfirmed, confirmed};
 use imagewarm_core::demand::revision::demand;
 use imagewarm_core::placement::NodeFacts;
 use imagewarm_core::plan::fan_out::fan_out;
@@ -36,8 +38,6 @@ mod rate_limit;
 const REVISIONS_AT_ONCE: usize = 8;
 /// Maximum size of all queued Revisions, in bytes: each is queued undecoded.
 const BYTES_WAITING: usize = 64 * 1024 * 1024;
-/// How long to wait for the watch to deliver a new Namespace, whose label decides.
-const NAMESPACE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How Revisions become ImageWarms.
 #[derive(clap::Args, Clone, Debug)]
@@ -157,7 +157,16 @@ impl FanOutWorker {
     async fn fan_out(&self, admitted: AdmittedRevision, writes: &Semaphore, limit: usize) {
         let began = Instant::now();
         let (namespace, revision) = (admitted.namespace.clone(), admitted.name.clone());
-        let planned = self.plan(admitted).await;
+        let confirmed = match self.confirm(&admitted).await {
+            Ok(confirmed) => confirmed,
+            Err(reason) => {
+                self.metrics.left_to_leader(reason);
+                let reason = reason.as_str();
+                tracing::info!(namespace, revision, reason, "Revision left to the leader");
+                return;
+            }
+        };
+        let planned = self.plan(confirmed).await;
         if planned.is_empty() {
             return;
         }
@@ -195,30 +204,45 @@ impl FanOutWorker {
         );
     }
 
+    /// The Revision as the API server confirms it. Whoever reaches the port may post a review; what
+    /// is not in a live Configuration has no effect here, and the leader makes the ImageWarms of
+    /// every Revision that exists.
+    async fn confirm(&self, admitted: &AdmittedRevision) -> Result<Revision, LeftToLeader> {
+        let AdmittedRevision { namespace, name, .. } = admitted;
+        let revision = admitted.revision().map_err(|error| {
+            tracing::warn!(namespace, name, %error, "cannot decode admitted Revision");
+            LeftToLeader::Undecodable
+        })?;
+        let owner = configuration_owner(&revision.metadata).ok_or(LeftToLeader::NoOwner)?;
+        let live = writes::read_configuration(&self.client, namespace, &owner.name).await;
+        let live = live.map_err(|error| {
+            let configuration = owner.name.as_str();
+            tracing::warn!(namespace, configuration, %error, "cannot read Configuration");
+            LeftToLeader::OwnerUnreadable
+        })?;
+        let live = live.ok_or(LeftToLeader::OwnerNotFound)?;
+        confirmed(revision, &live).map_err(|unconfirmed| match unconfirmed {
+            Unconfirmed::OtherOwner => LeftToLeader::OwnerNotFound,
+            Unconfirmed::OtherImages => LeftToLeader::OtherImages,
+        })
+    }
+
     /// The ImageWarms of the Revision; none if its namespace or the Revision has opted out. For
     /// thousands of nodes this takes milliseconds, so it runs on a thread for blocking work.
-    async fn plan(&self, admitted: AdmittedRevision) -> Vec<ImageWarm> {
-        let opted_out = self.namespace_opted_out(&admitted.namespace).await;
+    async fn plan(&self, revision: Revision) -> Vec<ImageWarm> {
+        let namespace = revision.metadata.namespace.clone().unwrap_or_default();
+        let opted_out = self.namespace_opted_out(&namespace).await;
         let worker = self.clone();
         let planned =
-            tokio::task::spawn_blocking(move || worker.plan_now(&admitted, opted_out)).await;
+            tokio::task::spawn_blocking(move || worker.plan_now(&revision, opted_out)).await;
         planned.unwrap_or_else(|error| {
             tracing::error!(%error, "fan-out planning failed");
             Vec::new()
         })
     }
 
-    fn plan_now(&self, admitted: &AdmittedRevision, opted_out: bool) -> Vec<ImageWarm> {
-        let AdmittedRevision { namespace, name, .. } = admitted;
-        let revision = match admitted.revision() {
-            Ok(revision) => revision,
-            Err(error) => {
-                self.metrics.undecodable.inc();
-                tracing::warn!(namespace, name, %error, "cannot decode admitted Revision");
-                return Vec::new();
-            }
-        };
-        let mut demand = demand(&revision, opted_out, &self.policy);
+    fn plan_now(&self, revision: &Revision, opted_out: bool) -> Vec<ImageWarm> {
+        let mut demand = demand(revision, opted_out, &self.policy);
         if demand.images.is_empty() {
             return Vec::new();
         }
@@ -226,7 +250,8 @@ impl FanOutWorker {
         let nodes = self.stores.nodes.state();
         let connected = BTreeSet::new();
         let nodes: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &connected)).collect();
-        let mut planned = fan_out(&revision, &demand, &nodes, &self.policy);
+        let mut planned = fan_out(revision, &demand, &nodes, &self.policy);
+        let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
         self.keep_within_limit(namespace, &mut planned);
         planned
     }
@@ -257,18 +282,22 @@ impl FanOutWorker {
         self.stores.image_warms.get(warm.namespace(), warm.name()).is_some()
     }
 
+    /// Whether the namespace is left out. Of a new one, whose event may follow, the label is read.
     async fn namespace_opted_out(&self, namespace: &str) -> bool {
         let bounds = self.policy.bounds;
-        let until = Instant::now() + NAMESPACE_TIMEOUT;
-        loop {
-            if let Some(found) = self.stores.namespace(namespace) {
-                return !bounds.selects(found.metadata.labels.as_ref())
-                    || found.metadata.deletion_timestamp.is_some();
+        let opted_out = |metadata: &ObjectMeta| {
+            !bounds.selects(metadata.labels.as_ref()) || metadata.deletion_timestamp.is_some()
+        };
+        if let Some(found) = self.stores.namespace(namespace) {
+            return opted_out(&found.metadata);
+        }
+        match writes::read_namespace(&self.client, namespace).await {
+            Ok(Some(metadata)) => opted_out(&metadata),
+            Ok(None) => true,
+            Err(error) => {
+                tracing::warn!(namespace, %error, "cannot read Namespace");
+                !bounds.selects_unknown()
             }
-            if Instant::now() >= until {
-                return !bounds.selects_unknown();
-            }
-            tokio::time::sleep(Duration::from_millis(25)).await;
         }
     }
 
@@ -335,6 +364,28 @@ imagewarm_core::labels! {
     }
 }
 
+imagewarm_core::labels! {
+    /// Why an admitted Revision is not fanned out at once: the leader creates its ImageWarms once it
+    /// exists.
+    enum LeftToLeader {
+        /// It cannot be decoded.
+        Undecodable,
+        /// No Configuration owns it.
+        NoOwner,
+        /// The Configuration that it names as its owner does not exist.
+        OwnerNotFound,
+        /// It names an image that its Configuration does not: the review is outdated or forged.
+        OtherImages,
+        /// The API server did not return the Configuration.
+        OwnerUnreadable,
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LeftToLeaderLabels {
+    reason: LabelValue<LeftToLeader>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
     outcome: LabelValue<Outcome>,
@@ -345,7 +396,7 @@ struct OutcomeLabels {
 pub struct FanOutMetrics {
     queued: Gauge,
     rate_limited: Counter,
-    undecodable: Counter,
+    left_to_leader: Family<LeftToLeaderLabels, Counter>,
     image_warms: Family<OutcomeLabels, Counter>,
     duration: Histogram,
 }
@@ -356,7 +407,7 @@ impl FanOutMetrics {
         let metrics = FanOutMetrics {
             queued: Gauge::default(),
             rate_limited: Counter::default(),
-            undecodable: Counter::default(),
+            left_to_leader: Family::default(),
             image_warms: Family::default(),
             duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
         };
@@ -371,9 +422,9 @@ impl FanOutMetrics {
             metrics.rate_limited.clone(),
         );
         registry.register(
-            "webhook_undecodable_revisions",
-            "Admitted Revisions that could not be decoded",
-            metrics.undecodable.clone(),
+            "fan_out_left_to_leader",
+            "Admitted Revisions that were not fanned out at admission, by reason",
+            metrics.left_to_leader.clone(),
         );
         registry.register(
             "fan_out_image_warms",
@@ -386,6 +437,11 @@ impl FanOutMetrics {
             metrics.duration.clone(),
         );
         metrics
+    }
+
+    fn left_to_leader(&self, reason: LeftToLeader) {
+        let labels = LeftToLeaderLabels { reason: LabelValue(reason) };
+        self.left_to_leader.get_or_create(&labels).inc();
     }
 
     fn count(&self, outcome: Outcome) {

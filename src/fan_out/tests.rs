@@ -9,17 +9,21 @@ use kube::core::PartialObjectMeta;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::*;
 use crate::admission::review::Request;
-use imagewarm_core::api::{Revision, WARM_KEY};
+use imagewarm_core::api::WARM_KEY;
+use imagewarm_core::api::knative::{Configuration, ConfigurationSpec};
 use imagewarm_core::policy::Bounds;
 use imagewarm_core::policy::bounds::NamespaceSelection;
 use imagewarm_core::sample::{node, revision, warm};
 
-/// An API server that answers every POST alike, and records the requests.
+/// An API server that has the Configurations of some Revisions, answers every POST alike, and
+/// records these.
 #[derive(Clone, Default)]
 struct Server {
+    configurations: Arc<Mutex<BTreeMap<String, Configuration>>>,
     paths: Arc<Mutex<Vec<String>>>,
     in_flight: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
@@ -31,6 +35,9 @@ impl Server {
         let service = tower::service_fn(move |request: http::Request<Body>| {
             let server = server.clone();
             async move {
+                if request.method() == http::Method::GET {
+                    return Ok(server.read(request.uri().path()));
+                }
                 server.paths.lock().unwrap().push(request.uri().path().to_owned());
                 let now = server.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
                 server.most.fetch_max(now, Ordering::SeqCst);
@@ -50,6 +57,36 @@ impl Server {
             }
         });
         Client::new(service, "default")
+    }
+
+    fn read(&self, path: &str) -> Response<Body> {
+        let name = path.strip_prefix("/apis/serving.knative.dev/v1/namespaces/ns/configurations/");
+        let configurations = self.configurations.lock().unwrap();
+        let found = name.and_then(|name| configurations.get(name));
+        let (status, body) = match found {
+            Some(found) => (StatusCode::OK, serde_json::to_value(found).unwrap()),
+            None => (
+                StatusCode::NOT_FOUND,
+                json!({"kind": "Status", "status": "Failure", "code": 404, "message": "no",
+                       "reason": "NotFound"}),
+            ),
+        };
+        let mut response = Response::new(Body::from(body.to_string().into_bytes()));
+        *response.status_mut() = status;
+        response
+    }
+
+    /// The Revision with a Configuration of its own, which exists.
+    fn owned(&self, mut revision: Revision) -> Revision {
+        let name = format!("of-{}", revision.metadata.name.as_deref().unwrap());
+        let mut configuration = Configuration::new(&name, ConfigurationSpec::default());
+        let owner = &mut revision.metadata.owner_references.as_mut().unwrap()[0];
+        owner.name.clone_from(&name);
+        configuration.metadata.uid = Some(owner.uid.clone());
+        configuration.metadata.namespace = Some("ns".into());
+        configuration.spec.template.spec = revision.spec.clone();
+        self.configurations.lock().unwrap().insert(name, configuration);
+        revision
     }
 
     fn posts(&self) -> usize {
@@ -85,7 +122,14 @@ fn admitted_json(object: Value) -> AdmittedRevision {
 }
 
 /// Queues the Revisions, and runs until all are fanned out.
-async fn fan_out_all(client: Client, stores: Stores, limit: usize, revisions: Vec<Revision>) {
+async fn fan_out_all(
+    server: &Server,
+    client: Client,
+    stores: Stores,
+    limit: usize,
+    revisions: Vec<Revision>,
+) {
+    let revisions = revisions.into_iter().map(|revision| server.owned(revision)).collect();
     fan_out_within(client, stores, limit, revisions, Bounds::default()).await;
 }
 
@@ -115,7 +159,7 @@ async fn creates_every_object_within_the_limit() {
     let server = Server::default();
     let client = server.client(StatusCode::CREATED, "");
     let revisions = vec![revision("r-1", 0, &["a", "b"]), revision("r-2", 0, &["c"])];
-    fan_out_all(client, stores(10, vec![], None), 4, revisions).await;
+    fan_out_all(&server, client, stores(10, vec![], None), 4, revisions).await;
     assert_eq!(server.posts(), 30);
     let most = server.most.load(Ordering::SeqCst);
     assert!((2..=4).contains(&most), "{most}");
@@ -133,7 +177,7 @@ async fn limits_are_respected() {
     {
         let server = Server::default();
         let client = server.client(StatusCode::CREATED, "");
-        let demanding = revision("r-1", 0, &["a", "b", "c"]);
+        let demanding = server.owned(revision("r-1", 0, &["a", "b", "c"]));
         fan_out_within(client, stores(10, vec![], label), 4, vec![demanding], bounds).await;
         assert_eq!(server.posts(), expected, "{bounds:?} {label:?}");
     }
@@ -151,7 +195,7 @@ async fn a_runtime_class_restricts_the_nodes() {
         let client = server.client(StatusCode::CREATED, "");
         let mut demanding = revision("r-1", 0, &["a"]);
         demanding.spec.runtime_class_name = Some(name.into());
-        fan_out_all(client, stores.clone(), 4, vec![demanding]).await;
+        fan_out_all(&server, client, stores.clone(), 4, vec![demanding]).await;
         assert_eq!(server.posts(), expected, "{name}");
     }
 }
@@ -162,7 +206,7 @@ async fn existing_objects_are_not_sent_and_a_conflict_is_no_failure() {
     let demanding = revision("r-1", 0, &["a"]);
     let exists = warm(&demanding, "a", "n0", 0);
     let client = server.client(StatusCode::CONFLICT, "");
-    fan_out_all(client, stores(3, vec![exists], None), 4, vec![demanding]).await;
+    fan_out_all(&server, client, stores(3, vec![exists], None), 4, vec![demanding]).await;
     assert_eq!(server.posts(), 2);
 }
 
@@ -171,7 +215,7 @@ async fn a_terminating_namespace_stops_the_fan_out() {
     let server = Server::default();
     let client = server.client(StatusCode::FORBIDDEN, "NamespaceTerminating");
     let demanding = revision("r-1", 0, &["a"]);
-    fan_out_all(client, stores(100, vec![], None), 2, vec![demanding]).await;
+    fan_out_all(&server, client, stores(100, vec![], None), 2, vec![demanding]).await;
     assert!(server.posts() <= 4, "{}", server.posts());
 }
 
@@ -180,7 +224,7 @@ async fn an_opted_out_namespace_gets_nothing() {
     let server = Server::default();
     let client = server.client(StatusCode::CREATED, "");
     let demanding = revision("r-1", 0, &["a"]);
-    fan_out_all(client, stores(3, vec![], Some("false")), 2, vec![demanding]).await;
+    fan_out_all(&server, client, stores(3, vec![], Some("false")), 2, vec![demanding]).await;
     assert_eq!(server.posts(), 0);
 }
 
@@ -212,17 +256,61 @@ async fn queued_bytes_are_bounded_and_freed_when_received() {
     assert!(fan_out.offer(large));
 }
 
+/// Whoever reaches the port can post these.
 #[tokio::test]
-async fn an_undecodable_revision_is_counted() {
+async fn what_no_configuration_confirms_is_left_to_the_leader() {
     let server = Server::default();
     let client = server.client(StatusCode::CREATED, "");
-    let mut odd = serde_json::to_value(revision("r-1", 0, &["a"])).unwrap();
-    odd["metadata"]["labels"] = json!(7);
+    let genuine = server.owned(revision("r-1", 0, &["a"]));
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (stores, policy) = (stores(3, vec![], None), Arc::default());
     let worker = FanOutWorker { client, stores, policy, metrics: metrics.clone() };
-    assert!(worker.plan(admitted_json(odd)).await.is_empty());
-    assert_eq!(metrics.undecodable.get(), 1);
+    let genuine = serde_json::to_value(genuine).unwrap();
+    let forged = |change: &dyn Fn(&mut Value)| {
+        let mut forged = genuine.clone();
+        change(&mut forged);
+        admitted_json(forged)
+    };
+    let owner = |field: &'static str, value: &'static str| {
+        forged(&move |object| object["metadata"]["ownerReferences"][0][field] = json!(value))
+    };
+    let cases = [
+        (forged(&|object| object["metadata"]["labels"] = json!(7)), LeftToLeader::Undecodable),
+        (
+            forged(&|object| object["metadata"]["ownerReferences"] = json!([])),
+            LeftToLeader::NoOwner,
+        ),
+        (owner("name", "absent"), LeftToLeader::OwnerNotFound),
+        (owner("name", "../../secrets/of-r-1"), LeftToLeader::OwnerNotFound),
+        (owner("uid", "guessed"), LeftToLeader::OwnerNotFound),
+        (
+            forged(&|object| object["metadata"]["namespace"] = json!("victim")),
+            LeftToLeader::OwnerNotFound,
+        ),
+        (
+            forged(&|object| object["spec"]["containers"][0]["image"] = json!("huge:v1")),
+            LeftToLeader::OtherImages,
+        ),
+    ];
+    for (at, (admitted, reason)) in cases.into_iter().enumerate() {
+        let confirmed = worker.confirm(&admitted).await;
+        assert_eq!(confirmed.err(), Some(reason), "case {at}");
+        worker.fan_out(admitted, &Semaphore::new(4), 4).await;
+        let labels = LeftToLeaderLabels { reason: LabelValue(reason) };
+        assert!(metrics.left_to_leader.get_or_create(&labels).get() > 0, "case {at}");
+    }
+    assert_eq!(server.posts(), 0, "nothing is written for any of them");
+
+    // Credentials and placement are the Configuration's, whatever the review says.
+    let greedy = forged(&|object| {
+        object["spec"]["serviceAccountName"] = json!("admin");
+        object["spec"]["imagePullSecrets"] = json!([{"name": "other"}]);
+    });
+    let confirmed = worker.confirm(&greedy).await.unwrap();
+    assert_eq!(confirmed.spec.service_account_name, None);
+    assert_eq!(confirmed.spec.image_pull_secrets, []);
+    worker.fan_out(greedy, &Semaphore::new(4), 4).await;
+    assert_eq!(server.posts(), 3);
 }
 
 #[test]

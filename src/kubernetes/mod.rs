@@ -1,10 +1,10 @@
 //! All access to the API server: client, caches, reads and writes.
 
-pub mod ca_bundles;
 pub mod caches;
 pub mod client;
 pub mod leadership;
 pub mod request;
 pub mod secrets;
 pub mod token_review;
+pub mod webhook_configurations;
 pub mod writes;

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
@@ -18,7 +18,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::request::{RequestError, one_line, request};
-use imagewarm_core::api::knative::KnativeImageStatus;
+use imagewarm_core::api::knative::{Configuration, KnativeImageStatus};
+use imagewarm_core::api::names::{is_dns_label, is_dns_subdomain};
 use imagewarm_core::api::{ImageWarm, ImageWarmStatus, KnativeImage, Revision};
 use imagewarm_core::image::quoted::printable;
 
@@ -247,6 +248,31 @@ pub async fn find_configuration(
     };
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind);
     find(configuration, api.get_metadata(configuration)).await
+}
+
+/// Metadata of the Namespace, as it is now; `None` when it does not exist.
+pub async fn read_namespace(client: &Client, name: &str) -> Result<Option<ObjectMeta>, ApplyError> {
+    if !is_dns_label(name) {
+        return Ok(None);
+    }
+    let api: Api<Namespace> = Api::all(client.clone());
+    let found = request(CALL_TIMEOUT, api.get_metadata_opt(name)).await?;
+    Ok(found.map(|found| found.metadata))
+}
+
+/// Reads the Configuration that owns a Revision, as it is now; `None` when there is none, or when
+/// no object can have these names.
+pub async fn read_configuration(
+    client: &Client,
+    namespace: &str,
+    configuration: &str,
+) -> Result<Option<Configuration>, ApplyError> {
+    // The client inserts names into the URL unescaped: one with a slash would address another object.
+    if !is_dns_label(namespace) || !is_dns_subdomain(configuration) {
+        return Ok(None);
+    }
+    let api: Api<Configuration> = Api::namespaced(client.clone(), namespace);
+    Ok(request(CALL_TIMEOUT, api.get_opt(configuration)).await?)
 }
 
 /// Asks the API server itself whether the Image exists.

@@ -1,5 +1,5 @@
-//! Publishes the CA: for the API server in the webhook configurations, for warmers in a ConfigMap.
-//! The replica is ready once the API server trusts its certificate.
+//! Publishes the CA and the webhooks' paths: for the API server in the webhook configurations, for
+//! warmers the CA in a ConfigMap. The replica is ready once the API server can call it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,11 @@ use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::kubernetes::ca_bundles::{self, CaBundles, PublishError, WebhookConfigurations};
+use crate::clock::Clock;
 use crate::kubernetes::leadership::Leadership;
+use crate::kubernetes::webhook_configurations::{
+    self, ConfigurationStates, PublishError, ReplicaPaths, Role, WebhookConfigurations,
+};
 use crate::telemetry::certificates::CertificateMetrics;
 use imagewarm_core::error_chain::error_chain;
 
@@ -26,18 +29,21 @@ const CHECK_INTERVAL_BEFORE: Duration = Duration::from_millis(500);
 /// The same after a failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Publishes the CA while this replica leads; checks that it is published while it does not.
+/// Publishes CA and paths while this replica leads; reads what is published while it does not.
 pub(crate) struct Publisher {
     pub(crate) client: Client,
     pub(crate) namespace: String,
     pub(crate) served: watch::Receiver<Option<Served>>,
     pub(crate) leadership: watch::Receiver<Leadership>,
     /// Whether the API server trusts this replica's certificate, as last seen.
-    pub(crate) published: watch::Sender<Option<CaBundles>>,
+    pub(crate) published: watch::Sender<Option<ConfigurationStates>>,
     /// The CAs that were last seen in both webhook configurations.
     pub(crate) trusted: watch::Sender<Option<Arc<str>>>,
     /// Whether it is the leader's part to set `caBundle`.
     pub(crate) sets_ca_bundle: bool,
+    /// The paths of the webhooks.
+    pub(crate) paths: ReplicaPaths,
+    pub(crate) clock: Clock,
     pub(crate) metrics: CertificateMetrics,
 }
 
@@ -51,18 +57,18 @@ impl Publisher {
             if let Some(served) = served {
                 self.metrics.served(&served);
                 match self.publish(&served.ca_cert_pem).await {
-                    Ok(bundles) => {
-                        let trusted = bundles.are_current();
-                        self.published.send_replace(Some(bundles));
+                    Ok(states) => {
+                        let trusted = states.are_current();
+                        self.published.send_replace(Some(states));
                         self.trusted.send_replace(trusted.then(|| served.ca_cert_pem.clone()));
                         if trusted {
                             pause = CHECK_INTERVAL;
                         }
-                        if logged.replace(bundles) != Some(bundles) {
+                        if logged.replace(states) != Some(states) {
                             tracing::info!(
-                                mutating = ?bundles.mutating,
-                                validating = ?bundles.validating,
-                                "CA in the webhook configurations checked"
+                                mutating = ?states.mutating,
+                                validating = ?states.validating,
+                                "webhook configurations checked"
                             );
                         }
                     }
@@ -81,30 +87,30 @@ impl Publisher {
         }
     }
 
-    async fn publish(&self, ca_pem: &str) -> Result<CaBundles, PublishError> {
+    async fn publish(&mut self, ca_pem: &str) -> Result<ConfigurationStates, PublishError> {
         let names = WebhookConfigurations {
             mutating: CONFIGURATION.into(),
             validating: CONFIGURATION.into(),
         };
-        if !self.leads() {
-            return ca_bundles::ca_bundle_is_set(&self.client, &names, ca_pem).await;
-        }
-        // First what the API server cannot call us without, and whatever becomes of the rest.
-        let bundles = if self.sets_ca_bundle {
-            ca_bundles::ensure_ca_bundle(&self.client, &names, ca_pem).await
-        } else {
-            ca_bundles::ca_bundle_is_set(&self.client, &names, ca_pem).await
+        let role = match self.leads() {
+            true => Role::Publishes { ca_bundle: self.sets_ca_bundle },
+            false => Role::Reads,
         };
+        // First what the API server cannot call us without, and whatever becomes of the rest.
+        let now = self.clock.monotonic_ms();
+        let (client, paths) = (&self.client, &mut self.paths);
+        let states = webhook_configurations::sync(client, &names, ca_pem, role, paths, now).await;
         if self.leads() {
             let (client, namespace) = (&self.client, &self.namespace);
-            let done = ca_bundles::ensure_ca_config_map(client, namespace, CONFIG_MAP, ca_pem);
+            let done =
+                webhook_configurations::ensure_ca_config_map(client, namespace, CONFIG_MAP, ca_pem);
             log_failure(done.await.map(drop), "cannot publish the CA for warmers");
         }
         if self.leads() {
-            let done = ca_bundles::ensure_owner(&self.client, &names, &self.namespace);
+            let done = webhook_configurations::ensure_owner(&self.client, &names, &self.namespace);
             log_failure(done.await, "cannot set the owner of the webhook configurations");
         }
-        bundles
+        states
     }
 
     /// Asked before each write: leadership may end between two.
@@ -128,7 +134,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::kubernetes::ca_bundles::tests::{
+    use crate::kubernetes::webhook_configurations::tests::{
         Cluster, MUTATING, VALIDATING, client, configuration,
     };
 
@@ -142,6 +148,8 @@ mod tests {
             published: watch::Sender::default(),
             trusted: watch::Sender::default(),
             sets_ca_bundle: true,
+            paths: ReplicaPaths::default(),
+            clock: Clock::start(),
             metrics: CertificateMetrics::register(&mut Default::default()),
         }
     }
@@ -161,11 +169,13 @@ mod tests {
         }
         assert!(!publisher(&cluster, false).publish("CA").await.unwrap().are_current());
         assert!(cluster.lock().unwrap().patches.is_empty(), "only the leader writes");
-        let other = Publisher { sets_ca_bundle: false, ..publisher(&cluster, true) };
+        let mut other = Publisher { sets_ca_bundle: false, ..publisher(&cluster, true) };
         assert!(!other.publish("CA").await.unwrap().are_current());
         let configurations = |(path, _): &(String, Value)| path.contains("webhookconfigurations");
         let patches = std::mem::take(&mut cluster.lock().unwrap().patches);
-        assert!(!patches.iter().any(configurations), "caBundle is somebody else's");
+        let ca_bundle = |(_, patch): &(String, Value)| patch.to_string().contains("caBundle");
+        assert_eq!(patches.iter().filter(|patch| configurations(patch)).count(), 2, "the paths");
+        assert!(!patches.iter().any(ca_bundle), "caBundle is another program's");
         cluster.lock().unwrap().objects.retain(|path, _| !path.contains("configmaps"));
         assert!(publisher(&cluster, true).publish("CA").await.unwrap().are_current());
         let patches = &cluster.lock().unwrap().patches;

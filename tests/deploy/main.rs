@@ -252,7 +252,7 @@ fn webhooks_hold_up_only_what_they_must() {
                 "Ignore",
                 2,
                 "NoneOnDryRun",
-                "/mutate",
+                null,
                 ["revisions"],
                 ["CREATE"]
             ]),
@@ -261,7 +261,7 @@ fn webhooks_hold_up_only_what_they_must() {
                 "Fail",
                 10,
                 "None",
-                "/mutate",
+                null,
                 ["imagewarms"],
                 both
             ]),
@@ -270,7 +270,7 @@ fn webhooks_hold_up_only_what_they_must() {
                 "Fail",
                 10,
                 "None",
-                "/validate",
+                null,
                 ["imagewarms"],
                 both
             ]),

@@ -10,14 +10,24 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::world::{World, containers, eventually, image_warm, until_closed};
+use imagewarm_core::webhook_paths::REVISIONS_WEBHOOK;
 
-crate::tests![bad_requests_are_refused, crowds_leave_room_for_real_requests];
+use crate::world::{
+    AuditedRequest, VALIDATION, World, containers, eventually, image_warm, until_closed,
+};
+
+crate::tests![
+    bad_requests_are_refused,
+    crowds_leave_room_for_real_requests,
+    forged_reviews_have_no_effect,
+];
 
 /// Far more than a controller needs beside its largest bodies, and far less than is thrown at it.
 const MEMORY_MIB: u64 = 200;
 /// Connections that a controller takes at once by default; further ones wait in the kernel's queue.
 const CONNECTIONS: f64 = 1024.0;
+/// Admitted Revisions that were not fanned out.
+const LEFT_TO_LEADER: &str = "imagewarm_fan_out_left_to_leader_total";
 /// Connections that it has open now.
 const OPEN: &str = "imagewarm_webhook_connections";
 
@@ -116,12 +126,16 @@ async fn crowds_leave_room_for_real_requests(world: &World) -> Result<()> {
     let address = world.admission_port.address()?;
     // A slow head, a slow body: a few bytes now, and the rest never.
     let mut slow_head = world.admission_port.connect().await?;
-    slow_head.write_all(b"POST /validate HTTP/1.1\r\nho").await?;
+    let path = world.admission_port.path(VALIDATION).await?;
+    slow_head.write_all(format!("POST {path} HTTP/1.1\r\nho").as_bytes()).await?;
     let mut slow_body = world.admission_port.connect().await?;
     slow_body
         .write_all(
-            b"POST /validate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
-              content-length: 1000\r\n\r\n{",
+            format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                 content-length: 1000\r\n\r\n{{"
+            )
+            .as_bytes(),
         )
         .await?;
     // Handshakes that begin and never end, as many as this process may hold open.
@@ -155,6 +169,60 @@ async fn crowds_leave_room_for_real_requests(world: &World) -> Result<()> {
     let answer = until_closed(slow_body).await?;
     ensure!(answer.starts_with("HTTP/1.1 408"), "a slow body: {answer}");
     is_calm(world, memory, panics).await
+}
+
+/// Any Pod can reach the port. Without a path it is not heard; with one, that an administrator may
+/// have read, what it makes up has no effect, and it learns nothing of other namespaces.
+async fn forged_reviews_have_no_effect(world: &World) -> Result<()> {
+    let victim = world.namespace("victim").await?;
+    let genuine = victim.revision("hello-00001", containers(&["registry.example/app:v1"])).await?;
+    eventually("the genuine ImageWarms exist", async || {
+        Ok((victim.image_warms().await?.len() == 3).then_some(()))
+    })
+    .await?;
+    let json_type = "application/json";
+    let secret = review(&image_warm("app", "node-1", &["regcred"])).to_string().into_bytes();
+    let guessed = format!("/validate/{}", "0".repeat(32));
+    for path in ["/validate", "/mutate", &guessed] {
+        let answer = world.admission_port.post_to(path, json_type, &secret).await?;
+        ensure!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer:.500}");
+        ensure!(!answer.contains("regcred"), "{path}: {answer:.500}");
+    }
+
+    let path = world.admission_port.path(REVISIONS_WEBHOOK).await?;
+    let forged = |change: &dyn Fn(&mut Value)| -> Result<Vec<u8>> {
+        let mut object = serde_json::to_value(&genuine)?;
+        object["metadata"]["name"] = json!("forged-00001");
+        change(&mut object);
+        let mut review = review(&object);
+        review["request"]["dryRun"] = json!(false);
+        review["request"]["kind"] =
+            json!({"group": "serving.knative.dev", "version": "v1", "kind": "Revision"});
+        review["request"]["namespace"] = object["metadata"]["namespace"].clone();
+        review["request"]["name"] = json!("forged-00001");
+        Ok(review.to_string().into_bytes())
+    };
+    let bodies = [
+        forged(&|object| object["spec"]["containers"][0]["image"] = json!("registry.example/x"))?,
+        forged(&|object| object["metadata"]["ownerReferences"] = json!([]))?,
+        forged(&|object| object["metadata"]["ownerReferences"][0]["uid"] = json!("guessed"))?,
+        forged(&|object| object["metadata"]["namespace"] = json!("no-such-namespace"))?,
+    ];
+    let left = async || world.controllers.metric_sum(LEFT_TO_LEADER, "").await;
+    let (before, count) = (left().await?, bodies.len() as f64);
+    for body in bodies {
+        let answer = world.admission_port.post_to(&path, json_type, &body).await?;
+        ensure!(answer.contains("\"allowed\":true"), "{answer:.500}");
+    }
+    eventually("all were looked at", async || Ok((left().await? >= before + count).then_some(())))
+        .await?;
+    ensure!(victim.image_warms().await?.len() == 3, "ImageWarms of a forged Revision");
+    let writes = |one: &&AuditedRequest| one.resource == "imagewarms" && one.verb == "create";
+    let requests = world.audit.of_controllers_in(&victim.name)?;
+    ensure!(requests.iter().filter(writes).count() == 3, "{requests:?}");
+    let elsewhere = world.audit.of_controllers_in("no-such-namespace")?;
+    ensure!(elsewhere.iter().all(|one| one.resource == "configurations"), "{elsewhere:?}");
+    Ok(())
 }
 
 /// How many files this process may hold open.

@@ -15,8 +15,12 @@ use imagewarm::admission::router::{BodyLimits, router};
 use imagewarm::admission::validate::{PullSecrets, SecretFault};
 use imagewarm::admission::{Reviewer, WebhookArgs, WebhookMetrics};
 use imagewarm_core::demand::AdmittedRevision;
+use imagewarm_core::webhook_paths::{
+    Endpoint, Published, REVISIONS_WEBHOOK, ServedPaths, WebhookPaths,
+};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
+use tokio::sync::watch;
 use tower::ServiceExt as _;
 
 use crate::mutation::Corpus;
@@ -38,6 +42,24 @@ impl PullSecrets for Some200 {
     }
 }
 
+/// A path of each webhook.
+const PATHS: [&str; 3] = [
+    "/mutate/000000000000000000000000000000aa",
+    "/mutate/000000000000000000000000000000bb",
+    "/validate/000000000000000000000000000000cc",
+];
+
+fn served() -> watch::Receiver<ServedPaths> {
+    let [revisions, defaulting, validation] = PATHS;
+    let mut mutating = WebhookPaths::new(Endpoint::Mutate);
+    let mutate = [(REVISIONS_WEBHOOK, Some(revisions)), ("defaulting", Some(defaulting))];
+    mutating.observe(Published::read(Endpoint::Mutate, mutate, None), 0);
+    let mut validating = WebhookPaths::new(Endpoint::Validate);
+    let validate = [("validation", Some(validation))];
+    validating.observe(Published::read(Endpoint::Validate, validate, None), 0);
+    watch::channel(ServedPaths::of([&mutating, &validating])).1
+}
+
 fn routes() -> Router {
     let command = WebhookArgs::augment_args(Command::new("fuzz"));
     let args = command.try_get_matches_from(["fuzz"]).expect("no argument is needed");
@@ -50,7 +72,7 @@ fn routes() -> Router {
         &args,
         WebhookMetrics::register(&mut Registry::default()),
     );
-    router(reviewer, BodyLimits { size: 1 << 20, time: Duration::from_secs(5) })
+    router(reviewer, BodyLimits { size: 1 << 20, time: Duration::from_secs(5) }, served())
 }
 
 async fn asked(routes: Router, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
@@ -66,7 +88,7 @@ fn every_review_is_answered_and_no_revision_denied() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (runtime, routes) = (runtime.expect("a runtime"), routes());
     Corpus::read("admission").check(|body| {
-        for path in ["/mutate", "/validate"] {
+        for path in PATHS {
             let (status, answer) = runtime.block_on(asked(routes.clone(), path, body));
             judge(path, body, status, &answer);
         }

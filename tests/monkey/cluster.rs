@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use futures::future::try_join_all;
+use imagewarm_core::api::knative::Configuration;
 use imagewarm_core::api::{ImageWarm, KnativeImage, Revision};
 use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
@@ -108,6 +109,8 @@ impl World {
                 if let Some(pool) = pool {
                     body["spec"]["nodeSelector"] = json!({"pool": pool.to_string()});
                 }
+                let owner = self.configuration(*namespace, name, &body["spec"]).await?;
+                body["metadata"]["ownerReferences"] = json!([owner]);
                 self.create::<Revision>(*namespace, body).await
             }
             Action::DeleteRevision { namespace, name } => {
@@ -239,6 +242,21 @@ impl World {
     ) -> Result<()> {
         let (params, patch) = (PatchParams::default(), Patch::Merge(body));
         unless_gone(self.api::<K>(namespace).patch(name, &params, &patch).await)
+    }
+
+    /// The Configuration with this template, and the reference of its Revision to it.
+    async fn configuration(&self, namespace: usize, name: &str, spec: &Value) -> Result<Value> {
+        let body = json!({
+            "apiVersion": "serving.knative.dev/v1", "kind": "Configuration",
+            "metadata": {"name": name}, "spec": {"template": {"spec": spec}},
+        });
+        let api = self.api::<Configuration>(namespace);
+        let params = PatchParams::apply("monkey").force();
+        let made = api.patch(name, &params, &Patch::Apply(body)).await?;
+        Ok(json!({
+            "apiVersion": "serving.knative.dev/v1", "kind": "Configuration", "name": name,
+            "uid": made.metadata.uid, "controller": true, "blockOwnerDeletion": true,
+        }))
     }
 
     async fn create_image(

@@ -60,6 +60,35 @@ pub struct RevisionSpec {
     pub runtime_class_name: Option<String>,
 }
 
+/// `spec` of a `serving.knative.dev/v1` Configuration.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    crates(kube_core = "::kube_core", k8s_openapi = "::k8s_openapi"),
+    group = "serving.knative.dev",
+    version = "v1",
+    kind = "Configuration",
+    plural = "configurations",
+    namespaced,
+    schema = "disabled",
+    derive = "Default",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConfigurationSpec {
+    /// The template of its next Revision.
+    #[serde(deserialize_with = "lenient")]
+    pub template: RevisionTemplate,
+}
+
+/// The template of a Revision.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RevisionTemplate {
+    /// `spec` of the Revision.
+    #[serde(deserialize_with = "lenient")]
+    pub spec: RevisionSpec,
+}
+
 /// A container of a Revision.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]

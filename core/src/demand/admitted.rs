@@ -1,11 +1,14 @@
 //! A Revision as admission received it: as text, parsed only after the response. The queue that
 //! holds it bounds the bytes.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::api::Revision;
+use crate::api::knative::{Configuration, RevisionSpec, configuration_owner};
 
 /// A Revision that is being admitted.
 #[derive(Clone, Debug)]
@@ -54,6 +57,35 @@ impl AdmittedRevision {
     }
 }
 
+/// Why a Revision that admission received is not fanned out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unconfirmed {
+    /// The Configuration is another one of the same name, or is being deleted.
+    OtherOwner,
+    /// It names an image that the template does not.
+    OtherImages,
+}
+
+/// The Revision as its Configuration has it. A review may be forged or outdated: of it only the name
+/// and the metadata are kept, and images, credentials and placement are those of the template.
+pub fn confirmed(mut revision: Revision, owner: &Configuration) -> Result<Revision, Unconfirmed> {
+    let uid = configuration_owner(&revision.metadata).map(|owner| owner.uid.as_str());
+    let is_terminating = owner.metadata.deletion_timestamp.is_some();
+    if uid.is_none() || uid != owner.metadata.uid.as_deref() || is_terminating {
+        return Err(Unconfirmed::OtherOwner);
+    }
+    let template = &owner.spec.template.spec;
+    let images = |spec: &RevisionSpec| -> BTreeSet<String> {
+        let all = spec.containers.iter().chain(&spec.init_containers);
+        all.map(|container| container.image.clone()).collect()
+    };
+    if !images(&revision.spec).is_subset(&images(template)) {
+        return Err(Unconfirmed::OtherImages);
+    }
+    revision.spec = template.clone();
+    Ok(revision)
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Lists {
@@ -71,6 +103,7 @@ struct ListsSpec {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::{Value, json};
 
     use super::*;
@@ -91,6 +124,38 @@ mod tests {
         ];
         for (object, count) in counted {
             assert_eq!(admitted(&object).containers(), count, "{object}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_configuration_has_is_believed() {
+        let revision = crate::sample::revision("r-1", 0, &["app:v1", "side:v1"]);
+        let mut owner = Configuration::default();
+        owner.metadata.uid = Some("conf-uid".into());
+        owner.spec.template.spec = revision.spec.clone();
+        owner.spec.template.spec.service_account_name = Some("robot".into());
+        let found = confirmed(revision.clone(), &owner).unwrap();
+        assert_eq!(found.metadata, revision.metadata);
+        assert_eq!(found.spec.service_account_name.as_deref(), Some("robot"));
+
+        type Change = fn(&mut Revision, &mut Configuration);
+        let table: [(Change, Unconfirmed); 5] = [
+            (|revision, _| revision.metadata.owner_references = None, Unconfirmed::OtherOwner),
+            (|_, owner| owner.metadata.uid = Some("another".into()), Unconfirmed::OtherOwner),
+            (
+                |_, owner| owner.metadata.deletion_timestamp = Some(Time(crate::sample::at(1))),
+                Unconfirmed::OtherOwner,
+            ),
+            (
+                |revision, _| revision.spec.containers[0].image = "x".into(),
+                Unconfirmed::OtherImages,
+            ),
+            (|_, owner| owner.spec.template = Default::default(), Unconfirmed::OtherImages),
+        ];
+        for (at, (change, expected)) in table.into_iter().enumerate() {
+            let (mut revision, mut owner) = (revision.clone(), owner.clone());
+            change(&mut revision, &mut owner);
+            assert_eq!(confirmed(revision, &owner), Err(expected), "case {at}");
         }
     }
 

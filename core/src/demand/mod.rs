@@ -7,7 +7,7 @@
 //! Image ──────────────────────────┘
 //! ```
 
-mod admitted;
+pub mod admitted;
 pub mod consumers;
 mod identity;
 pub mod pull_context;

@@ -16,12 +16,20 @@ use crate::admission::validate::{PullSecrets, SecretFault};
 use crate::admission::{AdmissionBounds, WebhookMetrics};
 use imagewarm_core::api::Revision;
 use imagewarm_core::demand::AdmittedRevision;
+use imagewarm_core::webhook_paths::{Published, REVISIONS_WEBHOOK, WebhookPaths};
 
 const REVISION: &str = include_str!(
     "../../../tests/fixtures/admission/admission-review.revision-create.mutating.json"
 );
 const IMAGE: &str =
     include_str!("../../../tests/fixtures/admission/admission-review.image-create.json");
+
+/// Where Revisions are reviewed.
+const REVISIONS: &str = "/mutate/000000000000000000000000000000aa";
+/// Where the defaults of ImageWarms are set.
+const MUTATE: &str = "/mutate/000000000000000000000000000000bb";
+/// Where ImageWarms are validated.
+const VALIDATE: &str = "/validate/000000000000000000000000000000cc";
 
 /// `good` is valid, `hangs` never answers, `down` cannot be read; any other does not exist.
 struct Table;
@@ -81,7 +89,18 @@ fn bench_within(room: usize, bounds: Option<AdmissionBounds>) -> Bench {
         metrics: WebhookMetrics::register(&mut registry),
     };
     let limits = BodyLimits { size: 64 * 1024, time: Duration::from_millis(200) };
-    Bench { router: router(reviewer, limits), forwarded, registry }
+    Bench { router: router(reviewer, limits, served()), forwarded, registry }
+}
+
+/// A path of each webhook.
+fn served() -> watch::Receiver<ServedPaths> {
+    let mut mutating = WebhookPaths::new(Endpoint::Mutate);
+    let mutate = [(REVISIONS_WEBHOOK, Some(REVISIONS)), ("defaulting", Some(MUTATE))];
+    mutating.observe(Published::read(Endpoint::Mutate, mutate, None), 0);
+    let mut validating = WebhookPaths::new(Endpoint::Validate);
+    let validate = [("validation", Some(VALIDATE))];
+    validating.observe(Published::read(Endpoint::Validate, validate, None), 0);
+    watch::channel(ServedPaths::of([&mutating, &validating])).1
 }
 
 fn bench() -> Bench {
@@ -149,7 +168,7 @@ const ALLOWED: fn() -> Value = || json!({"uid": "7d1a", "allowed": true});
 async fn a_revision_is_forwarded_and_not_changed() {
     let bench = bench();
     let review: Value = serde_json::from_str(REVISION).unwrap();
-    let response = bench.ask("/mutate?timeout=2s", &review).await;
+    let response = bench.ask(&format!("{REVISIONS}?timeout=2s"), &review).await;
     assert_eq!(response, json!({"uid": review["request"]["uid"], "allowed": true}));
     assert_eq!(bench.forwarded(), ["default/hello-00001"]);
     let revision = bench.forwarded.lock().unwrap()[0].clone();
@@ -195,7 +214,7 @@ async fn revisions_of_all_shapes_are_admitted() {
     ];
     for (name, change, forwarded) in cases {
         let bench = bench();
-        let response = bench.ask("/mutate", &twist(change)).await;
+        let response = bench.ask(REVISIONS, &twist(change)).await;
         assert_eq!(response["allowed"], true, "{name}");
         assert!(response.get("patch").is_none() && response.get("status").is_none(), "{name}");
         assert_eq!(bench.forwarded(), forwarded, "{name}");
@@ -208,20 +227,48 @@ async fn revisions_of_all_shapes_are_admitted() {
 async fn a_full_queue_denies_nothing_and_is_counted() {
     let bench = bench_with_room(0);
     let review = serde_json::from_str(REVISION).unwrap();
-    assert_eq!(bench.ask("/mutate", &review).await["allowed"], true);
+    assert_eq!(bench.ask(REVISIONS, &review).await["allowed"], true);
     let text = crate::telemetry::metrics::encode(&bench.registry).unwrap();
     assert!(text.contains("admission_revisions_dropped_total 1"), "{text}");
     assert!(text.contains(r#"webhook_requests_total{path="Mutate",verdict="Allowed"} 1"#));
 }
 
 #[tokio::test]
-async fn other_kinds_are_admitted_on_both_paths() {
+async fn other_kinds_are_admitted_without_effect_on_all_paths() {
     let bench = bench();
-    let review = serde_json::from_str(IMAGE).unwrap();
-    for path in ["/mutate", "/validate"] {
-        assert_eq!(bench.ask(path, &review).await["allowed"], true);
+    let image = serde_json::from_str(IMAGE).unwrap();
+    let revision = serde_json::from_str(REVISION).unwrap();
+    let bad = create(json!({"image": "Bad", "nodeName": "Bad_"}));
+    for (path, review) in [
+        (REVISIONS, &image),
+        (MUTATE, &image),
+        (VALIDATE, &image),
+        (MUTATE, &revision),
+        (VALIDATE, &revision),
+        (REVISIONS, &bad),
+    ] {
+        assert_eq!(bench.ask(path, review).await["allowed"], true);
     }
     assert!(bench.forwarded().is_empty());
+}
+
+/// Whoever does not know a path learns nothing, and is answered before the body is read.
+#[tokio::test]
+async fn paths_that_are_not_published_are_not_served() {
+    let bench = bench();
+    let wrong = REVISIONS.replace("aa", "ab");
+    let swapped = REVISIONS.replace("/mutate", "/validate");
+    let slash = format!("{REVISIONS}/");
+    for path in ["/", "/mutate", "/validate", "/mutate/", "/elsewhere", &wrong, &swapped, &slash] {
+        let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        let (status, answer) = bench.send(request(path, body)).await;
+        assert_eq!((status, &answer["reason"]), (404, &json!("NotFound")), "{path}: {answer}");
+        assert!(!answer.to_string().contains("aa"), "{answer}");
+    }
+    assert!(bench.forwarded().is_empty());
+    let text = crate::telemetry::metrics::encode(&bench.registry).unwrap();
+    assert!(text.contains("webhook_unknown_paths_total 8"), "{text}");
+    assert!(!text.contains("webhook_requests_total{"), "{text}");
 }
 
 #[tokio::test]
@@ -231,7 +278,7 @@ async fn defaults_are_set_by_a_patch() {
         "image": " app:v1\n", "nodeName": "node-a",
         "imagePullSecrets": [{"name": "good"}, {"name": "good "}],
     }));
-    let response = bench.ask("/mutate", &review).await;
+    let response = bench.ask(MUTATE, &review).await;
     assert_eq!(response["patchType"], "JSONPatch");
     let patch = response["patch"].as_str().unwrap();
     let patch = base64::engine::general_purpose::STANDARD.decode(patch).unwrap();
@@ -241,7 +288,7 @@ async fn defaults_are_set_by_a_patch() {
     let spec = json!({"image": "app:v1", "nodeName": "node-a",
                       "imagePullSecrets": [{"name": "good"}]});
     assert_eq!(object["spec"], spec);
-    assert_eq!(bench.ask("/mutate", &create(spec)).await, ALLOWED());
+    assert_eq!(bench.ask(MUTATE, &create(spec)).await, ALLOWED());
 }
 
 #[tokio::test]
@@ -252,7 +299,7 @@ async fn both_paths_list_all_problems_at_once() {
         "imagePullSecrets": [{"name": "good"}, {"name": "gone"}, {"name": "No"}],
     }));
     let mut denials = Vec::new();
-    for path in ["/mutate", "/validate"] {
+    for path in [MUTATE, VALIDATE] {
         let response = bench.ask(path, &review).await;
         assert_eq!(response["allowed"], false);
         assert_eq!(response["status"]["code"], 422);
@@ -287,8 +334,8 @@ async fn unreadable_secrets_are_a_503_and_missing_ones_a_422() {
     for name in ["down", "hangs"] {
         let spec =
             json!({"image": "a", "nodeName": "node-a", "imagePullSecrets": [{"name": name}]});
-        assert_eq!(bench.ask("/mutate", &create(spec.clone())).await, ALLOWED());
-        let status = bench.ask("/validate", &create(spec)).await["status"].clone();
+        assert_eq!(bench.ask(MUTATE, &create(spec.clone())).await, ALLOWED());
+        let status = bench.ask(VALIDATE, &create(spec)).await["status"].clone();
         assert_eq!(
             (&status["code"], &status["reason"]),
             (&json!(503), &json!("ServiceUnavailable"))
@@ -302,19 +349,19 @@ async fn unreadable_secrets_are_a_503_and_missing_ones_a_422() {
     }
     let both = json!({"image": "a", "nodeName": "node-a",
                       "imagePullSecrets": [{"name": "hangs"}, {"name": "gone"}]});
-    assert_eq!(bench.ask("/validate", &create(both)).await["status"]["code"], 422);
+    assert_eq!(bench.ask(VALIDATE, &create(both)).await["status"]["code"], 422);
 }
 
 #[tokio::test]
 async fn a_node_that_does_not_exist_is_a_warning() {
     let bench = bench();
     let spec = |node: &str| create(json!({"image": "a", "nodeName": node}));
-    let response = bench.ask("/validate", &spec("elsewhere")).await;
+    let response = bench.ask(VALIDATE, &spec("elsewhere")).await;
     assert_eq!(response["allowed"], true);
     let warning = response["warnings"][0].as_str().unwrap();
     assert!(warning.starts_with("spec.nodeName: no Node \"elsewhere\" exists"), "{warning}");
     for node in ["node-a", "unknown"] {
-        assert_eq!(bench.ask("/validate", &spec(node)).await, ALLOWED());
+        assert_eq!(bench.ask(VALIDATE, &spec(node)).await, ALLOWED());
     }
 }
 
@@ -336,12 +383,12 @@ async fn an_update_is_validated_by_its_change_only() {
     status["request"]["subResource"] = json!("status");
     let mut delete = more("also-gone");
     delete["request"]["operation"] = json!("DELETE");
-    for path in ["/mutate", "/validate"] {
+    for path in [MUTATE, VALIDATE] {
         for review in [&same, &more("fine"), &terminating, &status, &delete] {
             assert_eq!(bench.ask(path, review).await, ALLOWED(), "{path}");
         }
     }
-    let denied = bench.ask("/validate", &more("also-gone")).await;
+    let denied = bench.ask(VALIDATE, &more("also-gone")).await;
     let message = denied["status"]["message"].as_str().unwrap();
     assert!(message.contains("imagePullSecrets[0].name: Invalid value: \"also-gone\""));
     assert!(!message.contains("spec.image:") && !message.contains("\"gone\""), "{message}");
@@ -352,7 +399,7 @@ async fn white_space_alone_is_no_change_of_the_image() {
     let bench = bench();
     let old = json!({"image": "app", "nodeName": "node-a"});
     let new = json!({"image": "app ", "nodeName": "node-a"});
-    let response = bench.ask("/mutate", &warm("UPDATE", new, old)).await;
+    let response = bench.ask(MUTATE, &warm("UPDATE", new, old)).await;
     assert_eq!((&response["allowed"], &response["patchType"]), (&json!(true), &json!("JSONPatch")));
 }
 
@@ -360,18 +407,30 @@ async fn white_space_alone_is_no_change_of_the_image() {
 async fn a_request_that_is_not_a_review_is_rejected_with_a_reason() {
     let bench = bench();
     let typed = |body: &str, content_type: &str| {
-        let request = http::Request::post("/validate").header(CONTENT_TYPE, content_type);
+        let request = http::Request::post(VALIDATE).header(CONTENT_TYPE, content_type);
         request.body(Body::from(body.to_owned())).unwrap()
     };
     let slow = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
     let review = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{}}"#;
+    let named = |namespace: &str, name: &str| {
+        let mut review = create(json!({"image": "a", "nodeName": "node-a"}));
+        review["request"]["namespace"] = json!(namespace);
+        review["request"]["name"] = json!(name);
+        review.to_string()
+    };
     let cases = [
         (typed("{}", "text/yaml"), 415, "content type is \"text/yaml\""),
         (typed("{", "application/json"), 400, "the body is not an AdmissionReview: EOF"),
         (typed("{}", "application/json"), 400, "must be admission.k8s.io/v1 AdmissionReview"),
         (typed(review, "application/json"), 400, "request.uid is missing"),
-        (request("/mutate", " ".repeat(65 * 1024)), 413, "longer than 65536 bytes"),
-        (request("/mutate", slow), 408, "did not arrive in time"),
+        (request(MUTATE, " ".repeat(65 * 1024)), 413, "longer than 65536 bytes"),
+        (request(MUTATE, slow), 408, "did not arrive in time"),
+        (
+            typed(&named("victim/../other", "w"), "application/json"),
+            400,
+            "it must be a DNS-1123 label",
+        ),
+        (typed(&named("default", &"n".repeat(2000)), "application/json"), 400, "request.name is"),
     ];
     for (request, code, message) in cases {
         let (status, answer) = bench.send(request).await;
@@ -379,15 +438,13 @@ async fn a_request_that_is_not_a_review_is_rejected_with_a_reason() {
         assert!(answer["message"].as_str().unwrap().contains(message), "{answer}");
     }
     for method in ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "CONNECT"] {
-        let other = http::Request::builder().method(method).uri("/validate");
+        let other = http::Request::builder().method(method).uri(VALIDATE);
         let other = other.body(Body::empty()).unwrap();
         let (status, answer) = bench.send(other).await;
         assert_eq!(status, 405, "{method}");
         let message = answer["message"].as_str().unwrap_or_default();
         assert!(method == "HEAD" || message.contains("must be POST"), "{method}: {answer}");
     }
-    let (status, answer) = bench.send(request("/elsewhere", "{}")).await;
-    assert_eq!((status, &answer["reason"]), (404, &json!("NotFound")), "{answer}");
 }
 
 #[test]

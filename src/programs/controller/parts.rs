@@ -13,11 +13,12 @@ use crate::admission::bounds::AdmissionBounds;
 use crate::admission::router::{self, BodyLimits};
 use crate::admission::server::{self, Limits};
 use crate::admission::{Reviewer, WebhookMetrics};
+use crate::clock::Clock;
 use crate::fan_out::{self, FanOut, FanOutMetrics, FanOutWorker};
-use crate::kubernetes::ca_bundles::CaBundles;
 use crate::kubernetes::caches::{self, Stores};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::ApiServerReviewer;
+use crate::kubernetes::webhook_configurations::{ConfigurationStates, ReplicaPaths};
 use crate::leader::ca_publication::Publisher;
 use crate::leader::{Controller, ControllerMetrics, Elector};
 use crate::programs::{Parts, certificates};
@@ -26,6 +27,7 @@ use crate::sessions::{DispatchServer, Dispatcher};
 use crate::telemetry::certificates::CertificateMetrics;
 use crate::telemetry::health::{self, Readiness};
 use imagewarm_core::policy::Policy;
+use imagewarm_core::webhook_paths::ServedPaths;
 use imagewarm_webhook_certs::{Resolver, Served};
 
 /// What the parts of one replica are made of.
@@ -42,7 +44,8 @@ pub(super) struct Replica<'a> {
 pub(super) struct Certificates {
     resolver: Arc<Resolver>,
     served: watch::Receiver<Option<Served>>,
-    bundles: watch::Receiver<Option<CaBundles>>,
+    webhooks: watch::Receiver<Option<ConfigurationStates>>,
+    paths: watch::Receiver<ServedPaths>,
 }
 
 /// Nodes whose warmer has an open stream.
@@ -95,7 +98,9 @@ impl Replica<'_> {
             stop.run_until_cancelled(keeper.run()).await;
         });
         let published = watch::Sender::new(None);
-        let bundles = published.subscribe();
+        let webhooks = published.subscribe();
+        let paths = ReplicaPaths::default();
+        let served_paths = paths.served();
         let publisher = Publisher {
             client: self.client.clone(),
             namespace: self.command.namespace.clone(),
@@ -104,10 +109,12 @@ impl Replica<'_> {
             published,
             trusted,
             sets_ca_bundle: args.publish_ca_bundle,
+            paths,
+            clock: Clock::start(),
             metrics,
         };
         self.parts.spawn("CA publication", |stop| publisher.run(stop));
-        Ok(Certificates { resolver, served, bundles })
+        Ok(Certificates { resolver, served, webhooks, paths: served_paths })
     }
 
     /// Serves the warmers' streams while this replica leads.
@@ -186,7 +193,7 @@ impl Replica<'_> {
         .within(AdmissionBounds::watching(self.policy.clone(), stores.clone()));
         let tls =
             imagewarm_webhook_certs::server_config(certificates.resolver.clone(), server::ALPN)?;
-        let router = router::router(reviewer, BodyLimits::from(args));
+        let router = router::router(reviewer, BodyLimits::from(args), certificates.paths.clone());
         let limits = Limits::from(args);
         let listener = listener.into_std()?;
         let stop = self.parts.stop.clone();
@@ -229,7 +236,7 @@ pub(super) fn health(
 ) {
     let stopping = parts.stop.clone();
     let synced = stores.synced.clone();
-    let Certificates { served, bundles, .. } = certificates;
+    let Certificates { served, webhooks, .. } = certificates;
     let readiness = Readiness::default()
         .with("running", move || {
             if stopping.is_cancelled() { Err("the process is stopping".into()) } else { Ok(()) }
@@ -238,7 +245,7 @@ pub(super) fn health(
             let loaded = served.borrow().is_some();
             if loaded { Ok(()) } else { Err("no serving certificate yet".into()) }
         })
-        .with("caBundle", move || match *bundles.borrow() {
+        .with("caBundle", move || match *webhooks.borrow() {
             Some(found) => found.check(),
             None => Err("the webhook configurations were not looked at yet".into()),
         })

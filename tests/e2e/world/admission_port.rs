@@ -16,6 +16,8 @@ use super::DEADLINE;
 use super::controllers::Controllers;
 
 pub const SERVICE: &str = "imagewarm-webhook.imagewarm-system.svc";
+/// The webhook that validates ImageWarms.
+pub const VALIDATION: &str = "validation.imagewarms.caching.knative.dev";
 
 #[derive(Clone)]
 pub struct AdmissionPort {
@@ -51,11 +53,22 @@ impl AdmissionPort {
         Ok(connector.connect(ServerName::try_from(SERVICE)?, stream).await.is_ok())
     }
 
-    /// Posts a body to `/validate`; returns the whole answer, with its head.
+    /// The path that is published for a webhook.
+    pub async fn path(&self, webhook: &str) -> Result<String> {
+        self.controllers.cluster().webhook_path(webhook).await
+    }
+
+    /// Posts a body to the path where ImageWarms are validated; returns the whole answer, with its
+    /// head.
     pub async fn post(&self, content_type: &str, body: &[u8]) -> Result<String> {
+        self.post_to(&self.path(VALIDATION).await?, content_type, body).await
+    }
+
+    /// The same to any path.
+    pub async fn post_to(&self, path: &str, content_type: &str, body: &[u8]) -> Result<String> {
         let mut stream = self.connect().await?;
         let head = format!(
-            "POST /validate HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\n\
+            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\n\
              connection: close\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );

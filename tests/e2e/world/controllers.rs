@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use xtask::cluster::{ApiProxy, CONTROLLER_ACCOUNT, Imagewarm, NAMESPACE};
+use xtask::cluster::{ApiProxy, CONTROLLER_ACCOUNT, Cluster, Imagewarm, NAMESPACE};
 use xtask::http_get::http_get;
 use xtask::process::Signal;
 
@@ -232,6 +232,11 @@ impl Controllers {
             Ok(holder.split_once('@').map(|(_, address)| address.to_owned()))
         })
         .await
+    }
+
+    /// The cluster that they run in.
+    pub fn cluster(&self) -> &Cluster {
+        &self.system.cluster
     }
 
     /// How many warmers run.

@@ -33,7 +33,7 @@ use xtask::cluster::Cluster;
 use namespace::PROBES;
 use undo::Undo;
 
-pub use admission_port::{AdmissionPort, until_closed};
+pub use admission_port::{AdmissionPort, VALIDATION, until_closed};
 pub use audit::{Audit, Request as AuditedRequest};
 pub use commands::Commands;
 pub use controllers::{Controllers, REPLICAS};

@@ -6,7 +6,11 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use kube::Api;
 use serde_json::{Value, json};
 
 use super::control_plane::write_private;
@@ -189,6 +193,19 @@ impl Cluster {
     /// The file that holds the dispatch server's CA as soon as a controller has published it.
     pub fn dispatch_ca_file(&self) -> std::path::PathBuf {
         self.folder().join("dispatch-ca").join(DISPATCH_CA.2)
+    }
+
+    /// The path that a controller has published for a webhook, by the webhook's name.
+    pub async fn webhook_path(&self, webhook: &str) -> Result<String> {
+        let mutating: Api<MutatingWebhookConfiguration> = Api::all(self.client());
+        let validating: Api<ValidatingWebhookConfiguration> = Api::all(self.client());
+        let mutating = mutating.get("imagewarm").await?.webhooks.unwrap_or_default();
+        let validating = validating.get("imagewarm").await?.webhooks.unwrap_or_default();
+        let mutating = mutating.into_iter().map(|one| (one.name, one.client_config));
+        let validating = validating.into_iter().map(|one| (one.name, one.client_config));
+        let mut found = mutating.chain(validating).filter(|(name, _)| name == webhook);
+        let path = found.next().and_then(|(_, config)| config.service?.path);
+        path.with_context(|| format!("no path of {webhook} is published"))
     }
 
     /// A kubeconfig with a token of the ServiceAccount, and nothing else.

@@ -50,7 +50,7 @@ async fn a_revision_gets_a_warning_and_is_never_denied() {
         ("full", 1, Some("\"full\" has reached its limit of 3 ImageWarms")),
         ("full", 0, None),
     ] {
-        let answer = bench.ask("/mutate", &revision(namespace, images)).await;
+        let answer = bench.ask(REVISIONS, &revision(namespace, images)).await;
         assert_eq!(answer["allowed"], true, "{answer}");
         let warning = answer["warnings"][0].as_str();
         assert_eq!(warning.is_some(), part.is_some(), "{namespace} {images}: {answer}");
@@ -59,7 +59,7 @@ async fn a_revision_gets_a_warning_and_is_never_denied() {
     assert_eq!(bench.forwarded().len(), 4, "all are forwarded");
     // A namespace that is not warmed gets no warning.
     let opt_in = within(Bounds { namespaces: NamespaceSelection::OptIn, ..bounds });
-    let answer = opt_in.ask("/mutate", &revision("plain", 5)).await;
+    let answer = opt_in.ask(REVISIONS, &revision("plain", 5)).await;
     assert_eq!((&answer["allowed"], &answer["warnings"]), (&json!(true), &Value::Null));
 }
 
@@ -67,7 +67,7 @@ async fn a_revision_gets_a_warning_and_is_never_denied() {
 async fn an_image_warm_of_a_user_beyond_a_limit_is_denied() {
     let bounds = Bounds { image_warms_per_namespace: 3, ..Bounds::default() };
     let message = async |bench: &Bench, namespace: &str| {
-        let answer = bench.ask("/validate", &of(namespace)).await;
+        let answer = bench.ask(VALIDATE, &of(namespace)).await;
         let message = answer["status"]["message"].as_str().unwrap_or_default().to_owned();
         assert_eq!(answer["allowed"] == true, message.is_empty(), "{answer}");
         message

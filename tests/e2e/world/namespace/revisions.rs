@@ -58,7 +58,7 @@ impl Namespace {
         dry_run: bool,
     ) -> Result<Revision> {
         let configuration = name.rsplit_once('-').map_or(name, |(configuration, _)| configuration);
-        let owner = self.configuration(configuration).await?;
+        let owner = self.configuration(configuration, &spec).await?;
         let uid = owner.metadata.uid.context("the Configuration has no uid")?;
         let body = json!({
             "apiVersion": "serving.knative.dev/v1", "kind": "Revision",
@@ -84,14 +84,17 @@ impl Namespace {
         Ok(serde_json::from_value(serde_json::to_value(made)?)?)
     }
 
-    async fn configuration(&self, name: &str) -> Result<DynamicObject> {
+    /// The Configuration with this template, as it is before Knative makes a Revision of it.
+    async fn configuration(&self, name: &str, template: &Value) -> Result<DynamicObject> {
         let configurations = self.configurations();
-        if let Some(found) = configurations.get_opt(name).await? {
-            return Ok(found);
+        let spec = json!({"template": {"spec": template}});
+        if configurations.get_opt(name).await?.is_some() {
+            let body = Patch::Merge(json!({"spec": spec}));
+            return Ok(configurations.patch(name, &PatchParams::default(), &body).await?);
         }
         let body = json!({
             "apiVersion": "serving.knative.dev/v1", "kind": "Configuration",
-            "metadata": {"name": name}, "spec": {},
+            "metadata": {"name": name}, "spec": spec,
         });
         Ok(configurations.create(&PostParams::default(), &serde_json::from_value(body)?).await?)
     }

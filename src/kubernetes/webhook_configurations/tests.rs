@@ -4,6 +4,7 @@
 
 use super::*;
 use http_body_util::BodyExt;
+use imagewarm_core::webhook_paths::{ANNOUNCE_FOR_MS, ROTATE_AFTER_MS};
 use kube::client::Body;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -88,11 +89,30 @@ pub(crate) fn configuration(kind: &str, cas: &[Option<&str>]) -> Value {
     });
     let webhooks = webhooks.collect::<Vec<_>>();
     json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
-           "metadata": {"name": "imagewarm"}, "webhooks": webhooks})
+           "metadata": {"name": "imagewarm", "resourceVersion": "7"}, "webhooks": webhooks})
 }
 
 fn names() -> WebhookConfigurations {
     WebhookConfigurations { mutating: "imagewarm".into(), validating: "imagewarm".into() }
+}
+
+const LEADS: Role = Role::Publishes { ca_bundle: true };
+
+async fn synced(
+    client: &Client,
+    ca: &str,
+    role: Role,
+    paths: &mut ReplicaPaths,
+    now: i64,
+) -> ConfigurationStates {
+    sync(client, &names(), ca, role, paths, now).await.unwrap()
+}
+
+/// The paths in the MutatingWebhookConfiguration, in order.
+fn stored_paths(cluster: &Mutex<Cluster>) -> Vec<String> {
+    let webhooks = &cluster.lock().unwrap().objects[MUTATING]["webhooks"];
+    let path = |one: &Value| one["clientConfig"]["service"]["path"].as_str().unwrap().to_owned();
+    webhooks.as_array().unwrap().iter().map(path).collect()
 }
 
 #[tokio::test]
@@ -102,31 +122,100 @@ async fn only_differences_are_written_and_absence_is_reported() {
     let put = |path: &str, value| {
         cluster.lock().unwrap().objects.insert(path.to_owned(), value);
     };
+    let paths = &mut ReplicaPaths::default();
     put(MUTATING, configuration("MutatingWebhookConfiguration", &[Some("CA"), None, Some("old")]));
-    let bundles = ensure_ca_bundle(&client, &names(), "CA").await.unwrap();
-    assert_eq!(bundles.mutating, BundleState::Current);
-    assert_eq!(bundles.validating, BundleState::NotFound);
-    assert!(!bundles.are_current());
-    assert_eq!(bundles.check().unwrap_err(), "the ValidatingWebhookConfiguration does not exist");
+    let states = synced(&client, "CA", LEADS, paths, 0).await;
+    assert_eq!(states.mutating, ConfigurationState::Current);
+    assert_eq!(states.validating, ConfigurationState::NotFound);
+    assert!(!states.are_current());
+    assert_eq!(states.check().unwrap_err(), "the ValidatingWebhookConfiguration does not exist");
     let patches = std::mem::take(&mut cluster.lock().unwrap().patches);
     let ca = json!(ByteString(b"CA".to_vec()));
+    let stored = stored_paths(&cluster);
+    let path = |at: usize| {
+        json!({"op": "add", "path": format!("/webhooks/{at}/clientConfig/service/path"),
+               "value": stored[at]})
+    };
     let expected = json!([
-        {"op": "test", "path": "/webhooks/1/name", "value": "w1.example.com"},
+        {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
+        path(0),
         {"op": "add", "path": "/webhooks/1/clientConfig/caBundle", "value": ca},
-        {"op": "test", "path": "/webhooks/2/name", "value": "w2.example.com"},
+        path(1),
         {"op": "add", "path": "/webhooks/2/clientConfig/caBundle", "value": ca},
+        path(2),
     ]);
     assert_eq!(patches, [(MUTATING.to_owned(), expected)]);
 
     put(VALIDATING, configuration("ValidatingWebhookConfiguration", &[None]));
-    assert!(!ca_bundle_is_set(&client, &names(), "CA").await.unwrap().are_current());
+    let reads = &mut ReplicaPaths::default();
+    assert_eq!(
+        synced(&client, "CA", Role::Reads, reads, 0).await.validating,
+        ConfigurationState::NoCa
+    );
     cluster.lock().unwrap().refuse_patches = 1;
-    assert!(ensure_ca_bundle(&client, &names(), "CA").await.unwrap().are_current());
+    assert!(synced(&client, "CA", LEADS, paths, 1).await.are_current());
     assert_eq!(cluster.lock().unwrap().patches.len(), 2, "rejected once, then retried");
-    assert!(ca_bundle_is_set(&client, &names(), "CA").await.unwrap().are_current());
-    assert!(ensure_ca_bundle(&client, &names(), "CA").await.unwrap().are_current());
+    assert!(synced(&client, "CA", Role::Reads, reads, 1).await.are_current());
+    assert!(synced(&client, "CA", LEADS, paths, 2).await.are_current());
     assert_eq!(cluster.lock().unwrap().patches.len(), 2, "no difference, no write");
-    assert!(!ca_bundle_is_set(&client, &names(), "CB").await.unwrap().are_current());
+    assert!(!synced(&client, "CB", Role::Reads, reads, 2).await.are_current());
+}
+
+#[tokio::test]
+async fn every_replica_serves_what_is_published_and_rotated() {
+    let cluster = Arc::new(Mutex::new(Cluster::default()));
+    let client = client(&cluster);
+    let (kind, cas) = ("MutatingWebhookConfiguration", [Some("CA"), Some("CA")]);
+    cluster.lock().unwrap().objects.insert(MUTATING.into(), configuration(kind, &cas));
+    let (leader, replica) = (&mut ReplicaPaths::default(), &mut ReplicaPaths::default());
+    let not_yet = synced(&client, "CA", Role::Reads, replica, 0).await;
+    assert_eq!(not_yet.mutating, ConfigurationState::NoPaths);
+    assert!(not_yet.check().unwrap_err().contains("does not hold its paths yet"));
+
+    // The CA is another program's.
+    let role = Role::Publishes { ca_bundle: false };
+    assert_eq!(
+        synced(&client, "CB", role, leader, 0).await.mutating,
+        ConfigurationState::NoCa,
+        "the paths are published all the same"
+    );
+    let first = stored_paths(&cluster);
+    synced(&client, "CA", Role::Reads, replica, 0).await;
+
+    let announced = ROTATE_AFTER_MS;
+    synced(&client, "CA", LEADS, leader, announced).await;
+    assert_eq!(stored_paths(&cluster), first, "the next ones are only announced");
+    synced(&client, "CA", Role::Reads, replica, announced).await;
+    synced(&client, "CA", LEADS, leader, announced + 1).await;
+    synced(&client, "CA", LEADS, leader, announced + 1 + ANNOUNCE_FOR_MS).await;
+    let second = stored_paths(&cluster);
+    let annotations = cluster.lock().unwrap().objects[MUTATING]["metadata"]["annotations"].clone();
+    assert_eq!(annotations, json!({}), "the announcement is over");
+    assert!(first.iter().all(|path| !second.contains(path)), "{first:?} {second:?}");
+    for paths in [&*leader, &*replica] {
+        let served = paths.served().borrow().clone();
+        assert!(first.iter().chain(&second).all(|path| served.get(path).is_some()));
+    }
+}
+
+#[tokio::test]
+async fn a_url_keeps_its_host() {
+    let cluster = Arc::new(Mutex::new(Cluster::default()));
+    let client = client(&cluster);
+    for (before, host) in [
+        ("https://webhook.example.com:8443/mutate", "https://webhook.example.com:8443"),
+        ("https://webhook.example.com", "https://webhook.example.com"),
+    ] {
+        let mut object = configuration("MutatingWebhookConfiguration", &[Some("CA")]);
+        object["webhooks"][0]["clientConfig"] = json!({"url": before, "caBundle": "Q0E="});
+        cluster.lock().unwrap().objects.insert(MUTATING.into(), object);
+        let states = synced(&client, "CA", LEADS, &mut ReplicaPaths::default(), 0).await;
+        assert_eq!(states.mutating, ConfigurationState::Current);
+        let object = cluster.lock().unwrap().objects[MUTATING].clone();
+        let url = object["webhooks"][0]["clientConfig"]["url"].as_str().unwrap().to_owned();
+        let path = url.strip_prefix(host).unwrap();
+        assert!(path.starts_with("/mutate/") && path.len() == 40, "{url}");
+    }
 }
 
 #[tokio::test]

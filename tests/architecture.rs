@@ -17,7 +17,8 @@ const LAYERS: &[&[&str]] = &[
     &["programs"],
     &["admission", "commands", "fan_out", "leader", "sessions", "warmer"],
     &["kubernetes", "runtime"],
-    &["listener", "telemetry"],
+    &["telemetry"],
+    &["listener"],
     &["backoff", "clock", "exit", "protocol"],
 ];
 

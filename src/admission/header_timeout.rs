@@ -49,20 +49,15 @@ impl Drop for Running {
 pub struct HeaderTimeout<S> {
     stream: S,
     requests: Arc<Requests>,
-    limit: Option<Duration>,
+    limit: Duration,
     timeouts: Counter,
     /// Number of requests begun when the first byte of the next head arrived, and its deadline.
     head: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
 impl<S> HeaderTimeout<S> {
-    /// Wraps `stream`, whose service counts in `requests`; without a limit, nothing times out.
-    pub fn new(
-        stream: S,
-        requests: Arc<Requests>,
-        limit: Option<Duration>,
-        timeouts: Counter,
-    ) -> Self {
+    /// Wraps `stream`, whose service counts in `requests`.
+    pub fn new(stream: S, requests: Arc<Requests>, limit: Duration, timeouts: Counter) -> Self {
         HeaderTimeout { stream, requests, limit, timeouts, head: None }
     }
 }
@@ -80,12 +75,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeaderTimeout<S> {
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
                 let received = result.is_ok() && buf.filled().len() > before;
-                if let Some(limit) = this.limit
-                    && received
-                    && this.head.is_none()
-                    && this.requests.is_idle()
-                {
-                    let deadline = sleep_until(Instant::now() + limit);
+                if received && this.head.is_none() && this.requests.is_idle() {
+                    let deadline = sleep_until(Instant::now() + this.limit);
                     this.head = Some((begun, Box::pin(deadline)));
                 }
                 Poll::Ready(result)

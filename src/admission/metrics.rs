@@ -70,6 +70,8 @@ pub struct WebhookMetrics {
     pub connections: Gauge,
     /// Connections that were closed because a request's head timed out.
     pub header_timeouts: Counter,
+    /// Connections that were closed because newer ones needed their place.
+    pub displaced: Counter,
     /// Requests to paths that are not served.
     pub unknown_paths: Counter,
     /// Revisions that were dropped because the queue was full.
@@ -87,6 +89,7 @@ impl WebhookMetrics {
             handshake_failures: Family::default(),
             connections: Gauge::default(),
             header_timeouts: Counter::default(),
+            displaced: Counter::default(),
             unknown_paths: Counter::default(),
             revisions_dropped: Counter::default(),
         };
@@ -114,6 +117,12 @@ impl WebhookMetrics {
             "webhook_header_timeouts",
             "Connections closed because a request's head timed out",
             metrics.header_timeouts.clone(),
+        );
+        registry.register(
+            "webhook_connections_displaced",
+            "Connections without a request to a published path, closed because newer ones needed \
+             their place",
+            metrics.displaced.clone(),
         );
         registry.register(
             "webhook_unknown_paths",

@@ -11,8 +11,8 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::post;
 use bytes::Bytes;
-use http::StatusCode;
-use http::header::CONTENT_TYPE;
+use http::header::{CONNECTION, CONTENT_TYPE};
+use http::{HeaderValue, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -22,6 +22,7 @@ use super::mutate::mutate;
 use super::review::{Request, Response, ReviewError};
 use super::validate::validate;
 use super::{Reviewer, WebhookArgs};
+use crate::listener::Place;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable};
 use imagewarm_core::webhook_paths::{Endpoint, Reviews, ServedPaths};
 
@@ -77,7 +78,9 @@ impl Webhook {
     fn not_served(&self) -> HttpResponse {
         self.reviewer.metrics.unknown_paths.inc();
         let message = "nothing is served at this path: the webhook configurations have the paths";
-        error_response(StatusCode::NOT_FOUND, "NotFound", message)
+        let mut response = error_response(StatusCode::NOT_FOUND, "NotFound", message);
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
     }
 
     async fn answer(self, http: HttpRequest) -> HttpResponse {
@@ -85,6 +88,9 @@ impl Webhook {
         let Some((endpoint, reviews)) = self.served.borrow().get(http.uri().path()) else {
             return self.not_served();
         };
+        if let Some(place) = http.extensions().get::<Place>() {
+            place.prove();
+        }
         let path = match endpoint {
             Endpoint::Mutate => Path::Mutate,
             Endpoint::Validate => Path::Validate,

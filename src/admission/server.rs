@@ -1,14 +1,14 @@
-//! The TLS accept loop: limits on connections, handshakes and heads, HTTP/1.1 and h2, and a drain
-//! that lets answers that have begun finish.
+//! The TLS accept loop: limits on connections, handshakes and heads, HTTP/1.1, and a drain that lets
+//! answers that have begun finish.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -20,21 +20,19 @@ use tracing::{debug, info, warn};
 use super::header_timeout::{HeaderTimeout, Requests};
 use super::metrics::HandshakeFault;
 use super::{WebhookArgs, WebhookMetrics};
-use crate::listener::{Accepted, Connection, HandshakeError, TlsListener, WhenFull};
+use crate::listener::{
+    Accepted, Connection, ConnectionLimits, HandshakeError, Places, TlsListener,
+};
+use imagewarm_core::throttle::connections;
 
-/// What the TLS configuration has to offer, in this order.
-pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
-
-/// HTTP/2 PING: how often, and how long an answer may take.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests at once on one HTTP/2 connection.
-const STREAMS: u32 = 250;
+/// What the TLS configuration offers. API servers call webhooks with HTTP/1.1 only, so that their
+/// requests spread over all replicas (`cfg.NextProtos` in k8s.io/apiserver, pkg/util/webhook).
+pub const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// Limits of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Open at once.
+    /// Open at once: so many of callers that know a path, and so many of others.
     pub connections: usize,
     /// For a TLS handshake.
     pub handshake: Duration,
@@ -68,7 +66,10 @@ pub async fn serve(
     metrics: WebhookMetrics,
     stop: CancellationToken,
 ) {
-    let listener = TlsListener::new(listener, tls, limits.connections, WhenFull::Wait);
+    let open = connections::Limits { unproven: limits.connections, proven: limits.connections };
+    let proof = limits.handshake + limits.head;
+    let places = Places::new(ConnectionLimits { open, proof }, metrics.displaced.clone());
+    let listener = TlsListener::new(listener, tls, places);
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -76,15 +77,9 @@ pub async fn serve(
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        if let Some(accepted) = accepted {
-            let server = Server {
-                router: router.clone(),
-                limits,
-                metrics: metrics.clone(),
-                stop: stop.clone(),
-            };
-            connections.spawn(server.run(accepted));
-        }
+        let server =
+            Server { router: router.clone(), limits, metrics: metrics.clone(), stop: stop.clone() };
+        connections.spawn(server.run(accepted));
     }
     drop(listener);
     let deadline = Instant::now() + limits.drain;
@@ -141,6 +136,8 @@ impl Server {
         let fault = match error {
             HandshakeError::Failed(_) => HandshakeFault::Failed,
             HandshakeError::TimedOut(_) => HandshakeFault::TimedOut,
+            // Counted by its place.
+            HandshakeError::Displaced => return None,
         };
         self.metrics.handshake_failed(fault);
         debug!(?fault, %error, "TLS handshake did not succeed");
@@ -148,12 +145,12 @@ impl Server {
     }
 
     async fn converse(self, connection: Connection) {
-        let is_h2 = connection.alpn_protocol() == Some(b"h2");
         let requests = Arc::new(Requests::default());
         let counted = Arc::clone(&requests);
-        let router = self.router;
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let (router, place) = (self.router, connection.place());
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             let running = counted.begin();
+            request.extensions_mut().insert(place.clone());
             let answer = router.clone().oneshot(request);
             async move {
                 let answer = answer.await;
@@ -161,23 +158,12 @@ impl Server {
                 answer
             }
         });
-        // The protocol is settled by ALPN; reading it off the first bytes would know no timeout.
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.limits.idle);
-        builder
-            .http2()
+        let timeouts = self.metrics.header_timeouts.clone();
+        let stream = HeaderTimeout::new(connection, requests, self.limits.head, timeouts);
+        let conversation = http1::Builder::new()
             .timer(TokioTimer::new())
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .max_concurrent_streams(STREAMS);
-        let (builder, head) = match is_h2 {
-            // Over h2 resting connections speak too (PING, SETTINGS); the PINGs bound them.
-            true => (builder.http2_only(), None),
-            false => (builder.http1_only(), Some(self.limits.head)),
-        };
-        let stream =
-            HeaderTimeout::new(connection, requests, head, self.metrics.header_timeouts.clone());
-        let conversation = builder.serve_connection(TokioIo::new(stream), service);
+            .header_read_timeout(self.limits.idle)
+            .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(conversation);
         let ended = tokio::select! {
             ended = conversation.as_mut() => ended,

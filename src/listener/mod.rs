@@ -1,8 +1,10 @@
 //! Listening sockets, and the TLS connections that are accepted from them within limits. What is
 //! spoken on a connection belongs to the room that serves it.
 
+mod place;
 mod socket;
 mod tls;
 
+pub use place::{ConnectionLimits, Place, Places};
 pub use socket::listen;
-pub use tls::{Accepted, Connection, HandshakeError, TlsListener, WhenFull};
+pub use tls::{Accepted, Connection, HandshakeError, TlsListener, accept};

@@ -1,4 +1,4 @@
-//! Accepts connections and does their TLS handshakes, with a limit of connections and one of time.
+//! Accepts connections and does their TLS handshakes, each in its place and within a time.
 
 use std::io;
 use std::pin::Pin;
@@ -9,78 +9,61 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// Intervals after a failed accept (such as too many open files), so that the loop does not spin.
+use super::place::{Place, Places};
 use crate::backoff::Backoff;
 
+/// Intervals after a failed accept (such as too many open files), so that the loop does not spin.
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
-
-/// What becomes of connections beyond the limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
-    /// They wait in the kernel's queue.
-    Wait,
-    /// They are closed.
-    Refuse,
-}
 
 /// A listening socket whose connections speak TLS.
 pub struct TlsListener {
     listener: TcpListener,
     tls: TlsAcceptor,
-    permits: Arc<Semaphore>,
-    when_full: WhenFull,
+    places: Places,
 }
 
 impl TlsListener {
-    /// At most `connections` are open at a time.
-    pub fn new(
-        listener: TcpListener,
-        tls: Arc<ServerConfig>,
-        connections: usize,
-        when_full: WhenFull,
-    ) -> Self {
-        let permits = Arc::new(Semaphore::new(connections));
-        TlsListener { listener, tls: TlsAcceptor::from(tls), permits, when_full }
+    /// Connections take their places in `places`.
+    pub fn new(listener: TcpListener, tls: Arc<ServerConfig>, places: Places) -> Self {
+        TlsListener { listener, tls: TlsAcceptor::from(tls), places }
     }
 
-    /// The next connection, before its handshake; `None` when it was refused. May be dropped at any
-    /// time without losing one.
-    pub async fn accept(&self) -> Option<Accepted> {
-        let waited_for = match self.when_full {
-            WhenFull::Wait => self.permits.clone().acquire_owned().await.ok(),
-            WhenFull::Refuse => None,
-        };
-        let mut backoff = Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF);
-        let stream = loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => break stream,
-                Err(error) => {
-                    let retry_in = backoff.next_delay();
-                    tracing::warn!(%error, ?retry_in, "connection not accepted");
-                    sleep(retry_in).await;
-                }
+    /// The next connection, before its handshake. May be dropped at any time without losing one.
+    pub async fn accept(&self) -> Accepted {
+        let (stream, place) = accept(&self.listener, &self.places).await;
+        Accepted { stream, place, tls: self.tls.clone() }
+    }
+}
+
+/// The next connection of a listener, and its place. Connections never wait in the kernel's queue,
+/// which is first come, first served.
+pub async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, Place) {
+    let mut backoff = Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF);
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                // Without it the kernel holds small answers back for 40 ms.
+                let _ = stream.set_nodelay(true);
+                return (stream, places.take(address.ip()));
             }
-        };
-        let permit = match waited_for {
-            Some(permit) => permit,
-            None => self.permits.clone().try_acquire_owned().ok()?,
-        };
-        // Without it the kernel holds small answers back for 40 ms.
-        let _ = stream.set_nodelay(true);
-        Some(Accepted { stream, permit, tls: self.tls.clone() })
+            Err(error) => {
+                let retry_in = backoff.next_delay();
+                tracing::warn!(%error, ?retry_in, "connection not accepted");
+                sleep(retry_in).await;
+            }
+        }
     }
 }
 
 /// A connection that was accepted, and counts against the limit.
 pub struct Accepted {
     stream: TcpStream,
-    permit: OwnedSemaphorePermit,
+    place: Place,
     tls: TlsAcceptor,
 }
 
@@ -93,28 +76,38 @@ pub enum HandshakeError {
     /// The peer was too slow.
     #[error("the TLS handshake took longer than {0:?}")]
     TimedOut(Duration),
+    /// Newer connections needed the place.
+    #[error("the connection was displaced by others")]
+    Displaced,
 }
 
 impl Accepted {
     /// Does the handshake, within `limit`.
     pub async fn handshake(self, limit: Duration) -> Result<Connection, HandshakeError> {
-        match timeout(limit, self.tls.accept(self.stream)).await {
-            Ok(tls) => Ok(Connection { tls: tls?, _permit: self.permit }),
-            Err(_) => Err(HandshakeError::TimedOut(limit)),
+        let mut ended: Ended = Box::pin(self.place.clone().ended());
+        tokio::select! {
+            () = &mut ended => Err(HandshakeError::Displaced),
+            shaken = timeout(limit, self.tls.accept(self.stream)) => match shaken {
+                Ok(tls) => Ok(Connection { tls: tls?, place: self.place, ended: Some(ended) }),
+                Err(_) => Err(HandshakeError::TimedOut(limit)),
+            }
         }
     }
 }
 
-/// A TLS connection. Counts against the limit until it is dropped.
+type Ended = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A TLS connection. Keeps its place until it is dropped; its reads fail once that is over.
 pub struct Connection {
     tls: TlsStream<TcpStream>,
-    _permit: OwnedSemaphorePermit,
+    place: Place,
+    ended: Option<Ended>,
 }
 
 impl Connection {
-    /// The protocol that the handshake settled on, such as `h2`.
-    pub fn alpn_protocol(&self) -> Option<&[u8]> {
-        self.tls.get_ref().1.alpn_protocol()
+    /// Its place.
+    pub fn place(&self) -> Place {
+        self.place.clone()
     }
 }
 
@@ -124,6 +117,12 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(ended) = &mut self.ended
+            && ended.as_mut().poll(context).is_ready()
+        {
+            self.ended = None;
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::ConnectionAborted)));
+        }
         Pin::new(&mut self.tls).poll_read(context, buffer)
     }
 }

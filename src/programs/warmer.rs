@@ -42,7 +42,8 @@ pub async fn warmer(command: WarmerCommand) -> anyhow::Result<Exit> {
     let health_stop = parts.stop.clone();
     parts.add("health server", async move {
         let router = health::router(readiness, registry);
-        Ok(health::serve(health_listener, router, health_stop).await?)
+        health::serve(health_listener, router, health_stop).await;
+        Ok(())
     });
     parts.run().await
 }

@@ -9,13 +9,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::metrics::{ConnectionRefusal, DispatchMetrics};
-use crate::listener::{Accepted, Connection, HandshakeError, TlsListener};
+use crate::listener::{Accepted, Connection, HandshakeError, Place, TlsListener};
 
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
 impl Connected for Connection {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
+    /// The handler of a request proves the connection.
+    type ConnectInfo = Place;
+
+    fn connect_info(&self) -> Place {
+        self.place()
+    }
 }
 
 /// Sends connections to `ready` until `shutdown`; a slow or broken handshake holds nobody else up.
@@ -30,11 +34,8 @@ pub(super) async fn accept(
         tokio::select! {
             () = shutdown.cancelled() => return,
             Some(_) = handshakes.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Some(accepted) => {
-                    handshakes.spawn(handshake(accepted, ready.clone(), metrics.clone()));
-                }
-                None => metrics.connection_refused(ConnectionRefusal::TooMany),
+            accepted = listener.accept() => {
+                handshakes.spawn(handshake(accepted, ready.clone(), metrics.clone()));
             }
         }
     }
@@ -53,6 +54,8 @@ async fn handshake(
             metrics.connection_refused(ConnectionRefusal::Handshake);
             tracing::debug!(%error, "TLS handshake failed");
         }
+        // Counted by its place.
+        Err(HandshakeError::Displaced) => {}
         Err(HandshakeError::TimedOut(_)) => {
             metrics.connection_refused(ConnectionRefusal::HandshakeTimeout);
         }

@@ -30,8 +30,8 @@ labels! {
 
     /// Why a connection was closed before it carried a stream.
     pub enum ConnectionRefusal {
-        /// The maximum number of connections is open.
-        TooMany,
+        /// Newer connections took its place before it was authenticated.
+        Displaced,
         /// The TLS handshake failed.
         Handshake,
         /// The TLS handshake timed out.
@@ -150,8 +150,11 @@ impl DispatchMetrics {
     }
 
     pub(super) fn connection_refused(&self, reason: ConnectionRefusal) {
-        self.connections_refused
-            .get_or_create(&ConnectionLabels { reason: LabelValue(reason) })
-            .inc();
+        self.refused_connections(reason).inc();
+    }
+
+    pub(super) fn refused_connections(&self, reason: ConnectionRefusal) -> Counter {
+        let labels = ConnectionLabels { reason: LabelValue(reason) };
+        self.connections_refused.get_or_create(&labels).clone()
     }
 }

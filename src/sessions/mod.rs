@@ -61,7 +61,8 @@ pub struct DispatchArgs {
     )]
     pub canary_timeout: std::time::Duration,
 
-    /// Maximum number of warmer connections: one for each node, and some more while they reconnect
+    /// Maximum number of connections of authenticated warmers: one for each node, and some more while
+    /// they reconnect
     #[arg(
         long,
         env = "IMAGEWARM_DISPATCH_CONNECTIONS",

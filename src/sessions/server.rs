@@ -21,14 +21,15 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::DispatchArgs;
 use super::accept::accept;
-use super::metrics::DispatchMetrics;
+use super::metrics::{ConnectionRefusal, DispatchMetrics};
 use super::stream::{Input, Opened, Outgoing, end_status};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::{TokenError, TokenReviewer};
-use crate::listener::{TlsListener, WhenFull};
+use crate::listener::{ConnectionLimits, Place, Places, TlsListener};
 use crate::protocol::dispatch_server::{Dispatch, DispatchServer as Service};
 use imagewarm_core::assignment::StreamEnd;
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello, from_warmer};
+use imagewarm_core::throttle::connections::Limits;
 use imagewarm_core::throttle::stream::{Excess, MessageLimit};
 
 /// HTTP/2 keepalive: an idle connection is pinged, and closed without an answer.
@@ -37,6 +38,10 @@ const PING_ANSWER: Duration = Duration::from_secs(10);
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// Longer than a TokenReview: many warmers may connect at once, and reviews are queued.
 const REVIEW: Duration = Duration::from_secs(30);
+/// Connections whose peer is not authenticated. Each takes some 65 kB.
+const UNPROVEN: usize = 1024;
+/// How long authentication may take: after a fail-over thousands of tokens are reviewed.
+const PROOF: Duration = Duration::from_secs(60);
 /// The protocol of gRPC.
 const ALPN: &[&[u8]] = &[b"h2"];
 const LARGEST_MESSAGE: usize = 256 * 1024;
@@ -81,8 +86,12 @@ impl DispatchServer {
         shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
         let tls = imagewarm_webhook_certs::server_config(self.certificates, ALPN)?;
-        let connections = self.args.dispatch_connections;
-        let listener = TlsListener::new(listener, tls, connections, WhenFull::Refuse);
+        let limits = ConnectionLimits {
+            open: Limits { unproven: UNPROVEN, proven: self.args.dispatch_connections },
+            proof: PROOF,
+        };
+        let displaced = self.metrics.refused_connections(ConnectionRefusal::Displaced);
+        let listener = TlsListener::new(listener, tls, Places::new(limits, displaced));
         let (sender, incoming) = mpsc::channel(BACKLOG);
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, self.metrics.clone(), sender, shutdown.clone()));
@@ -180,7 +189,11 @@ impl Dispatch for Sessions {
             self.metrics.stream_end(StreamEnd::NotLeading);
             return Err(end_status(StreamEnd::NotLeading, &leader));
         }
+        let place = request.extensions().get::<Place>().cloned();
         let (node, expires) = self.authenticate(request.metadata()).await?;
+        if let Some(place) = place {
+            place.prove();
+        }
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(FIRST_MESSAGE, incoming.message())
             .await

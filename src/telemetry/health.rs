@@ -2,7 +2,6 @@
 //! scrapers need no certificate and do not compete with admission requests.
 
 use std::fmt::Write;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +12,27 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use imagewarm_core::throttle::connections::Limits;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics;
+use crate::listener::{self, ConnectionLimits, Places};
 
 /// How long responses in progress may take after shutdown begins.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Anybody may connect: probes and scrapers come again.
+const CONNECTIONS: usize = 128;
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
+/// For the first head, and between two requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings of the health server.
 #[derive(clap::Args, Clone, Debug)]
@@ -91,21 +103,38 @@ pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
 }
 
 /// Serves until `stop`, then completes responses in progress within the drain timeout.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    let drained = async {
-        stop.cancelled().await;
-        tokio::time::sleep(DRAIN_TIMEOUT).await;
-    };
-    let server =
-        axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
-    tokio::select! {
-        result = async { server.await } => result,
-        () = drained => Ok(()),
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let open = Limits { unproven: CONNECTIONS, proven: 0 };
+    let limits = ConnectionLimits { open, proof: CONNECTION_LIFETIME };
+    let places = Places::new(limits, Counter::default());
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let (stream, place) = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener::accept(&listener, &places) => accepted,
+        };
+        let (router, stop) = (router.clone(), stop.clone());
+        connections.spawn(async move {
+            let service = TowerToHyperService::new(router);
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::pin!(serving);
+            tokio::select! {
+                _ = serving.as_mut() => {}
+                () = place.ended() => {}
+                () = stop.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    let _ = serving.await;
+                }
+            }
+        });
     }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    let _ = timeout(DRAIN_TIMEOUT, ended).await;
 }
 
 async fn readyz(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
@@ -169,6 +198,26 @@ mod tests {
         assert!(answer.contains("application/openmetrics-text") && answer.ends_with("# EOF\n"));
 
         stop.cancel();
-        tokio::time::timeout(Duration::from_secs(10), server).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(10), server).await.unwrap().unwrap();
+    }
+
+    /// More connections than are served at once, and none of them says anything.
+    #[tokio::test]
+    async fn a_silent_crowd_keeps_no_probe_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let router = router(Readiness::default(), Arc::new(metrics::registry()));
+        let server = tokio::spawn(serve(listener, router, stop.clone()));
+        let mut crowd = Vec::new();
+        for _ in 0..CONNECTIONS + 50 {
+            crowd.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+        assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        let mut first = crowd.remove(0);
+        let closed = first.read(&mut [0]).await;
+        assert!(matches!(closed, Ok(0) | Err(_)), "the oldest made room");
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(10), server).await.unwrap().unwrap();
     }
 }

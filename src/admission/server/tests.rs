@@ -1,12 +1,12 @@
-//! Tests of the server over loopback, with real TLS: both protocols, slow and malformed clients,
-//! the connection limit, and the drain.
+//! Tests of the server over loopback, with real TLS: slow and malformed clients, the connection
+//! limit, and the drain.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::io;
 use std::net::SocketAddr;
 
 use axum::routing::{get, post};
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use imagewarm_webhook_certs::{Bundle, Lifetimes, Resolver, server_config};
 use prometheus_client::registry::Registry;
 use rustls_pki_types::pem::PemObject;
@@ -21,6 +21,7 @@ use tokio_rustls::client::TlsStream as ClientStream;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use super::*;
+use crate::listener::Place;
 use crate::telemetry::metrics;
 
 /// Longer than anything here takes.
@@ -28,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Bench {
     address: SocketAddr,
-    connector: [TlsConnector; 2],
+    connector: TlsConnector,
     registry: Registry,
     metrics: WebhookMetrics,
     stop: CancellationToken,
@@ -54,7 +55,7 @@ async fn bench(limits: Limits) -> Bench {
     let bundle = Bundle::issue(&["localhost".to_owned()], Lifetimes::default(), now).unwrap();
     let resolver = Arc::new(Resolver::default());
     resolver.swap(bundle.certified_key().unwrap());
-    let connector = |protocol: &[u8]| {
+    let connector = {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(bundle.ca_cert_pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(crypto::ring::default_provider());
@@ -63,12 +64,17 @@ async fn bench(limits: Limits) -> Bench {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        config.alpn_protocols = vec![protocol.to_vec()];
+        // As API servers do.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         TlsConnector::from(Arc::new(config))
     };
     let (begun, release) = (Arc::new(Semaphore::new(0)), CancellationToken::new());
     let (begin, wait) = (Arc::clone(&begun), release.clone());
-    let router = Router::new().route("/echo", post(async |body: String| body)).route(
+    let echo = async |place: axum::Extension<Place>, body: String| {
+        place.prove();
+        body
+    };
+    let router = Router::new().route("/echo", post(echo)).route(
         "/slow",
         get(async move || {
             begin.add_permits(1);
@@ -82,7 +88,6 @@ async fn bench(limits: Limits) -> Bench {
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let tls = server_config(resolver, ALPN).unwrap();
-    let connector = [connector(b"http/1.1"), connector(b"h2")];
     let server = tokio::spawn(serve(listener, tls, router, limits, metrics.clone(), stop.clone()));
     Bench { address, connector, registry, metrics, stop, server, begun, release }
 }
@@ -92,21 +97,14 @@ impl Bench {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    async fn tls(&self, connector: usize) -> io::Result<ClientStream<TcpStream>> {
+    async fn tls(&self) -> io::Result<ClientStream<TcpStream>> {
         let name = ServerName::try_from("localhost").unwrap();
-        self.connector[connector].connect(name, self.tcp().await).await
+        self.connector.connect(name, self.tcp().await).await
     }
 
     async fn h1(&self) -> http1::SendRequest<String> {
-        let stream = TokioIo::new(self.tls(0).await.unwrap());
+        let stream = TokioIo::new(self.tls().await.unwrap());
         let (sender, connection) = http1::handshake(stream).await.unwrap();
-        tokio::spawn(connection);
-        sender
-    }
-
-    async fn h2(&self) -> http2::SendRequest<String> {
-        let stream = TokioIo::new(self.tls(1).await.unwrap());
-        let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
         tokio::spawn(connection);
         sender
     }
@@ -141,20 +139,16 @@ async fn until_closed(mut stream: impl tokio::io::AsyncRead + Unpin) -> Vec<u8> 
 }
 
 #[tokio::test]
-async fn both_protocols_are_served_and_connections_reused() {
+async fn connections_are_reused() {
     let bench = bench(limits()).await;
     let mut h1 = bench.h1().await;
-    let mut h2 = bench.h2().await;
     for body in ["one", "two"] {
         let answer = h1.send_request(request("POST", "/echo", body)).await.unwrap();
         assert_eq!(answer.version(), hyper::Version::HTTP_11);
         assert_eq!(text(answer).await, body);
         h1.ready().await.unwrap();
-        let answer = h2.send_request(request("POST", "/echo", body)).await.unwrap();
-        assert_eq!(answer.version(), hyper::Version::HTTP_2);
-        assert_eq!(text(answer).await, body);
     }
-    assert_eq!(bench.metrics.connections.get(), 2);
+    assert_eq!(bench.metrics.connections.get(), 1);
     bench.stopped().await;
 }
 
@@ -181,7 +175,7 @@ async fn a_slow_head_is_closed_but_an_idle_connection_is_not() {
     let answer = idle.send_request(request("POST", "/echo", "x")).await.unwrap();
     assert_eq!(text(answer).await, "x");
 
-    let mut slow = bench.tls(0).await.unwrap();
+    let mut slow = bench.tls().await.unwrap();
     slow.write_all(b"POST /echo HTTP/1.1\r\nhost: x\r\n").await.unwrap();
     until_closed(slow).await;
     assert_eq!(bench.metrics.header_timeouts.get(), 1);
@@ -192,7 +186,7 @@ async fn a_slow_head_is_closed_but_an_idle_connection_is_not() {
     assert_eq!(text(answer).await, "y");
 
     // A slow head on a connection that has served a request is closed as well.
-    let mut later = bench.tls(0).await.unwrap();
+    let mut later = bench.tls().await.unwrap();
     let head = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nz";
     later.write_all(head).await.unwrap();
     let mut answer = Vec::new();
@@ -208,31 +202,62 @@ async fn a_slow_head_is_closed_but_an_idle_connection_is_not() {
 #[tokio::test]
 async fn a_connection_that_is_idle_too_long_is_closed() {
     let bench = bench(Limits { idle: Duration::from_millis(200), ..limits() }).await;
-    until_closed(bench.tls(0).await.unwrap()).await;
+    until_closed(bench.tls().await.unwrap()).await;
     assert_eq!(bench.metrics.header_timeouts.get(), 0);
     bench.stopped().await;
 }
 
 #[tokio::test]
-async fn a_connection_beyond_the_limit_waits() {
-    let bench = bench(Limits { connections: 1, ..limits() }).await;
-    let first = bench.h1().await;
-    let mut second = Box::pin(bench.tls(0));
-    // The second is in the kernel's queue: no response while the first is open.
-    assert!(timeout(Duration::from_millis(300), second.as_mut()).await.is_err());
-    drop(first);
-    timeout(DEADLINE, second).await.unwrap().unwrap();
+async fn a_crowd_of_silent_connections_is_displaced_by_those_that_call() {
+    let bench = bench(Limits { connections: 4, ..limits() }).await;
+    let mut known = bench.h1().await;
+    let answer = known.send_request(request("POST", "/echo", "x")).await.unwrap();
+    assert_eq!(text(answer).await, "x");
+    let mut crowd = Vec::new();
+    for number in 0..20 {
+        // Half-open, and silent after their handshake.
+        let silent = if number % 2 == 0 { None } else { bench.tls().await.ok() };
+        crowd.push((bench.tcp().await, silent));
+        let mut caller = bench.h1().await;
+        let answer = caller.send_request(request("POST", "/echo", "y")).await.unwrap();
+        assert_eq!(text(answer).await, "y", "in a crowd of {number}");
+    }
+    known.ready().await.unwrap();
+    let answer = known.send_request(request("POST", "/echo", "z")).await.unwrap();
+    assert_eq!(text(answer).await, "z", "a connection that has called stays");
+    let displaced = bench.metrics.displaced.get();
+    assert!(displaced >= 20, "{displaced}");
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_calls_nothing_is_closed() {
+    let short = Duration::from_millis(100);
+    let bench = bench(Limits { handshake: short, head: short, ..limits() }).await;
+    // Its request is to no path that is served.
+    let mut stranger = bench.h1().await;
+    let answer = stranger.send_request(request("POST", "/elsewhere", "")).await.unwrap();
+    assert_eq!(answer.status(), 404);
+    let silent = bench.tls().await.unwrap();
+    until_closed(silent).await;
+    timeout(DEADLINE, async {
+        while stranger.ready().await.is_ok() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await
+    .unwrap();
     bench.stopped().await;
 }
 
 #[tokio::test]
 async fn the_drain_completes_requests_and_accepts_no_connection() {
     let bench = bench(limits()).await;
-    let idle = bench.tls(0).await.unwrap();
-    let (mut h1, mut h2) = (bench.h1().await, bench.h2().await);
+    let idle = bench.tls().await.unwrap();
+    let (mut one, mut other) = (bench.h1().await, bench.h1().await);
     let slow = [
-        tokio::spawn(h1.send_request(request("GET", "/slow", ""))),
-        tokio::spawn(h2.send_request(request("GET", "/slow", ""))),
+        tokio::spawn(one.send_request(request("GET", "/slow", ""))),
+        tokio::spawn(other.send_request(request("GET", "/slow", ""))),
     ];
     drop(timeout(DEADLINE, bench.begun.acquire_many(2)).await.unwrap().unwrap());
     bench.stop.cancel();

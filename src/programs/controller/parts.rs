@@ -255,6 +255,7 @@ pub(super) fn health(
     let stop = parts.stop.clone();
     parts.add("health server", async move {
         let router = health::router(readiness, Arc::new(registry));
-        Ok(health::serve(listener, router, stop).await?)
+        health::serve(listener, router, stop).await;
+        Ok(())
     });
 }

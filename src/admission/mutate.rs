@@ -75,20 +75,20 @@ async fn default(
     objects: &Objects,
     time: Duration,
 ) -> Response {
-    let old_spec = &objects.old["spec"];
+    let old_spec = &objects.old.spec;
     let changed = match request.operation {
         Operation::Create => Changed::ALL,
-        Operation::Update => Changed::between(old_spec, &objects.new["spec"]),
+        Operation::Update => Changed::between(old_spec, &objects.new.spec),
         Operation::Other => return Response::allow(request),
     };
     if changed == Changed::default() {
         return Response::allow(request);
     }
-    let mut object = objects.new.clone();
-    if object["spec"].is_object() {
-        apply_defaults(&mut object["spec"], changed);
+    let mut spec = objects.new.spec.clone();
+    if spec.is_object() {
+        apply_defaults(&mut spec, changed);
     }
-    let spec = &object["spec"];
+    let spec = &spec;
     // That image and nodeName are immutable is a rule of the CRD, whose message is the better one.
     let checked = match request.operation {
         Operation::Update => {
@@ -101,11 +101,11 @@ async fn default(
         errors.extend(check_secrets(reviewer, request, spec, old_spec, time).await);
         return Response::deny(request, denial(KIND, &request.display_name(), &errors));
     }
-    with_change(request, &objects.new, &object)
+    with_spec(request, &objects.new.spec, spec)
 }
 
-fn with_change(request: &Request<'_>, old: &Value, new: &Value) -> Response {
-    Response::allow(request).with_change(old, new).unwrap_or_else(|error| {
+fn with_spec(request: &Request<'_>, old: &Value, new: &Value) -> Response {
+    Response::allow(request).with_spec(old, new).unwrap_or_else(|error| {
         // Values that were decoded from JSON can be encoded as JSON.
         warn!(%error, "cannot encode patch; object admitted unchanged");
         Response::allow(request)

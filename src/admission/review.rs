@@ -6,9 +6,10 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use imagewarm_core::api::GROUP;
 use imagewarm_core::api::names::is_dns_label;
@@ -20,6 +21,8 @@ const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
 /// API group of Knative's Revision.
 pub(super) const SERVING_GROUP: &str = "serving.knative.dev";
+/// Longer than any spec that the schema admits.
+const LONGEST_SPEC: usize = 64 * 1024;
 /// Longer than any name that the API server accepts.
 const LONGEST_NAME: usize = 1024;
 /// The API server truncates longer warnings.
@@ -45,6 +48,12 @@ pub enum ReviewError {
     /// The review holds no request.
     #[error("the AdmissionReview has no request")]
     NoRequest,
+    /// An ImageWarm whose spec is longer than any valid one.
+    #[error("the spec has {0} bytes: an ImageWarm's has at most {LONGEST_SPEC}")]
+    LongSpec(usize),
+    /// All memory for bodies is in use.
+    #[error("too many large requests at once, try again")]
+    Busy,
     /// A name or namespace that no object can have.
     #[error("request.{field} is {value}: it must be {must_be}")]
     Name {
@@ -76,6 +85,7 @@ impl ReviewError {
             ReviewError::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ReviewError::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ReviewError::TimedOut => StatusCode::REQUEST_TIMEOUT,
+            ReviewError::Busy => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -153,19 +163,58 @@ pub struct Request<'a> {
     pub old_object: Option<&'a RawValue>,
 }
 
-/// The two objects of a request, decoded; null if absent.
+/// What is used of an ImageWarm in a request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Object {
+    /// Its `spec`; null if absent.
+    pub spec: Value,
+    is_terminating: bool,
+}
+
+impl Object {
+    /// Decodes the object. As a `Value`, JSON may take 16 times its size: only the spec becomes one,
+    /// and no longer than [`LONGEST_SPEC`].
+    fn read(object: Option<&RawValue>) -> Result<Self, ReviewError> {
+        let Some(object) = object else { return Ok(Object::default()) };
+        let Parts { metadata, spec } = serde_json::from_str::<Option<Parts>>(object.get())
+            .map_err(ReviewError::Syntax)?
+            .unwrap_or_default();
+        let spec = spec.map_or("null", RawValue::get);
+        if spec.len() > LONGEST_SPEC {
+            return Err(ReviewError::LongSpec(spec.len()));
+        }
+        let spec = serde_json::from_str(spec)?;
+        Ok(Object { spec, is_terminating: metadata.deletion_timestamp.is_some() })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Parts<'a> {
+    metadata: PartsMetadata,
+    #[serde(borrow)]
+    spec: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PartsMetadata {
+    deletion_timestamp: Option<IgnoredAny>,
+}
+
+/// The two objects of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objects {
     /// The new object.
-    pub new: Value,
+    pub new: Object,
     /// The existing object.
-    pub old: Value,
+    pub old: Object,
 }
 
 impl Objects {
     /// Whether the object is terminating and only waits for its finalizers.
     pub fn are_terminating(&self) -> bool {
-        !self.new["metadata"]["deletionTimestamp"].is_null()
+        self.new.is_terminating
     }
 }
 
@@ -225,12 +274,8 @@ impl<'a> Request<'a> {
 
     /// Decodes both objects. Fails for JSON that no Kubernetes object has, such as a number that is
     /// out of range.
-    pub fn objects(&self) -> Result<Objects, serde_json::Error> {
-        let read = |text: Option<&RawValue>| match text {
-            Some(text) => serde_json::from_str(text.get()),
-            None => Ok(Value::Null),
-        };
-        Ok(Objects { new: read(self.object)?, old: read(self.old_object)? })
+    pub fn objects(&self) -> Result<Objects, ReviewError> {
+        Ok(Objects { new: Object::read(self.object)?, old: Object::read(self.old_object)? })
     }
 
     /// The object's name in messages; with `generateName`, its prefix.
@@ -340,9 +385,9 @@ impl Response {
         Response { allowed: false, status: Some(status), ..Response::allow(request) }
     }
 
-    /// Adds the patch from `old` to `new`; none if they are equal.
-    pub fn with_change(mut self, old: &Value, new: &Value) -> Result<Self, serde_json::Error> {
-        let patch = json_patch::diff(old, new);
+    /// Adds the patch from the spec `old` to `new`; none if they are equal.
+    pub fn with_spec(mut self, old: &Value, new: &Value) -> Result<Self, serde_json::Error> {
+        let patch = json_patch::diff(&json!({"spec": old}), &json!({"spec": new}));
         if !patch.0.is_empty() {
             self.patch = Some(STANDARD.encode(serde_json::to_vec(&patch)?));
             self.patch_type = Some("JSONPatch");
@@ -377,7 +422,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use serde_json::json;
 
     const JSON: Option<&str> = Some("application/json; charset=utf-8");
 
@@ -431,12 +475,12 @@ mod tests {
             "request": {"uid": "u"},
         }))
         .unwrap();
-        let same = Response::allow(&request).with_change(&json!({}), &json!({})).unwrap();
+        let same = Response::allow(&request).with_spec(&json!({}), &json!({})).unwrap();
         let json: Value = serde_json::from_slice(&same.to_json().unwrap()).unwrap();
         assert_eq!(json["response"], json!({"uid": "u", "allowed": true}));
 
         let changed = Response::allow(&request)
-            .with_change(&json!({"a": " x"}), &json!({"a": "x"}))
+            .with_spec(&json!({"a": " x"}), &json!({"a": "x"}))
             .unwrap()
             .with_warning("odd\r\nthing");
         let json: Value = serde_json::from_slice(&changed.to_json().unwrap()).unwrap();
@@ -444,6 +488,6 @@ mod tests {
         assert_eq!(json["response"]["warnings"], json!(["odd  thing"]));
         let patch = STANDARD.decode(json["response"]["patch"].as_str().unwrap()).unwrap();
         let patch: Value = serde_json::from_slice(&patch).unwrap();
-        assert_eq!(patch, json!([{"op": "replace", "path": "/a", "value": "x"}]));
+        assert_eq!(patch, json!([{"op": "replace", "path": "/spec/a", "value": "x"}]));
     }
 }

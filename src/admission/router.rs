@@ -3,10 +3,12 @@
 //! before its body is read; one that is not an AdmissionReview gets a 4xx with a `Status` and its
 //! reason.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
+use axum::body::HttpBody;
 use axum::extract::{Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::post;
@@ -14,7 +16,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{debug, info, warn};
 
 use super::metrics::{Path, Verdict};
@@ -48,10 +50,37 @@ impl From<&WebhookArgs> for BodyLimits {
     }
 }
 
+/// Memory for all bodies that are being read and reviewed, in units of 1 KiB: 64 MiB.
+const BODY_MEMORY: u32 = 64 * 1024;
+
+/// The memory for bodies that are being read and reviewed.
+#[derive(Clone)]
+struct BodyMemory(Arc<Semaphore>);
+
+impl Default for BodyMemory {
+    fn default() -> Self {
+        BodyMemory(Arc::new(Semaphore::new(BODY_MEMORY as usize)))
+    }
+}
+
+impl BodyMemory {
+    /// Waits until there is memory for a body of the announced size, as long as a body may take.
+    async fn reserve(
+        &self,
+        announced: Option<u64>,
+        limits: BodyLimits,
+    ) -> Result<OwnedSemaphorePermit, ReviewError> {
+        let units = memory_units(announced, limits.size);
+        let permit = tokio::time::timeout(limits.time, self.0.clone().acquire_many_owned(units));
+        permit.await.ok().and_then(Result::ok).ok_or(ReviewError::Busy)
+    }
+}
+
 #[derive(Clone)]
 struct Webhook {
     reviewer: Reviewer,
     limits: BodyLimits,
+    memory: BodyMemory,
     served: watch::Receiver<ServedPaths>,
 }
 
@@ -71,7 +100,7 @@ pub fn router(
             let message = format!("the method is {method}: it must be POST");
             error_response(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &message)
         })
-        .with_state(Webhook { reviewer, limits, served })
+        .with_state(Webhook { reviewer, limits, memory: BodyMemory::default(), served })
 }
 
 impl Webhook {
@@ -115,6 +144,7 @@ impl Webhook {
         began: Instant,
     ) -> Result<(Verdict, HttpResponse), ReviewError> {
         let (head, body) = http.into_parts();
+        let _memory = self.memory.reserve(body.size_hint().exact(), self.limits).await?;
         let body = read_body(body, self.limits).await?;
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let request = Request::parse(content_type, &body)?;
@@ -129,6 +159,13 @@ impl Webhook {
         log_verdict(path, verdict, &request);
         Ok((verdict, http_response(&response)))
     }
+}
+
+/// Memory of [`BODY_MEMORY`] that a body takes: its announced size, or the largest one.
+fn memory_units(announced: Option<u64>, largest: usize) -> u32 {
+    let largest = u64::try_from(largest).unwrap_or(u64::MAX);
+    let units = announced.unwrap_or(largest).min(largest).div_ceil(1024);
+    u32::try_from(units).unwrap_or(BODY_MEMORY).min(BODY_MEMORY)
 }
 
 async fn read_body(body: Body, limits: BodyLimits) -> Result<Bytes, ReviewError> {

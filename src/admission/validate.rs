@@ -78,7 +78,7 @@ async fn check(
     objects: &Objects,
     time: Duration,
 ) -> Response {
-    let (new, old) = (&objects.new["spec"], &objects.old["spec"]);
+    let (new, old) = (&objects.new.spec, &objects.old.spec);
     let changed = match request.operation {
         Operation::Create => Changed::ALL,
         // That image and nodeName are immutable is a rule of the CRD.

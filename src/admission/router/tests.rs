@@ -88,7 +88,7 @@ fn bench_within(room: usize, bounds: Option<AdmissionBounds>) -> Bench {
         secrets_timeout: Duration::from_millis(50),
         metrics: WebhookMetrics::register(&mut registry),
     };
-    let limits = BodyLimits { size: 64 * 1024, time: Duration::from_millis(200) };
+    let limits = BodyLimits { size: 128 * 1024, time: Duration::from_millis(200) };
     Bench { router: router(reviewer, limits, served()), forwarded, registry }
 }
 
@@ -412,6 +412,8 @@ async fn a_request_that_is_not_a_review_is_rejected_with_a_reason() {
     };
     let slow = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
     let review = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{}}"#;
+    // As a Value it would take sixteen times its size.
+    let zeros = create(json!({"image": vec![0; 40_000], "nodeName": "n"})).to_string();
     let named = |namespace: &str, name: &str| {
         let mut review = create(json!({"image": "a", "nodeName": "node-a"}));
         review["request"]["namespace"] = json!(namespace);
@@ -423,8 +425,9 @@ async fn a_request_that_is_not_a_review_is_rejected_with_a_reason() {
         (typed("{", "application/json"), 400, "the body is not an AdmissionReview: EOF"),
         (typed("{}", "application/json"), 400, "must be admission.k8s.io/v1 AdmissionReview"),
         (typed(review, "application/json"), 400, "request.uid is missing"),
-        (request(MUTATE, " ".repeat(65 * 1024)), 413, "longer than 65536 bytes"),
+        (request(MUTATE, " ".repeat(129 * 1024)), 413, "longer than 131072 bytes"),
         (request(MUTATE, slow), 408, "did not arrive in time"),
+        (typed(&zeros, "application/json"), 400, "an ImageWarm's has at most 65536"),
         (
             typed(&named("victim/../other", "w"), "application/json"),
             400,
@@ -458,4 +461,34 @@ fn the_announced_timeout_is_read() {
     ] {
         assert_eq!(announced_timeout(query), Duration::from_secs(seconds), "{query}");
     }
+}
+
+#[test]
+fn a_body_takes_what_it_announces_of_the_memory() {
+    let largest = 8 * 1024 * 1024;
+    for (announced, units) in
+        [(Some(0), 0), (Some(1), 1), (Some(2048), 2), (None, 8192), (Some(u64::MAX), 8192)]
+    {
+        assert_eq!(memory_units(announced, largest), units, "{announced:?}");
+    }
+    assert_eq!(memory_units(None, usize::MAX), BODY_MEMORY);
+}
+
+#[tokio::test]
+async fn a_body_waits_for_memory_and_is_refused_without() {
+    let limits = BodyLimits { size: 64 * 1024, time: Duration::from_millis(50) };
+    let memory = BodyMemory::default();
+    let large = Some(64 * 1024);
+    let all: Vec<_> =
+        futures::future::join_all((0..BODY_MEMORY / 64).map(|_| memory.reserve(large, limits)))
+            .await
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
+    let small = Some(1);
+    let refused = memory.reserve(small, limits).await.unwrap_err();
+    assert!(matches!(refused, ReviewError::Busy) && refused.status() == 503);
+    let patient = BodyLimits { time: Duration::from_secs(20), ..limits };
+    let (granted, ()) = tokio::join!(memory.reserve(small, patient), async { drop(all) });
+    assert!(granted.is_ok());
 }

@@ -69,7 +69,7 @@ impl Cri {
     async fn request_version(&self) -> Result<RuntimeVersion, RuntimeError> {
         let mut client = RuntimeServiceClient::new(self.channel.clone());
         let request = VersionRequest { version: KUBELET_API_VERSION.into() };
-        let found = in_time(client.version(request)).await?;
+        let found = in_time(client.version(request), None).await?;
         let version = &found.runtime_version;
         Ok(RuntimeVersion {
             name: found.runtime_name,
@@ -82,7 +82,7 @@ impl Cri {
 
     async fn check_presence(&self, image: &Reference) -> Result<Presence, RuntimeError> {
         let request = ImageStatusRequest { image: Some(spec(image)), verbose: true };
-        Ok(read(image, in_time(self.images().image_status(request)).await?))
+        Ok(read(image, in_time(self.images().image_status(request), Some(image)).await?))
     }
 
     async fn pull_image(
@@ -97,7 +97,7 @@ impl Cri {
         let request =
             PullImageRequest { image: Some(spec(image)), auth: credential.map(auth_config) };
         // No timeout here: the caller sets one.
-        self.images().pull_image(request).await.map_err(|status| failure(&status))?;
+        self.images().pull_image(request).await.map_err(|status| failure(&status, Some(image)))?;
         match self.check_presence(image).await? {
             Presence::Present(id, image) => {
                 Ok(PulledImage { image, downloaded: before.as_ref() != Some(&id) })
@@ -125,7 +125,7 @@ impl Runtime for Cri {
 
     fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
         Box::pin(async move {
-            let answer = in_time(self.images().image_fs_info(ImageFsInfoRequest {})).await?;
+            let answer = in_time(self.images().image_fs_info(ImageFsInfoRequest {}), None).await?;
             let first = answer.image_filesystems.into_iter().find_map(|system| system.fs_id);
             Ok(first.map(|id| id.mountpoint.into()).unwrap_or_default())
         })
@@ -209,10 +209,11 @@ fn auth_config(credential: &Credential) -> AuthConfig {
 
 async fn in_time<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
+    image: Option<&Reference>,
 ) -> Result<T, RuntimeError> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(failure(&status)),
+        Ok(Err(status)) => Err(failure(&status, image)),
         Err(_) => Err(RuntimeError {
             reason: Reason::RuntimeUnavailable,
             message: format!("the runtime did not respond within {} s", CALL_TIMEOUT.as_secs()),
@@ -220,7 +221,7 @@ async fn in_time<T>(
     }
 }
 
-fn failure(status: &Status) -> RuntimeError {
+fn failure(status: &Status, image: Option<&Reference>) -> RuntimeError {
     // A status with a source was created by the client: the runtime sent none.
     let (reason, message) = match status.source() {
         Some(source) => {
@@ -228,7 +229,7 @@ fn failure(status: &Status) -> RuntimeError {
             (Reason::RuntimeUnavailable, message)
         }
         None => (
-            cri_failure::classify((status.code() as i32).into(), status.message()),
+            cri_failure::classify((status.code() as i32).into(), status.message(), image),
             status.message().to_owned(),
         ),
     };

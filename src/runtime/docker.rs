@@ -65,15 +65,16 @@ impl Docker {
             match self.client.inspect_image(&name).await {
                 Ok(found) => return Ok(Some(found)),
                 Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
-                Err(error) => return Err(failure(error)),
+                Err(error) => return Err(failure(error, Some(image))),
             }
         }
         Ok(None)
     }
 
     async fn request_version(&self) -> Result<RuntimeVersion, RuntimeError> {
-        let client = self.client.clone().negotiate_version().await.map_err(failure)?;
-        let found = client.version().await.map_err(failure)?;
+        let client =
+            self.client.clone().negotiate_version().await.map_err(|error| failure(error, None))?;
+        let found = client.version().await.map_err(|error| failure(error, None))?;
         Ok(RuntimeVersion {
             name: "docker".into(),
             version: found.version.unwrap_or_default(),
@@ -113,7 +114,7 @@ impl Docker {
         let stream = client.create_image(Some(options), None, credential.map(docker_credentials));
         let mut stream = std::pin::pin!(stream);
         let mut output = PullOutput::default();
-        let failed = |error| without(credential, failure(error));
+        let failed = |error| without(credential, failure(error, Some(image)));
         while let Some(line) = stream.try_next().await.map_err(failed)? {
             if let Some(sum) = output.take(&line) {
                 progress(sum);
@@ -175,7 +176,7 @@ impl Runtime for Docker {
                         let message = "docker closed the stream of events".into();
                         return RuntimeError { reason: Reason::RuntimeUnavailable, message };
                     }
-                    Err(error) => return failure(error),
+                    Err(error) => return failure(error, None),
                 }
             }
         })
@@ -183,7 +184,7 @@ impl Runtime for Docker {
 
     fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
         Box::pin(async move {
-            let info = self.client.info().await.map_err(failure)?;
+            let info = self.client.info().await.map_err(|error| failure(error, None))?;
             Ok(info.docker_root_dir.unwrap_or_default().into())
         })
     }
@@ -218,7 +219,7 @@ impl Runtime for Docker {
         Box::pin(async move {
             let credentials = credential.map(docker_credentials);
             let answer = self.client.inspect_registry_image(image.as_str(), credentials).await;
-            answer.map(drop).map_err(|error| without(credential, failure(error)))
+            answer.map(drop).map_err(|error| without(credential, failure(error, Some(image))))
         })
     }
 }
@@ -328,12 +329,12 @@ fn with_url_safe_credential(mut request: BollardRequest) -> BollardRequest {
     request
 }
 
-fn failure(error: Error) -> RuntimeError {
+fn failure(error: Error, image: Option<&Reference>) -> RuntimeError {
     let (reason, message) = match error {
         Error::DockerResponseServerError { status_code, message } => {
-            (classify(Some(status_code), &message), message)
+            (classify(Some(status_code), &message, image), message)
         }
-        Error::DockerStreamError { error } => (classify(None, &error), error),
+        Error::DockerStreamError { error } => (classify(None, &error, image), error),
         // Every other error is one of the client or the connection.
         error => (Reason::RuntimeUnavailable, format!("docker does not respond: {error}")),
     };

@@ -58,7 +58,7 @@ impl Index {
             return;
         }
         if reason == Reason::RateLimited {
-            let retry_after = retry_after_ms(message).map(|ms| ms as i64);
+            let retry_after = retry_after_ms(message, &key.1).map(|ms| ms as i64);
             let node =
                 self.assignments.get(uid).map_or("", |assignment| &*assignment.warm.node_name);
             self.backoffs += u64::from(self.budgets.back_off(registry, node, retry_after, now));

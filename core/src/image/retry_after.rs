@@ -1,9 +1,13 @@
 //! Reads the `Retry-After` of a rate limit from the text of the registry's answer: runtimes do not
 //! report the header.
 
-/// The requested delay in the text of a refusal, in milliseconds.
-pub fn retry_after_ms(text: &str) -> Option<f64> {
-    let text = text.to_lowercase();
+use super::Reference;
+use crate::runtime::without_names;
+
+/// The requested delay in the text of a refusal of `image`, in milliseconds. The image's names in it
+/// have no influence.
+pub fn retry_after_ms(text: &str, image: &Reference) -> Option<f64> {
+    let text = without_names(text, image);
     let keys = ["retry-after", "retry after", "retry in", "try again in", "try again after"];
     keys.iter().find_map(|key| {
         let (_, after) = text.split_once(key)?;
@@ -25,10 +29,12 @@ pub fn retry_after_ms(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
     fn the_time_that_a_registry_asks_for_is_read() {
+        let image = Reference::parse("ghcr.io/team/app:v1").unwrap();
         let table = [
             ("toomanyrequests: retry-after: 217.283µs, allowed: 44000/minute", Some(0.217283)),
             ("toomanyrequests: retry after 30 seconds", Some(30_000.0)),
@@ -41,7 +47,7 @@ mod tests {
             ("", None),
         ];
         for (text, expected) in table {
-            assert_eq!(retry_after_ms(text), expected, "{text}");
+            assert_eq!(retry_after_ms(text, &image), expected, "{text}");
         }
     }
 }

@@ -358,9 +358,8 @@ impl Queue {
             Ended::Pulled(started, Err(mut error)) => {
                 let mut not_before = now.monotonic_ms;
                 if error.reason == Reason::RateLimited {
-                    let registry = job.image.domain();
                     not_before =
-                        self.registries.limited(registry, &error.message, not_before, jitter);
+                        self.registries.limited(&job.image, &error.message, not_before, jitter);
                     error.message.push_str(&format!("; {}", backoff_text(now, not_before)));
                 }
                 let RuntimeError { reason, message } = error;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::image::retry_after_ms;
+use crate::image::{Reference, retry_after_ms};
 
 const FIRST_MS: f64 = 5_000.0;
 const LONGEST_MS: f64 = 300_000.0;
@@ -25,8 +25,9 @@ pub struct Registries {
 }
 
 impl Registries {
-    /// The registry limited a pull, with this message. Returns when the next pull may begin.
-    pub fn limited(&mut self, registry: &str, message: &str, now: i64, jitter: f64) -> i64 {
+    /// The image's registry limited its pull, with this message. Returns when the next pull may begin.
+    pub fn limited(&mut self, image: &Reference, message: &str, now: i64, jitter: f64) -> i64 {
+        let registry = image.domain();
         let backing_off = self
             .backing_off
             .entry(registry.to_owned())
@@ -40,7 +41,7 @@ impl Registries {
         }
         let power = i32::try_from(backing_off.times.saturating_sub(1)).unwrap_or(i32::MAX).min(20);
         let own = (FIRST_MS * 2f64.powi(power)).min(LONGEST_MS) * (0.75 + jitter * 0.5);
-        let requested = retry_after_ms(message).unwrap_or(0.0).min(LONGEST_RETRY_AFTER_MS);
+        let requested = retry_after_ms(message, image).unwrap_or(0.0).min(LONGEST_RETRY_AFTER_MS);
         // Never sooner than requested, with jitter between nodes.
         let backoff = own.max(requested * (1.0 + jitter * 0.1));
         backing_off.until = backing_off.until.max(now + backoff as i64);
@@ -80,15 +81,19 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn image() -> Reference {
+        Reference::parse("r.test/a:v1").unwrap()
+    }
+
     #[test]
     fn each_refusal_makes_the_pause_longer_until_a_pull_goes_well() {
         let mut registries = Registries::default();
         let mut now = 0;
         let mut pauses = vec![];
         for _ in 0..8 {
-            let until = registries.limited("r.test", "", now, 0.5);
+            let until = registries.limited(&image(), "", now, 0.5);
             assert_eq!(registries.waits_until("r.test", now), Some(until));
-            assert_eq!(registries.limited("r.test", "", now + 1, 0.5), until + 1, "side by side");
+            assert_eq!(registries.limited(&image(), "", now + 1, 0.5), until + 1, "side by side");
             pauses.push((until - now) / 1_000);
             now = until + 1;
         }
@@ -97,14 +102,15 @@ mod tests {
         assert_eq!((registries.places("r.test", 3), registries.places("other", 3)), (1, 3));
         registries.served("r.test");
         assert_eq!(registries.places("r.test", 3), 3);
-        assert_eq!(registries.limited("r.test", "", now, 0.5), now + 5_000);
+        assert_eq!(registries.limited(&image(), "", now, 0.5), now + 5_000);
         let later = now + 2 * FORGOTTEN_MS;
-        assert_eq!(registries.limited("r.test", "", later, 0.5), later + 5_000, "forgotten");
+        assert_eq!(registries.limited(&image(), "", later, 0.5), later + 5_000, "forgotten");
     }
 
     #[test]
     fn what_a_registry_asks_for_is_never_cut_short_but_bounded() {
-        let until = |message: &str, jitter| Registries::default().limited("r", message, 0, jitter);
+        let until =
+            |message: &str, jitter| Registries::default().limited(&image(), message, 0, jitter);
         for jitter in [0.0, 0.5, 1.0] {
             let requested = until("retry after 60", jitter);
             assert!((60_000..=66_000).contains(&requested), "{requested}");

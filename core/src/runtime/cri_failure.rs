@@ -3,6 +3,7 @@
 
 use super::failure;
 use crate::api::Reason;
+use crate::image::Reference;
 
 /// The gRPC status codes that affect the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +45,9 @@ impl From<i32> for Code {
     }
 }
 
-/// The reason for a failure that the runtime reported.
-pub fn classify(code: Code, text: &str) -> Reason {
+/// The reason for a failure of `image` that the runtime reported. The image's names in the text have
+/// no influence.
+pub fn classify(code: Code, text: &str, image: Option<&Reference>) -> Reason {
     match code {
         // The node's containerd answers, but without the interface: as Docker's own does.
         Code::Unimplemented => return Reason::RuntimeUnavailable,
@@ -55,7 +57,7 @@ pub fn classify(code: Code, text: &str) -> Reason {
         Code::Unavailable if text.contains("dial unix") => return Reason::RuntimeUnavailable,
         _ => {}
     }
-    failure::by_message(text).unwrap_or(match code {
+    failure::by_message(text, image).unwrap_or(match code {
         Code::NotFound => Reason::NotFound,
         Code::InvalidArgument => Reason::InvalidImage,
         Code::PermissionDenied | Code::Unauthenticated => Reason::Unauthorized,
@@ -167,7 +169,9 @@ mod tests {
             (Code::DeadlineExceeded, "", TimedOut),
         ];
         for (code, text, reason) in table {
-            assert_eq!(classify(code, text), reason, "{code:?} {text}");
+            super::super::metamorphic::check(text, reason, |text, image| {
+                classify(code, text, Some(image))
+            });
         }
     }
 }

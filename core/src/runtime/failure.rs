@@ -1,7 +1,9 @@
 //! Maps the error text of a runtime to one typed reason. Runtimes report most failures as text
 //! only, each with its own wording; the table in the tests holds their real messages.
 
+use super::names::without_names;
 use crate::api::Reason;
+use crate::image::Reference;
 
 /// Phrases (lower case) and their reasons. The first match decides, so the order matters: Docker
 /// Hub answers `pull access denied … does not exist or may require authorization` for both causes,
@@ -77,9 +79,10 @@ const PHRASES: &[(Reason, &[&str])] = &[
 ];
 
 /// The reason for a failure: `status` is the HTTP status of the runtime's API, where it answered
-/// with one; `text` is the runtime's message, in the answer or in the stream.
-pub fn classify(status: Option<u16>, text: &str) -> Reason {
-    match (by_message(text), status) {
+/// with one; `text` is the runtime's message about `image`, in the answer or in the stream. The
+/// image's names in it have no influence.
+pub fn classify(status: Option<u16>, text: &str, image: Option<&Reference>) -> Reason {
+    match (by_message(text, image), status) {
         (Some(reason), _) => reason,
         (None, Some(400)) => Reason::InvalidImage,
         (None, Some(404)) => Reason::NotFound,
@@ -89,8 +92,11 @@ pub fn classify(status: Option<u16>, text: &str) -> Reason {
 }
 
 /// The reason of a known phrase in the text.
-pub(super) fn by_message(text: &str) -> Option<Reason> {
-    let text = text.to_ascii_lowercase();
+pub(super) fn by_message(text: &str, image: Option<&Reference>) -> Option<Reason> {
+    let text = match image {
+        Some(image) => without_names(text, image),
+        None => text.to_ascii_lowercase(),
+    };
     let hit =
         PHRASES.iter().find(|(_, phrases)| phrases.iter().any(|phrase| text.contains(phrase)));
     hit.map(|(reason, _)| *reason)
@@ -231,7 +237,10 @@ mod tests {
             (None, "", RegistryUnreachable),
         ];
         for (status, text, reason) in table {
-            assert_eq!(classify(status, text), reason, "{status:?} {text}");
+            let code = status;
+            super::super::metamorphic::check(text, reason, |text, image| {
+                classify(code, text, Some(image))
+            });
         }
     }
 }

@@ -2,6 +2,11 @@
 
 pub mod cri_failure;
 pub mod failure;
+#[cfg(test)]
+mod metamorphic;
+mod names;
+
+pub use names::without_names;
 
 use crate::api::Reason;
 use crate::image::Reference;

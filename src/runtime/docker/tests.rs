@@ -74,10 +74,10 @@ fn failures_are_short_and_hold_no_key() {
         ("Head \"http://r.test/v2/\": refused", "Head \"http://r.test/v2/\": refused"),
     ];
     for (message, expected) in table {
-        let error = failure(Error::DockerStreamError { error: message.into() });
+        let error = failure(Error::DockerStreamError { error: message.into() }, None);
         assert_eq!(error.message, expected);
     }
-    let long = failure(Error::DockerStreamError { error: "ä".repeat(5_000) });
+    let long = failure(Error::DockerStreamError { error: "ä".repeat(5_000) }, None);
     // Whole characters, and the mark of what was left out.
     assert_eq!(long.message, ["ä".repeat((LONGEST_MESSAGE - 3) / 2), "…".into()].concat());
 

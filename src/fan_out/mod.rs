@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::caches::Stores;
-use crate::kubernetes::writes::{self, ApplyError, Created};
+use crate::kubernetes::writes::{self, Created};
 use crate::telemetry::metrics::LabelValue;
 use imagewarm_core::api::knative::configuration_owner;
 use imagewarm_core::api::{CachedObject, ImageWarm, Revision};
@@ -319,9 +319,7 @@ impl FanOutWorker {
             Err(error) => {
                 tally.failed.fetch_add(1, Ordering::Relaxed);
                 self.metrics.count(Outcome::Failed);
-                let whole_namespace =
-                    matches!(error, ApplyError::NamespaceTerminating | ApplyError::Forbidden(_));
-                if whole_namespace {
+                if error.is_of_namespace() {
                     namespace_refused.cancel();
                 }
                 tracing::warn!(

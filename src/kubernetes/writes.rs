@@ -43,9 +43,12 @@ pub enum ApplyError {
     /// The namespace is being deleted: nothing can be made there.
     #[error("the namespace is being deleted")]
     NamespaceTerminating,
-    /// We may not.
+    /// A policy rejects this object.
     #[error("not allowed: {0}")]
     Forbidden(String),
+    /// The account may not, or the quota is used up: it concerns the whole namespace.
+    #[error("not allowed in the namespace: {0}")]
+    NamespaceForbidden(String),
     /// The API server will never take this.
     #[error("refused: {0}")]
     Invalid(String),
@@ -62,16 +65,20 @@ impl ApplyError {
             ApplyError::NotFound => "NotFound",
             ApplyError::NamespaceTerminating => "NamespaceTerminating",
             ApplyError::Forbidden(_) => "Forbidden",
+            ApplyError::NamespaceForbidden(_) => "NamespaceForbidden",
             ApplyError::Invalid(_) => "Invalid",
             ApplyError::Retryable(_) => "Retryable",
         }
     }
 
     /// Whether a creation was refused for the whole namespace: it will be for the next one too.
+    /// What one policy says of one object is not.
     pub const fn is_of_namespace(&self) -> bool {
         matches!(
             self,
-            ApplyError::Forbidden(_) | ApplyError::NamespaceTerminating | ApplyError::NotFound
+            ApplyError::NamespaceForbidden(_)
+                | ApplyError::NamespaceTerminating
+                | ApplyError::NotFound
         )
     }
 }
@@ -88,11 +95,21 @@ impl From<kube::Error> for ApplyError {
             403 if terminating.into_iter().any(|cause| cause.reason == "NamespaceTerminating") => {
                 ApplyError::NamespaceTerminating
             }
-            401 | 403 => ApplyError::Forbidden(one_line(&error)),
+            403 if concerns_namespace(&status.message) => {
+                ApplyError::NamespaceForbidden(one_line(&error))
+            }
+            403 => ApplyError::Forbidden(one_line(&error)),
+            // The token expired, or an authenticator fails: for a moment, and everywhere.
+            401 => ApplyError::Retryable(one_line(&error)),
             400 | 405 | 413 | 415 | 422 => ApplyError::Invalid(one_line(&error)),
             _ => ApplyError::Retryable(one_line(&error)),
         }
     }
+}
+
+/// Whether the API server's own text of a 403 is that of RBAC or of a ResourceQuota.
+fn concerns_namespace(message: &str) -> bool {
+    message.contains(" cannot create resource ") || message.contains("is forbidden: exceeded quota")
 }
 
 impl From<RequestError> for ApplyError {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use sha2::{Digest, Sha256};
 
+use super::refused_namespaces::RefusedNamespaces;
 use crate::clock::wall_clock;
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::writes::{self, ApplyError, Warning};
@@ -24,11 +25,19 @@ pub(super) struct EventRecorder {
     instance: String,
     recorded: HashSet<(String, Reason)>,
     failing_since: HashMap<(String, Reason), Instant>,
+    /// Namespaces that refuse Events.
+    refused: RefusedNamespaces,
 }
 
 impl EventRecorder {
     pub(super) fn new(client: Client, instance: String) -> Self {
-        EventRecorder { client, instance, recorded: HashSet::new(), failing_since: HashMap::new() }
+        EventRecorder {
+            client,
+            instance,
+            recorded: HashSet::new(),
+            failing_since: HashMap::new(),
+            refused: RefusedNamespaces::default(),
+        }
     }
 
     /// Records the failures that are not recorded yet. Returns when to run again.
@@ -37,10 +46,18 @@ impl EventRecorder {
         failures: Vec<Failure>,
         stores: &Stores,
     ) -> Option<Instant> {
-        let due = self.due(failures, Instant::now());
-        let mut next = due.next;
-        for failure in due.now.iter().take(AT_ONCE) {
+        let now = Instant::now();
+        self.refused.retain(|namespace| stores.namespace(namespace).is_some());
+        let Due { now: due, mut next } = self.due(failures, now);
+        let wait_until = |next: &mut Option<Instant>, at: Instant| {
+            *next = Some(next.map_or(at, |next| next.min(at)));
+        };
+        for failure in due.iter().take(AT_ONCE) {
             let key = key(failure);
+            let namespace = failure.revision.metadata.namespace.as_deref().unwrap_or_default();
+            if self.refused.contains(namespace, now) {
+                continue;
+            }
             let warning = Warning {
                 name: event_name(&failure.revision, failure.reason),
                 reason: failure.reason.as_str(),
@@ -50,18 +67,31 @@ impl EventRecorder {
             let written =
                 writes::publish_event(&self.client, &failure.revision, warning, wall_clock());
             match written.await {
-                Ok(_) | Err(ApplyError::NotFound | ApplyError::NamespaceTerminating) => {
+                Ok(_) => {
+                    self.refused.accepted(namespace);
                     self.recorded.insert(key);
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot write Event");
-                    next = Some(Instant::now() + GRACE_PERIOD);
+                Err(ApplyError::NotFound | ApplyError::NamespaceTerminating) => {
+                    self.recorded.insert(key);
+                }
+                // The API server does not answer: the next ones would fail, too.
+                Err(error @ ApplyError::Retryable(_)) => {
+                    tracing::warn!(namespace, %error, "cannot write Event");
+                    wait_until(&mut next, now + GRACE_PERIOD);
                     break;
+                }
+                // This namespace refuses it; those after it have their turn.
+                Err(error) => {
+                    if let Some(backoff) = self.refused.refused(namespace, now) {
+                        tracing::warn!(namespace, %error, retry_in = ?backoff, "cannot write Event");
+                    }
                 }
             }
         }
-        if due.now.len() > AT_ONCE {
-            next = Some(Instant::now());
+        if due.len() > AT_ONCE {
+            next = Some(now);
+        } else if let Some(at) = self.refused.next(now) {
+            wait_until(&mut next, at);
         }
         self.forget(stores);
         next
@@ -73,7 +103,8 @@ impl EventRecorder {
         let mut due = Due { now: Vec::new(), next: None };
         for failure in failures {
             let key = key(&failure);
-            if self.recorded.contains(&key) {
+            let namespace = failure.revision.metadata.namespace.as_deref().unwrap_or_default();
+            if self.recorded.contains(&key) || self.refused.contains(namespace, now) {
                 continue;
             }
             let due_at = *self.failing_since.entry(key).or_insert(now) + GRACE_PERIOD;
@@ -155,6 +186,67 @@ mod tests {
         assert_eq!(recorder.due(vec![failure(false)], start).now.len(), 1);
         recorder.recorded.insert(key(&failure(false)));
         assert!(recorder.due(vec![failure(false)], start).now.is_empty());
+    }
+
+    /// Thirty failures in a namespace that takes no Events, and one in another: that one is written,
+    /// and the first costs one request.
+    #[tokio::test]
+    async fn a_namespace_that_refuses_events_stops_those_of_no_other() {
+        let paths = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let log = paths.clone();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let path = request.uri().path().to_owned();
+            let refused = path.contains("/namespaces/quota/");
+            if let Ok(mut log) = log.lock() {
+                log.push(path);
+            }
+            async move {
+                let (code, body) = match refused {
+                    true => (
+                        403,
+                        serde_json::json!({"kind": "Status", "status": "Failure",
+                        "code": 403, "reason": "Forbidden",
+                        "message": "events.events.k8s.io \"x\" is forbidden: exceeded quota: q"}),
+                    ),
+                    false => (
+                        201,
+                        serde_json::json!({"apiVersion": "events.k8s.io/v1",
+                        "kind": "Event", "metadata": {"name": "x"}, "eventTime": null}),
+                    ),
+                };
+                let body = kube::client::Body::from(body.to_string().into_bytes());
+                http::Response::builder().status(code).body(body)
+            }
+        });
+        let mut recorder = EventRecorder::new(Client::new(service, "default"), "me".into());
+        let namespaces = ["quota", "team"].map(|name| {
+            let mut namespace = k8s_openapi::api::core::v1::Namespace::default();
+            namespace.metadata.name = Some(name.into());
+            kube::core::PartialObjectMetaExt::into_response_partial(namespace.metadata)
+        });
+        let stores = Stores::fixed(vec![], vec![], vec![], vec![], namespaces.into());
+        let failures = |count: usize| -> Vec<Failure> {
+            (0..count)
+                .map(|number| {
+                    let mut failure = failure(false);
+                    let mut revision = (*failure.revision).clone();
+                    let last = number + 1 == count;
+                    revision.metadata.namespace = Some(if last { "team" } else { "quota" }.into());
+                    revision.metadata.uid = Some(format!("u{number}"));
+                    failure.revision = Arc::new(revision);
+                    failure
+                })
+                .collect()
+        };
+        let next = recorder.record(failures(31), &stores).await;
+        let written = |name: &str| {
+            let paths = paths.lock().map(|paths| paths.clone()).unwrap_or_default();
+            paths.iter().filter(|path| path.contains(&format!("/namespaces/{name}/"))).count()
+        };
+        assert_eq!((written("quota"), written("team")), (1, 1));
+        assert!(next.is_some_and(|at| at > Instant::now()), "it is tried again later");
+        recorder.record(failures(31), &stores).await;
+        assert_eq!((written("quota"), written("team")), (1, 1));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Messages to warmers: assignments and pull grants.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
+use sha2::{Digest, Sha256};
 
 use super::{Assignment, Refusal};
 use crate::api::{CachedImageWarm, ConditionStatus, Reason};
@@ -16,13 +15,25 @@ pub(super) fn ready(warm: &CachedImageWarm) -> ConditionStatus {
     warm.ready().map_or(ConditionStatus::Unknown, |ready| ready.status)
 }
 
-/// Changes with the pull identities and with the spec's generation. Equal in every replica of one
-/// version, so that a new leader does not cause failed pulls to be retried at once.
+/// Changes with the pull identities and with the spec's generation. Warmers compare it with that of
+/// the leader before, of whatever version: it is part of the SHA-256 of a text that stays the same.
+/// Otherwise all failed pulls would be tried at once after an upgrade.
 pub(super) fn identity_mark(warm: &CachedImageWarm, pull_context: &PullContext) -> u64 {
-    let mut mark = DefaultHasher::new();
-    pull_context.identities.hash(&mut mark);
-    warm.generation.hash(&mut mark);
-    mark.finish()
+    let mut text = Sha256::new();
+    let mut add = |part: &str| {
+        text.update((part.len() as u64).to_be_bytes());
+        text.update(part);
+    };
+    for identity in &pull_context.identities {
+        add("identity");
+        identity.secrets.iter().for_each(|secret| add(secret));
+        add("account");
+        identity.service_account.iter().for_each(|account| add(account));
+    }
+    add(&warm.generation.unwrap_or_default().to_string());
+    let mut first = [0; 8];
+    first.copy_from_slice(&text.finalize()[..8]);
+    u64::from_be_bytes(first)
 }
 
 impl Assignment {
@@ -95,4 +106,31 @@ pub(super) fn grant(uid: &str, found: Result<Vec<Credential>, Refusal>) -> PullG
         }
     }
     grant
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demand::PullIdentity;
+
+    /// Warmers of the version before compare it: another value would start all failed pulls.
+    #[test]
+    fn the_identity_mark_is_the_same_in_every_version() {
+        let mark = |secrets: &[&str], account: Option<&str>, generation| {
+            let secrets = secrets.iter().map(|&secret| secret.to_owned()).collect();
+            let identity = PullIdentity { secrets, service_account: account.map(str::to_owned) };
+            let warm = CachedImageWarm { generation, ..CachedImageWarm::default() };
+            let context = PullContext { identities: vec![identity], ..PullContext::default() };
+            identity_mark(&warm, &context)
+        };
+        let first = mark(&["a", "b"], Some("default"), Default::default());
+        assert_eq!(first, 3978312830219723194);
+        let others = [
+            mark(&["ab"], Some("default"), Default::default()),
+            mark(&["a", "b"], None, Default::default()),
+            mark(&["a", "b", "account", "default"], None, Default::default()),
+            mark(&["b", "a"], Some("default"), Default::default()),
+        ];
+        assert!(others.iter().all(|other| *other != first), "{others:?}");
+    }
 }

@@ -27,6 +27,8 @@ pub const AUDIENCE: &str = "imagewarm";
 
 /// Key in `user.extra` of a TokenReview that names the node of a pod-bound token.
 const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
+/// Key that holds the uid of that node.
+const NODE_UID_EXTRA: &str = "authentication.kubernetes.io/node-uid";
 /// How long an accepted token is cached at most, whatever its own expiry.
 const CACHE_LIFETIME: Duration = Duration::from_secs(300);
 /// Concurrent TokenReviews, so that a thousand warmers that reconnect at once do not crowd out
@@ -58,6 +60,8 @@ pub struct TokenReviewArgs {
 pub struct WarmerIdentity {
     /// The node that the token is bound to.
     pub node: String,
+    /// Its uid, from Kubernetes 1.30 on: a Node of the same name may have taken its place.
+    pub node_uid: Option<String>,
     /// When the token itself expires, if it states so.
     pub expires: Option<Instant>,
 }
@@ -242,13 +246,16 @@ impl Review {
         let api: Api<TokenReview> = Api::all(self.client.clone());
         let answer = request(REVIEW_TIMEOUT, api.create(&PostParams::default(), &review)).await;
         let status = answer.map_err(unavailable)?.status.unwrap_or_default();
-        let node = node_of(&status, &self.service_account)?;
-        Ok(WarmerIdentity { node, expires })
+        let (node, node_uid) = node_of(&status, &self.service_account)?;
+        Ok(WarmerIdentity { node, node_uid, expires })
     }
 }
 
-/// The node in the status of a TokenReview.
-fn node_of(status: &TokenReviewStatus, service_account: &str) -> Result<String, TokenError> {
+/// Name and uid of the node in the status of a TokenReview.
+fn node_of(
+    status: &TokenReviewStatus,
+    service_account: &str,
+) -> Result<(String, Option<String>), TokenError> {
     if status.authenticated != Some(true) {
         let error = status.error.clone().unwrap_or_default();
         // kube-apiserver has no typed field for this; all its authenticators use the word
@@ -272,10 +279,12 @@ fn node_of(status: &TokenReviewStatus, service_account: &str) -> Result<String, 
         });
     }
     let extra: BTreeMap<String, Vec<String>> = user.extra.unwrap_or_default();
-    match extra.get(NODE_NAME_EXTRA).map(Vec::as_slice) {
-        Some([node]) if !node.is_empty() => Ok(node.clone()),
-        _ => Err(TokenError::NotBound),
-    }
+    let only = |key: &str| match extra.get(key).map(Vec::as_slice) {
+        Some([value]) if !value.is_empty() => Some(value.clone()),
+        _ => None,
+    };
+    let node = only(NODE_NAME_EXTRA).ok_or(TokenError::NotBound)?;
+    Ok((node, only(NODE_UID_EXTRA)))
 }
 
 /// How long the token remains valid, by its `exp` claim and the wall clock. It only shortens the

@@ -22,6 +22,7 @@ use super::stream::{Input, Opened, Outgoing, end_status};
 use crate::clock::Clock;
 use crate::kubernetes::caches::{Change, Stores};
 use crate::kubernetes::leadership::Leadership;
+use crate::kubernetes::token_review::WarmerIdentity;
 use imagewarm_core::assignment::{
     Budget, CredentialRequest, Effect, Index, Refusal, SessionId, StreamEnd,
 };
@@ -272,9 +273,9 @@ impl Dispatcher {
         let mut sessions_changed = false;
         while let Some(input) = next {
             match input {
-                Input::Open { node, hello, reply } => {
+                Input::Open { warmer, hello, reply } => {
                     sessions_changed = true;
-                    self.open(&node, &hello, reply);
+                    self.open(&warmer, &hello, reply);
                 }
                 Input::Message(session, message) => {
                     self.index.message(session, &message, self.now())
@@ -293,17 +294,30 @@ impl Dispatcher {
         }
     }
 
-    fn open(&mut self, node: &str, hello: &Hello, reply: oneshot::Sender<Result<Opened, Status>>) {
+    fn open(
+        &mut self,
+        warmer: &WarmerIdentity,
+        hello: &Hello,
+        reply: oneshot::Sender<Result<Opened, Status>>,
+    ) {
+        let node = warmer.node.as_str();
         if !self.active {
             let _ =
                 reply.send(Err(Status::unavailable("this replica is not ready to dispatch yet")));
             return;
         }
         // The warmer of a new node may be faster than the watch on Nodes; it reconnects.
-        if self.stores.nodes.get("", node).is_none() {
-            self.metrics.stream_end(StreamEnd::UnknownNode);
-            tracing::warn!(node, reason = "UnknownNode", "warmer rejected");
-            let _ = reply.send(Err(end_status(StreamEnd::UnknownNode, &self.leader.borrow())));
+        let rejected = match self.stores.nodes.get("", node) {
+            None => Some(StreamEnd::UnknownNode),
+            Some(found) if warmer.node_uid.is_some() && warmer.node_uid != found.metadata.uid => {
+                Some(StreamEnd::OtherNode)
+            }
+            Some(_) => None,
+        };
+        if let Some(end) = rejected {
+            self.metrics.stream_end(end);
+            tracing::warn!(node, reason = end.as_str(), "warmer rejected");
+            let _ = reply.send(Err(end_status(end, &self.leader.borrow())));
             return;
         }
         self.last_session += 1;

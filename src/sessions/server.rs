@@ -24,7 +24,7 @@ use super::accept::accept;
 use super::metrics::{ConnectionRefusal, DispatchMetrics};
 use super::stream::{Input, Opened, Outgoing, end_status};
 use crate::kubernetes::leadership::Leadership;
-use crate::kubernetes::token_review::{TokenError, TokenReviewer};
+use crate::kubernetes::token_review::{TokenError, TokenReviewer, WarmerIdentity};
 use crate::listener::{ConnectionLimits, Place, Places, TlsListener};
 use crate::protocol::dispatch_server::{Dispatch, DispatchServer as Service};
 use imagewarm_core::assignment::StreamEnd;
@@ -136,16 +136,13 @@ struct Sessions {
 }
 
 impl Sessions {
-    /// The node that the call's token is bound to, and when the token expires.
-    async fn authenticate(
-        &self,
-        metadata: &MetadataMap,
-    ) -> Result<(String, Option<tokio::time::Instant>), Status> {
+    /// The warmer that the call's token belongs to.
+    async fn authenticate(&self, metadata: &MetadataMap) -> Result<WarmerIdentity, Status> {
         let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
         let token = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
         let review = tokio::time::timeout(REVIEW, self.reviewer.review(token)).await;
         let error = match review {
-            Ok(Ok(identity)) => return Ok((identity.node, identity.expires)),
+            Ok(Ok(identity)) => return Ok(identity),
             Ok(Err(error)) => error,
             Err(_) => TokenError::Unavailable("too many tokens are being reviewed".into()),
         };
@@ -166,10 +163,10 @@ impl Sessions {
         })
     }
 
-    async fn open(&self, node: String, hello: Hello) -> Result<Opened, Status> {
+    async fn open(&self, warmer: WarmerIdentity, hello: Hello) -> Result<Opened, Status> {
         let stopped = || Status::unavailable("this replica is shutting down");
         let (reply, answer) = oneshot::channel();
-        let open = Input::Open { node, hello, reply };
+        let open = Input::Open { warmer, hello, reply };
         self.inputs.send(open).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
@@ -190,7 +187,8 @@ impl Dispatch for Sessions {
             return Err(end_status(StreamEnd::NotLeading, &leader));
         }
         let place = request.extensions().get::<Place>().cloned();
-        let (node, expires) = self.authenticate(request.metadata()).await?;
+        let warmer = self.authenticate(request.metadata()).await?;
+        let (node, expires) = (warmer.node.clone(), warmer.expires);
         if let Some(place) = place {
             place.prove();
         }
@@ -204,7 +202,7 @@ impl Dispatch for Sessions {
         if hello.protocol_version == 0 {
             return Err(Status::invalid_argument("the hello names no protocol version"));
         }
-        let opened = tokio::time::timeout(FIRST_MESSAGE, self.open(node.clone(), hello))
+        let opened = tokio::time::timeout(FIRST_MESSAGE, self.open(warmer, hello))
             .await
             .map_err(|_| Status::unavailable("the dispatcher is busy"))??;
         let ended = CancellationToken::new();

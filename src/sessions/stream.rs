@@ -5,13 +5,14 @@ use tonic::Status;
 use tonic::metadata::MetadataValue;
 
 use crate::kubernetes::leadership::Leadership;
+use crate::kubernetes::token_review::WarmerIdentity;
 use imagewarm_core::assignment::{SessionId, StreamEnd};
 use imagewarm_core::protocol::{FromController, Hello, LEADER_METADATA, from_warmer};
 
 /// An event from a stream.
 pub(crate) enum Input {
     /// A warmer opened a stream with its hello.
-    Open { node: String, hello: Hello, reply: oneshot::Sender<Result<Opened, Status>> },
+    Open { warmer: WarmerIdentity, hello: Hello, reply: oneshot::Sender<Result<Opened, Status>> },
     /// A message of a warmer.
     Message(SessionId, from_warmer::Message),
     /// A stream ended.
@@ -40,6 +41,9 @@ pub(super) fn end_status(end: StreamEnd, leader: &Leadership) -> Status {
         StreamEnd::Replaced => Status::aborted("replaced by a newer stream of this node"),
         StreamEnd::TooSlow => Status::resource_exhausted("the warmer does not read its messages"),
         StreamEnd::UnknownNode => Status::permission_denied("no Node of this name exists"),
+        StreamEnd::OtherNode => {
+            Status::permission_denied("the token is bound to another Node of this name")
+        }
         StreamEnd::Misbehaved => Status::permission_denied("the stream violates the protocol"),
         StreamEnd::Expired => Status::unauthenticated("the token expired"),
         StreamEnd::Shutdown | StreamEnd::Unavailable => {

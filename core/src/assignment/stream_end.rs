@@ -11,6 +11,8 @@ labels! {
         Refused,
         /// The Node that the token is bound to does not exist.
         UnknownNode,
+        /// The token is bound to a Node of the same name that was deleted.
+        OtherNode,
         /// The token could not be reviewed, or the index did not answer.
         Unavailable,
         /// A newer stream of the node replaced it.

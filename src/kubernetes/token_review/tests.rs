@@ -26,7 +26,11 @@ fn good() -> TokenReviewStatus {
 
 #[test]
 fn a_bound_token_of_the_warmer_names_its_node() {
-    assert_eq!(node_of(&good(), ACCOUNT), Ok("node-a".into()));
+    assert_eq!(node_of(&good(), ACCOUNT), Ok(("node-a".into(), None)));
+    let mut bound = good();
+    let extra = bound.user.as_mut().unwrap().extra.as_mut().unwrap();
+    extra.insert(NODE_UID_EXTRA.into(), vec!["uid-1".into()]);
+    assert_eq!(node_of(&bound, ACCOUNT), Ok(("node-a".into(), Some("uid-1".into()))));
 }
 
 #[test]

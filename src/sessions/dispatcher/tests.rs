@@ -32,7 +32,8 @@ use imagewarm_core::image::Reference;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The token is the node's name; a token that does not begin with `node-` is rejected.
+/// The token is the node's name, and perhaps `@` and its uid; one that does not begin with `node-`
+/// is rejected.
 struct NamedByToken;
 
 impl TokenReviewer for NamedByToken {
@@ -44,7 +45,9 @@ impl TokenReviewer for NamedByToken {
             match token {
                 "" => Err(TokenError::Missing),
                 token if token.starts_with("node-") => {
-                    Ok(WarmerIdentity { node: token.into(), expires: None })
+                    let (node, uid) = token.split_once('@').unwrap_or((token, ""));
+                    let node_uid = Some(uid.to_owned()).filter(|uid| !uid.is_empty());
+                    Ok(WarmerIdentity { node: node.into(), node_uid, expires: None })
                 }
                 _ => Err(TokenError::WrongAudience),
             }
@@ -143,6 +146,7 @@ type NodeObject = k8s_openapi::api::core::v1::Node;
 fn node_object(name: &str) -> NodeObject {
     let mut node = NodeObject::default();
     node.metadata.name = Some(name.into());
+    node.metadata.uid = Some(format!("uid-of-{name}"));
     node
 }
 
@@ -539,6 +543,23 @@ async fn a_warmer_is_rejected_before_its_node_exists() {
     cluster.nodes.put(Arc::new(node_object("node-z")));
     cluster.wait_for("nowhere", Reason::Pulled).await;
     nowhere.stop().await;
+    node.stop().await;
+    replica.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_of_a_node_that_was_made_anew_is_rejected() {
+    let (cluster, authority) = (Cluster::new(), Authority::new());
+    cluster.assign("app", "node-a", "r.test/app:v1");
+    let replica = Replica::start(&cluster, &authority, leads()).await;
+    let runtime = FakeRuntime::default();
+    let node = Node::start(&authority, replica.address, "node-a@uid-of-another", &runtime);
+    let rejected_twice = || (node.metrics.stream_failures.get() >= 2).then_some(());
+    until("the warmer was rejected, and again", rejected_twice).await;
+    assert!(!*node.connected.borrow() && runtime.calls().lock().unwrap().is_empty());
+    // Its Pod is made anew, too.
+    std::fs::write(authority.file("node-a@uid-of-another"), "node-a@uid-of-node-a").unwrap();
+    cluster.wait_for("app", Reason::Pulled).await;
     node.stop().await;
     replica.stop().await;
 }

@@ -163,7 +163,7 @@ fn namespace_selection(value: &str) -> Result<NamespaceSelection, String> {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Leader election")]
 pub struct LeaseArgs {
-    /// Name of the Lease
+    /// Name of the Lease. The policy in deploy/rbac/controller-policy.yaml names it, too
     #[arg(
         long,
         env = "IMAGEWARM_LEASE_NAME",

@@ -130,6 +130,8 @@ fn every_object_is_labelled_and_in_its_namespace() {
         "FlowSchema",
         "MutatingWebhookConfiguration",
         "PriorityLevelConfiguration",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
         "ValidatingWebhookConfiguration",
     ];
     let mut seen = BTreeSet::new();

@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use imagewarm_core::api::Reason;
 use imagewarm_core::protocol::{FromWarmer, Hello, Outcome, from_controller, from_warmer};
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
 use tonic::Code;
-use xtask::cluster::Fault;
+use xtask::cluster::{Fault, NAMESPACE};
 
 use crate::world::{World, eventually};
 
@@ -14,6 +20,7 @@ crate::tests![
     a_stream_needs_the_right_token,
     a_stream_is_renewed_when_its_token_ends,
     a_token_reports_for_its_own_node_only,
+    the_controllers_account_is_held_to_its_own_objects,
     the_warmers_account_may_do_nothing,
 ];
 
@@ -153,6 +160,50 @@ async fn a_token_reports_for_its_own_node_only(world: &World) -> Result<()> {
     );
     ensure!(after.reason() == Some(Reason::NotFound), "the lie was believed: {after:?}");
     Ok(())
+}
+
+/// What RBAC grants the controller and it does not need, the shipped policies deny: an attacker in
+/// control of it intercepts no requests, and plants no Secret.
+async fn the_controllers_account_is_held_to_its_own_objects(world: &World) -> Result<()> {
+    let client = world.controllers.client().await?;
+    let denied = |what: &str, result: kube::Result<()>| match result {
+        Err(kube::Error::Api(status)) if status.message.contains("ValidatingAdmissionPolicy") => {
+            Ok(())
+        }
+        other => Err(anyhow!("{what}: {other:?}")),
+    };
+    let webhooks: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let everything = json!([{"apiGroups": ["*"], "apiVersions": ["*"], "resources": ["*/*"],
+        "operations": ["*"], "scope": "*"}]);
+    let to = |place: &str, value: Value| json!([{"op": "add", "path": place, "value": value}]);
+    for (what, patch) in [
+        ("all requests", to("/webhooks/0/rules", everything)),
+        ("no failure ignored", to("/webhooks/0/failurePolicy", json!("Fail"))),
+        ("all namespaces", to("/webhooks/0/namespaceSelector", json!({}))),
+        ("no condition", json!([{"op": "remove", "path": "/webhooks/0/matchConditions"}])),
+        ("a slow webhook", to("/webhooks/0/timeoutSeconds", json!(30))),
+        ("another server", to("/webhooks/0/clientConfig/service/name", json!("other"))),
+        ("one webhook less", json!([{"op": "remove", "path": "/webhooks/0"}])),
+    ] {
+        let patch = Patch::Json::<()>(serde_json::from_value(patch)?);
+        let result = webhooks.patch("imagewarm", &PatchParams::default(), &patch).await;
+        denied(what, result.map(drop))?;
+    }
+    let deleted = webhooks.delete("imagewarm", &Default::default()).await;
+    denied("deletion", deleted.map(drop))?;
+
+    let post = PostParams::default();
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let secret = serde_json::from_value(json!({"metadata": {"name": "planted"}}))?;
+    denied("a Secret", secrets.create(&post, &secret).await.map(drop))?;
+    let secret = serde_json::from_value(json!({"metadata": {"generateName": "imagewarm-certs"}}))?;
+    denied("a Secret of any name", secrets.create(&post, &secret).await.map(drop))?;
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    let map = serde_json::from_value(json!({"metadata": {"name": "planted"}}))?;
+    denied("a ConfigMap", maps.create(&post, &map).await.map(drop))?;
+    let leases: Api<Lease> = Api::namespaced(client, NAMESPACE);
+    let lease = serde_json::from_value(json!({"metadata": {"name": "planted"}}))?;
+    denied("a Lease", leases.create(&post, &lease).await.map(drop))
 }
 
 /// Whatever an account without any binding may do, such as asking what it may do, the warmers'

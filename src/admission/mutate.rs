@@ -56,8 +56,12 @@ fn forward(reviewer: &Reviewer, request: &Request<'_>) -> Option<String> {
 fn warning(reviewer: &Reviewer, admitted: &AdmittedRevision) -> Option<String> {
     let bounds = reviewer.bounds.as_ref();
     let few = |count| bounds.is_none_or(|bounds| bounds.always_allow(count));
-    if admitted.containers().is_some_and(few) {
-        return None;
+    match admitted.containers() {
+        Some((_, Some(invalid))) => {
+            return Some(format!("imagewarm cannot warm an image of this Revision: {invalid}"));
+        }
+        Some((count, None)) if few(count) => return None,
+        _ => {}
     }
     match admitted.revision() {
         Ok(revision) => bounds?.warning(&admitted.namespace, &revision),

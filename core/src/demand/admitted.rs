@@ -1,14 +1,15 @@
 //! A Revision as admission received it: as text, parsed only after the response. The queue that
 //! holds it bounds the bytes.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::api::Revision;
 use crate::api::knative::{Configuration, RevisionSpec, configuration_owner};
+use crate::image::Reference;
 
 /// A Revision that is being admitted.
 #[derive(Clone, Debug)]
@@ -35,11 +36,16 @@ impl AdmittedRevision {
         self.object.get().len()
     }
 
-    /// Number of containers and init containers, without parsing them; `None` if they are not
-    /// lists.
-    pub fn containers(&self) -> Option<usize> {
+    /// Number of containers and init containers, without decoding more than their images, and why
+    /// the first image that is no reference is none; `None` if they are not lists.
+    pub fn containers(&self) -> Option<(usize, Option<String>)> {
         let Lists { spec } = serde_json::from_str(self.object.get()).ok()?;
-        Some(spec.containers.len() + spec.init_containers.len())
+        let all = spec.containers.iter().chain(&spec.init_containers);
+        let images = all.filter_map(|container| container.image.as_deref());
+        let mut named = images.filter(|image| !image.is_empty());
+        let invalid = named.find_map(|image| Reference::parse(image).err());
+        let count = spec.containers.len() + spec.init_containers.len();
+        Some((count, invalid.map(|error| error.to_string())))
     }
 
     /// Parses the object. Missing metadata is taken from the request.
@@ -88,15 +94,25 @@ pub fn confirmed(mut revision: Revision, owner: &Configuration) -> Result<Revisi
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Lists {
-    spec: ListsSpec,
+struct Lists<'a> {
+    #[serde(borrow)]
+    spec: ListsSpec<'a>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct ListsSpec {
-    containers: Vec<IgnoredAny>,
-    init_containers: Vec<IgnoredAny>,
+struct ListsSpec<'a> {
+    #[serde(borrow)]
+    containers: Vec<ListedContainer<'a>>,
+    #[serde(borrow)]
+    init_containers: Vec<ListedContainer<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ListedContainer<'a> {
+    #[serde(borrow)]
+    image: Option<Cow<'a, str>>,
 }
 
 #[cfg(test)]
@@ -116,9 +132,15 @@ mod tests {
     #[test]
     fn containers_are_counted_where_they_are_a_list() {
         let counted = [
-            (json!({"spec": {"containers": [{}, 1], "initContainers": ["x"]}}), Some(3)),
-            (json!({"spec": {"containers": []}}), Some(0)),
-            (json!({"metadata": {}}), Some(0)),
+            (json!({"spec": {"containers": [{}, {}], "initContainers": [{}]}}), Some((3, None))),
+            (json!({"spec": {"containers": []}}), Some((0, None))),
+            (json!({"spec": {"containers": [{"image": "a:v1"}]}}), Some((1, None))),
+            (
+                json!({"spec": {"containers": [{"image": "a"}], "initContainers": [{"image": "A"}]}}),
+                Some((2, Some("repository name must be lower case: \"A\" in \"A\"".into()))),
+            ),
+            (json!({"metadata": {}}), Some((0, None))),
+            (json!({"spec": {"containers": [1]}}), None),
             (json!({"spec": {"containers": {}}}), None),
             (json!({"spec": null}), None),
         ];

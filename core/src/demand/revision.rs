@@ -21,6 +21,8 @@ pub struct Demand {
     pub images: Vec<WantedImage>,
     /// Number of images over the limit for one Revision.
     pub beyond_limit: usize,
+    /// Why images are no references: Knative itself does not refuse all of them.
+    pub invalid_images: Vec<String>,
     /// The pull identity; secrets as the Revision names them, valid or not.
     pub identity: PullIdentity,
     /// Where its Pods may run.
@@ -68,9 +70,11 @@ pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -
     let count = policy.bounds.of_images(images.len());
     let beyond_limit = images.len() - count;
     images.truncate(count);
+    let invalid_images = if opted_out { Vec::new() } else { invalid_images(revision) };
     Demand {
         images,
         beyond_limit,
+        invalid_images,
         identity: identity(&revision.spec.image_pull_secrets, &revision.spec.service_account_name),
         placement: placement(revision),
     }
@@ -83,6 +87,7 @@ pub(super) fn of_image(image: &KnativeImage, reference: &Reference) -> Demand {
     Demand {
         images: vec![WantedImage { reference: reference.clone(), resolved }],
         beyond_limit: 0,
+        invalid_images: Vec::new(),
         identity: identity(&image.spec.image_pull_secrets, &image.spec.service_account_name),
         placement: PodConstraints::default(),
     }
@@ -139,6 +144,14 @@ fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
         }
     }
     images
+}
+
+/// The errors of the container images that no reference can be read from.
+fn invalid_images(revision: &Revision) -> Vec<String> {
+    let all = revision.spec.containers.iter().chain(&revision.spec.init_containers);
+    let named = all.filter(|container| !container.image.is_empty() && !is_never_pulled(container));
+    let errors = named.filter_map(|container| Reference::parse(&container.image).err());
+    errors.map(|error| error.to_string()).collect()
 }
 
 /// The container's image, unless it is never pulled, excluded or invalid.

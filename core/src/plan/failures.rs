@@ -16,7 +16,8 @@ pub struct Failure {
     pub revision: Arc<Revision>,
     /// The typed reason.
     pub reason: Reason,
-    /// Nodes on which an image of the Revision fails for this reason.
+    /// Nodes on which an image of the Revision fails for this reason; 0, as `all_nodes`, for an image
+    /// that is no reference.
     pub failing_nodes: usize,
     /// Nodes with an assignment for any image of the Revision.
     pub all_nodes: usize,
@@ -30,6 +31,9 @@ impl Failure {
     /// The text of the Event.
     pub fn note(&self) -> String {
         let Failure { reason, failing_nodes, all_nodes, message, .. } = self;
+        if *all_nodes == 0 {
+            return format!("{reason}: {message}");
+        }
         let head = format!("{reason} on {failing_nodes} of {all_nodes} nodes");
         if message.is_empty() { head } else { format!("{head}: {message}") }
     }
@@ -44,6 +48,19 @@ pub fn failures(image_warms: &ImageWarmIndex<'_>, demands: &[ConsumerDemand]) ->
         image_warms.all.iter().filter(failing).map(|warm| &*warm.namespace).collect();
     let mut found: Vec<Failure> = Vec::new();
     for one in demands {
+        if let Consumer::Revision(revision) = &one.by
+            && let Some(message) = one.demand.invalid_images.first()
+            && one.is_routable()
+        {
+            found.push(Failure {
+                revision: revision.clone(),
+                reason: Reason::InvalidImage,
+                failing_nodes: 0,
+                all_nodes: 0,
+                message: message.clone(),
+                undecided: false,
+            });
+        }
         if let Consumer::Revision(revision) = &one.by
             && let Some(namespace) = failing_namespaces.get(one.by.namespace())
             && one.is_routable()

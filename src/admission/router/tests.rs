@@ -186,7 +186,12 @@ async fn revisions_of_all_shapes_are_admitted() {
         review
     };
     type Case<'a> = (&'a str, &'a dyn Fn(&mut Value), &'a [&'a str]);
-    let cases: [Case; 9] = [
+    let cases: [Case; 10] = [
+        (
+            "bad image",
+            &|r| r["object"]["spec"]["containers"][0]["image"] = json!("App:v1"),
+            &["default/hello-00001"],
+        ),
         ("dry run", &|r| r["dryRun"] = json!(true), &[]),
         ("update", &|r| r["operation"] = json!("UPDATE"), &[]),
         ("status", &|r| r["subResource"] = json!("status"), &[]),
@@ -218,7 +223,7 @@ async fn revisions_of_all_shapes_are_admitted() {
         assert_eq!(response["allowed"], true, "{name}");
         assert!(response.get("patch").is_none() && response.get("status").is_none(), "{name}");
         assert_eq!(bench.forwarded(), forwarded, "{name}");
-        let warned = name == "undecodable";
+        let warned = ["undecodable", "bad image"].contains(&name);
         assert_eq!(response.get("warnings").is_some(), warned, "{name}");
     }
 }

@@ -73,3 +73,20 @@ fn any_spelling_counts_and_what_is_being_deleted_does_not() {
     by_hand.metadata.deletion_timestamp = by_hand.metadata.creation_timestamp.clone();
     assert_eq!(count(&by_hand), 0);
 }
+
+#[test]
+fn an_image_that_is_no_reference_is_a_failure_without_nodes() {
+    let demanded = revision("r-1", 0, &["app:v1", "App:v1"]);
+    let notes: Vec<_> = failures_of(&[], &[&demanded]).iter().map(Failure::note).collect();
+    assert_eq!(notes, ["InvalidImage: repository name must be lower case: \"App\" in \"App:v1\""]);
+    let mut reserve = demanded.clone();
+    route(&mut reserve, "reserve");
+    let mut never = demanded.clone();
+    never.spec.containers[1].image_pull_policy = Some("Never".into());
+    let mut opted_out = demanded;
+    let opt_out = [(crate::api::WARM_KEY.to_owned(), "false".to_owned())];
+    opted_out.metadata.annotations.get_or_insert_default().extend(opt_out);
+    for revision in [reserve, never, opted_out] {
+        assert_eq!(failures_of(&[], &[&revision]), []);
+    }
+}

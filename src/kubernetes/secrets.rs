@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -135,7 +135,11 @@ pub async fn check_pull_secret(
     name: &str,
 ) -> Result<(), SecretError> {
     let secret = read_secret(client, namespace, name).await?;
-    add_secret(&mut Keychain::default(), &secret_ref(namespace, name), &secret)
+    let object = secret_ref(namespace, name);
+    let parsing =
+        tokio::task::spawn_blocking(move || add_secret(&mut Keychain::default(), &object, &secret));
+    // It is only lost at the end of the process.
+    parsing.await.unwrap_or(Ok(()))
 }
 
 /// Credentials for `image`, in the order in which they are to be tried. Missing secrets are
@@ -168,7 +172,13 @@ pub async fn resolve(
     });
     let secrets = secrets.await;
 
-    let found = credentials(namespace, &lists, &secrets, image, &mut failure);
+    // A Secret of 1 MiB takes some milliseconds.
+    let (namespace, image) = (namespace.to_owned(), image.clone());
+    let matching = tokio::task::spawn_blocking(move || {
+        let found = credentials(&namespace, &lists, &secrets, &image, &mut failure);
+        (found, failure)
+    });
+    let (found, failure) = matching.await.unwrap_or_default();
     match failure {
         Some(failure) if found.is_empty() => Err(failure),
         _ => Ok(found),
@@ -226,7 +236,7 @@ fn credentials(
     image: &Reference,
     failure: &mut Option<SecretError>,
 ) -> Vec<Credential> {
-    let mut found = Vec::new();
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
     for names in lists {
         let mut keychain = Keychain::default();
         for (name, answer) in names.iter().filter_map(|name| secrets.get_key_value(name)) {
@@ -239,7 +249,7 @@ fn credentials(
             }
         }
         for credential in keychain.lookup(image) {
-            if !found.contains(&credential) {
+            if seen.insert(credential.clone()) {
                 found.push(credential);
             }
         }

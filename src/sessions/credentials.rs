@@ -126,7 +126,15 @@ impl CredentialResolver {
                     let (namespace, identities, image) = &key;
                     Arc::new(source.resolve(namespace, identities, image).await)
                 };
-                (Instant::now(), read.boxed().shared())
+                // In a task of its own: the permit is given back, whoever stops waiting.
+                let task = tokio::spawn(read);
+                let resolution = async move {
+                    task.await.unwrap_or_else(|error| {
+                        let message = format!("the pull secrets were not read: {error}");
+                        Arc::new(Err(Refusal { reason: Reason::SecretMissing, message }))
+                    })
+                };
+                (Instant::now(), resolution.boxed().shared())
             });
             resolution.clone()
         };

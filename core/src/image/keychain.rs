@@ -8,7 +8,7 @@ mod location;
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use super::Reference;
@@ -22,7 +22,7 @@ const DEFAULT_REGISTRY: &[u8] = b"index.docker.io";
 ///
 /// Of a pull secret, kubelet reads user name and password only, so the tokens are empty for all
 /// that comes from a [`Keychain`].
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Credential {
     /// User name, may be empty.
     pub username: String,
@@ -79,11 +79,11 @@ impl Keychain {
 
     /// Credentials for the image, in the order in which kubelet tries them, each once.
     pub fn lookup(&self, image: &Reference) -> Vec<Credential> {
-        let mut found = Vec::new();
+        let mut found: Vec<&Credential> = Vec::new();
         if let Some(target) = Location::parse(image.repository().as_bytes()) {
             for (Reverse(pattern), credentials) in &self.entries {
                 if Location::parse(pattern).is_some_and(|pattern| pattern.matches(&target)) {
-                    extend_distinct(&mut found, credentials);
+                    found.extend(credentials);
                 }
             }
         }
@@ -91,17 +91,11 @@ impl Keychain {
             && is_default_registry(image.repository())
             && let Some(credentials) = self.entries.get(&Reverse(DEFAULT_REGISTRY.to_vec()))
         {
-            extend_distinct(&mut found, credentials);
+            found.extend(credentials);
         }
-        found
-    }
-}
-
-fn extend_distinct(found: &mut Vec<Credential>, more: &[Credential]) {
-    for credential in more {
-        if !found.contains(credential) {
-            found.push(credential.clone());
-        }
+        let mut seen = HashSet::new();
+        found.retain(|credential| seen.insert(*credential));
+        found.into_iter().cloned().collect()
     }
 }
 

@@ -3,6 +3,7 @@
 //! fields are ignored. Errors name the place in the file and never any of its content.
 
 use std::borrow::Cow;
+use std::collections::{HashMap, hash_map};
 use std::fmt;
 
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -94,7 +95,13 @@ pub(super) fn parse_dockercfg(content: &[u8]) -> Result<Entries, KeychainError> 
 fn read(content: &[u8], start: Place) -> Result<Entries, KeychainError> {
     let text = decode(content);
     let mut entries = Vec::new();
-    let mut reader = Reader { place: start, expected: "", auth_error: None, entries: &mut entries };
+    let mut reader = Reader {
+        place: start,
+        expected: "",
+        auth_error: None,
+        entries: &mut entries,
+        places: HashMap::new(),
+    };
     let mut json = serde_json::Deserializer::from_str(&text);
     let result = if start.is_dockercfg {
         Registries(&mut reader).deserialize(&mut json)
@@ -136,6 +143,8 @@ struct Reader<'e> {
     /// The first wrong `auth`. The file's shape is judged first, so it waits.
     auth_error: Option<KeychainError>,
     entries: &'e mut Entries,
+    /// Where the entry of each registry is.
+    places: HashMap<String, usize>,
 }
 
 /// Go matches field names in any case, by simple Unicode folding: of ASCII letters only `k` and
@@ -228,6 +237,7 @@ impl Registries<'_, '_> {
     /// A second `"auths": null` takes the first one's entries away.
     fn null(&mut self) {
         self.0.entries.clear();
+        self.0.places.clear();
     }
 
     fn fields<'de, A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -239,8 +249,9 @@ impl Registries<'_, '_> {
             let at = self.0.entries.len();
             map.next_value_seed(Entry(self.0, registry.clone()))?;
             // Of a registry written twice the last entry counts.
-            if let Some(old) = self.0.entries[..at].iter().position(|(name, _)| *name == registry) {
-                self.0.entries.swap_remove(old);
+            match self.0.places.entry(registry) {
+                hash_map::Entry::Occupied(old) => drop(self.0.entries.swap_remove(*old.get())),
+                hash_map::Entry::Vacant(new) => drop(new.insert(at)),
             }
             self.0.place = outer;
         }

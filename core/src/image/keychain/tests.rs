@@ -306,3 +306,23 @@ proptest! {
         }
     }
 }
+
+/// As many entries as a Secret of 1 MiB can hold, all of which match: each is looked at a bounded
+/// number of times. With the square of their number this would take minutes.
+#[test]
+fn the_largest_secret_is_read_and_matched_in_linear_time() {
+    const ENTRIES: usize = 90_000;
+    let mut text = String::from("{");
+    for number in 0..ENTRIES {
+        let comma = if number == 0 { "" } else { "," };
+        // Each registry twice, and each user name of its own.
+        let registry = number / 2;
+        text.push_str(&format!(r#"{comma}"r.example/v2/?{registry}":{{"username":"{number}"}}"#));
+    }
+    text.push('}');
+    let mut keychain = Keychain::default();
+    keychain.add_dockercfg(text.as_bytes()).unwrap();
+    let found = keychain.lookup(&image("r.example/a"));
+    assert_eq!(found.len(), ENTRIES / 2, "of each registry the last entry counts");
+    assert!(found.iter().all(|one| one.username.parse::<usize>().unwrap() % 2 == 1));
+}

@@ -86,6 +86,14 @@ mod tests {
     }
 
     #[test]
+    fn counts_are_at_least_one() {
+        assert_eq!((at_least_one("1"), at_least_one("7")), (Ok(1), Ok(7)));
+        for bad in ["", "0", "-1", "1.5", "many"] {
+            assert!(at_least_one(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn addresses_need_a_host_and_a_port() {
         for (text, address) in [
             ("10.0.0.1:8444", "10.0.0.1:8444"),
@@ -106,7 +114,15 @@ mod tests {
         for bad in ["", "15", "100%", "-1%", "1.5%", "%"] {
             assert!(percentage(bad).is_err(), "{bad}");
         }
-        for (text, size) in [("0", 0), ("7k", 7_000), ("512Mi", 512 << 20), ("2G", 2_000_000_000)] {
+        for (text, size) in [
+            ("0", 0),
+            ("7k", 7_000),
+            ("3M", 3_000_000),
+            ("2G", 2_000_000_000),
+            ("5Ki", 5 << 10),
+            ("512Mi", 512 << 20),
+            ("4Gi", 4 << 30),
+        ] {
             assert_eq!(bytes(text), Ok(size), "{text}");
         }
         for bad in ["", "Mi", "1.5Gi", "-1", "1 M", "1MB", "99999999999Gi"] {

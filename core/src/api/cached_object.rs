@@ -43,3 +43,30 @@ impl CachedObject for CachedImageWarm {
         (&self.uid, &self.resource_version)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Revision;
+    use crate::sample::revision;
+
+    #[test]
+    fn the_metadata_of_both_kinds_of_objects_is_read() {
+        let read = |object: &dyn CachedObject| {
+            let (uid, version) = object.version();
+            [object.namespace(), object.name(), uid, version].map(str::to_owned)
+        };
+        let mut demanded: Revision = revision("r-1", 0, &["app:v1"]);
+        demanded.metadata.resource_version = Some("7".into());
+        assert_eq!(read(&demanded), ["ns", "r-1", "uid-r-1", "7"]);
+        assert_eq!(read(&Revision::default()), ["", "", "", ""]);
+        let warm = CachedImageWarm {
+            namespace: "ns".into(),
+            name: "w".into(),
+            uid: "u".into(),
+            resource_version: "8".into(),
+            ..CachedImageWarm::default()
+        };
+        assert_eq!(read(&warm), ["ns", "w", "u", "8"]);
+    }
+}

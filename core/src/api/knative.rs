@@ -223,6 +223,26 @@ mod tests {
     }
 
     #[test]
+    fn the_owner_is_a_configuration_of_knative_serving() {
+        let owner = |api_version: &str, kind: &str| {
+            let owner = OwnerReference {
+                api_version: api_version.into(),
+                kind: kind.into(),
+                name: "o".into(),
+                uid: "u".into(),
+                ..OwnerReference::default()
+            };
+            let metadata =
+                ObjectMeta { owner_references: Some(vec![owner]), ..ObjectMeta::default() };
+            configuration_owner(&metadata).is_some()
+        };
+        assert!(owner("serving.knative.dev/v1", "Configuration"));
+        assert!(!owner("serving.knative.dev/v1", "Service"));
+        assert!(!owner("example.com/v1", "Configuration"));
+        assert!(configuration_owner(&ObjectMeta::default()).is_none());
+    }
+
+    #[test]
     fn a_missing_status_or_field_is_no_error() -> Result<(), serde_json::Error> {
         let image: KnativeImage = serde_json::from_value(serde_json::json!({
             "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",

@@ -319,6 +319,60 @@ fn a_repeated_request_reads_the_secrets_once() {
 }
 
 #[test]
+fn assignments_are_counted_by_node() {
+    let index = index(9);
+    assert_eq!(["a", "b", "c"].map(|node| index.assignments_of(node)), [2, 1, 0]);
+    assert_eq!(index.assignments(), 3);
+}
+
+/// The answer to a stream that is closed does not answer its successor, whose request is pending.
+#[test]
+fn an_answer_for_an_older_stream_leaves_the_request_of_the_newer_one_pending() {
+    let mut index = index(9);
+    let request_of = |index: &mut Index| {
+        let effects = index.take_effects();
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Resolve(request) => Some(request),
+            _ => None,
+        })
+    };
+    index.open(1, "a", &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    let first = request_of(&mut index).unwrap();
+    index.close(1, 1);
+    index.open(2, "a", &hello(2, &[]), 2);
+    index.message(2, &request("a1"), 3);
+    let second = request_of(&mut index).unwrap();
+    assert_eq!((first.session, second.session), (1, 2));
+    index.resolved(&first, Ok(vec![]), 4);
+    index.message(2, &request("a1"), 5);
+    assert!(words(&mut index).is_empty(), "its own answer is still to come");
+    index.resolved(&second, Ok(vec![]), 6);
+    assert_eq!(words(&mut index), ["2 grant a1 0"]);
+}
+
+/// A warmer that has checked for a newer Revision is not sent the same request again.
+#[test]
+fn an_assignment_is_sent_again_for_another_check_only() {
+    let mut index = index(9);
+    index.open(1, "a", &hello(1, &[]), 0);
+    words(&mut index);
+    let context = |check: Option<&str>| PullContext {
+        check_for: check.map(str::to_owned),
+        ..pull_context(1)
+    };
+    let mut apply = |check: Option<&str>| {
+        let warm = kept(warm("a1", "a", "registry.test/app:v1"));
+        index.apply(warm, context(check), 0);
+        words(&mut index)
+    };
+    assert_eq!(apply(Some("u/r-1")), ["1 assign a1 check"]);
+    assert!(apply(Some("u/r-1")).is_empty(), "the same");
+    assert!(apply(None).is_empty(), "nothing is to be checked any more");
+    assert_eq!(apply(Some("u/r-2")), ["1 assign a1 check"]);
+}
+
+#[test]
 fn credentials_that_no_message_can_carry_are_refused() {
     let credential = |length: usize| Credential {
         username: "u".into(),

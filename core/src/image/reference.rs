@@ -198,9 +198,3 @@ impl Borrow<str> for Reference {
         self.as_str()
     }
 }
-
-impl AsRef<str> for Reference {
-    fn as_ref(&self) -> &str {
-        self.as_str()
-    }
-}

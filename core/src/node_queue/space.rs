@@ -79,6 +79,17 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_low_once_less_is_free_than_has_to_stay() {
+        let space = |free| Space { free_bytes: free * MB, capacity_bytes: 1_000 * MB };
+        assert_eq!(low(space(150), 15), None);
+        let message = low(space(149), 15).unwrap();
+        assert!(
+            message.ends_with("has 149 MB of 1000 MB free, and 15% has to stay free"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn a_shortage_is_stated_in_numbers() {
         let space = Space { free_bytes: 15_340_000, capacity_bytes: 128 * MB };
         insta::assert_snapshot!(

@@ -128,4 +128,17 @@ mod tests {
         let sent = all(&mut outbox);
         assert_eq!(sent, [Message::Progress(progress("a", 2))]);
     }
+
+    #[test]
+    fn the_next_progress_is_said_after_a_second_whatever_the_clock_shows() {
+        let begin = 1_000_000;
+        let mut outbox = Outbox::default();
+        let said = |outbox: &mut Outbox, bytes: u64, now: i64| {
+            outbox.progress(progress("a", bytes), now);
+            all(outbox).len()
+        };
+        assert_eq!(said(&mut outbox, 1, begin), 1);
+        assert_eq!(said(&mut outbox, 2, begin + PROGRESS_EVERY_MS - 1), 0);
+        assert_eq!(said(&mut outbox, 3, begin + PROGRESS_EVERY_MS), 1);
+    }
 }

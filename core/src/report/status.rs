@@ -397,4 +397,37 @@ mod tests {
             assert!(outcome.message.len() < 1_100 && !outcome.message.contains('\u{7}'));
         }
     }
+
+    #[test]
+    fn only_what_has_its_form_is_taken_from_a_report() {
+        let report = |digest: &str, token: &str| {
+            Outcome::from(&protocol::Outcome {
+                present: true,
+                reason: Reason::Pulled.as_str().into(),
+                digest: digest.into(),
+                checked_for: token.into(),
+                ..protocol::Outcome::default()
+            })
+        };
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        assert_eq!(report(&digest, "").digest.as_deref(), Some(digest.as_str()));
+        let (short, other) = (&digest[..70], digest.replace('a', "g"));
+        for bad in ["", "sha256:", short, &other, &format!("{digest}0"), &digest.to_uppercase()] {
+            assert_eq!(report(bad, "").digest, None, "{bad}");
+        }
+        let longest = "t".repeat(512);
+        assert_eq!(report("", &longest).checked_for.as_deref(), Some(longest.as_str()));
+        assert_eq!(report("", &"t".repeat(513)).checked_for, None);
+        assert_eq!(report("", "").checked_for, None);
+    }
+
+    /// A presence check is no attempt: the number of attempts stays.
+    #[test]
+    fn a_report_without_an_attempt_keeps_their_number() {
+        let first = after(&warm(), &Report::Outcome(outcome(false, Reason::NotFound)), 20).unwrap();
+        assert_eq!(first.status.as_ref().unwrap().attempts, Some(1));
+        let check = Outcome { attempt: 0, ..outcome(false, Reason::Removed) };
+        let second = after(&first, &Report::Outcome(check), 30).unwrap();
+        assert_eq!(second.status.unwrap().attempts, Some(1));
+    }
 }

@@ -174,4 +174,23 @@ mod tests {
             });
         }
     }
+
+    #[test]
+    fn codes_have_the_numbers_of_grpc() {
+        let known = [
+            (1, Code::Cancelled),
+            (3, Code::InvalidArgument),
+            (4, Code::DeadlineExceeded),
+            (5, Code::NotFound),
+            (7, Code::PermissionDenied),
+            (12, Code::Unimplemented),
+            (14, Code::Unavailable),
+            (16, Code::Unauthenticated),
+        ];
+        for number in -1..20 {
+            let expected = known.iter().find(|(known, _)| *known == number);
+            let expected = expected.map_or(Code::Unknown, |(_, code)| *code);
+            assert_eq!(Code::from(number), expected, "{number}");
+        }
+    }
 }

@@ -326,3 +326,26 @@ fn the_largest_secret_is_read_and_matched_in_linear_time() {
     assert_eq!(found.len(), ENTRIES / 2, "of each registry the last entry counts");
     assert!(found.iter().all(|one| one.username.parse::<usize>().unwrap() % 2 == 1));
 }
+
+#[test]
+fn debug_shows_the_number_of_registries_only() {
+    let mut keychain = Keychain::default();
+    keychain.add_dockercfg(br#"{"https://u:secret@r.example": {"username": "u"}}"#).unwrap();
+    assert_eq!(format!("{keychain:?}"), "Keychain { registries: 1 }");
+}
+
+#[test]
+fn what_counts_as_docker_hub() {
+    for (repository, is_hub) in [
+        ("app", true),
+        ("", false),
+        ("docker.io/library/app", true),
+        ("index.docker.io/library/app", true),
+        ("localhost/app", true),
+        ("/app", false),
+        ("r.example/app", false),
+        ("host:5000/app", false),
+    ] {
+        assert_eq!(is_default_registry(repository), is_hub, "{repository}");
+    }
+}

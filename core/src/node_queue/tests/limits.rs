@@ -50,6 +50,7 @@ fn one_refusal_slows_every_pull_from_the_registry_and_says_so() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!((told[0].uid.as_str(), told[0].reason.as_str()), ("b", "RateLimited"));
     assert!(told[0].message.starts_with("r.test asked for fewer requests"), "{told:?}");
+    assert_eq!(told[0].retry_at_unix_ms, 63_000, "{told:?}");
     assert_eq!((queue.held_up(20), queue.queued(20).count()), (vec![], 0), "told once");
     // Then one pull at a time, until one has gone well.
     assert_eq!(queue.wake_at(20), Some(63_000));
@@ -132,6 +133,46 @@ fn a_reported_removal_is_checked_at_once() {
     let found = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
     assert_eq!(queue.ended(&job, Ended::PresenceChecked(Ok(Some(found))), 3, 0.5), None);
     assert_eq!(words(presence_checked(&mut queue, 3, false)), Some((false, "Removed".into())));
+}
+
+/// The removal was reported while the image's own check ran and found it absent: it is pulled, and
+/// not checked once more.
+#[test]
+fn a_removal_during_a_check_that_finds_the_image_absent_changes_nothing() {
+    let mut queue = queue();
+    queue.assign(by_digest("d"), 0);
+    let job = queue.next(0).unwrap();
+    queue.removal_seen(0);
+    assert_eq!(queue.ended(&job, Ended::PresenceChecked(Ok(None)), 1, 0.5), None);
+    assert_eq!(started(&mut queue, 1), [("d".to_owned(), Step::Pull)]);
+    // A failed one waits for its retry, as it would otherwise.
+    let mut queue = self::queue();
+    queue.assign(by_digest("d"), 0);
+    let job = queue.next(0).unwrap();
+    queue.removal_seen(0);
+    let failed = Ended::PresenceChecked(Err(error(Reason::RuntimeUnavailable)));
+    let report = queue.ended(&job, failed, 1, 0.5).unwrap();
+    assert_eq!(queue.next(2), None);
+    assert_eq!(queue.wake_at(2), Some(report.retry_at_unix_ms));
+}
+
+/// While an image that was removed often is left alone, it is looked for at the usual interval.
+#[test]
+fn presence_is_checked_at_the_interval_while_a_pull_is_put_off() {
+    let mut queue = queue();
+    queue.assign(by_digest("d"), 0);
+    presence_checked(&mut queue, 0, true);
+    let mut now = 60_000;
+    presence_checked(&mut queue, now, false);
+    pulled(&mut queue, now, held(true));
+    now += 60_000;
+    // The second removal in a row: the pull is put off by a minute.
+    presence_checked(&mut queue, now, false);
+    let next = queue.wake_at(now).unwrap();
+    assert_eq!(next, now + 60_000);
+    let begin = next - 30_000;
+    queue.removal_seen(begin);
+    assert_eq!(queue.next(begin), None, "it is not believed present");
 }
 
 #[test]

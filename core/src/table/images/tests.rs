@@ -237,3 +237,18 @@ fn text_of_others_cannot_move_the_cursor() {
     let text = render_table(&Row::from_all(&[row], now()), false, false);
     assert!(!text.contains(['\u{1b}', '\r']), "{text:?}");
 }
+
+#[test]
+fn progress_is_shown_as_far_as_it_is_known() {
+    let shown = |done: i64, total: i64| {
+        let row = |progress| {
+            let pulling = Some(("Unknown", "Pulling", ""));
+            Row::from_all(&[warm("1", "node-a", APP, pulling, progress)], now()).remove(0)
+        };
+        progress(&row(json!({"progress": {"downloadedBytes": done, "totalBytes": total}})))
+    };
+    assert_eq!(shown(1, 1), "99% of 1 B", "an image is there once it is unpacked");
+    assert_eq!(shown(5_000_000, 0), "5.0 MB", "no total");
+    assert_eq!(shown(0, 0), "", "nothing is known");
+    assert_eq!(shown(-1, 10), "0% of 10 B");
+}

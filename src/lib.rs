@@ -22,7 +22,7 @@
 //! The rooms, in the order in which a Revision passes them:
 //!
 //! - [`admission`]: TLS, AdmissionReviews and verdicts. Hands admitted Revisions on.
-//! - [`fan_out`]: makes the ImageWarms of an admitted Revision.
+//! - [`fan_out`]: makes the ImageWarms of an admitted Revision, as its Configuration has it.
 //! - [`leader`]: election, and what only the leader does: repairs, garbage collection, statuses of
 //!   Knative's Images, Events.
 //! - [`sessions`]: the warmers' streams: authentication, limits, driving the assignments of

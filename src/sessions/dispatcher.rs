@@ -223,11 +223,17 @@ impl Dispatcher {
         let mut next = first;
         for handled in 1.. {
             match next {
+                Ok(Change::ImageWarm(warm)) if warm.is_terminating() => {
+                    self.writer.forget(&warm.uid);
+                    self.pull_contexts.forget(&warm.uid);
+                    self.index.delete(&warm.uid, self.now());
+                }
                 Ok(Change::ImageWarm(warm)) => {
                     let pull_context = self.pull_contexts.of(&warm, &self.stores);
                     self.index.apply(warm, pull_context, self.now());
                 }
                 Ok(Change::ImageWarmDeleted(warm)) => {
+                    self.writer.forget(&warm.uid);
                     self.pull_contexts.forget(&warm.uid);
                     self.index.delete(&warm.uid, self.now());
                 }

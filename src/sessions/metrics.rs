@@ -1,5 +1,7 @@
 //! Metrics of the warmers' streams and of the leader's assignments.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -76,6 +78,8 @@ pub struct DispatchMetrics {
     stream_ends: Family<StreamLabels, Counter>,
     connections_refused: Family<ConnectionLabels, Counter>,
     status_writes: Family<WriteLabels, Counter>,
+    /// Age in seconds of the oldest final state that is not written yet; 0 without one.
+    pub(super) oldest_unwritten_status: Gauge<f64, AtomicU64>,
 }
 
 impl DispatchMetrics {
@@ -132,6 +136,11 @@ impl DispatchMetrics {
             "dispatch_connections_refused",
             "Connections closed before they carried a stream, by reason",
             all.connections_refused.clone(),
+        );
+        registry.register(
+            "dispatch_oldest_unwritten_status_seconds",
+            "Age of the oldest final state that the API server has not taken yet; 0 without one",
+            all.oldest_unwritten_status.clone(),
         );
         registry.register(
             "dispatch_status_writes",

@@ -163,7 +163,8 @@ fn namespace_selection(value: &str) -> Result<NamespaceSelection, String> {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Leader election")]
 pub struct LeaseArgs {
-    /// Name of the Lease. The policy in deploy/rbac/controller-policy.yaml names it, too
+    /// Name of the Lease. The policy in deploy/rbac/controller-policy.yaml permits those that begin
+    /// with imagewarm-
     #[arg(
         long,
         env = "IMAGEWARM_LEASE_NAME",

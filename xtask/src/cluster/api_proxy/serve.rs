@@ -154,9 +154,16 @@ fn refusal(code: u16) -> Result<Response<Body>> {
     let (kind, text) = match code {
         404 => ("text/plain", "404 page not found\n".to_owned()),
         _ => {
+            // As RBAC words it.
+            let message = match code {
+                403 => "imagewarms.caching.knative.dev is forbidden: User \"u\" cannot create \
+                        resource \"imagewarms\" in API group \"caching.knative.dev\" in the \
+                        namespace \"n\"",
+                _ => "refused by the proxy",
+            };
             let body = json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                "message": "refused by the proxy", "reason": reason, "code": code,
+                "message": message, "reason": reason, "code": code,
             });
             ("application/json", body.to_string())
         }

@@ -198,7 +198,7 @@ fn names_are_unique_and_end_in_their_unit() {
         assert!(!metric.help.is_empty(), "{}", metric.name);
         // A gauge may be an age or a time.
         let in_seconds = metric.name.ends_with("_seconds");
-        let fits = match metric.kind {
+        let fits = match metric.kind.as_str() {
             "histogram" => in_seconds,
             "gauge" => true,
             _ => !in_seconds,

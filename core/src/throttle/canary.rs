@@ -322,6 +322,16 @@ mod tests {
     }
 
     #[test]
+    fn an_image_that_was_pulled_needs_no_canary_for_ten_minutes() {
+        use Answer::{Go, Wait};
+        let mut canaries = five();
+        requests(&mut canaries, &["a"], 0);
+        assert_eq!(canaries.opened(&key(), 100), Vec::<String>::new());
+        assert_eq!(requests(&mut canaries, &["b", "c"], 99 + OPEN_MS), [Go, Go]);
+        assert_eq!(requests(&mut canaries, &["b", "c"], 100 + OPEN_MS), [Go, Wait]);
+    }
+
+    #[test]
     fn nothing_is_kept_of_images_without_assignments() {
         let mut canaries = five();
         requests(&mut canaries, &["a", "b"], 0);

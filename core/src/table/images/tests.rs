@@ -252,3 +252,25 @@ fn progress_is_shown_as_far_as_it_is_known() {
     assert_eq!(shown(0, 0), "", "nothing is known");
     assert_eq!(shown(-1, 10), "0% of 10 B");
 }
+
+#[test]
+fn sizes_have_decimal_units() {
+    for (count, text) in [
+        (-1, "0 B"),
+        (999, "999 B"),
+        (1_000, "1.0 kB"),
+        (999_900, "999.9 kB"),
+        (1_000_000, "1.0 MB"),
+        (999_900_000, "999.9 MB"),
+        (1_000_000_000, "1.00 GB"),
+    ] {
+        assert_eq!(bytes(count), text);
+    }
+}
+
+#[test]
+fn a_pull_that_runs_is_not_settled() {
+    let pulling = [warm("1", "node-a", APP, Some(("Unknown", "Pulling", "")), json!({}))];
+    let summary = Summary::of(&Row::from_all(&pulling, now()));
+    assert!(!summary.is_settled() && !summary.all_ready());
+}

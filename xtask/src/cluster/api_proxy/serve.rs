@@ -156,9 +156,11 @@ fn refusal(code: u16) -> Result<Response<Body>> {
         _ => {
             // As RBAC words it.
             let message = match code {
-                403 => "imagewarms.caching.knative.dev is forbidden: User \"u\" cannot create \
+                403 => {
+                    "imagewarms.caching.knative.dev is forbidden: User \"u\" cannot create \
                         resource \"imagewarms\" in API group \"caching.knative.dev\" in the \
-                        namespace \"n\"",
+                        namespace \"n\""
+                }
                 _ => "refused by the proxy",
             };
             let body = json!({

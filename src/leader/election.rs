@@ -1,5 +1,9 @@
 //! Leader election with a Lease. A leader that cannot renew the Lease stops by its own clock before
 //! another replica may take over, even while the API server is unreachable.
+//!
+//! Own code: the Lease also carries the address to which warmers connect, the decision is a pure
+//! function (`imagewarm_core::election`) that tests drive through every order of events, and each
+//! write of the leader asks whether it still leads.
 
 use std::time::{Duration, Instant};
 

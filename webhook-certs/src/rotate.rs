@@ -2,6 +2,9 @@
 //! state. A new CA is trusted before it signs serving certificates, and the old one stays trusted
 //! for a while: clients and replicas that lag behind always receive a chain that they trust.
 //!
+//! Own code: `rcgen` issues the certificates, but no crate rotates a CA among replicas that share a
+//! Secret. Where cert-manager runs, `--tls-cert-dir` takes its certificates instead.
+//!
 //! ```text
 //! CA ──▶ CA + next CA ──publish lag──▶ next CA serves, old stays ──retire lag──▶ next CA alone
 //! ```

@@ -1,6 +1,9 @@
 //! Registry credentials of pull secrets, matched to images exactly as kubelet does it
 //! (`k8s.io/kubernetes/pkg/credentialprovider`). What the node itself is configured with is not
 //! known here, and no helper program is ever run.
+//!
+//! Own code: a Pod's own pull must find the same credential. Libraries for docker's configuration
+//! match hosts only, or run helpers; this is compared with kubelet's package in `tests/`.
 
 mod docker_config;
 mod location;

@@ -1,6 +1,10 @@
 //! Image references, by the grammar of `github.com/distribution/reference` (v0.6.0), which is that
 //! of kubelet, Docker and containerd. [`Named`] is a name as written, [`Reference`] the one
 //! canonical spelling that everything else compares and stores.
+//!
+//! Own code: what this accepts, and how it completes short names, must be what kubelet and the
+//! runtimes do, byte for byte; it is compared with their library in `tests/`. Errors say what to
+//! correct.
 
 mod error;
 mod grammar;

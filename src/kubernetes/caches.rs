@@ -3,7 +3,7 @@
 //!
 //! Own code rather than `kube::runtime::reflector`: that holds each object as it was sent, behind a
 //! key of three strings, and does not tell an absent type from an empty one, nor a stale cache from a
-//! current one, before something is deleted on its account. `cargo xtask bench --only memory` prints
+//! current one, before something is deleted on its account. `cargo xtask bench memory` prints
 //! the bytes for each ImageWarm.
 
 mod slim;

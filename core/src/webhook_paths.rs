@@ -17,8 +17,9 @@ pub const REVISIONS_WEBHOOK: &str = "revisions.caching.knative.dev";
 /// `{"revisions.caching.knative.dev": "/mutate/0123…"}`.
 pub const NEXT_PATHS_ANNOTATION: &str = "caching.knative.dev/next-webhook-paths";
 
-/// How long paths are in use before they are rotated.
-pub const ROTATE_AFTER_MS: i64 = 3_600_000;
+/// How long paths are in use before they are rotated. Each change costs every API server a transport,
+/// which those before client-go 0.36 never free.
+pub const ROTATE_AFTER_MS: i64 = 24 * 3_600_000;
 /// How long the next paths are announced before they are used: replicas look every ten seconds.
 pub const ANNOUNCE_FOR_MS: i64 = 60_000;
 /// How long a path is served after it was last seen: API servers learn of a change within seconds.
@@ -221,8 +222,15 @@ impl WebhookPaths {
 }
 
 /// The paths that a replica serves now, from both configurations.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ServedPaths(HashMap<String, (Endpoint, Reviews)>);
+
+/// Logs must not reveal them.
+impl std::fmt::Debug for ServedPaths {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServedPaths").field("paths", &self.0.len()).finish()
+    }
+}
 
 impl ServedPaths {
     /// What the replica remembers of each configuration.

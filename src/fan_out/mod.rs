@@ -9,19 +9,12 @@ use std::time::Instant;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::writes::{self, Created};
-use crate::telemetry::metrics::LabelValue;
 use imagewarm_core::api::knative::configuration_owner;
 use imagewarm_core::api::{CachedObject, ImageWarm, Revision};
 use imagewarm_core::demand::admitted::{AdmittedRevision, Unconfirmed, confirmed};
@@ -32,7 +25,11 @@ use imagewarm_core::policy::Policy;
 use imagewarm_core::policy::bounds::{LIMIT_REACHED, Room};
 use rate_limit::RateLimit;
 
+mod metrics;
 mod rate_limit;
+
+pub use metrics::FanOutMetrics;
+use metrics::{LeftToLeader, Outcome};
 
 /// Revisions that are fanned out concurrently; their writes share one limit.
 const REVISIONS_AT_ONCE: usize = 8;
@@ -157,7 +154,7 @@ impl FanOutWorker {
     async fn fan_out(&self, admitted: AdmittedRevision, writes: &Semaphore, limit: usize) {
         let began = Instant::now();
         let (namespace, revision) = (admitted.namespace.clone(), admitted.name.clone());
-        let confirmed = match self.confirm(&admitted).await {
+        let confirmed = match self.confirm(admitted).await {
             Ok(confirmed) => confirmed,
             Err(reason) => {
                 self.metrics.left_to_leader(reason);
@@ -207,14 +204,19 @@ impl FanOutWorker {
     /// The Revision as the API server confirms it. Whoever reaches the port may post a review; what
     /// is not in a live Configuration has no effect here, and the leader makes the ImageWarms of
     /// every Revision that exists.
-    async fn confirm(&self, admitted: &AdmittedRevision) -> Result<Revision, LeftToLeader> {
-        let AdmittedRevision { namespace, name, .. } = admitted;
-        let revision = admitted.revision().map_err(|error| {
-            tracing::warn!(namespace, name, %error, "cannot decode admitted Revision");
-            LeftToLeader::Undecodable
-        })?;
+    async fn confirm(&self, admitted: AdmittedRevision) -> Result<Revision, LeftToLeader> {
+        let (namespace, name) = (admitted.namespace.clone(), admitted.name.clone());
+        // It may be megabytes long.
+        let decoded = tokio::task::spawn_blocking(move || admitted.revision()).await;
+        let decoded = decoded.map_err(|error| error.to_string());
+        let revision = decoded
+            .and_then(|decoded| decoded.map_err(|error| error.to_string()))
+            .map_err(|error| {
+                tracing::warn!(namespace, name, error, "cannot decode admitted Revision");
+                LeftToLeader::Undecodable
+            })?;
         let owner = configuration_owner(&revision.metadata).ok_or(LeftToLeader::NoOwner)?;
-        let live = writes::read_configuration(&self.client, namespace, &owner.name).await;
+        let live = writes::read_configuration(&self.client, &namespace, &owner.name).await;
         let live = live.map_err(|error| {
             let configuration = owner.name.as_str();
             tracing::warn!(namespace, configuration, %error, "cannot read Configuration");
@@ -345,110 +347,6 @@ impl Tally {
     fn read(&self) -> (usize, usize, usize) {
         let read = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         (read(&self.created), read(&self.existed), read(&self.failed))
-    }
-}
-
-imagewarm_core::labels! {
-    /// Outcomes of an ImageWarm that a fan-out planned.
-    enum Outcome {
-        /// It was created.
-        Created,
-        /// It existed already.
-        Existed,
-        /// The API server did not create it.
-        Failed,
-        /// It exceeds the namespace's limit of ImageWarms.
-        OverLimit,
-    }
-}
-
-imagewarm_core::labels! {
-    /// Why an admitted Revision is not fanned out at once: the leader creates its ImageWarms once it
-    /// exists.
-    enum LeftToLeader {
-        /// It cannot be decoded.
-        Undecodable,
-        /// No Configuration owns it.
-        NoOwner,
-        /// The Configuration that it names as its owner does not exist.
-        OwnerNotFound,
-        /// It names an image that its Configuration does not: the review is outdated or forged.
-        OtherImages,
-        /// The API server did not return the Configuration.
-        OwnerUnreadable,
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LeftToLeaderLabels {
-    reason: LabelValue<LeftToLeader>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    outcome: LabelValue<Outcome>,
-}
-
-/// Metrics of the fan-out. Clones share their values.
-#[derive(Clone, Debug)]
-pub struct FanOutMetrics {
-    queued: Gauge,
-    rate_limited: Counter,
-    left_to_leader: Family<LeftToLeaderLabels, Counter>,
-    image_warms: Family<OutcomeLabels, Counter>,
-    duration: Histogram,
-}
-
-impl FanOutMetrics {
-    /// Registers the metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = FanOutMetrics {
-            queued: Gauge::default(),
-            rate_limited: Counter::default(),
-            left_to_leader: Family::default(),
-            image_warms: Family::default(),
-            duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
-        };
-        registry.register(
-            "fan_out_queue_length",
-            "Admitted Revisions that wait for their fan-out",
-            metrics.queued.clone(),
-        );
-        registry.register(
-            "fan_out_rate_limited",
-            "Admitted Revisions not fanned out because of their namespace's rate limit",
-            metrics.rate_limited.clone(),
-        );
-        registry.register(
-            "fan_out_left_to_leader",
-            "Admitted Revisions that were not fanned out at admission, by reason",
-            metrics.left_to_leader.clone(),
-        );
-        registry.register(
-            "fan_out_image_warms",
-            "ImageWarms that fan-outs planned, by outcome",
-            metrics.image_warms.clone(),
-        );
-        registry.register(
-            "fan_out_duration_seconds",
-            "Time from the start of a Revision's fan-out to its last ImageWarm",
-            metrics.duration.clone(),
-        );
-        metrics
-    }
-
-    fn left_to_leader(&self, reason: LeftToLeader) {
-        let labels = LeftToLeaderLabels { reason: LabelValue(reason) };
-        self.left_to_leader.get_or_create(&labels).inc();
-    }
-
-    fn count(&self, outcome: Outcome) {
-        self.count_many(outcome, 1);
-    }
-
-    fn count_many(&self, outcome: Outcome, number: usize) {
-        let labels = OutcomeLabels { outcome: LabelValue(outcome) };
-        self.image_warms.get_or_create(&labels).inc_by(number as u64);
     }
 }
 

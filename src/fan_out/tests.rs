@@ -11,8 +11,12 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
+
+use super::metrics::LeftToLeaderLabels;
 use super::*;
 use crate::admission::review::Request;
+use crate::telemetry::metrics::LabelValue;
 use imagewarm_core::api::WARM_KEY;
 use imagewarm_core::api::knative::{Configuration, ConfigurationSpec};
 use imagewarm_core::policy::Bounds;
@@ -293,7 +297,7 @@ async fn what_no_configuration_confirms_is_left_to_the_leader() {
         ),
     ];
     for (at, (admitted, reason)) in cases.into_iter().enumerate() {
-        let confirmed = worker.confirm(&admitted).await;
+        let confirmed = worker.confirm(admitted.clone()).await;
         assert_eq!(confirmed.err(), Some(reason), "case {at}");
         worker.fan_out(admitted, &Semaphore::new(4), 4).await;
         let labels = LeftToLeaderLabels { reason: LabelValue(reason) };
@@ -306,7 +310,7 @@ async fn what_no_configuration_confirms_is_left_to_the_leader() {
         object["spec"]["serviceAccountName"] = json!("admin");
         object["spec"]["imagePullSecrets"] = json!([{"name": "other"}]);
     });
-    let confirmed = worker.confirm(&greedy).await.unwrap();
+    let confirmed = worker.confirm(greedy.clone()).await.unwrap();
     assert_eq!(confirmed.spec.service_account_name, None);
     assert_eq!(confirmed.spec.image_pull_secrets, []);
     worker.fan_out(greedy, &Semaphore::new(4), 4).await;

@@ -25,13 +25,18 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Length of a slice in milliseconds, and pulls that may begin in it. Slices are short, so that
-    /// no second begins with a burst.
-    fn slice(self) -> (i64, usize) {
+    /// The number of the slice of time at `now`, and pulls that may begin in it. Slices are short, so
+    /// that no second begins with a burst; those of one second have its pulls together.
+    fn slice(self, now: i64) -> (i64, usize) {
         match self.per_second {
-            0 => (1_000, usize::MAX),
-            few @ ..10 => (1_000, few),
-            many => (100, many / 10),
+            0 => (now / 1_000, usize::MAX),
+            few @ ..10 => (now / 1_000, few),
+            many => {
+                let slice = now / 100;
+                let of_second = usize::try_from(slice.rem_euclid(10)).unwrap_or(0);
+                let until = |slices: usize| many.saturating_mul(slices) / 10;
+                (slice, until(of_second + 1) - until(of_second))
+            }
         }
     }
 }
@@ -58,15 +63,15 @@ struct Registry {
 impl Registry {
     fn may_begin(&self, limits: Limits, now: i64) -> bool {
         let pulls = if limits.pulls == 0 { usize::MAX } else { limits.pulls };
-        let (slice_ms, most) = limits.slice();
-        let begun = if self.slice == now / slice_ms { self.begun } else { 0 };
+        let (slice, most) = limits.slice(now);
+        let begun = if self.slice == slice { self.begun } else { 0 };
         now >= self.backoff_until
             && self.in_flight.len() < self.reduced.map_or(pulls, |reduced| reduced.min(pulls))
             && begun < most
     }
 
     fn begin(&mut self, uid: &str, limits: Limits, now: i64) {
-        let slice = now / limits.slice().0;
+        let (slice, _) = limits.slice(now);
         if self.slice != slice {
             (self.slice, self.begun) = (slice, 0);
         }
@@ -296,6 +301,19 @@ mod tests {
         let begun = uids.iter().filter(|uid| grants.request(uid, "one", 0, 0)).count();
         let later = [99, 100, 250].map(|now| grants.tick(now).len());
         assert_eq!((begun, later), (5, [0, 5, 5]));
+        // As many as were asked for, also where they do not divide evenly.
+        for per_second in [1, 9, 10, 11, 19, 50, 99, 1_234] {
+            let mut grants = RegistryBudgets::new(Limits { pulls: 0, per_second });
+            for at in 0..3 * per_second {
+                grants.request(&at.to_string(), "one", 0, 1_000_000);
+            }
+            let first = grants.registries["one"].in_flight.len();
+            let begun = |grants: &mut RegistryBudgets, from: i64| -> usize {
+                (from..from + 1_000).step_by(10).map(|now| grants.tick(now).len()).sum()
+            };
+            assert_eq!(first + begun(&mut grants, 1_000_000), per_second);
+            assert_eq!(begun(&mut grants, 1_001_000), per_second);
+        }
     }
 
     #[test]

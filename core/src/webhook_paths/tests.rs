@@ -86,6 +86,7 @@ fn a_new_configuration_gets_a_path_for_each_webhook_at_once() {
     assert_eq!(at(REVISIONS_WEBHOOK), (Endpoint::Mutate, Reviews::Revisions));
     assert_eq!(at(OTHER), (Endpoint::Mutate, Reviews::ImageWarms));
     assert_eq!(served.get("/mutate"), None);
+    assert_eq!(format!("{served:?}"), "ServedPaths { paths: 2 }");
     leader.observe(object.read(), 1);
     assert_eq!(leader.step(1, secrets()), Step::Keep);
 }
@@ -126,7 +127,7 @@ fn a_rotation_never_publishes_what_a_replica_does_not_serve() {
             replica.observe(object.read(), now + number as i64 * 3_000);
         }
     }
-    assert_eq!(used.len(), 2 * 4, "two webhooks, and four generations in four hours");
+    assert_eq!(used.len(), 2 * 4, "two webhooks, and four generations in four days");
     assert!(leader.served().count() <= 6, "old paths are forgotten");
     let oldest = WebhookPath::new(Endpoint::Mutate, 1);
     assert!(!serves(&leader, oldest.as_str()) && !serves(&others[0], oldest.as_str()));

@@ -41,7 +41,7 @@ const REVIEW: Duration = Duration::from_secs(30);
 /// Connections whose peer is not authenticated. Each takes some 65 kB.
 const UNPROVEN: usize = 1024;
 /// How long authentication may take: after a fail-over thousands of tokens are reviewed.
-const PROOF: Duration = Duration::from_secs(60);
+pub(crate) const PROOF: Duration = Duration::from_secs(60);
 /// The protocol of gRPC.
 const ALPN: &[&[u8]] = &[b"h2"];
 const LARGEST_MESSAGE: usize = 256 * 1024;
@@ -65,6 +65,8 @@ pub struct DispatchServer {
     pub(crate) args: DispatchArgs,
     /// The server's metrics.
     pub(crate) metrics: DispatchMetrics,
+    /// How long authentication may take.
+    pub(crate) proof: Duration,
 }
 
 /// Why the server cannot run.
@@ -88,7 +90,7 @@ impl DispatchServer {
         let tls = imagewarm_webhook_certs::server_config(self.certificates, ALPN)?;
         let limits = ConnectionLimits {
             open: Limits { unproven: UNPROVEN, proven: self.args.dispatch_connections },
-            proof: PROOF,
+            proof: self.proof,
         };
         let displaced = self.metrics.refused_connections(ConnectionRefusal::Displaced);
         let listener = TlsListener::new(listener, tls, Places::new(limits, displaced));

@@ -23,6 +23,7 @@ use crate::leader::ca_publication::Publisher;
 use crate::leader::{Controller, ControllerMetrics, Elector};
 use crate::programs::{Parts, certificates};
 use crate::sessions::metrics::DispatchMetrics;
+use crate::sessions::server::PROOF;
 use crate::sessions::{DispatchServer, Dispatcher};
 use crate::telemetry::certificates::CertificateMetrics;
 use crate::telemetry::health::{self, Readiness};
@@ -145,6 +146,7 @@ impl Replica<'_> {
             certificates: certificates.resolver.clone(),
             args: self.command.dispatch.clone(),
             metrics,
+            proof: PROOF,
         };
         let stop = self.parts.stop.clone();
         self.parts.add("dispatch server", async move { Ok(server.serve(listener, stop).await?) });

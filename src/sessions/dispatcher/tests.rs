@@ -309,6 +309,7 @@ impl Replica {
             certificates: authority.resolver.clone(),
             args: dispatcher.args.clone(),
             metrics: metrics.clone(),
+            proof: Duration::from_secs(1),
         };
         let connected = dispatcher.connected();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -560,6 +561,26 @@ async fn a_token_of_a_node_that_was_made_anew_is_rejected() {
     // Its Pod is made anew, too.
     std::fs::write(authority.file("node-a@uid-of-another"), "node-a@uid-of-node-a").unwrap();
     cluster.wait_for("app", Reason::Pulled).await;
+    node.stop().await;
+    replica.stop().await;
+}
+
+/// The connection of a warmer outlives the time that others have to authenticate.
+#[tokio::test]
+async fn an_authenticated_connection_stays_and_a_silent_one_is_closed() {
+    let (cluster, authority) = (Cluster::new(), Authority::new());
+    let replica = Replica::start(&cluster, &authority, leads()).await;
+    let node = Node::start(&authority, replica.address, "node-a", &FakeRuntime::default());
+    until("the warmer is connected", || (*node.connected.borrow()).then_some(())).await;
+    // It comes later, so the warmer's time is over when it is closed.
+    let mut silent = tokio::net::TcpStream::connect(replica.address).await.unwrap();
+    let mut byte = [0];
+    let closed = tokio::io::AsyncReadExt::read(&mut silent, &mut byte);
+    let closed = tokio::time::timeout(TIMEOUT, closed).await.unwrap();
+    assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+    cluster.assign("app", "node-a", "r.test/app:v1");
+    cluster.wait_for("app", Reason::Pulled).await;
+    assert_eq!(node.metrics.stream_failures.get(), 0, "over its first stream");
     node.stop().await;
     replica.stop().await;
 }

@@ -62,9 +62,9 @@ fn progress(uid: &str, queued: bool) -> FromWarmer {
     FromWarmer::Progress(Progress { uid: uid.into(), queued, ..Progress::default() })
 }
 
-/// Effects as short words, so that whole sequences can be compared.
-fn words(index: &mut Index) -> Vec<String> {
-    let word = |effect: Effect| match effect {
+/// Effects as short texts, so that whole sequences can be compared.
+fn described(index: &mut Index) -> Vec<String> {
+    let describe = |effect: Effect| match effect {
         Effect::Send(to, ToWarmer::Welcome(_)) => format!("{to} welcome"),
         Effect::Send(to, ToWarmer::Assign(assign)) => {
             let check = if assign.check_for.is_empty() { "" } else { " check" };
@@ -92,7 +92,7 @@ fn words(index: &mut Index) -> Vec<String> {
             format!("status {uid} {what}")
         }
     };
-    index.take_effects().into_iter().map(word).collect()
+    index.take_effects().into_iter().map(describe).collect()
 }
 
 fn index(limit: usize) -> Index {
@@ -100,33 +100,33 @@ fn index(limit: usize) -> Index {
     for (uid, node) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
         index.apply(kept(warm(uid, node, "registry.test/app:v1")), pull_context(1), 0);
     }
-    assert!(words(&mut index).is_empty());
+    assert!(described(&mut index).is_empty());
     index
 }
 
 #[test]
-fn a_node_gets_its_own_orders_and_then_synced_at_every_opening() {
+fn a_node_gets_its_own_assignments_and_then_synced_at_every_opening() {
     let mut index = index(9);
     index.open(1, "a", &hello(1, &[]), 0);
-    assert_eq!(words(&mut index), ["1 welcome", "1 assign a1", "1 assign a2", "1 synced"]);
+    assert_eq!(described(&mut index), ["1 welcome", "1 assign a1", "1 assign a2", "1 synced"]);
     index.close(1, 5);
-    assert!(words(&mut index).is_empty(), "a lost stream changes no status");
+    assert!(described(&mut index).is_empty(), "a lost stream changes no status");
     index.open(2, "a", &hello(2, &[]), 10);
-    assert_eq!(words(&mut index), ["2 welcome", "2 assign a1", "2 assign a2", "2 synced"]);
+    assert_eq!(described(&mut index), ["2 welcome", "2 assign a1", "2 assign a2", "2 synced"]);
     assert_eq!(index.connected(), ["a".to_owned()].into());
     index.open(3, "empty", &hello(1, &[]), 10);
-    assert_eq!(words(&mut index), ["3 welcome", "3 synced"]);
+    assert_eq!(described(&mut index), ["3 welcome", "3 synced"]);
 }
 
 #[test]
 fn the_newer_stream_of_a_node_stays() {
     let mut index = index(9);
     index.open(1, "a", &hello(5, &[]), 0);
-    words(&mut index);
+    described(&mut index);
     index.open(2, "a", &hello(4, &[]), 0);
-    assert_eq!(words(&mut index), ["2 close Replaced"]);
+    assert_eq!(described(&mut index), ["2 close Replaced"]);
     index.open(3, "a", &hello(6, &[]), 0);
-    assert_eq!(words(&mut index)[..2], ["1 close Replaced", "3 welcome"]);
+    assert_eq!(described(&mut index)[..2], ["1 close Replaced", "3 welcome"]);
     index.close(1, 1);
     index.close(2, 1);
     assert_eq!(index.connected().len(), 1);
@@ -138,13 +138,13 @@ fn the_newer_stream_of_a_node_stays() {
 fn a_node_cannot_speak_of_orders_of_another() {
     let mut index = index(9);
     index.open(1, "b", &hello(1, &["a1"]), 0);
-    words(&mut index);
+    described(&mut index);
     for message in [outcome("a1", Reason::Pulled), request("a1"), progress("a1", false)] {
         index.message(1, &message, 60_000);
-        assert_eq!(words(&mut index), ["1 close Misbehaved"]);
+        assert_eq!(described(&mut index), ["1 close Misbehaved"]);
     }
     index.message(1, &outcome("nobody's", Reason::Pulled), 0);
-    assert!(words(&mut index).is_empty(), "an assignment that is gone may still be spoken of");
+    assert!(described(&mut index).is_empty(), "an assignment that is gone may still be spoken of");
     assert_eq!(index.take_ignored(), 4);
     assert_eq!(index.pulls(), (0, 0), "nor hold places for them");
 }
@@ -153,24 +153,24 @@ fn a_node_cannot_speak_of_orders_of_another() {
 fn new_changed_and_deleted_orders_reach_an_open_stream() {
     let mut index = index(9);
     index.open(1, "a", &hello(1, &[]), 0);
-    words(&mut index);
+    described(&mut index);
     index.apply(kept(warm("a3", "a", "app")), pull_context(1), 0);
     index.apply(kept(warm("a3", "a", "app")), pull_context(1), 0);
-    assert_eq!(words(&mut index), ["1 assign a3"], "once");
+    assert_eq!(described(&mut index), ["1 assign a3"], "once");
     let stored = kept(with_ready(warm("a3", "a", "app"), Reason::Pulled));
     index.apply(stored.clone(), pull_context(1), 0);
-    assert!(words(&mut index).is_empty(), "the warmer knows its own report");
+    assert!(described(&mut index).is_empty(), "the warmer knows its own report");
     let check = PullContext { check_for: Some("uid/rev-2".into()), ..pull_context(2) };
     index.apply(stored.clone(), check, 0);
-    assert_eq!(words(&mut index), ["1 assign a3 check believed"]);
+    assert_eq!(described(&mut index), ["1 assign a3 check believed"]);
     index.apply(stored, pull_context(2), 0);
-    assert!(words(&mut index).is_empty(), "nothing is left to check");
+    assert!(described(&mut index).is_empty(), "nothing is left to check");
     let paid_by_another = PullContext { identities: vec![], ..pull_context(2) };
     index.apply(kept(warm("a3", "a", "app")), paid_by_another, 0);
-    assert_eq!(words(&mut index), ["1 assign a3"]);
+    assert_eq!(described(&mut index), ["1 assign a3"]);
     index.delete("a3", 0);
     index.delete("a3", 0);
-    assert_eq!(words(&mut index), ["1 withdraw a3"]);
+    assert_eq!(described(&mut index), ["1 withdraw a3"]);
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_checked_tag_is_recorded_only_for_what_was_asked() {
     let check = PullContext { check_for: Some("uid/rev-2".into()), ..pull_context(2) };
     index.apply(kept(warm("a1", "a", "app")), check, 0);
     index.open(1, "a", &hello(1, &[]), 0);
-    assert_eq!(words(&mut index), ["1 welcome", "1 assign a1 check", "1 synced"]);
+    assert_eq!(described(&mut index), ["1 welcome", "1 assign a1 check", "1 synced"]);
     for (said, recorded) in [("uid/rev-2", Some("uid/rev-2")), ("uid/rev-9", None)] {
         let FromWarmer::Outcome(mut message) = outcome("a1", Reason::Pulled) else { panic!() };
         message.checked_for = said.into();
@@ -198,11 +198,11 @@ fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
     index.apply(kept(warm("a3", "a", "registry.test/new:v1")), pull_context(9), 0);
     index.open(1, "a", &hello(1, &[]), 0);
     index.open(2, "b", &hello(1, &[]), 0);
-    words(&mut index);
+    described(&mut index);
     for (session, uid) in [(1, "a1"), (2, "b1"), (1, "a3")] {
         index.message(session, &request(uid), 0);
     }
-    assert_eq!(words(&mut index), ["1 resolve a1"]);
+    assert_eq!(described(&mut index), ["1 resolve a1"]);
     assert_eq!(index.pulls(), (1, 2));
     let job = CredentialRequest {
         uid: "a1".into(),
@@ -212,17 +212,21 @@ fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
         image: Reference::parse("registry.test/app:v1").unwrap(),
     };
     index.resolved(&job, Ok(vec![]), 0);
-    assert_eq!(words(&mut index), ["1 grant a1 0"]);
+    assert_eq!(described(&mut index), ["1 grant a1 0"]);
     index.message(1, &outcome("a1", Reason::Pulled), 1);
-    assert_eq!(words(&mut index), ["status a1 Pulled", "1 resolve a3"], "newest Revision first");
+    assert_eq!(
+        described(&mut index),
+        ["status a1 Pulled", "1 resolve a3"],
+        "newest Revision first"
+    );
     let job = CredentialRequest { uid: "a3".into(), ..job };
     let refusal = Refusal { reason: Reason::InvalidImage, message: "no image".into() };
     index.resolved(&job, Err(refusal), 2);
-    assert_eq!(words(&mut index), ["1 grant a3 0InvalidImage", "2 resolve b1"]);
+    assert_eq!(described(&mut index), ["1 grant a3 0InvalidImage", "2 resolve b1"]);
     index.resolved(&job, Ok(vec![]), 3);
-    assert!(words(&mut index).is_empty(), "its place is given up");
+    assert!(described(&mut index).is_empty(), "its place is given up");
     index.delete("b1", 4);
-    assert_eq!(words(&mut index), ["2 withdraw b1"]);
+    assert_eq!(described(&mut index), ["2 withdraw b1"]);
     assert_eq!(index.pulls(), (0, 0));
 }
 
@@ -236,12 +240,12 @@ fn running_pulls_keep_their_places_through_a_reconnect() {
     index.message(1, &request("a2"), 0);
     assert_eq!(index.pulls(), (1, 2));
     index.close(1, 10);
-    words(&mut index);
+    described(&mut index);
     assert_eq!(index.pulls(), (1, 1), "what waited is asked for again");
     index.open(3, "a", &hello(2, &["a1"]), 20);
-    assert_eq!(words(&mut index), ["3 welcome", "3 assign a1", "3 assign a2", "3 synced"]);
+    assert_eq!(described(&mut index), ["3 welcome", "3 assign a1", "3 assign a2", "3 synced"]);
     index.message(3, &outcome("a1", Reason::Pulled), 30);
-    assert_eq!(words(&mut index), ["status a1 Pulled", "2 resolve b1"]);
+    assert_eq!(described(&mut index), ["status a1 Pulled", "2 resolve b1"]);
     index.open(4, "b", &hello(2, &[]), 40);
     assert_eq!(index.pulls(), (0, 0), "a new hello that does not name it gives it up");
 }
@@ -254,17 +258,17 @@ fn a_node_without_a_warmer_is_reported_after_the_grace_period() {
     index.open(1, "a", &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     index.close(1, 1_000);
-    words(&mut index);
+    described(&mut index);
     index.tick(GRACE - 1);
-    assert!(words(&mut index).is_empty());
+    assert!(described(&mut index).is_empty());
     index.tick(GRACE);
-    assert_eq!(words(&mut index), ["status b1 waiting"]);
+    assert_eq!(described(&mut index), ["status b1 waiting"]);
     assert_eq!(index.pulls(), (1, 0));
     index.tick(GRACE + 1_000);
-    assert_eq!(words(&mut index), ["status a1 waiting", "status a2 waiting"]);
+    assert_eq!(described(&mut index), ["status a1 waiting", "status a2 waiting"]);
     assert_eq!(index.pulls(), (0, 0));
     index.tick(GRACE * 9);
-    assert!(words(&mut index).is_empty(), "once");
+    assert!(described(&mut index).is_empty(), "once");
 }
 
 #[test]
@@ -272,12 +276,12 @@ fn progress_is_written_late_and_seldom() {
     let mut index = index(9);
     index.open(1, "a", &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
-    words(&mut index);
+    described(&mut index);
     let mut written = vec![];
     for second in 0..17 {
         index.message(1, &progress("a1", false), second * 1_000);
         index.message(1, &progress("a2", true), second * 1_000);
-        written.extend(words(&mut index).into_iter().map(|word| format!("{second} {word}")));
+        written.extend(described(&mut index).into_iter().map(|word| format!("{second} {word}")));
     }
     let (queued, pulling): (Vec<_>, Vec<_>) =
         written.into_iter().partition(|word| word.contains("queued"));
@@ -289,18 +293,18 @@ fn progress_is_written_late_and_seldom() {
 fn an_image_that_is_no_reference_is_refused_in_status() {
     let mut index = Index::new(Budget::of_pulls(1), GRACE);
     index.apply(kept(warm("x", "a", "Not An Image")), pull_context(0), 0);
-    assert_eq!(words(&mut index), ["status x InvalidImage"]);
+    assert_eq!(described(&mut index), ["status x InvalidImage"]);
 }
 
 #[test]
 fn an_object_being_deleted_is_withdrawn() {
     let mut index = index(1);
     index.open(1, "a", &hello(1, &[]), 0);
-    words(&mut index);
+    described(&mut index);
     let mut going = warm("a1", "a", "registry.test/app:v1");
     going.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
     index.apply(kept(going), pull_context(1), 0);
-    assert_eq!(words(&mut index), ["1 withdraw a1"]);
+    assert_eq!(described(&mut index), ["1 withdraw a1"]);
 }
 
 #[test]
@@ -308,14 +312,14 @@ fn a_repeated_request_reads_the_secrets_once() {
     let mut index = index(1);
     index.open(1, "a", &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
-    words(&mut index);
+    described(&mut index);
     index.message(1, &request("a1"), 1);
-    assert!(words(&mut index).is_empty());
+    assert!(described(&mut index).is_empty());
     index.close(1, 2);
     index.open(2, "a", &hello(2, &[]), 3);
-    words(&mut index);
+    described(&mut index);
     index.message(2, &request("a1"), 4);
-    assert_eq!(words(&mut index), ["2 resolve a1"], "another stream needs its own answer");
+    assert_eq!(described(&mut index), ["2 resolve a1"], "another stream needs its own answer");
 }
 
 #[test]
@@ -346,9 +350,9 @@ fn an_answer_for_an_older_stream_leaves_the_request_of_the_newer_one_pending() {
     assert_eq!((first.session, second.session), (1, 2));
     index.resolved(&first, Ok(vec![]), 4);
     index.message(2, &request("a1"), 5);
-    assert!(words(&mut index).is_empty(), "its own answer is still to come");
+    assert!(described(&mut index).is_empty(), "its own answer is still to come");
     index.resolved(&second, Ok(vec![]), 6);
-    assert_eq!(words(&mut index), ["2 grant a1 0"]);
+    assert_eq!(described(&mut index), ["2 grant a1 0"]);
 }
 
 /// A warmer that has checked for a newer Revision is not sent the same request again.
@@ -356,7 +360,7 @@ fn an_answer_for_an_older_stream_leaves_the_request_of_the_newer_one_pending() {
 fn an_assignment_is_sent_again_for_another_check_only() {
     let mut index = index(9);
     index.open(1, "a", &hello(1, &[]), 0);
-    words(&mut index);
+    described(&mut index);
     let context = |check: Option<&str>| PullContext {
         check_for: check.map(str::to_owned),
         ..pull_context(1)
@@ -364,7 +368,7 @@ fn an_assignment_is_sent_again_for_another_check_only() {
     let mut apply = |check: Option<&str>| {
         let warm = kept(warm("a1", "a", "registry.test/app:v1"));
         index.apply(warm, context(check), 0);
-        words(&mut index)
+        described(&mut index)
     };
     assert_eq!(apply(Some("u/r-1")), ["1 assign a1 check"]);
     assert!(apply(Some("u/r-1")).is_empty(), "the same");
@@ -463,40 +467,40 @@ fn secrets_are_read_again_for_pulls_that_wait_for_a_credential() {
     failed(&mut index, "a2", "a", Reason::NotFound);
     failed(&mut index, "b1", "b", Reason::SecretMissing);
     failed(&mut index, "c1", "nobody", Reason::SecretMissing);
-    words(&mut index);
+    described(&mut index);
 
     index.tick(14_000);
-    assert!(words(&mut index).is_empty(), "too soon");
+    assert!(described(&mut index).is_empty(), "too soon");
     index.tick(23_000);
     assert_eq!(
-        words(&mut index),
+        described(&mut index),
         ["again a1 b1"],
         "one read for all with the same credentials and image"
     );
     index.tick(24_000);
-    assert!(words(&mut index).is_empty(), "asked already");
+    assert!(described(&mut index).is_empty(), "asked already");
 
     let both = ["a1".to_owned(), "b1".to_owned()];
     index.rechecked(&both, &missing());
-    assert!(words(&mut index).is_empty(), "nothing to try");
+    assert!(described(&mut index).is_empty(), "nothing to try");
     let mark = index.assignments["b1"].identity_mark;
     index.rechecked(&both, &found("old"));
-    assert_eq!(words(&mut index), ["2 assign b1"], "a1 was refused with the very same");
+    assert_eq!(described(&mut index), ["2 assign b1"], "a1 was refused with the very same");
     assert_ne!(index.assignments["b1"].identity_mark, mark);
     index.rechecked(&both, &found("new"));
-    assert_eq!(words(&mut index), ["1 assign a1", "2 assign b1"]);
+    assert_eq!(described(&mut index), ["1 assign a1", "2 assign b1"]);
     index.rechecked(&both, &found("new"));
-    assert!(words(&mut index).is_empty(), "once for each change");
+    assert!(described(&mut index).is_empty(), "once for each change");
 
     // The mark stays when the object changes, so that nothing is credential_changes twice.
     failed(&mut index, "b1", "b", Reason::SecretMissing);
-    assert!(words(&mut index).is_empty());
+    assert!(described(&mut index).is_empty());
     // What runs reads the Secrets itself; what is well or gone needs none.
     index.message(2, &request("b1"), 25_000);
     failed(&mut index, "a1", "a", Reason::Pulled);
-    words(&mut index);
+    described(&mut index);
     index.tick(60_000);
-    let said = words(&mut index);
+    let said = described(&mut index);
     assert!(said.iter().all(|word| !word.starts_with("again")), "{said:?}");
 }
 

@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_that_a_registry_asks_for_is_read() {
+    fn a_retry_after_is_read() {
         let image = Reference::parse("ghcr.io/team/app:v1").unwrap();
         let table = [
             ("toomanyrequests: retry-after: 217.283µs, allowed: 44000/minute", Some(0.217283)),

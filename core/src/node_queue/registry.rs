@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_registry_asks_for_is_never_cut_short_but_bounded() {
+    fn a_retry_after_is_never_cut_short_but_bounded() {
         let until =
             |message: &str, jitter| Registries::default().limited(&image(), message, 0, jitter);
         for jitter in [0.0, 0.5, 1.0] {

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_keeps_removing_is_not_fought() {
+    fn repeated_removals_are_backed_off() {
         let mut removals = Removals::default();
         let mut now = 0;
         let mut pauses = vec![];

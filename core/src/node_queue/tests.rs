@@ -109,7 +109,7 @@ fn started(queue: &mut Queue, now: i64) -> Vec<(String, Step)> {
     jobs
 }
 
-fn words(outcome: Option<Outcome>) -> Option<(bool, String)> {
+fn outcome_of(outcome: Option<Outcome>) -> Option<(bool, String)> {
     outcome.map(|outcome| (outcome.present, outcome.reason))
 }
 
@@ -137,7 +137,7 @@ fn a_digest_that_is_present_is_not_pulled() {
     let job = queue.next(0).unwrap();
     let found = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
     let report = queue.ended(&job, Ended::PresenceChecked(Ok(Some(found.clone()))), 1, 0.5);
-    assert_eq!(words(report), Some((true, "AlreadyPresent".into())));
+    assert_eq!(outcome_of(report), Some((true, "AlreadyPresent".into())));
     assert_eq!(queue.next(1), None);
     // Looked at again later; what is as it was is not reported.
     let later = queue.wake_at(1).unwrap();
@@ -152,7 +152,7 @@ fn a_lost_image_is_reported_and_pulled_again() {
     queue.assign(Assign { believed_present: true, ..by_digest("d") }, 0);
     let job = queue.next(0).unwrap();
     let report = queue.ended(&job, Ended::PresenceChecked(Ok(None)), 1, 0.5);
-    assert_eq!(words(report), Some((false, "Removed".into())));
+    assert_eq!(outcome_of(report), Some((false, "Removed".into())));
     let job = queue.next(1).unwrap();
     assert_eq!((job.step, job.attempt), (Step::Pull, 1));
     let report = queue.ended(&job, Ended::Pulled(1, held(true)), 9, 0.5).unwrap();
@@ -170,7 +170,7 @@ fn a_runtime_that_does_not_answer_has_not_lost_the_image() {
     assert_eq!(queue.ended(&job, failed(), 1, 0.5), None);
     let job = queue.next(1).unwrap();
     assert_eq!(job.uid, "e");
-    let report = words(queue.ended(&job, failed(), 1, 0.5));
+    let report = outcome_of(queue.ended(&job, failed(), 1, 0.5));
     assert_eq!(report, Some((false, "RuntimeUnavailable".into())));
 }
 
@@ -222,7 +222,7 @@ fn what_a_person_mended_is_tried_at_once() {
     let job = queue.next(0).unwrap();
     queue.ended(&job, Ended::Refused(Reason::SecretMissing, "no".into()), 0, 0.5);
     let again = queue.assign(assignment("a", "app"), 1);
-    assert_eq!(words(again), Some((false, "SecretMissing".into())), "reported again");
+    assert_eq!(outcome_of(again), Some((false, "SecretMissing".into())), "reported again");
     assert_eq!(queue.next(1), None);
     assert_eq!(queue.assign(Assign { identity_mark: 7, ..assignment("a", "app") }, 2), None);
     assert!(queue.next(2).is_some());
@@ -270,7 +270,7 @@ fn what_a_new_stream_does_not_name_is_withdrawn() {
 #[test]
 fn a_broken_reference_is_reported() {
     let report = queue().assign(assignment("a", "NOT AN IMAGE"), 0);
-    assert_eq!(words(report), Some((false, "InvalidImage".into())));
+    assert_eq!(outcome_of(report), Some((false, "InvalidImage".into())));
 }
 
 proptest! {
@@ -333,8 +333,8 @@ fn what_is_known_is_reported_again_even_during_a_presence_check() {
     assert_eq!(queue.assign(assignment("t", "r.test/app:v1"), 1), None, "the pull's end will tell");
     queue.ended(&job, Ended::Pulled(0, held(true)), 2, 0.5);
     assert_eq!(queue.next(100_000).map(|job| job.step), Some(Step::CheckPresence));
-    let told = words(queue.assign(assignment("t", "r.test/app:v1"), 100_001));
-    assert_eq!(told, Some((true, "Pulled".to_owned())));
+    let reports = outcome_of(queue.assign(assignment("t", "r.test/app:v1"), 100_001));
+    assert_eq!(reports, Some((true, "Pulled".to_owned())));
 }
 
 #[test]
@@ -349,11 +349,11 @@ fn a_check_that_failed_is_tried_again_until_it_heals() {
     assert_eq!((check.step, &*check.check_for), (Step::Pull, "u/r"));
     let down = Err(error(Reason::RegistryUnreachable));
     let failed = queue.ended(&check, Ended::Pulled(2, down), 3, 0.5);
-    assert_eq!(words(failed), Some((false, "RegistryUnreachable".to_owned())));
+    assert_eq!(outcome_of(failed), Some((false, "RegistryUnreachable".to_owned())));
     // The controller stored the failure: nothing is to be checked any more, but to be pulled.
     queue.assign(assignment("t", "r.test/app:v1"), 4);
     let again = queue.next(queue.wake_at(4).unwrap()).unwrap();
     assert_eq!(again.step, Step::Pull, "a presence check would find the old content");
     let healed = queue.ended(&again, Ended::Pulled(2_000, held(false)), 2_001, 0.5);
-    assert_eq!(words(healed), Some((true, "AlreadyPresent".to_owned())));
+    assert_eq!(outcome_of(healed), Some((true, "AlreadyPresent".to_owned())));
 }

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_each_kind_is_said_once() {
+    fn the_newest_of_each_kind_is_sent_once() {
         let mut outbox = Outbox::default();
         outbox.request("a");
         outbox.request("a");
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_said_once_a_second() {
+    fn progress_is_sent_once_a_second() {
         let mut outbox = Outbox::default();
         for now in 0..3 {
             for uid in ["a", "b"] {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_progress_is_said_after_a_second_whatever_the_clock_shows() {
+    fn the_next_progress_is_sent_after_a_second_whatever_the_clock_shows() {
         let begin = 1_000_000;
         let mut outbox = Outbox::default();
         let said = |outbox: &mut Outbox, bytes: u64, now: i64| {

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_node_is_refused_the_others_do_not_ask_for() {
+    fn what_one_node_is_refused_the_others_do_not_request() {
         let mut canaries = five();
         use Answer::{Go, Wait};
         assert_eq!(
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_long() {
+    fn no_node_waits_for_long() {
         let mut canaries = five();
         requests(&mut canaries, &["a", "b", "c"], 0);
         assert!(canaries.tick(999).is_empty());

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_that_has_had_enough_is_asked_for_what_it_bears() {
+    fn a_rate_limited_registry_gets_as_many_pulls_as_it_serves() {
         let mut grants = RegistryBudgets::new(Limits { pulls: 8, per_second: 0 });
         for uid in ["a", "b", "c", "d", "e", "f", "g", "h"] {
             assert!(grants.request(uid, "one", 0, 0));

@@ -10,7 +10,7 @@ fn five_nodes(budget: Budget) -> Index {
         index.apply(kept(warm(&uid, &node, "registry.test/app:v1")), pull_context(1), 0);
         index.open(n, &node, &hello(1, &[]), 0);
     }
-    words(&mut index);
+    described(&mut index);
     index
 }
 
@@ -21,7 +21,7 @@ fn with_canary() -> Index {
 
 fn all_ask(index: &mut Index, now: i64) -> Vec<String> {
     (1..=5).for_each(|n| index.message(n, &request(&format!("u{n}")), now));
-    words(index)
+    described(index)
 }
 
 #[test]
@@ -33,20 +33,20 @@ fn one_node_finds_out_for_all_that_credentials_are_wrong() {
     let refused = (2..=5).map(|n| format!("{n} grant u{n} 0Unauthorized"));
     let expected: Vec<_> =
         std::iter::once("status u1 Unauthorized".into()).chain(refused).collect();
-    assert_eq!(words(&mut index), expected);
+    assert_eq!(described(&mut index), expected);
     assert_eq!(index.take_savings(), (0, 4));
     // What they report is their status, and no news.
     index.message(2, &outcome("u2", Reason::Unauthorized), 200);
-    assert_eq!(words(&mut index), ["status u2 Unauthorized"]);
+    assert_eq!(described(&mut index), ["status u2 Unauthorized"]);
     index.message(3, &request("u3"), 300);
-    assert_eq!(words(&mut index), ["3 grant u3 0Unauthorized"]);
+    assert_eq!(described(&mut index), ["3 grant u3 0Unauthorized"]);
     // Once the secrets are others, one node tries at once.
     let mut paid = pull_context(1);
     paid.identities[0].secrets = vec!["another".into()];
     index.apply(kept(warm("u3", "n3", "registry.test/app:v1")), paid, 400);
-    words(&mut index);
+    described(&mut index);
     index.message(3, &request("u3"), 400);
-    assert_eq!(words(&mut index), ["3 resolve u3"]);
+    assert_eq!(described(&mut index), ["3 resolve u3"]);
 }
 
 #[test]
@@ -54,10 +54,13 @@ fn the_first_byte_lets_all_others_go() {
     let mut index = with_canary();
     all_ask(&mut index, 0);
     index.message(1, &progress("u1", false), 50);
-    assert!(words(&mut index).is_empty(), "a pull that runs proves nothing yet");
+    assert!(described(&mut index).is_empty(), "a pull that runs proves nothing yet");
     let moved = Progress { uid: "u1".into(), downloaded_bytes: 1, ..Progress::default() };
     index.message(1, &FromWarmer::Progress(moved), 60);
-    assert_eq!(words(&mut index), ["2 resolve u2", "3 resolve u3", "4 resolve u4", "5 resolve u5"]);
+    assert_eq!(
+        described(&mut index),
+        ["2 resolve u2", "3 resolve u3", "4 resolve u4", "5 resolve u5"]
+    );
 }
 
 #[test]
@@ -65,22 +68,22 @@ fn a_slow_or_lost_canary_holds_nobody_up() {
     let mut index = with_canary();
     all_ask(&mut index, 0);
     index.tick(999);
-    assert!(words(&mut index).is_empty());
+    assert!(described(&mut index).is_empty());
     index.tick(1_000);
-    assert_eq!(words(&mut index).len(), 4);
+    assert_eq!(described(&mut index).len(), 4);
     let mut index = with_canary();
     all_ask(&mut index, 0);
     index.delete("u1", 10);
-    assert_eq!(words(&mut index)[1..].len(), 4, "its assignment went away");
+    assert_eq!(described(&mut index)[1..].len(), 4, "its assignment went away");
     let mut index = with_canary();
     all_ask(&mut index, 0);
     // A node that waited comes back, and asks again.
     index.close(2, 10);
     index.open(12, "n2", &hello(2, &[]), 20);
-    words(&mut index);
+    described(&mut index);
     index.message(12, &request("u2"), 30);
     index.message(1, &outcome("u1", Reason::Pulled), 40);
-    let words = words(&mut index);
+    let words = described(&mut index);
     assert!(words.contains(&"12 resolve u2".to_owned()) && words.len() == 5, "{words:?}");
 }
 
@@ -97,15 +100,15 @@ fn a_registry_that_had_enough_of_two_nodes_is_left_alone_by_all() {
         })
     };
     index.message(1, &limited("u1"), 1_000);
-    assert_eq!(words(&mut index), ["status u1 RateLimited", "3 resolve u3"], "one node's word");
+    assert_eq!(described(&mut index), ["status u1 RateLimited", "3 resolve u3"], "one node's word");
     index.message(2, &limited("u2"), 1_000);
-    assert_eq!(words(&mut index), ["status u2 RateLimited"]);
+    assert_eq!(described(&mut index), ["status u2 RateLimited"]);
     index.message(3, &outcome("u3", Reason::Pulled), 1_500);
-    assert_eq!(words(&mut index), ["status u3 Pulled"], "its place stays empty");
+    assert_eq!(described(&mut index), ["status u3 Pulled"], "its place stays empty");
     index.tick(20_999);
-    assert!(words(&mut index).is_empty());
+    assert!(described(&mut index).is_empty());
     index.tick(21_000);
-    assert_eq!(words(&mut index).len(), 2, "it bore one, and that went well");
+    assert_eq!(described(&mut index).len(), 2, "it bore one, and that went well");
     assert_eq!(index.take_savings(), (1, 0));
 }
 
@@ -116,7 +119,7 @@ fn so_many_pulls_begin_in_a_second() {
         five_nodes(Budget { registry: Limits { per_second: 2, ..budget.registry }, ..budget });
     assert_eq!(all_ask(&mut index, 0), ["1 resolve u1", "2 resolve u2"]);
     index.tick(1_000);
-    assert_eq!(words(&mut index), ["3 resolve u3", "4 resolve u4"]);
+    assert_eq!(described(&mut index), ["3 resolve u3", "4 resolve u4"]);
     index.tick(2_000);
-    assert_eq!(words(&mut index), ["5 resolve u5"]);
+    assert_eq!(described(&mut index), ["5 resolve u5"]);
 }

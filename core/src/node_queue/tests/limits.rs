@@ -37,7 +37,7 @@ fn a_registry_gets_its_share_of_the_places_only() {
 }
 
 #[test]
-fn one_refusal_slows_every_pull_from_the_registry_and_says_so() {
+fn one_rate_limit_backs_off_every_pull_from_the_registry() {
     let mut queue = queue();
     for (uid, image) in [("a", "r.test/a"), ("b", "r.test/b"), ("d", "other.test/d")] {
         queue.assign(assignment(uid, image), 0);
@@ -46,12 +46,12 @@ fn one_refusal_slows_every_pull_from_the_registry_and_says_so() {
     assert_eq!((report.reason.as_str(), report.retry_at_unix_ms), ("RateLimited", 63_000));
     assert!(report.message.ends_with("; this node pulls nothing from it for 63 s"), "{report:?}");
     assert_eq!(started(&mut queue, 10), [("d".to_owned(), Step::Pull)]);
-    let told = queue.held_up(10);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((told[0].uid.as_str(), told[0].reason.as_str()), ("b", "RateLimited"));
-    assert!(told[0].message.starts_with("r.test asked for fewer requests"), "{told:?}");
-    assert_eq!(told[0].retry_at_unix_ms, 63_000, "{told:?}");
-    assert_eq!((queue.held_up(20), queue.queued(20).count()), (vec![], 0), "told once");
+    let reports = queue.held_up(10);
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    assert_eq!((reports[0].uid.as_str(), reports[0].reason.as_str()), ("b", "RateLimited"));
+    assert!(reports[0].message.starts_with("r.test asked for fewer requests"), "{reports:?}");
+    assert_eq!(reports[0].retry_at_unix_ms, 63_000, "{reports:?}");
+    assert_eq!((queue.held_up(20), queue.queued(20).count()), (vec![], 0), "reported once");
     // Then one pull at a time, until one has gone well.
     assert_eq!(queue.wake_at(20), Some(63_000));
     let first = queue.next(63_000).unwrap();
@@ -75,16 +75,16 @@ fn a_full_disk_is_reported_once_and_checked_often() {
     let mut queue = queue();
     queue.assign(assignment("a", "r.test/a"), 0);
     let mut now = 0;
-    let mut told = vec![];
+    let mut reports = vec![];
     for _ in 0..5 {
         let job = queue.next(now).unwrap();
         assert_eq!((job.step, job.attempt), (Step::Pull, 1), "what was not begun is no try");
-        told.extend(queue.ended(&job, Ended::NoRoom("full".into()), now, 0.5));
+        reports.extend(queue.ended(&job, Ended::NoRoom("full".into()), now, 0.5));
         now = queue.wake_at(now).unwrap();
     }
     assert_eq!(now, 5 * 15_000);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((told[0].reason.as_str(), told[0].message.as_str()), ("DiskPressure", "full"));
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    assert_eq!((reports[0].reason.as_str(), reports[0].message.as_str()), ("DiskPressure", "full"));
     assert_eq!(pulled(&mut queue, now, held(true)).reason, "Pulled");
 }
 
@@ -97,7 +97,7 @@ fn an_image_that_outgrew_its_room_needs_more_the_next_time() {
         let job = queue.next(now).unwrap();
         assert_eq!(job.room_bytes, room_bytes);
         let report = queue.ended(&job, Ended::OutOfRoom("full".into()), now, 0.5);
-        assert_eq!(words(report), Some((false, "DiskPressure".into())), "it ends the grant");
+        assert_eq!(outcome_of(report), Some((false, "DiskPressure".into())), "it ends the grant");
         now += 15_000;
     }
     assert_eq!(pulled(&mut queue, now, held(true)).reason, "Pulled");
@@ -124,7 +124,7 @@ fn a_reported_removal_is_checked_at_once() {
     presence_checked(&mut queue, 0, true);
     assert_eq!(queue.next(1), None);
     queue.removal_seen(1);
-    assert_eq!(words(presence_checked(&mut queue, 1, false)), Some((false, "Removed".into())));
+    assert_eq!(outcome_of(presence_checked(&mut queue, 1, false)), Some((false, "Removed".into())));
     pulled(&mut queue, 1, held(true));
     // While a look runs, its answer may be from before.
     queue.removal_seen(2);
@@ -132,7 +132,7 @@ fn a_reported_removal_is_checked_at_once() {
     queue.removal_seen(2);
     let found = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
     assert_eq!(queue.ended(&job, Ended::PresenceChecked(Ok(Some(found))), 3, 0.5), None);
-    assert_eq!(words(presence_checked(&mut queue, 3, false)), Some((false, "Removed".into())));
+    assert_eq!(outcome_of(presence_checked(&mut queue, 3, false)), Some((false, "Removed".into())));
 }
 
 /// The removal was reported while the image's own check ran and found it absent: it is pulled, and
@@ -214,7 +214,7 @@ fn a_removed_image_that_comes_back_or_is_wanted_anew_does_not_wait() {
     let mut queue = removed_twice();
     let at = queue.wake_at(120_000).unwrap();
     assert_eq!(
-        words(presence_checked(&mut queue, at, true)),
+        outcome_of(presence_checked(&mut queue, at, true)),
         Some((true, "AlreadyPresent".into()))
     );
     let mut queue = removed_twice();

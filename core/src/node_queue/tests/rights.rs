@@ -25,7 +25,7 @@ fn held_by_team_a() -> Queue {
 fn done(queue: &mut Queue, now: i64, step: Step, ended: Ended) -> Option<(bool, String)> {
     let job = queue.next(now).unwrap();
     assert_eq!(job.step, step);
-    words(queue.ended(&job, ended, now, 0.5))
+    outcome_of(queue.ended(&job, ended, now, 0.5))
 }
 
 #[test]
@@ -82,8 +82,8 @@ fn what_is_known_or_was_there_before_is_not_asked_for() {
     ] {
         let mut queue = held_by_team_a();
         queue.assign(assign, 1);
-        let told = done(&mut queue, 1, Step::CheckPresence, found());
-        assert_eq!(told, Some((true, "AlreadyPresent".into())), "{case}");
+        let reports = done(&mut queue, 1, Step::CheckPresence, found());
+        assert_eq!(reports, Some((true, "AlreadyPresent".into())), "{case}");
     }
     // Nobody's order: it came with the machine.
     let mut queue = queue();

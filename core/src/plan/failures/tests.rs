@@ -45,7 +45,7 @@ fn one_for_each_revision_and_reason() {
 }
 
 #[test]
-fn a_tag_that_is_gone_is_no_failure_where_the_digest_is_ordered() {
+fn a_tag_that_is_gone_is_no_failure_where_the_digest_is_assigned() {
     let mut demanded = revision("r-1", 0, &["app:v1"]);
     resolve(&mut demanded, '1');
     let by_digest = format!("app@{}", digest('1'));

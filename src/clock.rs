@@ -31,10 +31,16 @@ impl Clock {
 
     /// Waits until `monotonic_ms`; forever without one.
     pub async fn sleep_until(self, monotonic_ms: Option<i64>) {
-        match monotonic_ms.map(|at| u64::try_from(at).unwrap_or(0)) {
-            Some(at) => tokio::time::sleep_until(self.started + Duration::from_millis(at)).await,
-            None => std::future::pending().await,
-        }
+        let after_start = |ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+        sleep_until(monotonic_ms.map(|ms| self.started + after_start(ms))).await;
+    }
+}
+
+/// Waits until `at`; forever without a moment.
+pub async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -9,32 +9,35 @@ use tracing::warn;
 
 use super::Reviewer;
 use super::denial::denial;
-use super::review::{Objects, Operation, Request, Response, ReviewError, SERVING_GROUP};
-use super::validate::{KIND, check_secrets};
-use imagewarm_core::api::GROUP;
+use super::review::{KIND_IMAGE_WARM, Objects, Operation, Request, Response, ReviewError};
+use super::validate::check_secrets;
 use imagewarm_core::demand::AdmittedRevision;
 use imagewarm_core::validation::image_warm::{Changed, apply_defaults, check_value};
+use imagewarm_core::webhook_paths::Reviews;
 
 /// Answers one request. `time` is what remains of the API server's timeout.
 pub(super) async fn mutate(
     reviewer: &Reviewer,
     request: &Request<'_>,
+    reviews: Reviews,
     time: Duration,
 ) -> Result<Response, ReviewError> {
-    if request.is_about(SERVING_GROUP, "Revision") {
-        let response = Response::allow(request);
-        return Ok(match forward(reviewer, request) {
-            None => response,
-            Some(warning) => response.with_warning(&warning),
-        });
-    }
-    if request.is_about(GROUP, KIND) {
-        let objects = request.objects()?;
-        if !objects.are_terminating() {
-            return Ok(default(reviewer, request, &objects, time).await);
+    match reviews {
+        Reviews::Revisions => {
+            let response = Response::allow(request);
+            Ok(match forward(reviewer, request) {
+                None => response,
+                Some(warning) => response.with_warning(&warning),
+            })
+        }
+        Reviews::ImageWarms => {
+            let objects = request.objects()?;
+            if objects.are_terminating() {
+                return Ok(Response::allow(request));
+            }
+            Ok(default(reviewer, request, &objects, time).await)
         }
     }
-    Ok(Response::allow(request))
 }
 
 /// Forwards a Revision that is being created, undecoded. Returns a warning if not all of it is
@@ -103,7 +106,7 @@ async fn default(
     let mut errors = check_value(spec, checked);
     if !errors.is_empty() {
         errors.extend(check_secrets(reviewer, request, spec, old_spec, time).await);
-        return Response::deny(request, denial(KIND, &request.display_name(), &errors));
+        return Response::deny(request, denial(KIND_IMAGE_WARM, &request.display_name(), &errors));
     }
     with_spec(request, &objects.new.spec, spec)
 }

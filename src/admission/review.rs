@@ -20,7 +20,9 @@ use imagewarm_core::webhook_paths::Reviews;
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
 /// API group of Knative's Revision.
-pub(super) const SERVING_GROUP: &str = "serving.knative.dev";
+const SERVING_GROUP: &str = "serving.knative.dev";
+/// Kind of the objects that are defaulted and validated.
+pub(super) const KIND_IMAGE_WARM: &str = "ImageWarm";
 /// Longer than any spec that the schema admits.
 const LONGEST_SPEC: usize = 64 * 1024;
 /// Longer than any name that the API server accepts.
@@ -256,20 +258,15 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
-    /// Whether the object is of this group and kind, and the request is not for a subresource.
-    pub fn is_about(&self, group: &str, kind: &str) -> bool {
-        self.kind.group == group
-            && self.kind.kind == kind
-            && self.sub_resource.as_deref().unwrap_or_default().is_empty()
-    }
-
-    /// Whether the object is of the kind of these reviews.
+    /// Whether the object is of the kind of these reviews, and the request is not for a subresource.
     pub fn is_one_of(&self, reviews: Reviews) -> bool {
         let (group, kind) = match reviews {
             Reviews::Revisions => (SERVING_GROUP, "Revision"),
-            Reviews::ImageWarms => (GROUP, "ImageWarm"),
+            Reviews::ImageWarms => (GROUP, KIND_IMAGE_WARM),
         };
-        self.kind.group == group && self.kind.kind == kind
+        self.kind.group == group
+            && self.kind.kind == kind
+            && self.sub_resource.as_deref().unwrap_or_default().is_empty()
     }
 
     /// Decodes both objects. Fails for JSON that no Kubernetes object has, such as a number that is

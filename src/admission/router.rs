@@ -149,11 +149,14 @@ impl Webhook {
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let request = Request::parse(content_type, &body)?;
         let left = timeout.saturating_sub(RESPONSE_MARGIN).saturating_sub(began.elapsed());
-        let response = match path {
+        let response = match (path, reviews) {
             // What the path is not for has no effect, whoever sends it.
             _ if !request.is_one_of(reviews) => Response::allow(&request),
-            Path::Mutate => mutate(&self.reviewer, &request, left).await?,
-            Path::Validate => validate(&self.reviewer, &request, left).await?,
+            (Path::Mutate, _) => mutate(&self.reviewer, &request, reviews, left).await?,
+            (Path::Validate, Reviews::ImageWarms) => {
+                validate(&self.reviewer, &request, left).await?
+            }
+            (Path::Validate, Reviews::Revisions) => Response::allow(&request),
         };
         let verdict = verdict(&response);
         log_verdict(path, verdict, &request);

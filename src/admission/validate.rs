@@ -11,15 +11,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Reviewer;
 use super::denial::denial;
-use super::review::{Objects, Operation, Request, Response, ReviewError};
+use super::review::{KIND_IMAGE_WARM, Objects, Operation, Request, Response, ReviewError};
 use crate::kubernetes::secrets;
-use imagewarm_core::api::GROUP;
 use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::validation::field_error::{Fault, FieldError};
 use imagewarm_core::validation::image_warm::{Changed, check_value, new_secrets};
-
-/// Kind of the objects that are validated.
-pub(super) const KIND: &str = "ImageWarm";
 
 /// Why a pull secret is a fault of the object that names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,9 +58,6 @@ pub(super) async fn validate(
     request: &Request<'_>,
     time: Duration,
 ) -> Result<Response, ReviewError> {
-    if !request.is_about(GROUP, KIND) {
-        return Ok(Response::allow(request));
-    }
     let objects = request.objects()?;
     if objects.are_terminating() {
         return Ok(Response::allow(request));
@@ -98,7 +91,7 @@ async fn check(
         errors.extend(bounds.violation(request.namespace.as_deref().unwrap_or_default()));
     }
     if !errors.is_empty() {
-        return Response::deny(request, denial(KIND, &request.display_name(), &errors));
+        return Response::deny(request, denial(KIND_IMAGE_WARM, &request.display_name(), &errors));
     }
     let response = Response::allow(request);
     match new["nodeName"].as_str() {

@@ -138,8 +138,10 @@ pub async fn check_pull_secret(
     let object = secret_ref(namespace, name);
     let parsing =
         tokio::task::spawn_blocking(move || add_secret(&mut Keychain::default(), &object, &secret));
-    // It is only lost at the end of the process.
-    parsing.await.unwrap_or(Ok(()))
+    parsing.await.unwrap_or_else(|error| {
+        let cause = format!("its content was not read: {error}");
+        Err(SecretError::Unreachable { object: secret_ref(namespace, name), cause })
+    })
 }
 
 /// Credentials for `image`, in the order in which they are to be tried. Missing secrets are
@@ -173,12 +175,16 @@ pub async fn resolve(
     let secrets = secrets.await;
 
     // A Secret of 1 MiB takes some milliseconds.
-    let (namespace, image) = (namespace.to_owned(), image.clone());
+    let (of_namespace, image) = (namespace.to_owned(), image.clone());
+    let first = secrets.keys().next().cloned().unwrap_or_default();
     let matching = tokio::task::spawn_blocking(move || {
-        let found = credentials(&namespace, &lists, &secrets, &image, &mut failure);
+        let found = credentials(&of_namespace, &lists, &secrets, &image, &mut failure);
         (found, failure)
     });
-    let (found, failure) = matching.await.unwrap_or_default();
+    let (found, failure) = matching.await.map_err(|error| {
+        let cause = format!("the content of pull secrets was not read: {error}");
+        SecretError::Unreachable { object: secret_ref(namespace, &first), cause }
+    })?;
     match failure {
         Some(failure) if found.is_empty() => Err(failure),
         _ => Ok(found),

@@ -8,10 +8,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{
-    ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
-    Preconditions,
-};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{PartialObjectMeta, Status};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
@@ -258,12 +255,7 @@ pub async fn find_configuration(
     namespace: &str,
     configuration: &str,
 ) -> Result<Presence, ApplyError> {
-    let kind = ApiResource {
-        kind: "Configuration".into(),
-        plural: "configurations".into(),
-        ..ApiResource::erase::<Revision>(&())
-    };
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind);
+    let api: Api<Configuration> = Api::namespaced(client.clone(), namespace);
     find(configuration, api.get_metadata(configuration)).await
 }
 

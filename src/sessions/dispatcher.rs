@@ -19,7 +19,7 @@ use super::metrics::DispatchMetrics;
 use super::pull_contexts::PullContexts;
 use super::status_writer::{ApiServerSink, StatusSink, StatusWriter};
 use super::stream::{Input, Opened, Outgoing, end_status};
-use crate::clock::Clock;
+use crate::clock::{Clock, sleep_until};
 use crate::kubernetes::caches::{Change, Stores};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::WarmerIdentity;
@@ -492,13 +492,6 @@ fn empty_index(args: &DispatchArgs) -> Index {
         },
         i64::try_from(args.waiting_after.as_millis()).unwrap_or(i64::MAX),
     )
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

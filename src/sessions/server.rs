@@ -23,6 +23,7 @@ use super::DispatchArgs;
 use super::accept::accept;
 use super::metrics::{ConnectionRefusal, DispatchMetrics};
 use super::stream::{Input, Opened, Outgoing, end_status};
+use crate::clock::sleep_until;
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::{TokenError, TokenReviewer, WarmerIdentity};
 use crate::listener::{ConnectionLimits, Place, Places, TlsListener};
@@ -236,7 +237,7 @@ impl Reader {
         let ended = self.ended.clone();
         let end = tokio::select! {
             () = ended.cancelled() => StreamEnd::Closed,
-            () = expiry(self.expires) => StreamEnd::Expired,
+            () = sleep_until(self.expires) => StreamEnd::Expired,
             excess = self.forward() => match excess {
                 None => StreamEnd::Closed,
                 Some(excess) => {
@@ -267,13 +268,6 @@ impl Reader {
                 return None;
             }
         }
-    }
-}
-
-async fn expiry(expires: Option<tokio::time::Instant>) {
-    match expires {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -342,6 +342,7 @@ fn wrong_usage() {
         (vec!["crds", "--json"], "--json"),
         (vec!["reference"], "<IMAGE>"),
         (vec!["status", "-n", "shop", "-A"], "--all-namespaces"),
+        (vec!["status", "-n", "team/a"], "is not the name of a Namespace"),
     ] {
         let outcome = place.run(&words);
         assert_eq!(outcome.code, Some(2), "{words:?}: {}", outcome.stderr);

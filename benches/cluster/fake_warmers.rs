@@ -318,7 +318,10 @@ impl Waiting {
 }
 
 fn held_image() -> PresentImage {
-    PresentImage { digest: Some(format!("sha256:{}", "d".repeat(64))), size_bytes: 5_000_000 }
+    PresentImage {
+        digest: format!("sha256:{}", "d".repeat(64)).parse().ok(),
+        size_bytes: 5_000_000,
+    }
 }
 
 impl Runtime for Waiting {

@@ -23,6 +23,7 @@ pub mod runtime;
 #[cfg(any(test, feature = "samples"))]
 pub mod sample;
 pub mod settings;
+mod shared_text;
 pub mod table;
 pub mod throttle;
 pub mod validation;

@@ -89,7 +89,7 @@ pub fn knative_image(name: &str, image: &str, revision: Option<&Revision>) -> Kn
 
 /// The image by a digest of one letter.
 pub fn by_digest(image: &str, letter: char) -> String {
-    reference(image).with_digest(&digest(letter)).unwrap().as_str().to_owned()
+    reference(image).with_digest(&digest(letter).parse().unwrap()).as_str().to_owned()
 }
 
 /// Gives the Revision this routing state.
@@ -103,8 +103,7 @@ pub fn resolve(revision: &mut Revision, letter: char) {
     let resolved = |container: &Container| ContainerStatus {
         name: container.name.clone(),
         image_digest: reference(&container.image)
-            .with_digest(&digest(letter))
-            .unwrap()
+            .with_digest(&digest(letter).parse().unwrap())
             .as_str()
             .to_owned(),
     };

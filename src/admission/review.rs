@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use imagewarm_core::api::GROUP;
-use imagewarm_core::api::names::is_dns_label;
+use imagewarm_core::api::names::Namespace;
 use imagewarm_core::demand::AdmittedRevision;
 use imagewarm_core::image::quoted::{Quoted, printable, quoted};
 use imagewarm_core::webhook_paths::Reviews;
@@ -148,9 +148,11 @@ pub struct Request<'a> {
     /// Absent with `generateName`.
     #[serde(default)]
     pub name: Option<String>,
+    #[serde(default, rename = "namespace")]
+    namespace_text: Option<String>,
     /// Namespace of the object.
-    #[serde(default)]
-    pub namespace: Option<String>,
+    #[serde(skip)]
+    pub namespace: Option<Namespace>,
     /// The operation.
     #[serde(default)]
     pub operation: Operation,
@@ -221,11 +223,11 @@ impl Objects {
 }
 
 impl<'a> Request<'a> {
-    /// The Revision that is being created; `None` without an object.
+    /// The Revision that is being created; `None` without an object or a namespace, which API
+    /// servers always send.
     pub fn admitted_revision(&self) -> Option<AdmittedRevision> {
-        let namespace = self.namespace.as_deref().unwrap_or_default();
         let name = self.name.as_deref().unwrap_or_default();
-        Some(AdmittedRevision::new(namespace, name, self.object?))
+        Some(AdmittedRevision::new(self.namespace.clone()?, name, self.object?))
     }
 
     /// Decodes a body.
@@ -239,15 +241,18 @@ impl<'a> Request<'a> {
             let (api_version, kind) = (quoted(&review.api_version), quoted(&review.kind));
             return Err(ReviewError::Type { api_version, kind });
         }
-        let request = review.request.ok_or(ReviewError::NoRequest)?;
+        let mut request = review.request.ok_or(ReviewError::NoRequest)?;
         if request.uid.is_empty() {
             return Err(ReviewError::NoUid);
         }
         // They become parts of URLs and keys of maps.
-        let namespace = request.namespace.as_deref().unwrap_or_default();
-        if !namespace.is_empty() && !is_dns_label(namespace) {
-            let (value, must_be) = (quoted(namespace), "a DNS-1123 label");
-            return Err(ReviewError::Name { field: "namespace", value, must_be });
+        let namespace = request.namespace_text.take().filter(|namespace| !namespace.is_empty());
+        if let Some(namespace) = namespace {
+            let parsed = namespace.parse().map_err(|_| {
+                let (value, must_be) = (quoted(&namespace), "a DNS-1123 label");
+                ReviewError::Name { field: "namespace", value, must_be }
+            })?;
+            request.namespace = Some(parsed);
         }
         // The API server validates the name of an object after the mutating webhooks.
         let name = request.name.as_deref().unwrap_or_default();

@@ -23,6 +23,7 @@ use crate::kubernetes::request::{RequestError, request};
 use crate::kubernetes::webhook_configurations::{
     self, PublishError, ReplicaPaths, Role, WebhookConfigurations,
 };
+use imagewarm_core::api::names::Namespace;
 use imagewarm_core::settings::{duration, host_and_port};
 
 /// Timeout of one request.
@@ -33,7 +34,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct CertsArgs {
     /// Namespace of the controller
     #[arg(short, long, value_name = "NAMESPACE", default_value = "imagewarm-system")]
-    pub namespace: String,
+    pub namespace: Namespace,
 
     /// Also check the certificate served at this address; may be repeated
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]

@@ -12,6 +12,7 @@ use kube::{Client, ResourceExt};
 use crate::clock::wall_clock;
 use crate::kubernetes::request::{RequestError, request};
 use imagewarm_core::api::ImageWarm;
+use imagewarm_core::api::names::Namespace;
 use imagewarm_core::table::images::{render_json, render_table};
 use imagewarm_core::table::nodes::{NodeRow, render_nodes, render_nodes_json};
 use imagewarm_core::table::row::{Row, Summary};
@@ -25,7 +26,7 @@ const PAGE: u32 = 500;
 pub struct StatusArgs {
     /// Namespace to list. By default that of the kubeconfig's context
     #[arg(short, long, value_name = "NAMESPACE")]
-    pub namespace: Option<String>,
+    pub namespace: Option<Namespace>,
 
     /// List all namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
@@ -102,7 +103,7 @@ pub async fn run(
 ) -> Result<bool, StatusError> {
     let namespace = match &args.namespace {
         _ if args.all_namespaces => None,
-        Some(namespace) => Some(namespace.clone()),
+        Some(namespace) => Some(namespace.to_string()),
         None => Some(client.default_namespace().to_owned()),
     };
     let scope = Scope { namespace };

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::writes::{self, Created};
 use imagewarm_core::api::knative::configuration_owner;
+use imagewarm_core::api::names::Namespace;
 use imagewarm_core::api::{CachedObject, ImageWarm, Revision};
 use imagewarm_core::demand::admitted::{AdmittedRevision, Unconfirmed, confirmed};
 use imagewarm_core::demand::revision::demand;
@@ -159,11 +160,11 @@ impl FanOutWorker {
             Err(reason) => {
                 self.metrics.left_to_leader(reason);
                 let reason = reason.as_str();
-                tracing::info!(namespace, revision, reason, "Revision left to the leader");
+                tracing::info!(%namespace, revision, reason, "Revision left to the leader");
                 return;
             }
         };
-        let planned = self.plan(confirmed).await;
+        let planned = self.plan(&namespace, confirmed).await;
         if planned.is_empty() {
             return;
         }
@@ -189,7 +190,7 @@ impl FanOutWorker {
         self.metrics.duration.observe(took.as_secs_f64());
         let (created, existed, failed) = tally.read();
         tracing::info!(
-            namespace,
+            %namespace,
             revision,
             images,
             nodes,
@@ -212,14 +213,14 @@ impl FanOutWorker {
         let revision = decoded
             .and_then(|decoded| decoded.map_err(|error| error.to_string()))
             .map_err(|error| {
-                tracing::warn!(namespace, name, error, "cannot decode admitted Revision");
+                tracing::warn!(%namespace, name, error, "cannot decode admitted Revision");
                 LeftToLeader::Undecodable
             })?;
         let owner = configuration_owner(&revision.metadata).ok_or(LeftToLeader::NoOwner)?;
         let live = writes::read_configuration(&self.client, &namespace, &owner.name).await;
         let live = live.map_err(|error| {
             let configuration = owner.name.as_str();
-            tracing::warn!(namespace, configuration, %error, "cannot read Configuration");
+            tracing::warn!(%namespace, configuration, %error, "cannot read Configuration");
             LeftToLeader::OwnerUnreadable
         })?;
         let live = live.ok_or(LeftToLeader::OwnerNotFound)?;
@@ -231,9 +232,8 @@ impl FanOutWorker {
 
     /// The ImageWarms of the Revision; none if its namespace or the Revision has opted out. For
     /// thousands of nodes this takes milliseconds, so it runs on a thread for blocking work.
-    async fn plan(&self, revision: Revision) -> Vec<ImageWarm> {
-        let namespace = revision.metadata.namespace.clone().unwrap_or_default();
-        let opted_out = self.namespace_opted_out(&namespace).await;
+    async fn plan(&self, namespace: &Namespace, revision: Revision) -> Vec<ImageWarm> {
+        let opted_out = self.namespace_opted_out(namespace).await;
         let worker = self.clone();
         let planned =
             tokio::task::spawn_blocking(move || worker.plan_now(&revision, opted_out)).await;
@@ -285,7 +285,7 @@ impl FanOutWorker {
     }
 
     /// Whether the namespace is left out. Of a new one, whose event may follow, the label is read.
-    async fn namespace_opted_out(&self, namespace: &str) -> bool {
+    async fn namespace_opted_out(&self, namespace: &Namespace) -> bool {
         let bounds = self.policy.bounds;
         let opted_out = |metadata: &ObjectMeta| {
             !bounds.selects(metadata.labels.as_ref()) || metadata.deletion_timestamp.is_some()
@@ -297,7 +297,7 @@ impl FanOutWorker {
             Ok(Some(metadata)) => opted_out(&metadata),
             Ok(None) => true,
             Err(error) => {
-                tracing::warn!(namespace, %error, "cannot read Namespace");
+                tracing::warn!(%namespace, %error, "cannot read Namespace");
                 !bounds.selects_unknown()
             }
         }

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::request::request;
 use crate::clock::unix_ms;
+use imagewarm_core::api::names::{NodeName, Uid};
 use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 
 /// The required audience of a warmer's token.
@@ -59,9 +60,9 @@ pub struct TokenReviewArgs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WarmerIdentity {
     /// The node that the token is bound to.
-    pub node: String,
+    pub node: NodeName,
     /// Its uid, from Kubernetes 1.30 on: a Node of the same name may have taken its place.
-    pub node_uid: Option<String>,
+    pub node_uid: Option<Uid>,
     /// When the token itself expires, if it states so.
     pub expires: Option<Instant>,
 }
@@ -255,7 +256,7 @@ impl Review {
 fn node_of(
     status: &TokenReviewStatus,
     service_account: &str,
-) -> Result<(String, Option<String>), TokenError> {
+) -> Result<(NodeName, Option<Uid>), TokenError> {
     if status.authenticated != Some(true) {
         let error = status.error.clone().unwrap_or_default();
         // kube-apiserver has no typed field for this; all its authenticators use the word
@@ -284,7 +285,7 @@ fn node_of(
         _ => None,
     };
     let node = only(NODE_NAME_EXTRA).ok_or(TokenError::NotBound)?;
-    Ok((node, only(NODE_UID_EXTRA)))
+    Ok((node.into(), only(NODE_UID_EXTRA).map(Uid::from)))
 }
 
 /// How long the token remains valid, by its `exp` claim and the wall clock. It only shortens the

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::request::{RequestError, one_line, request};
 use imagewarm_core::api::knative::{Configuration, KnativeImageStatus};
-use imagewarm_core::api::names::{is_dns_label, is_dns_subdomain};
+use imagewarm_core::api::names::{self, is_dns_subdomain};
 use imagewarm_core::api::{ImageWarm, ImageWarmStatus, KnativeImage, Revision};
 use imagewarm_core::image::quoted::printable;
 
@@ -260,24 +260,24 @@ pub async fn find_configuration(
 }
 
 /// Metadata of the Namespace, as it is now; `None` when it does not exist.
-pub async fn read_namespace(client: &Client, name: &str) -> Result<Option<ObjectMeta>, ApplyError> {
-    if !is_dns_label(name) {
-        return Ok(None);
-    }
+pub async fn read_namespace(
+    client: &Client,
+    name: &names::Namespace,
+) -> Result<Option<ObjectMeta>, ApplyError> {
     let api: Api<Namespace> = Api::all(client.clone());
     let found = request(CALL_TIMEOUT, api.get_metadata_opt(name)).await?;
     Ok(found.map(|found| found.metadata))
 }
 
 /// Reads the Configuration that owns a Revision, as it is now; `None` when there is none, or when
-/// no object can have these names.
+/// no object can have this name.
 pub async fn read_configuration(
     client: &Client,
-    namespace: &str,
+    namespace: &names::Namespace,
     configuration: &str,
 ) -> Result<Option<Configuration>, ApplyError> {
     // The client inserts names into the URL unescaped: one with a slash would address another object.
-    if !is_dns_label(namespace) || !is_dns_subdomain(configuration) {
+    if !is_dns_subdomain(configuration) {
         return Ok(None);
     }
     let api: Api<Configuration> = Api::namespaced(client.clone(), namespace);

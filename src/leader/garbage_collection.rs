@@ -2,7 +2,6 @@
 //! removed its objects disappear before the type does.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -13,6 +12,7 @@ use super::ControllerMetrics;
 use super::still_leading::StillLeading;
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::writes::{self, ApplyError, Presence};
+use imagewarm_core::api::names::Uid;
 use imagewarm_core::api::{CREATED_FOR_ANNOTATION, CachedImageWarm, KnativeImage};
 use imagewarm_core::demand::revision::opts_out;
 use imagewarm_core::plan::diff::{Cause, Deletion};
@@ -29,7 +29,7 @@ pub(super) struct GarbageCollector {
     still_leading: StillLeading,
     metrics: ControllerMetrics,
     /// By uid.
-    orphaned_since: HashMap<Arc<str>, Instant>,
+    orphaned_since: HashMap<Uid, Instant>,
     /// Nothing is deleted before this time, since the caches are wrong.
     paused_until: Option<Instant>,
 }
@@ -136,7 +136,7 @@ impl GarbageCollector {
     fn due(&mut self, candidates: Vec<Deletion>) -> (Vec<Deletion>, Option<Instant>) {
         let now = Instant::now();
         let uid = |one: &Deletion| one.warm.uid.clone();
-        let named: HashSet<Arc<str>> = candidates.iter().map(uid).collect();
+        let named: HashSet<Uid> = candidates.iter().map(uid).collect();
         self.orphaned_since.retain(|uid, _| named.contains(uid));
         let mut next = None;
         let mut due = Vec::new();

@@ -25,6 +25,7 @@ use crate::clock::wall_clock;
 use crate::kubernetes::caches::{Change, Stores, Synced};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::writes::{self, ApplyError};
+use imagewarm_core::api::names::NodeName;
 use imagewarm_core::api::{CachedImageWarm, ImageWarm, KnativeImage, Reason, Revision};
 use imagewarm_core::demand::consumers::demands;
 use imagewarm_core::placement::{NodeFacts, RuntimeClasses};
@@ -62,7 +63,7 @@ pub struct Controller {
     /// Whether this replica leads.
     pub leadership: watch::Receiver<Leadership>,
     /// Nodes whose warmer is connected to this replica.
-    pub connected: watch::Receiver<Arc<BTreeSet<String>>>,
+    pub connected: watch::Receiver<Arc<BTreeSet<NodeName>>>,
     /// Name of this replica, for Events.
     pub instance: String,
     /// The leader's metrics.
@@ -92,7 +93,7 @@ struct Snapshot {
     runtime_classes: RuntimeClasses,
     opted_out: BTreeSet<String>,
     terminating: BTreeSet<String>,
-    connected: Arc<BTreeSet<String>>,
+    connected: Arc<BTreeSet<NodeName>>,
     may_delete: bool,
 }
 

@@ -19,6 +19,7 @@ use crate::sessions::DispatchArgs;
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::logs::LogArgs;
 use crate::telemetry::metrics;
+use imagewarm_core::api::names::Namespace;
 use imagewarm_core::settings::host_and_port;
 use parts::Replica;
 
@@ -32,7 +33,7 @@ pub struct ControllerCommand {
         value_name = "NAMESPACE",
         default_value = "imagewarm-system"
     )]
-    namespace: String,
+    namespace: Namespace,
 
     /// Name of this replica, unique among the replicas, such as the Pod's name. By default the host
     /// name and process ID

@@ -257,7 +257,10 @@ mod tests {
         let image = Reference::parse("r.test/app:v1").unwrap();
         let here = Presence::Present(
             "sha256:00".into(),
-            PresentImage { digest: Some(format!("sha256:{}", "a".repeat(64))), size_bytes: 7 },
+            PresentImage {
+                digest: format!("sha256:{}", "a".repeat(64)).parse().ok(),
+                size_bytes: 7,
+            },
         );
         let ours = format!(r#"{{"imageSpec": {{"architecture": "{}"}}}}"#, architecture());
         for info in ["", "{}", r#"{"imageSpec": {"architecture": ""}}"#, &ours] {

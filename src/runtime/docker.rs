@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use super::{EndpointError, Runtime, RuntimeFuture};
 use imagewarm_core::api::Reason;
 use imagewarm_core::image::quoted::{printable, quoted};
-use imagewarm_core::image::{Credential, Reference};
+use imagewarm_core::image::{Credential, Digest, Reference};
 use imagewarm_core::runtime::failure::classify;
 use imagewarm_core::runtime::{
     LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
@@ -126,7 +126,8 @@ impl Docker {
         };
         match self.check_presence(image).await? {
             Presence::Present(mut held) => {
-                held.digest = image.digest().map(Into::into).or(output.digest).or(held.digest);
+                let named = image.digest().and_then(|digest| digest.parse().ok());
+                held.digest = named.or(output.digest).or(held.digest);
                 Ok(PulledImage { image: held, downloaded })
             }
             Presence::OtherPlatform(platform) => Err(RuntimeError {
@@ -228,7 +229,7 @@ impl Runtime for Docker {
 #[derive(Debug, Default)]
 struct PullOutput {
     layers: HashMap<String, PullProgress>,
-    digest: Option<String>,
+    digest: Option<Digest>,
     /// Set by the last line, which alone shows that the pull succeeded.
     downloaded: Option<bool>,
 }
@@ -238,7 +239,7 @@ impl PullOutput {
     fn take(&mut self, line: &CreateImageInfo) -> Option<PullProgress> {
         let status = line.status.as_deref().unwrap_or_default();
         if let Some(digest) = status.strip_prefix("Digest: ") {
-            self.digest = Some(digest.trim().to_owned());
+            self.digest = digest.trim().parse().ok();
         }
         if let Some(end) = status.strip_prefix("Status: ") {
             self.downloaded = Some(!end.starts_with("Image is up to date"));

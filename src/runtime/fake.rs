@@ -139,7 +139,7 @@ impl Runtime for FakeRuntime {
                     }
                 }
             }
-            let image_held = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
+            let image_held = PresentImage { digest: DIGEST.parse().ok(), size_bytes: 5 };
             let mut held = self.held.lock().unwrap();
             let downloaded = held.insert(image.as_str().into(), image_held.clone()).is_none();
             Ok(PulledImage { image: image_held, downloaded })

@@ -23,6 +23,7 @@ use crate::clock::{Clock, sleep_until};
 use crate::kubernetes::caches::{Change, Stores};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::WarmerIdentity;
+use imagewarm_core::api::names::{NodeName, Uid};
 use imagewarm_core::assignment::{
     Budget, CredentialRequest, Effect, Index, Refusal, SessionId, StreamEnd,
 };
@@ -50,7 +51,7 @@ type Found = Result<Vec<Credential>, Refusal>;
 /// The result of a credential request.
 enum Resolved {
     ForPull(CredentialRequest, Found),
-    Recheck(Vec<String>, Found),
+    Recheck(Vec<Uid>, Found),
 }
 
 /// The task that owns the index. Idle unless this replica leads.
@@ -70,7 +71,7 @@ pub struct Dispatcher {
     last_session: SessionId,
     inputs: mpsc::Receiver<Input>,
     inputs_sender: mpsc::Sender<Input>,
-    connected: watch::Sender<Arc<BTreeSet<String>>>,
+    connected: watch::Sender<Arc<BTreeSet<NodeName>>>,
     credential_requests: JoinSet<Resolved>,
     /// When pull contexts are to be recomputed.
     settle_at: Option<Instant>,
@@ -135,7 +136,7 @@ impl Dispatcher {
     }
 
     /// Names of the nodes whose warmer has an open stream to this replica.
-    pub fn connected(&self) -> watch::Receiver<Arc<BTreeSet<String>>> {
+    pub fn connected(&self) -> watch::Receiver<Arc<BTreeSet<NodeName>>> {
         self.connected.subscribe()
     }
 
@@ -306,7 +307,7 @@ impl Dispatcher {
         hello: &Hello,
         reply: oneshot::Sender<Result<Opened, Status>>,
     ) {
-        let node = warmer.node.as_str();
+        let node = &warmer.node;
         if !self.active {
             let _ =
                 reply.send(Err(Status::unavailable("this replica is not ready to dispatch yet")));
@@ -315,14 +316,17 @@ impl Dispatcher {
         // The warmer of a new node may be faster than the watch on Nodes; it reconnects.
         let rejected = match self.stores.nodes.get("", node) {
             None => Some(StreamEnd::UnknownNode),
-            Some(found) if warmer.node_uid.is_some() && warmer.node_uid != found.metadata.uid => {
+            Some(found)
+                if warmer.node_uid.is_some()
+                    && warmer.node_uid.as_deref() != found.metadata.uid.as_deref() =>
+            {
                 Some(StreamEnd::OtherNode)
             }
             Some(_) => None,
         };
         if let Some(end) = rejected {
             self.metrics.stream_end(end);
-            tracing::warn!(node, reason = end.as_str(), "warmer rejected");
+            tracing::warn!(node = &**node, reason = end.as_str(), "warmer rejected");
             let _ = reply.send(Err(end_status(end, &self.leader.borrow())));
             return;
         }
@@ -332,7 +336,12 @@ impl Dispatcher {
         let capacity = UNREAD + 2 * self.index.assignments_of(node);
         let (sender, messages) = mpsc::channel(capacity);
         if reply.send(Ok(Opened { session, messages })).is_ok() {
-            tracing::debug!(node, session, runtime = hello.runtime_name, "warmer connected");
+            tracing::debug!(
+                node = &**node,
+                session,
+                runtime = hello.runtime_name,
+                "warmer connected"
+            );
             self.sessions.insert(session, sender);
             self.index.open(session, node, hello, self.now());
         }
@@ -343,7 +352,7 @@ impl Dispatcher {
         self.settle_at = None;
         self.pull_contexts.clear();
         self.pull_contexts.group(&self.stores);
-        let mut gone: BTreeSet<Arc<str>> = self.index.uids().into_iter().collect();
+        let mut gone: BTreeSet<Uid> = self.index.uids().into_iter().collect();
         for warm in self.stores.image_warms.state() {
             gone.remove(&warm.uid);
             let pull_context = self.pull_contexts.of(&warm, &self.stores);
@@ -430,7 +439,7 @@ impl Dispatcher {
     }
 
     fn cut_off(&mut self, session: SessionId) {
-        let node = self.index.node_of(session).unwrap_or_default();
+        let node = self.index.node_of(session).map(|node| &**node).unwrap_or_default();
         tracing::warn!(node, "warmer reports on another node's assignments; stream terminated");
         self.end_stream(session, StreamEnd::Misbehaved);
         self.index.close(session, self.now());

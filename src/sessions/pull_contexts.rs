@@ -10,6 +10,7 @@ use kube::ResourceExt;
 
 use crate::kubernetes::caches::Stores;
 use imagewarm_core::api::cached::Pool;
+use imagewarm_core::api::names::Uid;
 use imagewarm_core::api::{CachedImageWarm, KnativeImage, Revision};
 use imagewarm_core::demand::consumers::{Demands, demands};
 use imagewarm_core::demand::pull_context::{PullContext, pull_context};
@@ -29,7 +30,7 @@ pub(crate) struct PullContexts {
     /// By namespace.
     demands: HashMap<String, Shared>,
     /// By uid.
-    cache: HashMap<Arc<str>, Cached>,
+    cache: HashMap<Uid, Cached>,
     /// Each stored once: the ImageWarms of one Revision share it.
     pull_contexts: Pool<PullContext>,
     changed: BTreeSet<String>,

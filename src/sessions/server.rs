@@ -28,6 +28,7 @@ use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::{TokenError, TokenReviewer, WarmerIdentity};
 use crate::listener::{ConnectionLimits, Place, Places, TlsListener};
 use crate::protocol::dispatch_server::{Dispatch, DispatchServer as Service};
+use imagewarm_core::api::names::NodeName;
 use imagewarm_core::assignment::StreamEnd;
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello, from_warmer};
 use imagewarm_core::throttle::connections::Limits;
@@ -225,7 +226,7 @@ impl Dispatch for Sessions {
 /// Forwards the messages of one warmer to the dispatcher, one at a time.
 struct Reader {
     session: u64,
-    node: String,
+    node: NodeName,
     incoming: Streaming<FromWarmer>,
     inputs: mpsc::Sender<Input>,
     ended: CancellationToken,
@@ -241,7 +242,7 @@ impl Reader {
             excess = self.forward() => match excess {
                 None => StreamEnd::Closed,
                 Some(excess) => {
-                    tracing::warn!(node = self.node, ?excess, "warmer exceeds the message limits");
+                    tracing::warn!(node = &*self.node, ?excess, "warmer exceeds the message limits");
                     StreamEnd::Misbehaved
                 }
             },

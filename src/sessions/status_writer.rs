@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::{DispatchMetrics, WriteResult};
 use crate::clock::wall_clock;
 use crate::kubernetes::writes::{self, ApplyError};
+use imagewarm_core::api::names::Uid;
 use imagewarm_core::api::{CachedImageWarm, ImageWarm, ImageWarmStatus};
 use imagewarm_core::report::status::{Report, next_status};
 use pending::{Intent, Pending};
@@ -96,7 +97,7 @@ impl StatusWriter {
     }
 
     /// Queues a report. A final one replaces any queued one; progress never replaces a final one.
-    pub fn submit(&self, uid: &str, warm: Arc<CachedImageWarm>, report: Report) {
+    pub fn submit(&self, uid: &Uid, warm: Arc<CachedImageWarm>, report: Report) {
         self.lock().submit(uid, Intent { warm, report }, Instant::now());
         self.wake.notify_one();
     }
@@ -165,7 +166,7 @@ impl StatusWriter {
 
     /// A write ended. Returns the delay after which it is retried, outside of the writes in flight:
     /// what is never taken must not keep others from being written.
-    fn ended(&self, uid: &str, failed: Option<Intent>) -> Option<Duration> {
+    fn ended(&self, uid: &Uid, failed: Option<Intent>) -> Option<Duration> {
         let mut pending = self.lock();
         match failed {
             Some(intent) => pending.failed(uid, intent),

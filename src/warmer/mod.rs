@@ -26,6 +26,7 @@ use crate::clock::{Clock, unix_ms};
 use crate::runtime::{Choice, EndpointError, Runtime, Undecided};
 pub use args::WarmerArgs;
 use disk::DiskGuard;
+use imagewarm_core::api::names::Uid;
 use imagewarm_core::node_queue::{Ended, Job, Limits, Queue, Step};
 use imagewarm_core::protocol::from_controller::Message;
 use imagewarm_core::protocol::{FromController, Hello, Outcome, Progress, PullGrant};
@@ -72,9 +73,9 @@ pub struct Warmer {
     jobs: JoinSet<Ended>,
     running: HashMap<Id, (Job, AbortHandle)>,
     /// Jobs that wait for their grant, by assignment.
-    awaiting_grant: HashMap<String, oneshot::Sender<PullGrant>>,
+    awaiting_grant: HashMap<Uid, oneshot::Sender<PullGrant>>,
     /// Assignments whose pull is running.
-    pulling: HashSet<String>,
+    pulling: HashSet<Uid>,
     events: mpsc::Receiver<JobEvent>,
     events_sender: mpsc::Sender<JobEvent>,
     connected: watch::Sender<bool>,
@@ -194,7 +195,7 @@ impl Warmer {
         // From the wall clock, so that it also increases across restarts.
         let unix_ms = u64::try_from(unix_ms()).unwrap_or(0);
         self.epoch = unix_ms.max(self.epoch + 1);
-        let pulling = self.pulling.iter().cloned().collect();
+        let pulling = self.pulling.iter().map(Uid::to_string).collect();
         let (runtime, epoch) = (self.runtime.clone(), self.epoch);
         Box::pin(introduction::hello(runtime, epoch, pulling, self.logged_version.clone()))
     }
@@ -249,16 +250,16 @@ impl Warmer {
                 let report = self.queue.assign(assign, self.clock.now());
                 self.report(report);
             }
-            Some(Message::Withdraw(withdraw)) => self.withdraw(&withdraw.uid),
+            Some(Message::Withdraw(withdraw)) => self.withdraw(&withdraw.uid.into()),
             Some(Message::Synced(_)) => {
                 for uid in self.queue.synced() {
                     self.withdraw(&uid);
                 }
             }
             Some(Message::PullGrant(grant)) => {
-                if let Some(reply) = self.awaiting_grant.remove(&grant.uid) {
+                if let Some(reply) = self.awaiting_grant.remove(grant.uid.as_str()) {
                     if grant.refused_reason.is_empty() {
-                        self.pulling.insert(grant.uid.clone());
+                        self.pulling.insert(grant.uid.as_str().into());
                     }
                     // A job that has been stopped needs no grant.
                     let _ = reply.send(grant);
@@ -279,7 +280,7 @@ impl Warmer {
                 self.awaiting_grant.insert(uid, reply);
             }
             JobEvent::Progress(progress) => {
-                if self.link.is_open() && self.pulling.contains(&progress.uid) {
+                if self.link.is_open() && self.pulling.contains(progress.uid.as_str()) {
                     self.outbox.progress(progress, self.clock.monotonic_ms());
                 }
             }
@@ -308,13 +309,13 @@ impl Warmer {
         }
     }
 
-    fn withdraw(&mut self, uid: &str) {
+    fn withdraw(&mut self, uid: &Uid) {
         self.outbox.forget(uid);
         // Without an assignment no grant follows: the job ends. Another assignment of the image
         // requests its own grant.
         self.awaiting_grant.remove(uid);
         if self.queue.withdraw(uid)
-            && let Some((_, handle)) = self.running.values().find(|(job, _)| job.uid == uid)
+            && let Some((_, handle)) = self.running.values().find(|(job, _)| job.uid == *uid)
         {
             handle.abort();
         }
@@ -336,9 +337,8 @@ impl Warmer {
         }
         self.queued_reported_at = now.monotonic_ms;
         // They wait for a free place on this node, or for a grant.
-        let awaiting_grant = self.awaiting_grant.keys().map(String::as_str);
-        for uid in self.queue.queued(now).chain(awaiting_grant) {
-            let progress = Progress { uid: uid.into(), queued: true, ..Progress::default() };
+        for uid in self.queue.queued(now).chain(self.awaiting_grant.keys()) {
+            let progress = Progress { uid: uid.to_string(), queued: true, ..Progress::default() };
             self.outbox.progress(progress, now.monotonic_ms);
         }
     }

@@ -14,6 +14,7 @@ use super::disk::DiskGuard;
 use crate::clock::unix_ms;
 use crate::runtime::Runtime;
 use imagewarm_core::api::Reason;
+use imagewarm_core::api::names::Uid;
 use imagewarm_core::image::Credential;
 use imagewarm_core::node_queue::{Ended, Job, Step};
 use imagewarm_core::protocol::{Progress, PullGrant};
@@ -37,7 +38,7 @@ pub struct PullTimeouts {
 /// An event of a running job.
 pub enum JobEvent {
     /// It needs a grant.
-    GrantRequested(String, oneshot::Sender<PullGrant>),
+    GrantRequested(Uid, oneshot::Sender<PullGrant>),
     /// Its pull is running.
     Progress(Progress),
 }
@@ -178,7 +179,7 @@ async fn watched(
         reported_at.store(elapsed(), Ordering::Relaxed);
         // A full channel drops this report; a later one supersedes it.
         let _ = events.try_send(JobEvent::Progress(Progress {
-            uid: job.uid.clone(),
+            uid: job.uid.to_string(),
             queued: false,
             downloaded_bytes: progress.downloaded_bytes,
             total_bytes: progress.total_bytes,

@@ -31,7 +31,7 @@ fn index() -> Index {
             index.apply(Arc::new(warm.into()), PullContext::default(), 0);
         }
         let hello = Hello { protocol_version: 1, epoch: 1, ..Hello::default() };
-        index.open(session, node, &hello, 0);
+        index.open(session, &node.into(), &hello, 0);
     }
     index.take_effects();
     index

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use k8s_openapi::jiff::Timestamp;
 
 use super::condition::{Condition, READY, Reason};
+use super::names::{NodeName, Uid};
 use super::{
     ImageWarm, ImageWarmSpec, ImageWarmStatus, MANAGED_BY, MANAGED_BY_LABEL, Progress,
     SecretReference,
@@ -23,7 +24,7 @@ pub struct CachedImageWarm {
     /// `metadata.name`; empty without.
     pub name: Box<str>,
     /// `metadata.uid`; empty without, which the API server never stores.
-    pub uid: Arc<str>,
+    pub uid: Uid,
     /// `metadata.resourceVersion`; empty without.
     pub resource_version: Box<str>,
     /// `metadata.generation`.
@@ -35,7 +36,7 @@ pub struct CachedImageWarm {
     /// `spec.image`.
     pub image: Arc<str>,
     /// `spec.nodeName`.
-    pub node_name: Arc<str>,
+    pub node_name: NodeName,
     /// What ImageWarms of the same Revision have in common.
     pub common: Arc<Common>,
     /// `status`.
@@ -123,7 +124,7 @@ impl CachedImageWarm {
             created: metadata.creation_timestamp.map(|time| time.0),
             deletion_timestamp: metadata.deletion_timestamp.map(|time| time.0),
             image: shared.text(&spec.image),
-            node_name: shared.text(&spec.node_name),
+            node_name: shared.text(&spec.node_name).into(),
             common: shared.commons.share(common),
             status: status.map(|status| CachedStatus::new(status, shared)),
         }
@@ -348,7 +349,7 @@ mod tests {
             CachedImageWarm::new(whole("b"), &mut shared),
         );
         assert!(Arc::ptr_eq(&a.common, &b.common) && Arc::ptr_eq(&a.image, &b.image));
-        assert!(!Arc::ptr_eq(&a.node_name, &b.node_name));
+        assert_ne!(a.node_name, b.node_name);
         let (a, b) = (a.status.unwrap(), b.status.unwrap());
         assert!(Arc::ptr_eq(&a.conditions, &b.conditions));
         assert!(Arc::ptr_eq(&a.annotations, &b.annotations));

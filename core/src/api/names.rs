@@ -1,4 +1,10 @@
-//! What Kubernetes accepts as names, and the limits of an ImageWarm that two rooms share.
+//! Names that Kubernetes gives and accepts, as types, and the limits of an ImageWarm that two rooms
+//! share.
+
+use std::str::FromStr;
+
+use crate::image::quoted::quoted;
+use crate::shared_text::{from_any_text, shared_text};
 
 /// Maximum number of pull secrets of one ImageWarm.
 pub const MAX_PULL_SECRETS: usize = 16;
@@ -6,6 +12,41 @@ pub const MAX_PULL_SECRETS: usize = 16;
 pub const MAX_SUBDOMAIN: usize = 253;
 /// Maximum length of a DNS-1123 label, in bytes.
 pub const MAX_LABEL: usize = 63;
+
+shared_text! {
+    /// `metadata.uid` of an object, as the API server gave it. An ImageWarm's uid is also the identity of
+    /// its assignment, on the leader and on the node.
+    Uid
+}
+from_any_text!(Uid);
+
+shared_text! {
+    /// The name of a Node. That of an ImageWarm's spec is what somebody wrote there.
+    NodeName
+}
+from_any_text!(NodeName);
+
+shared_text! {
+    /// The name of a Namespace that came from the network: a DNS-1123 label, so that it can stand in
+    /// the path of a request.
+    Namespace
+}
+
+/// A text that no Namespace can have as its name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} is not the name of a Namespace (a DNS-1123 label: at most 63 of a-z, 0-9 and -)", quoted(.0))]
+pub struct NotANamespace(String);
+
+impl FromStr for Namespace {
+    type Err = NotANamespace;
+
+    fn from_str(text: &str) -> Result<Self, NotANamespace> {
+        match is_dns_label(text) {
+            true => Ok(Namespace(text.into())),
+            false => Err(NotANamespace(text.to_owned())),
+        }
+    }
+}
 
 /// Whether `text` is a DNS-1123 label, as names of Namespaces are.
 pub fn is_dns_label(text: &str) -> bool {
@@ -28,7 +69,17 @@ fn has_label_characters(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_namespace_is_a_dns_label() {
+        assert_eq!("team-a".parse::<Namespace>().unwrap(), "team-a");
+        let error = "../secrets".parse::<Namespace>().unwrap_err().to_string();
+        let expected = "\"../secrets\" is not the name of a Namespace (a DNS-1123 label: at most 63 \
+                        of a-z, 0-9 and -)";
+        assert_eq!(error, expected);
+    }
 
     #[test]
     fn labels_and_subdomains_follow_dns_1123() {

@@ -7,6 +7,7 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 use super::{Assignment, CredentialRequest, Effect, Index, Refusal};
 use crate::api::Reason;
+use crate::api::names::Uid;
 use crate::demand::PullIdentity;
 use crate::image::{Credential, Reference};
 use crate::protocol::from_controller::Message as ToWarmer;
@@ -29,13 +30,13 @@ pub(super) enum CredentialSet {
 /// Assignments that await credentials, and when their Secrets are to be read again.
 #[derive(Debug, Default)]
 pub(super) struct AwaitingCredentials {
-    due: HashMap<String, i64>,
+    due: HashMap<Uid, i64>,
     key: RandomState,
 }
 
 impl AwaitingCredentials {
     /// Adds or removes the assignment, by the reason in its status.
-    pub(super) fn note(&mut self, uid: &str, reason: Option<Reason>, now: i64) {
+    pub(super) fn note(&mut self, uid: &Uid, reason: Option<Reason>, now: i64) {
         if !matches!(reason, Some(Reason::SecretMissing | Reason::Unauthorized)) {
             self.due.remove(uid);
         } else if !self.due.contains_key(uid) {
@@ -59,12 +60,10 @@ impl AwaitingCredentials {
     }
 
     /// Sets the next read, with jitter so that reads do not coincide.
-    fn schedule(&mut self, uid: &str, now: i64) {
+    fn schedule(&mut self, uid: &Uid, now: i64) {
         let spread = i64::try_from(self.key.hash_one(uid) % 1_000).unwrap_or(0);
-        self.due.insert(
-            uid.to_owned(),
-            now + RECHECK_INTERVAL_MS + RECHECK_INTERVAL_MS * spread / 2_000,
-        );
+        self.due
+            .insert(uid.clone(), now + RECHECK_INTERVAL_MS + RECHECK_INTERVAL_MS * spread / 2_000);
     }
 }
 
@@ -72,7 +71,7 @@ impl Index {
     /// Starts some of the reads that are due; assignments with the same namespace, identities and
     /// image share one.
     pub(super) fn recheck_credentials(&mut self, now: i64) {
-        let mut due: Vec<(i64, &String)> = self
+        let mut due: Vec<(i64, &Uid)> = self
             .awaiting_credentials
             .due
             .iter()
@@ -87,9 +86,9 @@ impl Index {
         fn subject(assignment: &Assignment) -> Subject<'_> {
             (&assignment.warm.namespace, &assignment.pull_context.identities, &assignment.image)
         }
-        let mut reads: HashMap<Subject<'_>, (CredentialRequest, Vec<String>)> = HashMap::new();
+        let mut reads: HashMap<Subject<'_>, (CredentialRequest, Vec<Uid>)> = HashMap::new();
         for (_, uid) in due {
-            let Some(assignment) = self.assignments.get(uid.as_str()) else { continue };
+            let Some(assignment) = self.assignments.get(uid) else { continue };
             // Skipped: no warmer is connected, or a pull resolves the credentials itself.
             let session = self.nodes.get(&*assignment.warm.node_name).and_then(|node| node.session);
             let Some((session, _)) = session else { continue };
@@ -112,13 +111,13 @@ impl Index {
 
     /// Handles the result of [`Effect::RecheckCredentials`]. Secrets that still cannot be read cause no
     /// retry.
-    pub fn rechecked(&mut self, uids: &[String], found: &Result<Vec<Credential>, Refusal>) {
+    pub fn rechecked(&mut self, uids: &[Uid], found: &Result<Vec<Credential>, Refusal>) {
         let credential_set = self.awaiting_credentials.credential_set(found);
         if credential_set == CredentialSet::Refused {
             return;
         }
         for uid in uids {
-            let Some(assignment) = self.assignments.get_mut(uid.as_str()) else { continue };
+            let Some(assignment) = self.assignments.get_mut(uid) else { continue };
             if !self.awaiting_credentials.due.contains_key(uid) || self.budgets.is_in_flight(uid) {
                 continue;
             }

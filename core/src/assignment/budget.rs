@@ -6,7 +6,7 @@ use crate::throttle::canary::{Key, Released, Verdict};
 
 impl Index {
     /// Requests a permit of the registry for a pull that waits for no canary.
-    pub(super) fn admit(&mut self, uid: &str, now: i64) {
+    pub(super) fn admit(&mut self, uid: &Uid, now: i64) {
         let Some(assignment) = self.assignments.get(uid) else { return };
         let (domain, priority) = (assignment.image.domain(), assignment.pull_context.priority);
         if self.budgets.request(uid, domain, priority, now) {
@@ -15,7 +15,7 @@ impl Index {
     }
 
     /// Starts a pull that has a permit, if its node is still connected.
-    pub(super) fn start_next(&mut self, uid: &str, now: i64) {
+    pub(super) fn start_next(&mut self, uid: &Uid, now: i64) {
         let node = self.assignments.get(uid).map(|assignment| &*assignment.warm.node_name);
         let session = node.and_then(|node| self.nodes.get(node)?.session);
         if let Some((session, _)) = session {
@@ -45,7 +45,7 @@ impl Index {
     /// Applies the outcome of a pull to its registry, and to the pulls that wait for it.
     pub(super) fn record_outcome(
         &mut self,
-        uid: &str,
+        uid: &Uid,
         key: &Key,
         present: bool,
         (reason, message): (Reason, &str),
@@ -59,9 +59,10 @@ impl Index {
         }
         if reason == Reason::RateLimited {
             let retry_after = retry_after_ms(message, &key.1).map(|ms| ms as i64);
-            let node =
-                self.assignments.get(uid).map_or("", |assignment| &*assignment.warm.node_name);
-            self.backoffs += u64::from(self.budgets.back_off(registry, node, retry_after, now));
+            if let Some(Assignment { warm, .. }) = self.assignments.get(uid) {
+                let node = &warm.node_name;
+                self.backoffs += u64::from(self.budgets.back_off(registry, node, retry_after, now));
+            }
         }
         let released = self.canaries.ended(key, uid, Some((reason, message)), now);
         self.release(released, now);
@@ -78,8 +79,8 @@ impl Index {
     }
 
     /// Refuses a pull with the failure of the canary.
-    pub(super) fn refuse(&mut self, uid: &str, verdict: &Verdict) {
-        let canary = self.assignments.get(verdict.uid.as_str());
+    pub(super) fn refuse(&mut self, uid: &Uid, verdict: &Verdict) {
+        let canary = self.assignments.get(&verdict.uid);
         let (node, credential_set) = match canary {
             Some(canary) => (canary.warm.node_name.to_string(), canary.credential_set),
             None => ("another node".to_owned(), CredentialSet::Unknown),

@@ -12,6 +12,7 @@ mod stream_end;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::api::names::{NodeName, Uid};
 use crate::api::{CachedImageWarm, ConditionStatus, Reason};
 use crate::demand::PullIdentity;
 use crate::demand::pull_context::PullContext;
@@ -43,16 +44,16 @@ pub enum Effect {
     /// Resolve the credentials, and call [`Index::resolved`].
     Resolve(CredentialRequest),
     /// Resolve them again for these assignments, and call [`Index::rechecked`].
-    RecheckCredentials(CredentialRequest, Vec<String>),
+    RecheckCredentials(CredentialRequest, Vec<Uid>),
     /// Write the report to the ImageWarm's status.
-    Status(String, Arc<CachedImageWarm>, Report),
+    Status(Uid, Arc<CachedImageWarm>, Report),
 }
 
 /// A request to resolve the credentials of one pull.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CredentialRequest {
     /// Uid of the assignment.
-    pub uid: String,
+    pub uid: Uid,
     /// The stream that requested the pull.
     pub session: SessionId,
     /// Namespace of the Secrets.
@@ -125,9 +126,9 @@ impl Assignment {
         (self.warm.namespace.to_string(), self.image.clone())
     }
 
-    fn credential_request(&self, uid: &str, session: SessionId) -> CredentialRequest {
+    fn credential_request(&self, uid: &Uid, session: SessionId) -> CredentialRequest {
         CredentialRequest {
-            uid: uid.to_owned(),
+            uid: uid.clone(),
             session,
             namespace: self.warm.namespace.to_string(),
             identities: self.pull_context.identities.clone(),
@@ -138,7 +139,7 @@ impl Assignment {
 
 #[derive(Debug)]
 struct Node {
-    assignments: BTreeSet<Arc<str>>,
+    assignments: BTreeSet<Uid>,
     session: Option<(SessionId, u64)>,
     runtime: NodeRuntime,
     absent_since: i64,
@@ -149,9 +150,9 @@ struct Node {
 /// The leader's index of assignments, nodes and streams.
 #[derive(Debug)]
 pub struct Index {
-    assignments: HashMap<Arc<str>, Assignment>,
-    nodes: HashMap<String, Node>,
-    sessions: HashMap<SessionId, String>,
+    assignments: HashMap<Uid, Assignment>,
+    nodes: HashMap<NodeName, Node>,
+    sessions: HashMap<SessionId, NodeName>,
     budgets: RegistryBudgets,
     canaries: Canaries,
     awaiting_credentials: AwaitingCredentials,
@@ -210,7 +211,7 @@ impl Index {
     }
 
     /// Uids of all assignments, for comparison with a new list.
-    pub fn uids(&self) -> Vec<Arc<str>> {
+    pub fn uids(&self) -> Vec<Uid> {
         self.assignments.keys().cloned().collect()
     }
 
@@ -233,7 +234,7 @@ impl Index {
             Ok(image) => image,
             Err(error) => {
                 let report = absent(Reason::InvalidImage, error.to_string());
-                self.effects.push(Effect::Status(uid.to_string(), warm, report));
+                self.effects.push(Effect::Status(uid, warm, report));
                 return;
             }
         };
@@ -273,7 +274,7 @@ impl Index {
         old: Option<&Assignment>,
         key: Key,
         identity_mark: u64,
-        uid: &str,
+        uid: &Uid,
         now: i64,
     ) {
         match old {
@@ -294,17 +295,18 @@ impl Index {
 
     /// Removes an ImageWarm that was deleted or is terminating.
     pub fn delete(&mut self, uid: &str, now: i64) {
-        let Some(assignment) = self.assignments.remove(uid) else { return };
+        let Some((uid, assignment)) = self.assignments.remove_entry(uid) else { return };
+        let uid = &uid;
         self.awaiting_credentials.forget(uid);
         self.sizes.forget(&assignment.image);
         let released = self.canaries.withdrawn(&assignment.key(), uid, now);
         self.release(released, now);
         self.end_pull(uid, now);
-        let name = &*assignment.warm.node_name;
+        let name = &assignment.warm.node_name;
         if let Some(node) = self.nodes.get_mut(name) {
             node.assignments.remove(uid);
             if let Some((session, _)) = node.session {
-                let withdraw = ToWarmer::Withdraw(Withdraw { uid: uid.to_owned() });
+                let withdraw = ToWarmer::Withdraw(Withdraw { uid: uid.to_string() });
                 self.effects.push(Effect::Send(session, withdraw));
             } else if node.assignments.is_empty() {
                 self.nodes.remove(name);
@@ -321,13 +323,13 @@ impl Index {
     ) {
         // Without a Secret the node still pulls: the image may be public.
         let refused = found.as_ref().is_err_and(|no| no.reason != Reason::SecretMissing);
-        if let Some(assignment) = self.assignments.get_mut(job.uid.as_str()) {
+        if let Some(assignment) = self.assignments.get_mut(&job.uid) {
             assignment.credential_set = self.awaiting_credentials.credential_set(&found);
             if let Some(pull) = &mut assignment.pull {
                 pull.resolving_for.take_if(|session| *session == job.session);
             }
         }
-        if self.assignments.contains_key(job.uid.as_str())
+        if self.assignments.contains_key(&job.uid)
             && self.sessions.contains_key(&job.session)
             && self.budgets.is_in_flight(&job.uid)
         {
@@ -354,11 +356,7 @@ impl Index {
                 let Some(assignment) = self.assignments.get(uid) else { continue };
                 if ready(&assignment.warm) == ConditionStatus::Unknown {
                     let report = Report::WaitingForWarmer;
-                    self.effects.push(Effect::Status(
-                        uid.to_string(),
-                        assignment.warm.clone(),
-                        report,
-                    ));
+                    self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
                 }
                 if self.budgets.is_in_flight(uid) {
                     ended.push(uid.clone());
@@ -372,8 +370,8 @@ impl Index {
         self.recheck_credentials(now);
     }
 
-    fn node(&mut self, name: &str, now: i64) -> &mut Node {
-        self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
+    fn node(&mut self, name: &NodeName, now: i64) -> &mut Node {
+        self.nodes.entry(name.clone()).or_insert_with(|| Node {
             assignments: BTreeSet::new(),
             session: None,
             runtime: NodeRuntime::default(),
@@ -383,7 +381,7 @@ impl Index {
     }
 
     /// The pull has a permit: resolve its credentials.
-    fn start(&mut self, uid: &str, session: SessionId, now: i64) {
+    fn start(&mut self, uid: &Uid, session: SessionId, now: i64) {
         let Some(assignment) = self.assignments.get_mut(uid) else { return };
         let pull = assignment.pull();
         (pull.running_since, pull.resolving_for) = (Some(now), Some(session));
@@ -392,7 +390,7 @@ impl Index {
     }
 
     /// The pull ended or was not started: its permit passes to the next waiting pull.
-    fn end_pull(&mut self, uid: &str, now: i64) {
+    fn end_pull(&mut self, uid: &Uid, now: i64) {
         if let Some(assignment) = self.assignments.get_mut(uid) {
             assignment.pull = None;
             let released = self.canaries.ended(&assignment.key(), uid, None, now);

@@ -15,33 +15,33 @@ impl Index {
             FromWarmer::Outcome(outcome) => &outcome.uid,
             FromWarmer::PullRequest(request) => &request.uid,
         };
-        if !self.is_assigned(uid, session) {
-            return;
-        }
+        let Some(uid) = self.assigned(uid, session) else { return };
         match message {
-            FromWarmer::PullRequest(_) => self.pull_requested(uid, session, now),
-            FromWarmer::Progress(progress) => self.progress_reported(progress, now),
-            FromWarmer::Outcome(outcome) => self.outcome_reported(outcome, now),
+            FromWarmer::PullRequest(_) => self.pull_requested(&uid, session, now),
+            FromWarmer::Progress(progress) => self.progress_reported(&uid, progress, now),
+            FromWarmer::Outcome(outcome) => self.outcome_reported(&uid, outcome, now),
             FromWarmer::Hello(_) => {}
         }
     }
 
-    /// Whether the assignment belongs to the stream's node. Counts what is ignored.
-    fn is_assigned(&mut self, uid: &str, session: SessionId) -> bool {
-        let node = self.sessions.get(&session).map(String::as_str);
-        let assignment = self.assignments.get(uid);
-        if assignment.is_some_and(|one| node.is_some_and(|node| node == &*one.warm.node_name)) {
-            return true;
+    /// The uid of the assignment, if that belongs to the stream's node. Counts what is ignored.
+    fn assigned(&mut self, uid: &str, session: SessionId) -> Option<Uid> {
+        let node = self.sessions.get(&session);
+        let assignment = self.assignments.get_key_value(uid);
+        if let Some((uid, Assignment { warm, .. })) = assignment
+            && node == Some(&warm.node_name)
+        {
+            return Some(uid.clone());
         }
         self.ignored += 1;
         // Only the assignment's own node receives its uid: the sender is not an honest warmer.
         if node.is_some() && assignment.is_some() {
             self.effects.push(Effect::Close(session, StreamEnd::Misbehaved));
         }
-        false
+        None
     }
 
-    fn pull_requested(&mut self, uid: &str, session: SessionId, now: i64) {
+    fn pull_requested(&mut self, uid: &Uid, session: SessionId, now: i64) {
         let Some(assignment) = self.assignments.get(uid) else { return };
         if assignment.pull.as_ref().is_some_and(|pull| pull.resolving_for == Some(session)) {
             return;
@@ -53,9 +53,8 @@ impl Index {
         }
     }
 
-    fn progress_reported(&mut self, progress: &protocol::Progress, now: i64) {
-        let uid = &progress.uid;
-        let Some(assignment) = self.assignments.get_mut(uid.as_str()) else { return };
+    fn progress_reported(&mut self, uid: &Uid, progress: &protocol::Progress, now: i64) {
+        let Some(assignment) = self.assignments.get_mut(uid) else { return };
         if is_due(assignment, progress, now) {
             let report = Report::from(progress);
             self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
@@ -67,9 +66,8 @@ impl Index {
         }
     }
 
-    fn outcome_reported(&mut self, reported: &protocol::Outcome, now: i64) {
-        let uid = &reported.uid;
-        let Some(assignment) = self.assignments.get(uid.as_str()) else { return };
+    fn outcome_reported(&mut self, uid: &Uid, reported: &protocol::Outcome, now: i64) {
+        let Some(assignment) = self.assignments.get(uid) else { return };
         let mut outcome = Outcome::from(reported);
         let requested = assignment.pull_context.check_for.as_ref();
         outcome.checked_for = outcome.checked_for.filter(|token| Some(token) == requested);

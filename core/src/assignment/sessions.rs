@@ -4,17 +4,17 @@ use super::*;
 
 impl Index {
     /// Nodes with an open stream.
-    pub fn connected(&self) -> BTreeSet<String> {
+    pub fn connected(&self) -> BTreeSet<NodeName> {
         self.sessions.values().cloned().collect()
     }
 
     /// The node of an open stream.
-    pub fn node_of(&self, session: SessionId) -> Option<&str> {
-        self.sessions.get(&session).map(String::as_str)
+    pub fn node_of(&self, session: SessionId) -> Option<&NodeName> {
+        self.sessions.get(&session)
     }
 
     /// Registers the stream of the warmer on node `name`, after its `Hello`.
-    pub fn open(&mut self, session: SessionId, name: &str, hello: &Hello, now: i64) {
+    pub fn open(&mut self, session: SessionId, name: &NodeName, hello: &Hello, now: i64) {
         let node = self.node(name, now);
         if let Some((older, epoch)) = node.session {
             if epoch > hello.epoch {
@@ -27,12 +27,12 @@ impl Index {
         let node = self.node(name, now);
         node.session = Some((session, hello.epoch));
         node.runtime = NodeRuntime::from(hello);
-        let uids: Vec<Arc<str>> = node.assignments.iter().cloned().collect();
-        self.sessions.insert(session, name.to_owned());
+        let uids: Vec<Uid> = node.assignments.iter().cloned().collect();
+        self.sessions.insert(session, name.clone());
         let welcome = Welcome {
             protocol_version: PROTOCOL_VERSION,
             controller_version: env!("CARGO_PKG_VERSION").into(),
-            node_name: name.into(),
+            node_name: name.to_string(),
             ..Welcome::default()
         };
         self.effects.push(Effect::Send(session, ToWarmer::Welcome(welcome)));
@@ -66,7 +66,7 @@ impl Index {
             return;
         }
         (node.session, node.absent_since, node.absence_unreported) = (None, now, true);
-        let uids: Vec<Arc<str>> = node.assignments.iter().cloned().collect();
+        let uids: Vec<Uid> = node.assignments.iter().cloned().collect();
         if uids.is_empty() {
             self.nodes.remove(&name);
         }

@@ -107,25 +107,25 @@ fn index(limit: usize) -> Index {
 #[test]
 fn a_node_gets_its_own_assignments_and_then_synced_at_every_opening() {
     let mut index = index(9);
-    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
     assert_eq!(described(&mut index), ["1 welcome", "1 assign a1", "1 assign a2", "1 synced"]);
     index.close(1, 5);
     assert!(described(&mut index).is_empty(), "a lost stream changes no status");
-    index.open(2, "a", &hello(2, &[]), 10);
+    index.open(2, &"a".into(), &hello(2, &[]), 10);
     assert_eq!(described(&mut index), ["2 welcome", "2 assign a1", "2 assign a2", "2 synced"]);
-    assert_eq!(index.connected(), ["a".to_owned()].into());
-    index.open(3, "empty", &hello(1, &[]), 10);
+    assert_eq!(index.connected(), [NodeName::from("a")].into());
+    index.open(3, &"empty".into(), &hello(1, &[]), 10);
     assert_eq!(described(&mut index), ["3 welcome", "3 synced"]);
 }
 
 #[test]
 fn the_newer_stream_of_a_node_stays() {
     let mut index = index(9);
-    index.open(1, "a", &hello(5, &[]), 0);
+    index.open(1, &"a".into(), &hello(5, &[]), 0);
     described(&mut index);
-    index.open(2, "a", &hello(4, &[]), 0);
+    index.open(2, &"a".into(), &hello(4, &[]), 0);
     assert_eq!(described(&mut index), ["2 close Replaced"]);
-    index.open(3, "a", &hello(6, &[]), 0);
+    index.open(3, &"a".into(), &hello(6, &[]), 0);
     assert_eq!(described(&mut index)[..2], ["1 close Replaced", "3 welcome"]);
     index.close(1, 1);
     index.close(2, 1);
@@ -137,7 +137,7 @@ fn the_newer_stream_of_a_node_stays() {
 #[test]
 fn a_node_cannot_speak_of_orders_of_another() {
     let mut index = index(9);
-    index.open(1, "b", &hello(1, &["a1"]), 0);
+    index.open(1, &"b".into(), &hello(1, &["a1"]), 0);
     described(&mut index);
     for message in [outcome("a1", Reason::Pulled), request("a1"), progress("a1", false)] {
         index.message(1, &message, 60_000);
@@ -152,7 +152,7 @@ fn a_node_cannot_speak_of_orders_of_another() {
 #[test]
 fn new_changed_and_deleted_orders_reach_an_open_stream() {
     let mut index = index(9);
-    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
     described(&mut index);
     index.apply(kept(warm("a3", "a", "app")), pull_context(1), 0);
     index.apply(kept(warm("a3", "a", "app")), pull_context(1), 0);
@@ -178,7 +178,7 @@ fn a_checked_tag_is_recorded_only_for_what_was_asked() {
     let mut index = Index::new(Budget::of_pulls(9), GRACE);
     let check = PullContext { check_for: Some("uid/rev-2".into()), ..pull_context(2) };
     index.apply(kept(warm("a1", "a", "app")), check, 0);
-    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
     assert_eq!(described(&mut index), ["1 welcome", "1 assign a1 check", "1 synced"]);
     for (said, recorded) in [("uid/rev-2", Some("uid/rev-2")), ("uid/rev-9", None)] {
         let FromWarmer::Outcome(mut message) = outcome("a1", Reason::Pulled) else { panic!() };
@@ -196,8 +196,8 @@ fn a_checked_tag_is_recorded_only_for_what_was_asked() {
 fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
     let mut index = index(1);
     index.apply(kept(warm("a3", "a", "registry.test/new:v1")), pull_context(9), 0);
-    index.open(1, "a", &hello(1, &[]), 0);
-    index.open(2, "b", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
+    index.open(2, &"b".into(), &hello(1, &[]), 0);
     described(&mut index);
     for (session, uid) in [(1, "a1"), (2, "b1"), (1, "a3")] {
         index.message(session, &request(uid), 0);
@@ -233,8 +233,8 @@ fn pulls_beyond_the_limit_of_a_registry_wait_for_their_turn() {
 #[test]
 fn running_pulls_keep_their_places_through_a_reconnect() {
     let mut index = index(1);
-    index.open(1, "a", &hello(1, &[]), 0);
-    index.open(2, "b", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
+    index.open(2, &"b".into(), &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     index.message(2, &request("b1"), 0);
     index.message(1, &request("a2"), 0);
@@ -242,11 +242,11 @@ fn running_pulls_keep_their_places_through_a_reconnect() {
     index.close(1, 10);
     described(&mut index);
     assert_eq!(index.pulls(), (1, 1), "what waited is asked for again");
-    index.open(3, "a", &hello(2, &["a1"]), 20);
+    index.open(3, &"a".into(), &hello(2, &["a1"]), 20);
     assert_eq!(described(&mut index), ["3 welcome", "3 assign a1", "3 assign a2", "3 synced"]);
     index.message(3, &outcome("a1", Reason::Pulled), 30);
     assert_eq!(described(&mut index), ["status a1 Pulled", "2 resolve b1"]);
-    index.open(4, "b", &hello(2, &[]), 40);
+    index.open(4, &"b".into(), &hello(2, &[]), 40);
     assert_eq!(index.pulls(), (0, 0), "a new hello that does not name it gives it up");
 }
 
@@ -255,7 +255,7 @@ fn a_node_without_a_warmer_is_reported_after_the_grace_period() {
     let mut index = index(1);
     index.apply(kept(with_ready(warm("a3", "a", "app"), Reason::Pulled)), pull_context(0), 0);
     index.apply(kept(with_ready(warm("a4", "a", "app"), Reason::NotFound)), pull_context(0), 0);
-    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     index.close(1, 1_000);
     described(&mut index);
@@ -274,7 +274,7 @@ fn a_node_without_a_warmer_is_reported_after_the_grace_period() {
 #[test]
 fn progress_is_written_late_and_seldom() {
     let mut index = index(9);
-    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     described(&mut index);
     let mut written = vec![];
@@ -299,7 +299,7 @@ fn an_image_that_is_no_reference_is_refused_in_status() {
 #[test]
 fn an_object_being_deleted_is_withdrawn() {
     let mut index = index(1);
-    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
     described(&mut index);
     let mut going = warm("a1", "a", "registry.test/app:v1");
     going.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
@@ -310,13 +310,13 @@ fn an_object_being_deleted_is_withdrawn() {
 #[test]
 fn a_repeated_request_reads_the_secrets_once() {
     let mut index = index(1);
-    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     described(&mut index);
     index.message(1, &request("a1"), 1);
     assert!(described(&mut index).is_empty());
     index.close(1, 2);
-    index.open(2, "a", &hello(2, &[]), 3);
+    index.open(2, &"a".into(), &hello(2, &[]), 3);
     described(&mut index);
     index.message(2, &request("a1"), 4);
     assert_eq!(described(&mut index), ["2 resolve a1"], "another stream needs its own answer");
@@ -340,11 +340,11 @@ fn an_answer_for_an_older_stream_leaves_the_request_of_the_newer_one_pending() {
             _ => None,
         })
     };
-    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     let first = request_of(&mut index).unwrap();
     index.close(1, 1);
-    index.open(2, "a", &hello(2, &[]), 2);
+    index.open(2, &"a".into(), &hello(2, &[]), 2);
     index.message(2, &request("a1"), 3);
     let second = request_of(&mut index).unwrap();
     assert_eq!((first.session, second.session), (1, 2));
@@ -359,7 +359,7 @@ fn an_answer_for_an_older_stream_leaves_the_request_of_the_newer_one_pending() {
 #[test]
 fn an_assignment_is_sent_again_for_another_check_only() {
     let mut index = index(9);
-    index.open(1, "a", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
     described(&mut index);
     let context = |check: Option<&str>| PullContext {
         check_for: check.map(str::to_owned),
@@ -403,7 +403,7 @@ fn no_place_is_ever_lost() {
             0 => {
                 session += 1;
                 let pulling = if pick % 5 == 0 { &[uid][..] } else { &[] };
-                index.open(session, node, &hello(session, pulling), now);
+                index.open(session, &node.into(), &hello(session, pulling), now);
             }
             1 => index.close(session, now),
             2 => index.delete(uid, now),
@@ -428,7 +428,7 @@ fn no_place_is_ever_lost() {
     // Warmers that come back with nothing at work give every place back.
     for node in ["a", "b"] {
         session += 1;
-        index.open(session, node, &hello(session, &[]), 20_000);
+        index.open(session, &node.into(), &hello(session, &[]), 20_000);
         index.close(session, 20_000);
     }
     assert_eq!(index.pulls(), (0, 0));
@@ -449,8 +449,8 @@ fn secrets_are_read_again_for_pulls_that_wait_for_a_credential() {
     let missing =
         || Err(Refusal { reason: Reason::SecretMissing, message: "no answer in time".into() });
     let mut index = index(9);
-    index.open(1, "a", &hello(1, &[]), 0);
-    index.open(2, "b", &hello(1, &[]), 0);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
+    index.open(2, &"b".into(), &hello(1, &[]), 0);
     index.message(1, &request("a1"), 0);
     let job = index.take_effects().into_iter().find_map(|effect| match effect {
         Effect::Resolve(job) => Some(job),
@@ -480,7 +480,7 @@ fn secrets_are_read_again_for_pulls_that_wait_for_a_credential() {
     index.tick(24_000);
     assert!(described(&mut index).is_empty(), "asked already");
 
-    let both = ["a1".to_owned(), "b1".to_owned()];
+    let both = [Uid::from("a1"), Uid::from("b1")];
     index.rechecked(&both, &missing());
     assert!(described(&mut index).is_empty(), "nothing to try");
     let mark = index.assignments["b1"].identity_mark;
@@ -517,7 +517,7 @@ fn a_size_that_one_node_reported_helps_the_next() {
         runtime_reports: vec!["progress".into()],
         ..hello(1, &[])
     };
-    index.open(1, "c", &told, 0);
+    index.open(1, &"c".into(), &told, 0);
     let effects = index.take_effects();
     let sizes: Vec<u64> = effects
         .into_iter()

@@ -9,13 +9,14 @@ use serde_json::value::RawValue;
 
 use crate::api::Revision;
 use crate::api::knative::{Configuration, RevisionSpec, configuration_owner};
+use crate::api::names::Namespace;
 use crate::image::Reference;
 
 /// A Revision that is being admitted.
 #[derive(Clone, Debug)]
 pub struct AdmittedRevision {
-    /// Its namespace; empty where the request names none.
-    pub namespace: String,
+    /// Its namespace.
+    pub namespace: Namespace,
     /// Its name; empty with `generateName`.
     pub name: String,
     object: Box<RawValue>,
@@ -23,12 +24,8 @@ pub struct AdmittedRevision {
 
 impl AdmittedRevision {
     /// The object of a request, with the namespace and name of the request.
-    pub fn new(namespace: &str, name: &str, object: &RawValue) -> AdmittedRevision {
-        AdmittedRevision {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            object: object.to_owned(),
-        }
+    pub fn new(namespace: Namespace, name: &str, object: &RawValue) -> AdmittedRevision {
+        AdmittedRevision { namespace, name: name.to_owned(), object: object.to_owned() }
     }
 
     /// Size of the object in bytes.
@@ -53,9 +50,7 @@ impl AdmittedRevision {
         let mut revision: Revision = serde_json::from_str(self.object.get())?;
         let metadata = &mut revision.metadata;
         metadata.managed_fields = None;
-        if !self.namespace.is_empty() {
-            metadata.namespace = Some(self.namespace.clone());
-        }
+        metadata.namespace = Some(self.namespace.to_string());
         if metadata.name.as_deref().unwrap_or_default().is_empty() {
             metadata.name = Some(self.name.clone()).filter(|name| !name.is_empty());
         }
@@ -126,7 +121,7 @@ mod tests {
 
     fn admitted(object: &Value) -> AdmittedRevision {
         let object = RawValue::from_string(object.to_string()).unwrap();
-        AdmittedRevision::new("ns", "r-1", &object)
+        AdmittedRevision::new("ns".parse().unwrap(), "r-1", &object)
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Image names and registry credentials: the reference grammar, object names, and the matching of
 //! credentials as kubelet does it; how text from outside is quoted. Pure.
 
+mod digest;
 pub mod keychain;
 pub mod object_name;
 pub mod quoted;
 pub mod reference;
 mod retry_after;
 
+pub use digest::Digest;
 pub use keychain::{Credential, Keychain};
 pub use reference::{Named, Reference, ReferenceError};
 pub use retry_after::retry_after_ms;

@@ -18,7 +18,10 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::Digest;
+
 pub use error::ReferenceError;
+pub(super) use grammar::check_digest;
 
 /// The tag of a name that has neither tag nor digest.
 const DEFAULT_TAG: &str = "latest";
@@ -135,9 +138,8 @@ impl Reference {
     }
 
     /// The same repository, by this digest (`sha256:…`).
-    pub fn with_digest(&self, digest: &str) -> Result<Self, ReferenceError> {
-        grammar::check_digest(digest)?;
-        Ok(Self::assemble(self.repository(), self.path_at, Suffix::Digest(digest)))
+    pub fn with_digest(&self, digest: &Digest) -> Self {
+        Self::assemble(self.repository(), self.path_at, Suffix::Digest(digest))
     }
 
     fn assemble(repository: &str, path_at: usize, suffix: Suffix<'_>) -> Self {

@@ -296,10 +296,10 @@ pub(super) fn spread(every_ms: i64, jitter: f64) -> i64 {
 
 pub(super) fn present(job: &Job, reason: Reason, held: PresentImage, now: Now) -> Outcome {
     Outcome {
-        uid: job.uid.clone(),
+        uid: job.uid.to_string(),
         present: true,
         reason: reason.as_str().into(),
-        digest: held.digest.unwrap_or_default(),
+        digest: held.digest.map(|digest| digest.to_string()).unwrap_or_default(),
         size_bytes: held.size_bytes,
         finished_at_unix_ms: now.unix_ms,
         checked_for: job.check_for.clone(),

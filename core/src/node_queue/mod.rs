@@ -11,6 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
 use crate::api::Reason;
+use crate::api::names::Uid;
 use crate::clock::Now;
 use crate::image::Reference;
 use crate::protocol::{Assign, Outcome};
@@ -58,7 +59,7 @@ impl Step {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
     /// Uid of the assignment.
-    pub uid: String,
+    pub uid: Uid,
     /// The step.
     pub step: Step,
     /// The image.
@@ -98,8 +99,8 @@ struct Running {
 /// The node's assignments and their state.
 #[derive(Debug)]
 pub struct Queue {
-    entries: HashMap<String, Entry>,
-    running: HashMap<String, Running>,
+    entries: HashMap<Uid, Entry>,
+    running: HashMap<Uid, Running>,
     registries: Registries,
     limits: Limits,
     arrivals: u64,
@@ -141,7 +142,7 @@ impl Queue {
                 return Some(absent(&assign.uid, Reason::InvalidImage, message, now));
             }
         };
-        let Some(entry) = self.entries.get_mut(&assign.uid) else {
+        let Some(entry) = self.entries.get_mut(assign.uid.as_str()) else {
             self.arrivals += 1;
             let entry = Entry {
                 state: State::Due(first_step(&assign, &image), now.monotonic_ms),
@@ -158,7 +159,7 @@ impl Queue {
                 unproven: None,
                 assign,
             };
-            self.entries.insert(entry.assign.uid.clone(), entry);
+            self.entries.insert(entry.assign.uid.as_str().into(), entry);
             return None;
         };
         entry.confirmed = true;
@@ -177,7 +178,7 @@ impl Queue {
                 entry.rerun |= to_check || credentials_changed;
                 // A presence check without a change reports nothing, and the controller may not
                 // have the last report.
-                let running = self.running.get(&entry.assign.uid);
+                let running = self.running.get(entry.assign.uid.as_str());
                 let checks_presence =
                     running.is_some_and(|running| running.step == Step::CheckPresence);
                 entry.last.clone().filter(|_| checks_presence)
@@ -201,7 +202,7 @@ impl Queue {
     }
 
     /// All assignments have been sent. Returns the uids of those that are withdrawn.
-    pub fn synced(&self) -> Vec<String> {
+    pub fn synced(&self) -> Vec<Uid> {
         let gone = self.entries.iter().filter(|(_, entry)| !entry.confirmed);
         gone.map(|(uid, _)| uid.clone()).collect()
     }
@@ -307,12 +308,12 @@ impl Queue {
     }
 
     /// Pulls that are due but exceed the limits.
-    pub fn queued(&self, now: Now) -> impl Iterator<Item = &str> {
+    pub fn queued(&self, now: Now) -> impl Iterator<Item = &Uid> {
         self.entries.iter().filter_map(move |(uid, entry)| match entry.state {
             State::Due(Step::Pull, at) if at <= now.monotonic_ms => {
                 let limited =
                     self.registries.waits_until(entry.image.domain(), now.monotonic_ms).is_some();
-                (!limited).then_some(uid.as_str())
+                (!limited).then_some(uid)
             }
             _ => None,
         })

@@ -58,7 +58,7 @@ impl Queue {
         self.queue.held_up(self.at(now))
     }
 
-    fn queued(&self, now: i64) -> impl Iterator<Item = &str> {
+    fn queued(&self, now: i64) -> impl Iterator<Item = &Uid> {
         self.queue.queued(self.at(now))
     }
 
@@ -94,7 +94,7 @@ fn queue() -> Queue {
 }
 
 fn held(downloaded: bool) -> Result<PulledImage, RuntimeError> {
-    let image = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
+    let image = PresentImage { digest: DIGEST.parse().ok(), size_bytes: 5 };
     Ok(PulledImage { image, downloaded })
 }
 
@@ -102,7 +102,7 @@ fn error(reason: Reason) -> RuntimeError {
     RuntimeError { reason, message: "why".into() }
 }
 
-fn started(queue: &mut Queue, now: i64) -> Vec<(String, Step)> {
+fn started(queue: &mut Queue, now: i64) -> Vec<(Uid, Step)> {
     let mut jobs: Vec<_> =
         std::iter::from_fn(|| queue.next(now)).map(|job| (job.uid, job.step)).collect();
     jobs.sort_by(|a, b| a.0.cmp(&b.0));
@@ -127,7 +127,7 @@ fn a_digest_is_checked_first_and_a_tag_is_pulled() {
         ("held", Step::CheckPresence),
         ("t", Step::Pull),
     ];
-    assert_eq!(started(&mut queue, 0), expected.map(|(uid, step)| (uid.to_owned(), step)));
+    assert_eq!(started(&mut queue, 0), expected.map(|(uid, step)| (uid.into(), step)));
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_digest_that_is_present_is_not_pulled() {
     let mut queue = queue();
     queue.assign(by_digest("d"), 0);
     let job = queue.next(0).unwrap();
-    let found = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
+    let found = PresentImage { digest: DIGEST.parse().ok(), size_bytes: 5 };
     let report = queue.ended(&job, Ended::PresenceChecked(Ok(Some(found.clone()))), 1, 0.5);
     assert_eq!(outcome_of(report), Some((true, "AlreadyPresent".into())));
     assert_eq!(queue.next(1), None);
@@ -184,7 +184,7 @@ fn pulls_are_limited_newest_revision_first_and_each_image_once() {
     }
     let first = queue.next(0).unwrap();
     let second = queue.next(0).unwrap();
-    assert_eq!((first.uid.as_str(), second.uid.as_str()), ("b", "c"));
+    assert_eq!((&*first.uid, &*second.uid), ("b", "c"));
     assert_eq!(queue.next(0), None);
     assert_eq!(queue.queued(0).count(), 2);
     queue.ended(&second, Ended::Pulled(0, held(true)), 1, 0.5);

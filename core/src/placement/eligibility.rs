@@ -10,6 +10,7 @@ use std::fmt;
 use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 
 use super::PodConstraints;
+use crate::api::names::NodeName;
 use crate::policy::Policy;
 
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
@@ -38,7 +39,7 @@ pub struct NodeFacts<'a> {
 
 impl<'a> NodeFacts<'a> {
     /// Reads a Node; `connected` holds the nodes whose warmer is known to be connected.
-    pub fn new(node: &'a Node, connected: &BTreeSet<String>) -> Self {
+    pub fn new(node: &'a Node, connected: &BTreeSet<NodeName>) -> Self {
         static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let spec = node.spec.as_ref();

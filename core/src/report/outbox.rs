@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::api::names::Uid;
 use crate::protocol::from_warmer::Message;
 use crate::protocol::{FromWarmer, Outcome, Progress, PullRequest};
 
@@ -18,9 +19,9 @@ enum Kind {
 /// Messages in the order in which they were first queued.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    turns: VecDeque<(Kind, String)>,
-    messages: HashMap<(Kind, String), Message>,
-    progress_at: HashMap<String, i64>,
+    turns: VecDeque<(Kind, Uid)>,
+    messages: HashMap<(Kind, Uid), Message>,
+    progress_at: HashMap<Uid, i64>,
 }
 
 impl Outbox {
@@ -35,29 +36,31 @@ impl Outbox {
     }
 
     /// Queues a request to pull this assignment.
-    pub fn request(&mut self, uid: &str) {
-        let message = Message::PullRequest(PullRequest { uid: uid.to_owned() });
-        self.put((Kind::Request, uid.to_owned()), message);
+    pub fn request(&mut self, uid: &Uid) {
+        let message = Message::PullRequest(PullRequest { uid: uid.to_string() });
+        self.put((Kind::Request, uid.clone()), message);
     }
 
     /// Queues the outcome of a presence check or a pull; it replaces queued progress.
     pub fn outcome(&mut self, outcome: Outcome) {
-        self.take_back(Kind::Progress, &outcome.uid);
-        self.progress_at.remove(&outcome.uid);
-        self.put((Kind::Outcome, outcome.uid.clone()), Message::Outcome(outcome));
+        let uid = Uid::from(outcome.uid.as_str());
+        self.take_back(Kind::Progress, &uid);
+        self.progress_at.remove(&uid);
+        self.put((Kind::Outcome, uid), Message::Outcome(outcome));
     }
 
     /// Queues the progress of a pull, unless the last was queued less than a second before.
     pub fn progress(&mut self, progress: Progress, now: i64) {
-        let last = self.progress_at.get(&progress.uid);
+        let last = self.progress_at.get(progress.uid.as_str());
         if last.is_none_or(|last| now - last >= PROGRESS_EVERY_MS) {
-            self.progress_at.insert(progress.uid.clone(), now);
-            self.put((Kind::Progress, progress.uid.clone()), Message::Progress(progress));
+            let uid = Uid::from(progress.uid.as_str());
+            self.progress_at.insert(uid.clone(), now);
+            self.put((Kind::Progress, uid), Message::Progress(progress));
         }
     }
 
     /// Drops the messages of an assignment that was withdrawn.
-    pub fn forget(&mut self, uid: &str) {
+    pub fn forget(&mut self, uid: &Uid) {
         self.progress_at.remove(uid);
         for kind in [Kind::Request, Kind::Outcome, Kind::Progress] {
             self.take_back(kind, uid);
@@ -74,14 +77,14 @@ impl Outbox {
         None
     }
 
-    fn take_back(&mut self, kind: Kind, uid: &str) {
-        let key = (kind, uid.to_owned());
+    fn take_back(&mut self, kind: Kind, uid: &Uid) {
+        let key = (kind, uid.clone());
         if self.messages.remove(&key).is_some() {
             self.turns.retain(|turn| *turn != key);
         }
     }
 
-    fn put(&mut self, key: (Kind, String), message: Message) {
+    fn put(&mut self, key: (Kind, Uid), message: Message) {
         if self.messages.insert(key.clone(), message).is_none() {
             self.turns.push_back(key);
         }
@@ -103,8 +106,8 @@ mod tests {
     #[test]
     fn the_newest_of_each_kind_is_sent_once() {
         let mut outbox = Outbox::default();
-        outbox.request("a");
-        outbox.request("a");
+        outbox.request(&"a".into());
+        outbox.request(&"a".into());
         outbox.progress(progress("b", 1), 0);
         for reason in ["NotFound", "Pulled"] {
             let (uid, reason) = ("b".into(), reason.into());
@@ -124,7 +127,7 @@ mod tests {
                 outbox.progress(progress(uid, now as u64), now * 600);
             }
         }
-        outbox.forget("b");
+        outbox.forget(&"b".into());
         let sent = all(&mut outbox);
         assert_eq!(sent, [Message::Progress(progress("a", 2))]);
     }

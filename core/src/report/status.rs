@@ -9,6 +9,7 @@ use crate::api::{
     Condition, ConditionStatus, ImageWarm, ImageWarmStatus, Progress, RUNTIME_KEY,
     RUNTIME_REPORTS_KEY, Reason,
 };
+use crate::image::Digest;
 use crate::image::quoted::printable;
 use crate::protocol;
 
@@ -84,7 +85,7 @@ pub struct Outcome {
     /// The human-readable message; may be empty.
     pub message: String,
     /// `sha256:…`, when known.
-    pub digest: Option<String>,
+    pub digest: Option<Digest>,
     /// Size on the node, when known.
     pub size_bytes: Option<i64>,
     /// Number of the attempt; 0 when none was made.
@@ -129,7 +130,7 @@ impl From<&protocol::Outcome> for Outcome {
             present: outcome.present,
             reason,
             message: printable(&outcome.message, LONGEST_MESSAGE),
-            digest: Some(outcome.digest.clone()).filter(|digest| is_digest(digest)),
+            digest: outcome.digest.parse().ok(),
             size_bytes: Some(clamp(outcome.size_bytes)).filter(|size| *size > 0),
             attempt: i32::try_from(outcome.attempt).unwrap_or(i32::MAX),
             started_at: instant(outcome.started_at_unix_ms),
@@ -187,8 +188,8 @@ fn apply_outcome(
     now: Timestamp,
 ) {
     next.progress = None;
-    if outcome.digest.is_some() {
-        next.digest.clone_from(&outcome.digest);
+    if let Some(digest) = &outcome.digest {
+        next.digest = Some(digest.to_string());
     }
     if outcome.checked_for.is_some() {
         next.checked_for.clone_from(&outcome.checked_for);
@@ -252,12 +253,6 @@ fn instant(unix_ms: i64) -> Option<Timestamp> {
     (unix_ms > 0).then(|| Timestamp::from_millisecond(unix_ms).ok()).flatten()
 }
 
-fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -272,7 +267,7 @@ mod tests {
             present,
             reason,
             message: String::new(),
-            digest: Some(format!("sha256:{}", "a".repeat(64))),
+            digest: format!("sha256:{}", "a".repeat(64)).parse().ok(),
             size_bytes: Some(7),
             attempt: 1,
             started_at: Some(at(10)),

@@ -9,7 +9,7 @@ mod names;
 pub use names::without_names;
 
 use crate::api::Reason;
-use crate::image::Reference;
+use crate::image::{Digest, Reference};
 
 /// Limit of a runtime's own message, in bytes; the rest of a status' message may follow it.
 pub const LONGEST_MESSAGE: usize = 1_000;
@@ -31,7 +31,7 @@ pub struct RuntimeVersion {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PresentImage {
     /// Digest under which the registry serves it, where the runtime remembers one.
-    pub digest: Option<String>,
+    pub digest: Option<Digest>,
     /// Size on the node, as the runtime counts it, in bytes: unpacked or (containerd) packed.
     pub size_bytes: u64,
 }
@@ -74,13 +74,13 @@ pub struct Space {
 }
 
 /// The digest of `image` among those that the runtime reports: the one of the same repository.
-pub fn digest_of(image: &Reference, repo_digests: &[String]) -> Option<String> {
+pub fn digest_of(image: &Reference, repo_digests: &[String]) -> Option<Digest> {
     if let Some(digest) = image.digest() {
-        return Some(digest.to_owned());
+        return digest.parse().ok();
     }
     repo_digests.iter().find_map(|name| {
         let found = Reference::parse(name).ok()?;
-        (found.repository() == image.repository()).then(|| found.digest().map(Into::into))?
+        (found.repository() == image.repository()).then(|| found.digest()?.parse().ok())?
     })
 }
 
@@ -97,7 +97,7 @@ mod tests {
             format!("r.test/mirror/busybox@sha256:{}", "a".repeat(64)),
             format!("busybox@{digest}"),
         ];
-        assert_eq!(digest_of(&image, &digests), Some(digest));
+        assert_eq!(digest_of(&image, &digests), digest.parse().ok());
         assert_eq!(digest_of(&image, &[]), None);
     }
 }

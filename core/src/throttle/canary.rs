@@ -5,6 +5,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::api::Reason;
+use crate::api::names::Uid;
 use crate::image::Reference;
 
 /// How long a failed canary refuses the others; then one of them tries again. Shorter than a
@@ -29,7 +30,7 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Uid of the assignment that was tried.
-    pub uid: String,
+    pub uid: Uid,
     /// Why it failed: a reason that holds for every node.
     pub reason: Reason,
     /// The runtime's message.
@@ -51,9 +52,9 @@ pub enum Answer {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Released {
     /// They may pull.
-    pub go: Vec<String>,
+    pub go: Vec<Uid>,
     /// Their pulls would fail.
-    pub refused: Option<(Vec<String>, Verdict)>,
+    pub refused: Option<(Vec<Uid>, Verdict)>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +62,7 @@ enum State {
     #[default]
     Untried,
     Trying {
-        uid: String,
+        uid: Uid,
         until: i64,
     },
     Open {
@@ -77,11 +78,11 @@ enum State {
 struct Image {
     assignments: usize,
     state: State,
-    waiting: VecDeque<String>,
+    waiting: VecDeque<Uid>,
 }
 
 impl Image {
-    fn release(&mut self) -> Vec<String> {
+    fn release(&mut self) -> Vec<Uid> {
         self.waiting.drain(..).collect()
     }
 }
@@ -92,7 +93,7 @@ pub struct Canaries {
     settings: Settings,
     images: HashMap<Key, Image>,
     trying: HashSet<Key>,
-    waiting: BTreeSet<String>,
+    waiting: BTreeSet<Uid>,
 }
 
 impl Canaries {
@@ -112,7 +113,7 @@ impl Canaries {
     }
 
     /// One node no longer is to hold the image.
-    pub fn withdrawn(&mut self, key: &Key, uid: &str, now: i64) -> Released {
+    pub fn withdrawn(&mut self, key: &Key, uid: &Uid, now: i64) -> Released {
         let released = self.ended(key, uid, None, now);
         if let Some(image) = self.images.get_mut(key) {
             image.assignments = image.assignments.saturating_sub(1);
@@ -125,7 +126,7 @@ impl Canaries {
     }
 
     /// Whether the assignment may pull now.
-    pub fn request(&mut self, key: &Key, uid: &str, now: i64) -> Answer {
+    pub fn request(&mut self, key: &Key, uid: &Uid, now: i64) -> Answer {
         let Some(image) = self.images.get_mut(key) else { return Answer::Go };
         if self.settings.nodes == 0 || image.assignments < self.settings.nodes {
             return Answer::Go;
@@ -137,20 +138,20 @@ impl Canaries {
             }
             State::Trying { uid: canary, .. } if canary == uid => return Answer::Go,
             State::Trying { until, .. } if now < *until => {
-                if self.waiting.insert(uid.to_owned()) {
-                    image.waiting.push_back(uid.to_owned());
+                if self.waiting.insert(uid.clone()) {
+                    image.waiting.push_back(uid.clone());
                 }
                 return Answer::Wait;
             }
             State::Trying { .. } => return Answer::Go,
             // A different node than the last becomes the canary: that one may be mistaken, or lie.
-            State::Refused { verdict, .. } if verdict.uid == uid => {
+            State::Refused { verdict, .. } if verdict.uid == *uid => {
                 return Answer::Refused(verdict.clone());
             }
             State::Untried | State::Open { .. } | State::Refused { .. } => {}
         }
         let until = now + self.settings.timeout_ms;
-        image.state = State::Trying { uid: uid.to_owned(), until };
+        image.state = State::Trying { uid: uid.clone(), until };
         self.trying.insert(key.clone());
         Answer::Go
     }
@@ -159,7 +160,7 @@ impl Canaries {
     pub fn ended(
         &mut self,
         key: &Key,
-        uid: &str,
+        uid: &Uid,
         failure: Option<(Reason, &str)>,
         now: i64,
     ) -> Released {
@@ -173,7 +174,7 @@ impl Canaries {
         self.trying.remove(key);
         match failure {
             Some((reason @ (Reason::Unauthorized | Reason::NotFound), message)) => {
-                let verdict = Verdict { uid: uid.to_owned(), reason, message: message.to_owned() };
+                let verdict = Verdict { uid: uid.clone(), reason, message: message.to_owned() };
                 let until = now + REFUSED_MS;
                 image.state = State::Refused { verdict: verdict.clone(), until };
                 let refused = image.release();
@@ -192,7 +193,7 @@ impl Canaries {
     }
 
     /// The image is being downloaded or is on a node: the others need not wait.
-    pub fn opened(&mut self, key: &Key, now: i64) -> Vec<String> {
+    pub fn opened(&mut self, key: &Key, now: i64) -> Vec<Uid> {
         let Some(image) = self.images.get_mut(key) else { return Vec::new() };
         image.state = State::Open { until: now + OPEN_MS };
         let go = image.release();
@@ -221,7 +222,7 @@ impl Canaries {
     }
 
     /// Returns the assignments whose wait has timed out.
-    pub fn tick(&mut self, now: i64) -> Vec<String> {
+    pub fn tick(&mut self, now: i64) -> Vec<Uid> {
         let mut go = Vec::new();
         for key in &self.trying {
             if let Some(image) = self.images.get_mut(key)
@@ -234,7 +235,7 @@ impl Canaries {
         go
     }
 
-    fn forget_waiting(&mut self, uids: &[String]) {
+    fn forget_waiting(&mut self, uids: &[Uid]) {
         for uid in uids {
             self.waiting.remove(uid);
         }
@@ -258,7 +259,7 @@ mod tests {
     }
 
     fn requests(canaries: &mut Canaries, uids: &[&str], now: i64) -> Vec<Answer> {
-        uids.iter().map(|uid| canaries.request(&key(), uid, now)).collect()
+        uids.iter().map(|uid| canaries.request(&key(), &(*uid).into(), now)).collect()
     }
 
     #[test]
@@ -269,7 +270,7 @@ mod tests {
             requests(&mut canaries, &["a", "b", "c", "b", "a"], 0),
             [Go, Wait, Wait, Wait, Go]
         );
-        let refused = canaries.ended(&key(), "a", Some((Reason::Unauthorized, "no")), 100);
+        let refused = canaries.ended(&key(), &"a".into(), Some((Reason::Unauthorized, "no")), 100);
         let verdict =
             Verdict { uid: "a".into(), reason: Reason::Unauthorized, message: "no".into() };
         assert_eq!(refused.refused, Some((vec!["b".into(), "c".into()], verdict.clone())));
@@ -297,13 +298,13 @@ mod tests {
         for failure in [None, Some((Reason::RegistryUnreachable, "down"))] {
             let mut canaries = five();
             requests(&mut canaries, &["a", "b", "c"], 0);
-            canaries.ended(&key(), "c", None, 1);
+            canaries.ended(&key(), &"c".into(), None, 1);
             assert!(!canaries.is_waiting("c") && canaries.is_waiting("b"));
-            assert_eq!(canaries.ended(&key(), "a", failure, 2).go, ["b"]);
+            assert_eq!(canaries.ended(&key(), &"a".into(), failure, 2).go, ["b"]);
         }
         let mut canaries = five();
         requests(&mut canaries, &["a", "b"], 0);
-        assert_eq!(canaries.withdrawn(&key(), "a", 1).go, ["b"]);
+        assert_eq!(canaries.withdrawn(&key(), &"a".into(), 1).go, ["b"]);
     }
 
     #[test]
@@ -313,7 +314,7 @@ mod tests {
         assert_eq!(requests(&mut canaries, &["a", "b"], 0), [Answer::Go, Answer::Go]);
         let mut canaries = five();
         requests(&mut canaries, &["a"], 0);
-        canaries.ended(&key(), "a", Some((Reason::NotFound, "no")), 1);
+        canaries.ended(&key(), &"a".into(), Some((Reason::NotFound, "no")), 1);
         canaries.forget(&key());
         assert_eq!(requests(&mut canaries, &["b", "c"], 2), [Answer::Go, Answer::Wait]);
         let mut off = Canaries::new(Settings { nodes: 0, timeout_ms: 1_000 });
@@ -326,7 +327,7 @@ mod tests {
         use Answer::{Go, Wait};
         let mut canaries = five();
         requests(&mut canaries, &["a"], 0);
-        assert_eq!(canaries.opened(&key(), 100), Vec::<String>::new());
+        assert_eq!(canaries.opened(&key(), 100), Vec::<Uid>::new());
         assert_eq!(requests(&mut canaries, &["b", "c"], 99 + OPEN_MS), [Go, Go]);
         assert_eq!(requests(&mut canaries, &["b", "c"], 100 + OPEN_MS), [Go, Wait]);
     }
@@ -336,7 +337,7 @@ mod tests {
         let mut canaries = five();
         requests(&mut canaries, &["a", "b"], 0);
         for uid in ["a", "b", "c", "d", "e"] {
-            canaries.withdrawn(&key(), uid, 1);
+            canaries.withdrawn(&key(), &uid.into(), 1);
         }
         assert!(canaries.images.is_empty() && canaries.trying.is_empty());
         assert!(canaries.waiting.is_empty());

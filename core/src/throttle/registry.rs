@@ -5,6 +5,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use crate::api::names::{NodeName, Uid};
+
 /// The first back-off after a rate limit; each further one is twice as long.
 const FIRST_BACKOFF_MS: i64 = 1_000;
 const LONGEST_BACKOFF_MS: i64 = 30_000;
@@ -13,7 +15,7 @@ const LONGEST_RETRY_AFTER_MS: i64 = 300_000;
 /// Two nodes must report a rate limit within this time.
 const CONFIRMATION_WINDOW_MS: i64 = 60_000;
 
-type Turn = (Reverse<i64>, u64, String);
+type Turn = (Reverse<i64>, u64, Uid);
 
 /// Limits on one registry for all nodes together; 0 means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +45,7 @@ impl Limits {
 
 #[derive(Debug, Default)]
 struct Registry {
-    in_flight: HashSet<String>,
+    in_flight: HashSet<Uid>,
     waiting: BTreeSet<Turn>,
     /// The current slice of time, and pulls that began in it.
     slice: i64,
@@ -57,7 +59,7 @@ struct Registry {
     reduced: Option<usize>,
     served: usize,
     /// The node that last reported a rate limit, and when.
-    last_limited: Option<(String, i64)>,
+    last_limited: Option<(NodeName, i64)>,
 }
 
 impl Registry {
@@ -70,13 +72,13 @@ impl Registry {
             && begun < most
     }
 
-    fn begin(&mut self, uid: &str, limits: Limits, now: i64) {
+    fn begin(&mut self, uid: &Uid, limits: Limits, now: i64) {
         let (slice, _) = limits.slice(now);
         if self.slice != slice {
             (self.slice, self.begun) = (slice, 0);
         }
         self.begun += 1;
-        self.in_flight.insert(uid.to_owned());
+        self.in_flight.insert(uid.clone());
     }
 
     fn is_idle(&self, now: i64) -> bool {
@@ -95,7 +97,7 @@ enum Place {
 pub struct RegistryBudgets {
     limits: Limits,
     registries: HashMap<String, Registry>,
-    places: HashMap<String, (String, Place)>,
+    places: HashMap<Uid, (String, Place)>,
     arrivals: u64,
 }
 
@@ -107,7 +109,7 @@ impl RegistryBudgets {
 
     /// Requests a permit for the assignment `uid`; true when its pull may start now. Otherwise it
     /// waits, the greatest `priority` first, then in order of arrival.
-    pub fn request(&mut self, uid: &str, registry: &str, priority: i64, now: i64) -> bool {
+    pub fn request(&mut self, uid: &Uid, registry: &str, priority: i64, now: i64) -> bool {
         match self.places.get(uid) {
             Some((_, Place::InFlight)) => return true,
             Some((_, Place::Waiting(_))) => return false,
@@ -119,24 +121,24 @@ impl RegistryBudgets {
             Place::InFlight
         } else {
             self.arrivals += 1;
-            let turn = (Reverse(priority), self.arrivals, uid.to_owned());
+            let turn = (Reverse(priority), self.arrivals, uid.clone());
             entry.waiting.insert(turn.clone());
             Place::Waiting(turn)
         };
         let granted = matches!(place, Place::InFlight);
-        self.places.insert(uid.to_owned(), (registry.to_owned(), place));
+        self.places.insert(uid.clone(), (registry.to_owned(), place));
         granted
     }
 
     /// Counts a pull that already runs, even beyond the limit.
-    pub fn hold(&mut self, uid: &str, registry: &str) {
+    pub fn hold(&mut self, uid: &Uid, registry: &str) {
         self.take_out(uid);
-        self.registries.entry(registry.to_owned()).or_default().in_flight.insert(uid.to_owned());
-        self.places.insert(uid.to_owned(), (registry.to_owned(), Place::InFlight));
+        self.registries.entry(registry.to_owned()).or_default().in_flight.insert(uid.clone());
+        self.places.insert(uid.clone(), (registry.to_owned(), Place::InFlight));
     }
 
     /// Releases the permit of `uid`; returns the pulls that may start instead.
-    pub fn end(&mut self, uid: &str, now: i64) -> Vec<String> {
+    pub fn end(&mut self, uid: &str, now: i64) -> Vec<Uid> {
         match self.take_out(uid) {
             Some(registry) => self.begin_waiting(&registry, now),
             None => Vec::new(),
@@ -151,7 +153,7 @@ impl RegistryBudgets {
     pub fn back_off(
         &mut self,
         registry: &str,
-        node: &str,
+        node: &NodeName,
         retry_after_ms: Option<i64>,
         now: i64,
     ) -> bool {
@@ -159,8 +161,8 @@ impl RegistryBudgets {
             return false;
         }
         let entry = self.registries.entry(registry.to_owned()).or_default();
-        let before = entry.last_limited.replace((node.to_owned(), now));
-        if !before.is_some_and(|(other, at)| other != node && now - at <= CONFIRMATION_WINDOW_MS) {
+        let before = entry.last_limited.replace((node.clone(), now));
+        if !before.is_some_and(|(other, at)| other != *node && now - at <= CONFIRMATION_WINDOW_MS) {
             return false;
         }
         // Refusals come at once and served pulls take a while, so the pulls still in flight are
@@ -195,7 +197,7 @@ impl RegistryBudgets {
     }
 
     /// Returns the waiting pulls that may start now. Call often while pulls wait.
-    pub fn tick(&mut self, now: i64) -> Vec<String> {
+    pub fn tick(&mut self, now: i64) -> Vec<Uid> {
         self.registries.retain(|_, entry| !entry.is_idle(now));
         let waiting = self.registries.iter().filter(|(_, entry)| !entry.waiting.is_empty());
         let registries: Vec<String> = waiting.map(|(name, _)| name.clone()).collect();
@@ -218,7 +220,7 @@ impl RegistryBudgets {
         (running, self.places.len() - running)
     }
 
-    fn begin_waiting(&mut self, registry: &str, now: i64) -> Vec<String> {
+    fn begin_waiting(&mut self, registry: &str, now: i64) -> Vec<Uid> {
         let mut started = Vec::new();
         let Some(entry) = self.registries.get_mut(registry) else { return started };
         while entry.may_begin(self.limits, now)
@@ -258,19 +260,19 @@ mod tests {
     #[test]
     fn the_limit_is_for_each_registry_and_the_newest_revision_goes_first() {
         let mut grants = one_at_a_time();
-        assert!(grants.request("a", "one", 1, 0));
-        assert!(grants.request("a", "one", 1, 0), "asked again");
-        assert!(grants.request("b", "two", 1, 0), "another registry");
-        assert!(!grants.request("c", "one", 1, 0));
-        assert!(!grants.request("d", "one", 5, 0));
-        assert!(!grants.request("e", "one", 5, 0));
+        assert!(grants.request(&"a".into(), "one", 1, 0));
+        assert!(grants.request(&"a".into(), "one", 1, 0), "asked again");
+        assert!(grants.request(&"b".into(), "two", 1, 0), "another registry");
+        assert!(!grants.request(&"c".into(), "one", 1, 0));
+        assert!(!grants.request(&"d".into(), "one", 5, 0));
+        assert!(!grants.request(&"e".into(), "one", 5, 0));
         assert_eq!(grants.counts(), (2, 3));
         assert_eq!(grants.end("a", 0), ["d"]);
         assert_eq!(grants.end("d", 0), ["e"]);
-        assert_eq!(grants.end("unknown", 0), Vec::<String>::new());
-        assert_eq!(grants.end("c", 0), Vec::<String>::new(), "gave up waiting");
-        assert_eq!(grants.end("e", 0), Vec::<String>::new());
-        assert_eq!(grants.end("b", 0), Vec::<String>::new());
+        assert_eq!(grants.end("unknown", 0), Vec::<Uid>::new());
+        assert_eq!(grants.end("c", 0), Vec::<Uid>::new(), "gave up waiting");
+        assert_eq!(grants.end("e", 0), Vec::<Uid>::new());
+        assert_eq!(grants.end("b", 0), Vec::<Uid>::new());
         assert!(grants.tick(60_000).is_empty());
         assert!(grants.registries.is_empty() && grants.places.is_empty());
     }
@@ -278,9 +280,9 @@ mod tests {
     #[test]
     fn running_pulls_count_even_beyond_the_limit() {
         let mut grants = one_at_a_time();
-        grants.hold("a", "one");
-        grants.hold("b", "one");
-        assert!(!grants.request("c", "one", 0, 0));
+        grants.hold(&"a".into(), "one");
+        grants.hold(&"b".into(), "one");
+        assert!(!grants.request(&"c".into(), "one", 0, 0));
         assert!(grants.end("a", 0).is_empty());
         assert_eq!(grants.end("b", 0), ["c"]);
     }
@@ -288,16 +290,17 @@ mod tests {
     #[test]
     fn so_many_begin_in_a_second() {
         let mut grants = RegistryBudgets::new(Limits { pulls: 0, per_second: 2 });
-        let asked = ["a", "b", "c", "d", "e"].map(|uid| grants.request(uid, "one", 0, 5_000));
+        let asked =
+            ["a", "b", "c", "d", "e"].map(|uid| grants.request(&uid.into(), "one", 0, 5_000));
         assert_eq!(asked, [true, true, false, false, false]);
         assert!(grants.end("a", 5_100).is_empty(), "a place is not a new second");
         assert!(grants.tick(5_999).is_empty());
         assert_eq!(grants.tick(6_000), ["c", "d"]);
-        assert!(grants.request("f", "two", 0, 6_000), "another registry");
+        assert!(grants.request(&"f".into(), "two", 0, 6_000), "another registry");
         assert_eq!(grants.tick(7_500), ["e"]);
         // Many are spread over the second.
         let mut grants = RegistryBudgets::new(Limits { pulls: 0, per_second: 50 });
-        let uids: Vec<String> = (0..20).map(|at| format!("{at:02}")).collect();
+        let uids: Vec<Uid> = (0..20).map(|at| format!("{at:02}").into()).collect();
         let begun = uids.iter().filter(|uid| grants.request(uid, "one", 0, 0)).count();
         let later = [99, 100, 250].map(|now| grants.tick(now).len());
         assert_eq!((begun, later), (5, [0, 5, 5]));
@@ -305,7 +308,7 @@ mod tests {
         for per_second in [1, 9, 10, 11, 19, 50, 99, 1_234] {
             let mut grants = RegistryBudgets::new(Limits { pulls: 0, per_second });
             for at in 0..3 * per_second {
-                grants.request(&at.to_string(), "one", 0, 1_000_000);
+                grants.request(&at.to_string().into(), "one", 0, 1_000_000);
             }
             let first = grants.registries["one"].in_flight.len();
             let begun = |grants: &mut RegistryBudgets, from: i64| -> usize {
@@ -320,17 +323,17 @@ mod tests {
     fn a_rate_limited_registry_gets_as_many_pulls_as_it_serves() {
         let mut grants = RegistryBudgets::new(Limits { pulls: 8, per_second: 0 });
         for uid in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-            assert!(grants.request(uid, "one", 0, 0));
+            assert!(grants.request(&uid.into(), "one", 0, 0));
         }
         for uid in ["i", "j", "k", "l", "m", "n", "o"] {
-            assert!(!grants.request(uid, "one", 0, 0));
+            assert!(!grants.request(&uid.into(), "one", 0, 0));
         }
         // It sustains five, and limits three nodes.
-        assert!(!grants.back_off("one", "node-a", None, 10), "one node's word");
+        assert!(!grants.back_off("one", &"node-a".into(), None, 10), "one node's word");
         assert_eq!(grants.end("a", 10), ["i"]);
-        assert!(!grants.back_off("one", "node-a", None, 10), "the same node's");
+        assert!(!grants.back_off("one", &"node-a".into(), None, 10), "the same node's");
         for (uid, node) in [("b", "node-b"), ("c", "node-c"), ("i", "node-d")] {
-            assert!(grants.back_off("one", node, None, 10));
+            assert!(grants.back_off("one", &node.into(), None, 10));
             assert!(grants.end(uid, 10).is_empty(), "it is left alone");
         }
         assert_eq!(grants.registries["one"].reduced, Some(5));
@@ -354,11 +357,11 @@ mod tests {
         let mut node = 0;
         let mut back_off = |grants: &mut RegistryBudgets, asked: Option<i64>, now: i64| {
             node += 1;
-            grants.back_off("one", &format!("node-{node}"), asked, now)
+            grants.back_off("one", &format!("node-{node}").into(), asked, now)
         };
         back_off(&mut grants, None, now);
         for expected in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
-            assert!(grants.request("a", "one", 0, now));
+            assert!(grants.request(&"a".into(), "one", 0, now));
             back_off(&mut grants, None, now);
             grants.end("a", now);
             assert_eq!(grants.registries["one"].backoff_until, now + expected);
@@ -370,6 +373,6 @@ mod tests {
         let mut off = RegistryBudgets::new(Limits { pulls: 0, per_second: 0 });
         back_off(&mut off, Some(45_000), 0);
         back_off(&mut off, Some(45_000), 0);
-        assert!(off.request("a", "one", 0, 0), "no limit is none");
+        assert!(off.request(&"a".into(), "one", 0, 0), "no limit is none");
     }
 }

@@ -27,6 +27,7 @@ use crate::sessions::server::PROOF;
 use crate::sessions::{DispatchServer, Dispatcher};
 use crate::telemetry::certificates::CertificateMetrics;
 use crate::telemetry::health::{self, Readiness};
+use imagewarm_core::api::names::NodeName;
 use imagewarm_core::policy::Policy;
 use imagewarm_core::webhook_paths::ServedPaths;
 use imagewarm_webhook_certs::{Resolver, Served};
@@ -50,7 +51,7 @@ pub(super) struct Certificates {
 }
 
 /// Nodes whose warmer has an open stream.
-pub(super) type Connected = watch::Receiver<Arc<BTreeSet<String>>>;
+pub(super) type Connected = watch::Receiver<Arc<BTreeSet<NodeName>>>;
 
 impl Replica<'_> {
     /// Watches the API server.
@@ -104,7 +105,7 @@ impl Replica<'_> {
         let served_paths = paths.served();
         let publisher = Publisher {
             client: self.client.clone(),
-            namespace: self.command.namespace.clone(),
+            namespace: self.command.namespace.to_string(),
             served: served.clone(),
             leadership: leadership.clone(),
             published,

@@ -25,8 +25,11 @@ fn progress_sums_the_layers_and_the_last_line_decides() {
     let retrying = serde_json::json!({"status": "Retrying in 5 seconds", "id": "b"});
     assert_eq!(output.take(&line(retrying)), None);
     output.take(&line(serde_json::json!({"status": "Digest: sha256:00"})));
+    assert_eq!(output.digest, None, "no digest");
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    output.take(&line(serde_json::json!({"status": format!("Digest: {digest}")})));
     output.take(&line(serde_json::json!({"status": "Status: Downloaded newer image for app:v1"})));
-    assert_eq!((output.digest.as_deref(), output.downloaded), (Some("sha256:00"), Some(true)));
+    assert_eq!((output.digest.as_deref(), output.downloaded), (Some(&*digest), Some(true)));
     output.take(&line(serde_json::json!({"status": "Status: Image is up to date for app:v1"})));
     assert_eq!(output.downloaded, Some(false));
 }

@@ -46,7 +46,7 @@ impl TokenReviewer for NamedByToken {
                 "" => Err(TokenError::Missing),
                 token if token.starts_with("node-") => {
                     let (node, uid) = token.split_once('@').unwrap_or((token, ""));
-                    let node_uid = Some(uid.to_owned()).filter(|uid| !uid.is_empty());
+                    let node_uid = Some(Uid::from(uid)).filter(|uid| !uid.is_empty());
                     Ok(WarmerIdentity { node: node.into(), node_uid, expires: None })
                 }
                 _ => Err(TokenError::WrongAudience),
@@ -268,7 +268,7 @@ impl Authority {
 struct Replica {
     address: SocketAddr,
     leader: watch::Sender<Leadership>,
-    connected: watch::Receiver<Arc<BTreeSet<String>>>,
+    connected: watch::Receiver<Arc<BTreeSet<NodeName>>>,
     metrics: DispatchMetrics,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
@@ -389,7 +389,7 @@ async fn an_assignment_becomes_a_pull_and_a_status() {
     let status = before.status.clone().unwrap();
     assert_eq!(status.digest.as_deref(), Some(crate::runtime::fake::DIGEST));
     assert!(status.took.is_some() && status.attempts == Some(1));
-    assert_eq!(**replica.connected.borrow(), ["node-a".to_owned()].into());
+    assert_eq!(**replica.connected.borrow(), ["node-a".into()].into());
     assert!(*node.connected.borrow());
 
     cluster.assign("private", "node-a", "r.test/private:v1");
@@ -539,7 +539,7 @@ async fn a_warmer_is_rejected_before_its_node_exists() {
     cluster.assign("again", "node-a", "r.test/again:v1");
     cluster.wait_for("again", Reason::Pulled).await;
     assert!(!*nowhere.connected.borrow() && runtime.calls().lock().unwrap().is_empty());
-    assert_eq!(**replica.connected.borrow(), ["node-a".to_owned()].into());
+    assert_eq!(**replica.connected.borrow(), ["node-a".into()].into());
     // Its Node appears, and its warmer reconnects.
     cluster.nodes.put(Arc::new(node_object("node-z")));
     cluster.wait_for("nowhere", Reason::Pulled).await;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{FIRST_BACKOFF, LONGEST_BACKOFF, PROGRESS_IN_FLIGHT};
 use crate::backoff::Backoff;
 use imagewarm_core::api::CachedImageWarm;
+use imagewarm_core::api::names::Uid;
 use imagewarm_core::report::status::Report;
 
 /// A report to be written.
@@ -23,14 +24,14 @@ pub(super) struct Intent {
 #[derive(Default)]
 pub(super) struct Pending {
     /// The report to write next: so bounded by the number of ImageWarms.
-    waiting: HashMap<String, Intent>,
-    finals: VecDeque<String>,
+    waiting: HashMap<Uid, Intent>,
+    finals: VecDeque<Uid>,
     /// Uids whose report a final one may have replaced since.
-    progress: VecDeque<String>,
+    progress: VecDeque<Uid>,
     /// Uids that are being written.
-    running: HashMap<String, Running>,
+    running: HashMap<Uid, Running>,
     /// Final reports that are not written yet.
-    unwritten: HashMap<String, Unwritten>,
+    unwritten: HashMap<Uid, Unwritten>,
 }
 
 struct Running {
@@ -47,15 +48,15 @@ struct Unwritten {
 
 impl Pending {
     /// Queues a report. A final one replaces any queued one; progress never replaces a final one.
-    pub(super) fn submit(&mut self, uid: &str, intent: Intent, now: Instant) {
+    pub(super) fn submit(&mut self, uid: &Uid, intent: Intent, now: Instant) {
         let is_final = intent.report.is_final();
         let replaced = self.waiting.get(uid).map(|waiting| waiting.report.is_final());
         if replaced == Some(true) && !is_final {
             return;
         }
-        self.waiting.insert(uid.to_owned(), intent);
+        self.waiting.insert(uid.clone(), intent);
         if is_final {
-            self.unwritten.entry(uid.to_owned()).or_insert_with(|| Unwritten {
+            self.unwritten.entry(uid.clone()).or_insert_with(|| Unwritten {
                 since: now,
                 backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
                 delayed: false,
@@ -63,7 +64,7 @@ impl Pending {
         }
         if replaced != Some(is_final) {
             let queue = if is_final { &mut self.finals } else { &mut self.progress };
-            queue.push_back(uid.to_owned());
+            queue.push_back(uid.clone());
         }
     }
 
@@ -72,7 +73,7 @@ impl Pending {
     pub(super) fn next(
         &mut self,
         progress_is_next: bool,
-    ) -> Option<(String, Intent, CancellationToken)> {
+    ) -> Option<(Uid, Intent, CancellationToken)> {
         let in_flight = self.running.values().filter(|one| !one.is_final).count();
         let progress =
             (progress_is_next && in_flight < PROGRESS_IN_FLIGHT).then_some(&mut self.progress);
@@ -104,31 +105,31 @@ impl Pending {
 
     /// The write of a final state failed. Returns after which delay to call [`Pending::retry`];
     /// `None` when a newer one is queued or the report was dropped.
-    pub(super) fn failed(&mut self, uid: &str, intent: Intent) -> Option<std::time::Duration> {
+    pub(super) fn failed(&mut self, uid: &Uid, intent: Intent) -> Option<std::time::Duration> {
         self.running.remove(uid)?;
         if self.waiting.get(uid).is_some_and(|newer| newer.report.is_final()) {
             return None;
         }
         // Progress that came in meanwhile is older than the final state that it would follow.
         let unwritten = self.unwritten.get_mut(uid)?;
-        self.waiting.insert(uid.to_owned(), intent);
+        self.waiting.insert(uid.clone(), intent);
         unwritten.delayed = true;
         Some(unwritten.backoff.next_with_jitter())
     }
 
     /// The delay of a failed write is over.
-    pub(super) fn retry(&mut self, uid: &str) {
+    pub(super) fn retry(&mut self, uid: &Uid) {
         if let Some(unwritten) = self.unwritten.get_mut(uid)
             && std::mem::take(&mut unwritten.delayed)
         {
-            self.finals.push_back(uid.to_owned());
+            self.finals.push_back(uid.clone());
         }
     }
 
     /// Ends all delays: only a moment is left to write.
     pub(super) fn retry_all(&mut self) {
         let delayed = self.unwritten.iter().filter(|(_, one)| one.delayed);
-        let uids: Vec<String> = delayed.map(|(uid, _)| uid.clone()).collect();
+        let uids: Vec<Uid> = delayed.map(|(uid, _)| uid.clone()).collect();
         uids.iter().for_each(|uid| self.retry(uid));
     }
 

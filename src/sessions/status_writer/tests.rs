@@ -71,7 +71,7 @@ async fn written(failures: Vec<ApplyError>, reports: Vec<Report>) -> Vec<String>
     let warm = Arc::new(CachedImageWarm::from(warm));
     for report in reports {
         // Always the first version of the object, as in a cache that lags.
-        writer.submit("uid", warm.clone(), report);
+        writer.submit(&"uid".into(), warm.clone(), report);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     shutdown.cancel();
@@ -114,7 +114,7 @@ impl StatusSink for Recording {
 fn submit(writer: &StatusWriter, name: &str, report: Report) {
     let mut warm = ImageWarm::default();
     warm.metadata.name = Some(name.into());
-    writer.submit(name, Arc::new(warm.into()), report);
+    writer.submit(&name.into(), Arc::new(warm.into()), report);
 }
 
 /// Runs the writer until it has begun `count` writes. Returns the names of the objects.
@@ -226,23 +226,23 @@ fn a_failed_final_state_waits_and_only_a_newer_one_replaces_it() {
     let intent = |report| Intent { warm: Arc::new(CachedImageWarm::default()), report };
     let now = Instant::now();
     let mut pending = Pending::default();
-    let reason = |taken: Option<(String, Intent, CancellationToken)>| match taken?.1.report {
+    let reason = |taken: Option<(Uid, Intent, CancellationToken)>| match taken?.1.report {
         Report::Outcome(outcome) => Some(outcome.reason),
         _ => None,
     };
-    pending.submit("u", intent(outcome(Reason::NotFound)), now);
+    pending.submit(&"u".into(), intent(outcome(Reason::NotFound)), now);
     let (uid, failed, _) = pending.next(true).unwrap();
-    pending.submit("u", intent(Report::Pulling(Pulling::default())), now);
+    pending.submit(&"u".into(), intent(Report::Pulling(Pulling::default())), now);
     assert!(pending.failed(&uid, failed).is_some());
     assert!(pending.next(true).is_none(), "it waits, and its progress does not overtake it");
-    pending.submit("u", intent(outcome(Reason::Pulled)), now);
+    pending.submit(&"u".into(), intent(outcome(Reason::Pulled)), now);
     assert!(pending.next(true).is_none(), "the delay holds for the newer one, too");
-    pending.retry("u");
+    pending.retry(&"u".into());
     assert_eq!(reason(pending.next(true)), Some(Reason::Pulled));
     assert_eq!(pending.oldest(), Some(now));
     pending.done("u");
     assert_eq!(pending.oldest(), None);
-    pending.retry("u");
+    pending.retry(&"u".into());
     assert!(pending.next(true).is_none());
 }
 

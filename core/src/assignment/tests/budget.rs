@@ -8,7 +8,7 @@ fn five_nodes(budget: Budget) -> Index {
     for n in 1..=5 {
         let (uid, node) = (format!("u{n}"), format!("n{n}"));
         index.apply(kept(warm(&uid, &node, "registry.test/app:v1")), pull_context(1), 0);
-        index.open(n, &node, &hello(1, &[]), 0);
+        index.open(n, &node.as_str().into(), &hello(1, &[]), 0);
     }
     described(&mut index);
     index
@@ -79,7 +79,7 @@ fn a_slow_or_lost_canary_holds_nobody_up() {
     all_ask(&mut index, 0);
     // A node that waited comes back, and asks again.
     index.close(2, 10);
-    index.open(12, "n2", &hello(2, &[]), 20);
+    index.open(12, &"n2".into(), &hello(2, &[]), 20);
     described(&mut index);
     index.message(12, &request("u2"), 30);
     index.message(1, &outcome("u1", Reason::Pulled), 40);

@@ -176,7 +176,7 @@ fn is_tag(tag: &str) -> bool {
 }
 
 /// A well-formed digest of a supported algorithm, with the right number of digits.
-pub(super) fn check_digest(digest: &str) -> Result<(), ReferenceError> {
+pub(in crate::image) fn check_digest(digest: &str) -> Result<(), ReferenceError> {
     let malformed = || ReferenceError::Digest { digest: quoted(digest) };
     let (algorithm, encoded) = digest.split_once(':').ok_or_else(malformed)?;
     let Some(&(algorithm, right)) = ALGORITHMS.iter().find(|(known, _)| *known == algorithm) else {

@@ -131,11 +131,11 @@ fn messages_stay_short() {
 #[test]
 fn by_digest() {
     let tagged = Reference::parse("r.example/team/app:v1").unwrap();
-    let by_digest = tagged.with_digest(SHA256).unwrap();
+    let by_digest = tagged.with_digest(&SHA256.parse().unwrap());
     assert_eq!(by_digest.as_str(), format!("r.example/team/app@{SHA256}"));
     assert_eq!(by_digest, Reference::parse(&format!("r.example/team/app:v2@{SHA256}")).unwrap());
     assert_eq!((by_digest.repository(), by_digest.path()), ("r.example/team/app", "team/app"));
-    assert!(tagged.with_digest("sha256:abc").is_err());
+    assert!("sha256:abc".parse::<Digest>().is_err());
 }
 
 proptest! {

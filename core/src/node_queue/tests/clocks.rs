@@ -4,7 +4,7 @@ use super::*;
 
 const HOUR_MS: i64 = 3_600_000;
 
-type Jobs = Vec<(i64, String, Step)>;
+type Jobs = Vec<(i64, Uid, Step)>;
 type Reports = Vec<(i64, Outcome)>;
 
 /// Three hours of one node: a registry that is unreachable, one that limits requests, and an image
@@ -23,10 +23,10 @@ fn run(wall_clock: impl Fn(i64) -> i64) -> (Jobs, Reports) {
         reports.extend(queue.held_up(now).into_iter().map(|report| (now, report)));
         while let Some(job) = queue.next(now) {
             jobs.push((now, job.uid.clone(), job.step));
-            let ended = match (job.uid.as_str(), job.step) {
+            let ended = match (&*job.uid, job.step) {
                 ("removed", Step::CheckPresence) => {
                     let found = present
-                        .then(|| PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 });
+                        .then(|| PresentImage { digest: DIGEST.parse().ok(), size_bytes: 5 });
                     present = false;
                     Ended::PresenceChecked(Ok(found))
                 }

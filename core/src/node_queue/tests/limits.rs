@@ -17,7 +17,7 @@ fn refused(message: &str) -> Result<PulledImage, RuntimeError> {
 fn presence_checked(queue: &mut Queue, now: i64, found: bool) -> Option<Outcome> {
     let job = queue.next(now).unwrap();
     assert_eq!(job.step, Step::CheckPresence);
-    let found = found.then(|| PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 });
+    let found = found.then(|| PresentImage { digest: DIGEST.parse().ok(), size_bytes: 5 });
     queue.ended(&job, Ended::PresenceChecked(Ok(found)), now, 0.5)
 }
 
@@ -30,7 +30,7 @@ fn a_registry_gets_its_share_of_the_places_only() {
         queue.assign(Assign { priority, ..assignment(uid, image) }, 0);
     }
     let jobs: Vec<Job> = std::iter::from_fn(|| queue.next(0)).collect();
-    let started: Vec<_> = jobs.iter().map(|job| job.uid.as_str()).collect();
+    let started: Vec<_> = jobs.iter().map(|job| &*job.uid).collect();
     assert_eq!(started, ["a", "b", "d"], "c waits for its registry, d need not");
     queue.ended(&jobs[0], Ended::Pulled(0, held(true)), 1, 0.5);
     assert_eq!(queue.next(1).unwrap().uid, "c");
@@ -45,7 +45,7 @@ fn one_rate_limit_backs_off_every_pull_from_the_registry() {
     let report = pulled(&mut queue, 0, refused("toomanyrequests: retry after 60 seconds"));
     assert_eq!((report.reason.as_str(), report.retry_at_unix_ms), ("RateLimited", 63_000));
     assert!(report.message.ends_with("; this node pulls nothing from it for 63 s"), "{report:?}");
-    assert_eq!(started(&mut queue, 10), [("d".to_owned(), Step::Pull)]);
+    assert_eq!(started(&mut queue, 10), [("d".into(), Step::Pull)]);
     let reports = queue.held_up(10);
     assert_eq!(reports.len(), 1, "{reports:?}");
     assert_eq!((reports[0].uid.as_str(), reports[0].reason.as_str()), ("b", "RateLimited"));
@@ -130,7 +130,7 @@ fn a_reported_removal_is_checked_at_once() {
     queue.removal_seen(2);
     let job = queue.next(2).unwrap();
     queue.removal_seen(2);
-    let found = PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 };
+    let found = PresentImage { digest: DIGEST.parse().ok(), size_bytes: 5 };
     assert_eq!(queue.ended(&job, Ended::PresenceChecked(Ok(Some(found))), 3, 0.5), None);
     assert_eq!(outcome_of(presence_checked(&mut queue, 3, false)), Some((false, "Removed".into())));
 }
@@ -144,7 +144,7 @@ fn a_removal_during_a_check_that_finds_the_image_absent_changes_nothing() {
     let job = queue.next(0).unwrap();
     queue.removal_seen(0);
     assert_eq!(queue.ended(&job, Ended::PresenceChecked(Ok(None)), 1, 0.5), None);
-    assert_eq!(started(&mut queue, 1), [("d".to_owned(), Step::Pull)]);
+    assert_eq!(started(&mut queue, 1), [("d".into(), Step::Pull)]);
     // A failed one waits for its retry, as it would otherwise.
     let mut queue = self::queue();
     queue.assign(by_digest("d"), 0);

@@ -7,7 +7,7 @@ fn of(namespace: &str, uid: &str) -> Assign {
 }
 
 fn found() -> Ended {
-    Ended::PresenceChecked(Ok(Some(PresentImage { digest: Some(DIGEST.into()), size_bytes: 5 })))
+    Ended::PresenceChecked(Ok(Some(PresentImage { digest: DIGEST.parse().ok(), size_bytes: 5 })))
 }
 
 /// A queue in which `a` of namespace `team-a` is on the node.

@@ -74,7 +74,7 @@ fn nodes_for_a_plain_pod() {
 #[test]
 fn a_connected_warmer_stands_for_ready() {
     let node = unready(node("a"));
-    let facts = NodeFacts::new(&node, &BTreeSet::from(["a".to_owned()]));
+    let facts = NodeFacts::new(&node, &BTreeSet::from(["a".into()]));
     assert_eq!(is_eligible(&facts, &PodConstraints::default(), &Policy::default()), Ok(()));
 }
 

@@ -36,7 +36,8 @@ impl World {
         let warms: Vec<_> = self.warms.iter().map(kept).collect();
         let (policy, none) = (Policy { bounds, ..Policy::default() }, BTreeSet::new());
         let demanded = demands(&revisions, &images, &none, &policy);
-        let facts: Vec<_> = self.nodes.iter().map(|node| NodeFacts::new(node, &none)).collect();
+        let facts: Vec<_> =
+            self.nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
         let image_warms = ImageWarmIndex::new(&warms);
         let runtime_classes = &RuntimeClasses::default();
         let observed = Nodes {

@@ -177,7 +177,7 @@ fn index(criterion: &mut Criterion) {
     group.sample_size(20);
     group.bench_function("5,000 image_warms into the index", |bencher| {
         bencher.iter_batched(
-            || (Index::new(Budget::of_pulls(500), 30_000), warms.clone()),
+            || (Index::new(Budget::of_pulls(500), 8_000, 0), warms.clone()),
             |(mut index, warms)| {
                 for warm in warms {
                     index.apply(warm, PullContext::default(), 0);

@@ -91,6 +91,11 @@ impl Place {
         }
     }
 
+    /// Closes the connection.
+    pub fn close(&self) {
+        self.0.closed.cancel();
+    }
+
     fn is_proven(&self) -> bool {
         self.0.proven.load(Ordering::Relaxed)
     }

@@ -20,6 +20,8 @@ pub(crate) enum Script {
     Stuck,
     /// Completes after this many steps of 100 ms.
     Slow(u64),
+    /// Makes progress this many times, each after 100 ms, and then refuses the credential.
+    RefusesSlowly(u64),
 }
 
 /// The runtime.
@@ -129,13 +131,16 @@ impl Runtime for FakeRuntime {
                 Some(Script::Needs(_)) => return Err(fail(Reason::Unauthorized)),
                 Some(Script::Fails(reason)) => return Err(fail(*reason)),
                 Some(Script::Stuck) => std::future::pending().await,
-                Some(Script::Slow(steps)) => {
+                Some(script @ (Script::Slow(steps) | Script::RefusesSlowly(steps))) => {
                     for step in 1..=*steps {
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         if self.silent {
                             continue;
                         }
                         progress(PullProgress { downloaded_bytes: step, total_bytes: *steps });
+                    }
+                    if matches!(script, Script::RefusesSlowly(_)) {
+                        return Err(fail(Reason::Unauthorized));
                     }
                 }
             }

@@ -29,7 +29,7 @@ use imagewarm_core::assignment::{
 };
 use imagewarm_core::image::Credential;
 use imagewarm_core::policy::Policy;
-use imagewarm_core::protocol::{FromController, Hello, from_controller};
+use imagewarm_core::protocol::{FromController, Hello, PullGrant, from_controller};
 use imagewarm_core::throttle::canary;
 use imagewarm_core::throttle::registry::Limits;
 
@@ -46,12 +46,22 @@ const WAITING_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the last statuses may take to be written at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// Target of the log lines about credentials, which `--log-level` can name.
+const AUDIT: &str = "imagewarm::audit";
+
 type Found = Result<Vec<Credential>, Refusal>;
 
 /// The result of a credential request.
 enum Resolved {
     ForPull(CredentialRequest, Found),
     Recheck(Vec<Uid>, Found),
+}
+
+/// An open stream.
+struct Session {
+    sender: mpsc::Sender<Outgoing>,
+    /// Ends its reader and its connection.
+    cut: CancellationToken,
 }
 
 /// The task that owns the index. Idle unless this replica leads.
@@ -67,7 +77,7 @@ pub struct Dispatcher {
     index: Index,
     /// True while this replica leads, from when its caches are filled.
     active: bool,
-    sessions: HashMap<SessionId, mpsc::Sender<Outgoing>>,
+    sessions: HashMap<SessionId, Session>,
     last_session: SessionId,
     inputs: mpsc::Receiver<Input>,
     inputs_sender: mpsc::Sender<Input>,
@@ -114,7 +124,7 @@ impl Dispatcher {
             writer: StatusWriter::new(parts.sink, metrics.clone()),
             pull_contexts: PullContexts::new(policy),
             clock: Clock::start(),
-            index: empty_index(&args),
+            index: empty_index(&args, 0),
             active: false,
             sessions: HashMap::new(),
             last_session: 0,
@@ -204,12 +214,13 @@ impl Dispatcher {
             self.end_streams(StreamEnd::NotLeading);
             self.writer.clear();
             self.credential_requests.abort_all();
-            self.index = empty_index(&self.args);
+            self.index = empty_index(&self.args, self.now());
             self.pull_contexts.clear();
             self.settle_at = None;
             tracing::info!("dispatch stopped: leadership lost");
         } else if !self.active && leading && self.stores.synced.borrow().ready() {
             self.active = true;
+            self.index = empty_index(&self.args, self.now());
             *changes = self.stores.changes.subscribe();
             self.resync();
             tracing::info!(assignments = self.index.assignments(), "dispatch started");
@@ -335,14 +346,15 @@ impl Dispatcher {
         // Room for the initial burst; a channel allocates memory only for the messages in it.
         let capacity = UNREAD + 2 * self.index.assignments_of(node);
         let (sender, messages) = mpsc::channel(capacity);
-        if reply.send(Ok(Opened { session, messages })).is_ok() {
+        let cut = CancellationToken::new();
+        if reply.send(Ok(Opened { session, messages, cut: cut.clone() })).is_ok() {
             tracing::debug!(
                 node = &**node,
                 session,
                 runtime = hello.runtime_name,
                 "warmer connected"
             );
-            self.sessions.insert(session, sender);
+            self.sessions.insert(session, Session { sender, cut });
             self.index.open(session, node, hello, self.now());
         }
     }
@@ -389,7 +401,10 @@ impl Dispatcher {
             for effect in effects {
                 match effect {
                     Effect::Send(session, message) => self.send(session, message),
-                    Effect::Close(session, StreamEnd::Misbehaved) => self.cut_off(session),
+                    Effect::Close(
+                        session,
+                        end @ (StreamEnd::Misbehaved | StreamEnd::Excessive),
+                    ) => self.cut_off(session, end),
                     Effect::Close(session, end) => self.end_stream(session, end),
                     Effect::Resolve(request) => {
                         let credentials = self.credentials.clone();
@@ -413,6 +428,7 @@ impl Dispatcher {
         let (backoffs, refused) = self.index.take_savings();
         self.metrics.registry_backoffs.inc_by(backoffs);
         self.metrics.canary_refusals.inc_by(refused);
+        self.metrics.pull_retries.inc_by(self.index.take_retries());
         self.metrics.assignments.set(self.index.assignments() as i64);
         let (running, waiting) = self.index.pulls();
         self.metrics.pulls_in_flight.set(running as i64);
@@ -423,12 +439,33 @@ impl Dispatcher {
         if let from_controller::Message::Welcome(welcome) = &mut message {
             welcome.kubelet_runtime = self.kubelet_runtime(&welcome.node_name);
         }
-        let Some(sender) = self.sessions.get(&session) else { return };
-        if sender.try_send(Ok(FromController { message: Some(message) })).is_err() {
+        let Some(open) = self.sessions.get(&session) else { return };
+        if let from_controller::Message::PullGrant(grant) = &message
+            && !grant.credentials.is_empty()
+        {
+            self.record_grant(session, grant);
+        }
+        if open.sender.try_send(Ok(FromController { message: Some(message) })).is_err() {
             self.end_stream(session, StreamEnd::TooSlow);
             self.index.close(session, self.now());
             self.publish_connected();
         }
+    }
+
+    /// Who received which credentials, and for what.
+    fn record_grant(&self, session: SessionId, grant: &PullGrant) {
+        let Some(node) = self.index.node_of(session) else { return };
+        let Some(warm) = self.index.image_warm(&grant.uid) else { return };
+        self.metrics.credentials_granted(node);
+        tracing::info!(
+            target: AUDIT,
+            node = &**node,
+            namespace = &*warm.namespace,
+            name = &*warm.name,
+            image = &*warm.image,
+            credentials = grant.credentials.len(),
+            "credentials granted"
+        );
     }
 
     /// The runtime that the kubelet of a node reports, such as `containerd://2.2.3`.
@@ -438,17 +475,18 @@ impl Dispatcher {
         info.map(|info| info.container_runtime_version.clone()).unwrap_or_default()
     }
 
-    fn cut_off(&mut self, session: SessionId) {
+    fn cut_off(&mut self, session: SessionId, end: StreamEnd) {
         let node = self.index.node_of(session).map(|node| &**node).unwrap_or_default();
-        tracing::warn!(node, "warmer reports on another node's assignments; stream terminated");
-        self.end_stream(session, StreamEnd::Misbehaved);
+        let reason = end.as_str();
+        tracing::warn!(node, reason, "warmer cut off: it is hostile or broken");
+        self.end_stream(session, end);
         self.index.close(session, self.now());
         self.publish_connected();
     }
 
     /// Drops sessions whose call was cancelled while its stream was being opened.
     fn drop_abandoned(&mut self) {
-        let closed = self.sessions.iter().filter(|(_, sender)| sender.is_closed());
+        let closed = self.sessions.iter().filter(|(_, open)| open.sender.is_closed());
         let closed: Vec<SessionId> = closed.map(|(session, _)| *session).collect();
         for session in closed {
             self.end_stream(session, StreamEnd::Closed);
@@ -458,10 +496,13 @@ impl Dispatcher {
     }
 
     fn end_stream(&mut self, session: SessionId, end: StreamEnd) {
-        if let Some(sender) = self.sessions.remove(&session) {
+        if let Some(Session { sender, cut }) = self.sessions.remove(&session) {
             self.metrics.stream_end(end);
             // A full channel has no room for the status; the stream then ends without one.
             let _ = sender.try_send(Err(end_status(end, &self.leader.borrow())));
+            if matches!(end, StreamEnd::Misbehaved | StreamEnd::Excessive | StreamEnd::TooSlow) {
+                cut.cancel();
+            }
         }
     }
 
@@ -480,6 +521,7 @@ impl Dispatcher {
         self.connected.send_if_modified(|published| {
             let differs = **published != connected;
             if differs {
+                published.difference(&connected).for_each(|node| self.metrics.forget_node(node));
                 *published = Arc::new(connected);
             }
             differs
@@ -487,7 +529,7 @@ impl Dispatcher {
     }
 }
 
-fn empty_index(args: &DispatchArgs) -> Index {
+fn empty_index(args: &DispatchArgs, now: i64) -> Index {
     Index::new(
         Budget {
             registry: Limits {
@@ -500,6 +542,7 @@ fn empty_index(args: &DispatchArgs) -> Index {
             },
         },
         i64::try_from(args.waiting_after.as_millis()).unwrap_or(i64::MAX),
+        now,
     )
 }
 

@@ -52,6 +52,11 @@ struct ConnectionLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabels {
+    node: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WriteLabels {
     result: LabelValue<WriteResult>,
 }
@@ -73,8 +78,11 @@ pub struct DispatchMetrics {
     pub registry_backoffs: Counter,
     /// Pulls that were refused because the canary had failed.
     pub canary_refusals: Counter,
+    /// Failed pulls that were tried again since their registry may answer again.
+    pub pull_retries: Counter,
     /// Reads of pull secrets that failed.
     pub credentials_refused: Counter,
+    credentials_granted: Family<NodeLabels, Counter>,
     stream_ends: Family<StreamLabels, Counter>,
     connections_refused: Family<ConnectionLabels, Counter>,
     status_writes: Family<WriteLabels, Counter>,
@@ -123,6 +131,16 @@ impl DispatchMetrics {
             all.canary_refusals.clone(),
         );
         registry.register(
+            "dispatch_pull_retries",
+            "Failed pulls that were tried again since their registry answers again, or to find out",
+            all.pull_retries.clone(),
+        );
+        registry.register(
+            "dispatch_credentials_granted",
+            "Pulls for which a connected node was sent credentials, by node",
+            all.credentials_granted.clone(),
+        );
+        registry.register(
             "dispatch_credentials_refused",
             "Reads of pull secrets that failed",
             all.credentials_refused.clone(),
@@ -152,6 +170,15 @@ impl DispatchMetrics {
 
     pub(super) fn write(&self, result: WriteResult) {
         self.status_writes.get_or_create(&WriteLabels { result: LabelValue(result) }).inc();
+    }
+
+    pub(super) fn credentials_granted(&self, node: &str) {
+        self.credentials_granted.get_or_create(&NodeLabels { node: node.to_owned() }).inc();
+    }
+
+    /// Drops the series of a node: nodes come and go.
+    pub(super) fn forget_node(&self, node: &str) {
+        self.credentials_granted.remove(&NodeLabels { node: node.to_owned() });
     }
 
     pub(super) fn stream_end(&self, reason: StreamEnd) {

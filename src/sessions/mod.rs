@@ -73,11 +73,11 @@ pub struct DispatchArgs {
     pub dispatch_connections: usize,
 
     /// How long a node may have no stream before its ImageWarms that are not yet Ready show
-    /// WaitingForWarmer
+    /// WaitingForWarmer; after a change of the leader four times as long
     #[arg(
         long,
         env = "IMAGEWARM_WAITING_AFTER",
-        default_value = "30s",
+        default_value = "8s",
         value_name = "DURATION",
         value_parser = imagewarm_core::settings::duration
     )]

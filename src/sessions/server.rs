@@ -38,6 +38,8 @@ use imagewarm_core::throttle::stream::{Excess, MessageLimit};
 const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_ANSWER: Duration = Duration::from_secs(10);
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// How long a warmer that is cut off may take to read why.
+const LAST_STATUS: Duration = Duration::from_secs(1);
 /// Longer than a TokenReview: many warmers may connect at once, and reviews are queued.
 const REVIEW: Duration = Duration::from_secs(30);
 /// Connections whose peer is not authenticated. Each takes some 65 kB.
@@ -193,7 +195,7 @@ impl Dispatch for Sessions {
         let place = request.extensions().get::<Place>().cloned();
         let warmer = self.authenticate(request.metadata()).await?;
         let (node, expires) = (warmer.node.clone(), warmer.expires);
-        if let Some(place) = place {
+        if let Some(place) = &place {
             place.prove();
         }
         let mut incoming = request.into_inner();
@@ -216,6 +218,8 @@ impl Dispatch for Sessions {
             incoming,
             inputs: self.inputs.clone(),
             ended: ended.clone(),
+            cut: opened.cut,
+            place,
             expires,
         };
         self.readers.spawn(reader.run());
@@ -230,14 +234,17 @@ struct Reader {
     incoming: Streaming<FromWarmer>,
     inputs: mpsc::Sender<Input>,
     ended: CancellationToken,
+    cut: CancellationToken,
+    place: Option<Place>,
     expires: Option<tokio::time::Instant>,
 }
 
 impl Reader {
     async fn run(mut self) {
-        let ended = self.ended.clone();
+        let (ended, cut) = (self.ended.clone(), self.cut.clone());
         let end = tokio::select! {
             () = ended.cancelled() => StreamEnd::Closed,
+            () = cut.cancelled() => StreamEnd::Misbehaved,
             () = sleep_until(self.expires) => StreamEnd::Expired,
             excess = self.forward() => match excess {
                 None => StreamEnd::Closed,
@@ -248,6 +255,13 @@ impl Reader {
             },
         };
         let _ = self.inputs.send(Input::Closed(self.session, end)).await;
+        if end == StreamEnd::Misbehaved
+            && let Some(place) = &self.place
+        {
+            // The warmer may still learn why; then nothing that it sends costs anything more.
+            let _ = tokio::time::timeout(LAST_STATUS, ended.cancelled()).await;
+            place.close();
+        }
     }
 
     /// Forwards until the warmer closes the stream, or exceeds a limit.

@@ -1,6 +1,7 @@
 //! The messages between the gRPC server and the dispatcher about one stream.
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 
@@ -23,6 +24,8 @@ pub(crate) enum Input {
 pub(crate) struct Opened {
     pub(crate) session: SessionId,
     pub(crate) messages: mpsc::Receiver<Outgoing>,
+    /// Cancelled when the dispatcher cuts the warmer off: nothing that it sends is read any more.
+    pub(crate) cut: CancellationToken,
 }
 
 pub(crate) type Outgoing = Result<FromController, Status>;
@@ -45,6 +48,9 @@ pub(super) fn end_status(end: StreamEnd, leader: &Leadership) -> Status {
             Status::permission_denied("the token is bound to another Node of this name")
         }
         StreamEnd::Misbehaved => Status::permission_denied("the stream violates the protocol"),
+        StreamEnd::Excessive => Status::permission_denied(
+            "the warmer asked for more pulls or credentials than a node can use",
+        ),
         StreamEnd::Expired => Status::unauthenticated("the token expired"),
         StreamEnd::Shutdown | StreamEnd::Unavailable => {
             Status::unavailable("this replica is shutting down")

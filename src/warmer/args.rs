@@ -49,13 +49,15 @@ pub struct WarmerArgs {
     #[arg(long, env = "IMAGEWARM_RUNTIME_ENDPOINT", value_name = "URL")]
     pub runtime_endpoint: Option<String>,
 
-    /// Maximum number of images that this node pulls at the same time
-    #[arg(long, env = "IMAGEWARM_PARALLEL_PULLS", default_value_t = 4, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
+    /// Maximum number of images that this node pulls at the same time. Of three and more, one in
+    /// eight (at least one) is kept for other namespaces than the one that has the others
+    #[arg(long, env = "IMAGEWARM_PARALLEL_PULLS", default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub parallel_pulls: u16,
 
     /// Maximum number of images that this node pulls at the same time from one registry, so that a
-    /// slow registry does not block the others
-    #[arg(long, env = "IMAGEWARM_MAX_PULLS_PER_REGISTRY", default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
+    /// slow registry does not block the others. Of three and more, one in eight (at least one) is kept
+    /// for other namespaces than the one that has the others
+    #[arg(long, env = "IMAGEWARM_MAX_PULLS_PER_REGISTRY", default_value_t = 4, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_pulls_per_registry: u16,
 
     /// Percentage of the runtime's image file system that must stay free: no pull begins that would
@@ -78,10 +80,9 @@ pub struct WarmerArgs {
     #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = settings::at_least_a_second)]
     pub pull_idle_timeout: Duration,
 
-    /// How long a pull over CRI, which reports no progress, may take before it is cancelled and
-    /// retried later. The retry starts from zero, so this must be longer than the largest image
-    /// takes
-    #[arg(long, env = "IMAGEWARM_PULL_DEADLINE", default_value = "30m", value_name = "DURATION", value_parser = settings::at_least_a_second)]
+    /// How long a pull may take, with all its credentials together, before it is cancelled and retried
+    /// later. Over CRI the retry starts from zero, so this must be longer than the largest image takes
+    #[arg(long, env = "IMAGEWARM_PULL_DEADLINE", default_value = "1h", value_name = "DURATION", value_parser = settings::at_least_a_second)]
     pub pull_deadline: Duration,
 
     /// Interval of the presence checks of each image that the runtime holds

@@ -244,7 +244,13 @@ impl Warmer {
                 self.show_connected(true);
                 self.queue.welcome();
                 self.outbox.clear();
-                self.awaiting_grant.keys().for_each(|uid| self.outbox.request(uid));
+                for uid in self.awaiting_grant.keys() {
+                    // The controller may not know yet that the image is gone.
+                    if let Some(absent) = self.queue.last_absent(uid) {
+                        self.outbox.outcome(absent.clone());
+                    }
+                    self.outbox.request(uid);
+                }
             }
             Some(Message::Assign(assign)) => {
                 let report = self.queue.assign(assign, self.clock.now());
@@ -265,6 +271,7 @@ impl Warmer {
                     let _ = reply.send(grant);
                 }
             }
+            Some(Message::RetryPull(retry)) => self.queue.retry(&retry.uid, self.clock.now()),
             // From a newer controller.
             None => {}
         }

@@ -31,7 +31,7 @@ const ALIVE: Duration = Duration::from_secs(2);
 pub struct PullTimeouts {
     /// Without progress, for a runtime that reports progress.
     pub idle: Duration,
-    /// In total, for a runtime that does not.
+    /// In total, with all credentials.
     pub total: Duration,
 }
 
@@ -76,6 +76,7 @@ pub async fn run(
             let pull = in_turn(&credentials, |credential| {
                 watched(job, runtime, credential, &events, timeouts, started)
             });
+            let pull = within(timeouts.total, "pull", pull);
             tokio::select! {
                 result = pull => {
                     Ended::Pulled(started, result.map_err(|error| without_secret(error, refusal)))
@@ -97,7 +98,8 @@ pub async fn run(
                     })
                 }
             });
-            Ended::Verified(verify.await.map_err(|error| without_secret(error, refusal)))
+            let verify = within(timeouts.total, "verification", verify).await;
+            Ended::Verified(verify.map_err(|error| without_secret(error, refusal)))
         }
     }
 }
@@ -212,11 +214,21 @@ async fn watched(
     if runtime.reports_progress() {
         until_idle(pull, begin, &moved_at, timeouts.idle).await
     } else {
-        tokio::time::timeout(timeouts.total, pull).await.unwrap_or_else(|_| {
-            let seconds = timeouts.total.as_secs();
-            Err(timed_out(format!("the pull did not complete within {seconds} s")))
-        })
+        pull.await
     }
+}
+
+/// Waits at most `total` for all attempts together: a registry that holds each of them, or sends a byte
+/// now and then, must not hold the node's places.
+async fn within<T>(
+    total: Duration,
+    what: &str,
+    attempts: impl Future<Output = Result<T, RuntimeError>>,
+) -> Result<T, RuntimeError> {
+    tokio::time::timeout(total, attempts).await.unwrap_or_else(|_| {
+        let seconds = total.as_secs();
+        Err(timed_out(format!("the {what} did not complete within {seconds} s")))
+    })
 }
 
 /// Waits for `pull`, but not longer than `idle` after the last progress: `moved_at` is its time in
@@ -284,6 +296,16 @@ mod tests {
     }
 
     async fn ended_as(job: &Job, runtime: FakeRuntime, grant: PullGrant, idle: Duration) -> Ended {
+        let timeouts = PullTimeouts { idle, total: 60 * idle };
+        ended_within(job, runtime, grant, timeouts).await
+    }
+
+    async fn ended_within(
+        job: &Job,
+        runtime: FakeRuntime,
+        grant: PullGrant,
+        timeouts: PullTimeouts,
+    ) -> Ended {
         let (events, mut received) = mpsc::channel(8);
         let grant_it = async {
             if let Some(JobEvent::GrantRequested(_, reply)) = received.recv().await {
@@ -291,7 +313,6 @@ mod tests {
             }
             while received.recv().await.is_some() {}
         };
-        let timeouts = PullTimeouts { idle, total: 2 * idle };
         let disk = DiskGuard::new(0, None);
         let run = run(job, Arc::new(runtime), &disk, events, timeouts);
         let (ended, ()) = tokio::join!(run, grant_it);
@@ -391,12 +412,33 @@ mod tests {
 
     #[tokio::test]
     async fn without_progress_reports_a_pull_times_out_by_its_length_only() {
-        let idle = Duration::from_millis(300);
-        let slow = FakeRuntime::default().silent().with("r.test/app:v1", Script::Slow(4));
-        assert_eq!(reason(ended(slow, PullGrant::default(), idle).await), Ok(true));
-        let stuck = FakeRuntime::default().silent().with("r.test/app:v1", Script::Stuck);
-        let ended_stuck = ended(stuck, PullGrant::default(), idle).await;
-        assert_eq!(reason(ended_stuck), Err(Reason::TimedOut));
+        let timeouts =
+            PullTimeouts { idle: Duration::from_millis(300), total: Duration::from_millis(600) };
+        let job = job("r.test/app:v1");
+        let silent = |script| FakeRuntime::default().silent().with("r.test/app:v1", script);
+        for (script, expected) in
+            [(Script::Slow(4), Ok(true)), (Script::Stuck, Err(Reason::TimedOut))]
+        {
+            let ended = ended_within(&job, silent(script), PullGrant::default(), timeouts).await;
+            assert_eq!(reason(ended), expected, "{script:?}");
+        }
+    }
+
+    /// A registry that keeps each attempt going for a while does not hold a place for longer than one
+    /// deadline, whatever the runtime and the number of credentials.
+    #[tokio::test]
+    async fn one_deadline_holds_for_all_credentials_of_a_pull() {
+        let timeouts =
+            PullTimeouts { idle: Duration::from_secs(1), total: Duration::from_millis(1_000) };
+        let credentials = ["a", "b", "c", "d"].map(credential).to_vec();
+        let grant = PullGrant { credentials, ..PullGrant::default() };
+        let tarpit = || FakeRuntime::default().with("r.test/app:v1", Script::RefusesSlowly(4));
+        for runtime in [tarpit(), tarpit().silent()] {
+            let (job, calls) = (job("r.test/app:v1"), runtime.calls());
+            let ended = ended_within(&job, runtime, grant.clone(), timeouts).await;
+            assert_eq!(reason(ended), Err(Reason::TimedOut));
+            assert!(calls.lock().unwrap().len() <= 3, "the last would begin after the deadline");
+        }
     }
 
     #[tokio::test]

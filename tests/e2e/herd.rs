@@ -7,9 +7,9 @@ use xtask::cluster::Fault;
 
 use crate::world::{World, containers, eventually};
 
-crate::tests![one_node_finds_out_for_all, pulls_of_all_nodes_share_one_limit];
+crate::tests![two_nodes_find_out_for_all, pulls_of_all_nodes_share_one_limit];
 
-async fn one_node_finds_out_for_all(world: &World) -> Result<()> {
+async fn two_nodes_find_out_for_all(world: &World) -> Result<()> {
     let namespace = world.namespace("herd-canary").await?;
     let app = world.registries.push_private("herd-canary", "v1").await?;
     namespace.pull_secret("regcred", Some("canary-mistyped")).await?;

@@ -16,7 +16,7 @@ const THEIRS: u64 = 2;
 
 /// Node `a`, whose warmer speaks, and node `b`; each has two orders.
 fn index() -> Index {
-    let mut index = Index::new(Budget::of_pulls(500), 30_000);
+    let mut index = Index::new(Budget::of_pulls(500), 8_000, 0);
     for (node, session) in [("a", OURS), ("b", THEIRS)] {
         for image in ["r.test/app:v1", "r.test/side:v1"] {
             let name = format!("{node}-{}", image.len());

@@ -111,8 +111,11 @@ fn parse() -> BTreeMap<String, Labelled> {
             let fields = file.structs.get(set).expect("the labels are a struct of the same file");
             let labels = fields.iter().map(|(label, field)| Label {
                 name: label.clone(),
-                values: values(field.as_ref(), &enums)
-                    .unwrap_or_else(|| panic!("{name}: {label} is no LabelValue of an enum")),
+                values: match label.as_str() {
+                    "node" => vec![("NODE".into(), "The name of a Node.".into())],
+                    _ => values(field.as_ref(), &enums)
+                        .unwrap_or_else(|| panic!("{name}: {label} is no LabelValue of an enum")),
+                },
             });
             let labelled = Labelled { kind: kind.clone(), labels: labels.collect() };
             assert!(found.insert(name.clone(), labelled).is_none(), "{name} is registered twice");

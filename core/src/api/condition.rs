@@ -90,7 +90,7 @@ labels! {
         PlatformMismatch,
         /// The pull made no progress for too long.
         TimedOut,
-        /// The node's container runtime does not answer.
+        /// The node's container runtime does not answer, or its own store is damaged.
         RuntimeUnavailable,
         /// The image reference cannot be parsed, or the image itself is broken.
         InvalidImage,

@@ -8,8 +8,7 @@ impl Index {
     /// Requests a permit of the registry for a pull that waits for no canary.
     pub(super) fn admit(&mut self, uid: &Uid, now: i64) {
         let Some(assignment) = self.assignments.get(uid) else { return };
-        let (domain, priority) = (assignment.image.domain(), assignment.pull_context.priority);
-        if self.budgets.request(uid, domain, priority, now) {
+        if self.budgets.request(assignment.permit(uid), now) {
             self.start_next(uid, now);
         }
     }
@@ -51,18 +50,14 @@ impl Index {
         (reason, message): (Reason, &str),
         now: i64,
     ) {
-        let registry = key.1.domain();
         if present {
-            self.budgets.served(registry);
+            self.budgets.served(uid);
             self.release_all(key, now);
             return;
         }
         if reason == Reason::RateLimited {
             let retry_after = retry_after_ms(message, &key.1).map(|ms| ms as i64);
-            if let Some(Assignment { warm, .. }) = self.assignments.get(uid) {
-                let node = &warm.node_name;
-                self.backoffs += u64::from(self.budgets.back_off(registry, node, retry_after, now));
-            }
+            self.backoffs += u64::from(self.budgets.back_off(uid, retry_after, now));
         }
         let released = self.canaries.ended(key, uid, Some((reason, message)), now);
         self.release(released, now);
@@ -81,17 +76,15 @@ impl Index {
     /// Refuses a pull with the failure of the canary.
     pub(super) fn refuse(&mut self, uid: &Uid, verdict: &Verdict) {
         let canary = self.assignments.get(&verdict.uid);
-        let (node, credential_set) = match canary {
-            Some(canary) => (canary.warm.node_name.to_string(), canary.credential_set),
-            None => ("another node".to_owned(), CredentialSet::Unknown),
-        };
+        let credential_set = canary.map_or(CredentialSet::Unknown, |canary| canary.credential_set);
         let Some(assignment) = self.assignments.get_mut(uid) else { return };
         // A change of the credentials that helps the canary then also helps this assignment.
         assignment.credential_set = credential_set;
         let session = self.nodes.get(&*assignment.warm.node_name).and_then(|node| node.session);
         let Some((session, _)) = session else { return };
         self.refused += 1;
-        let message = format!("not tried, since {node} has just failed: {}", verdict.message);
+        let (node, message) = (&verdict.node, &verdict.message);
+        let message = format!("not tried, since {node} and another node just failed: {message}");
         let refusal = Refusal { reason: verdict.reason, message };
         self.effects.push(Effect::Send(session, ToWarmer::PullGrant(grant(uid, Err(refusal)))));
     }
@@ -99,5 +92,10 @@ impl Index {
     /// Since the last call: back-offs of registries, and pulls refused because of a canary.
     pub fn take_savings(&mut self) -> (u64, u64) {
         (std::mem::take(&mut self.backoffs), std::mem::take(&mut self.refused))
+    }
+
+    /// Since the last call: failed pulls that were tried again for their registry's sake.
+    pub fn take_retries(&mut self) -> u64 {
+        std::mem::take(&mut self.retries)
     }
 }

@@ -19,21 +19,44 @@ pub(super) fn ready(warm: &CachedImageWarm) -> ConditionStatus {
 /// the leader before, of whatever version: it is part of the SHA-256 of a text that stays the same.
 /// Otherwise all failed pulls would be tried at once after an upgrade.
 pub(super) fn identity_mark(warm: &CachedImageWarm, pull_context: &PullContext) -> u64 {
-    let mut text = Sha256::new();
-    let mut add = |part: &str| {
-        text.update((part.len() as u64).to_be_bytes());
-        text.update(part);
-    };
-    for identity in &pull_context.identities {
-        add("identity");
-        identity.secrets.iter().for_each(|secret| add(secret));
-        add("account");
-        identity.service_account.iter().for_each(|account| add(account));
+    let mut mark = Mark::default();
+    mark.add_identities(pull_context);
+    mark.add(&warm.generation.unwrap_or_default().to_string());
+    mark.finish()
+}
+
+/// The same for all pulls of a namespace with the same pull identities, in every version.
+pub(super) fn account_mark(warm: &CachedImageWarm, pull_context: &PullContext) -> u64 {
+    let mut mark = Mark::default();
+    mark.add(&warm.namespace);
+    mark.add_identities(pull_context);
+    mark.finish()
+}
+
+/// A hash of texts that is the same in every version of the program.
+#[derive(Default)]
+struct Mark(Sha256);
+
+impl Mark {
+    fn add(&mut self, part: &str) {
+        self.0.update((part.len() as u64).to_be_bytes());
+        self.0.update(part);
     }
-    add(&warm.generation.unwrap_or_default().to_string());
-    let mut first = [0; 8];
-    first.copy_from_slice(&text.finalize()[..8]);
-    u64::from_be_bytes(first)
+
+    fn add_identities(&mut self, pull_context: &PullContext) {
+        for identity in &pull_context.identities {
+            self.add("identity");
+            identity.secrets.iter().for_each(|secret| self.add(secret));
+            self.add("account");
+            identity.service_account.iter().for_each(|account| self.add(account));
+        }
+    }
+
+    fn finish(self) -> u64 {
+        let mut first = [0; 8];
+        first.copy_from_slice(&self.0.finalize()[..8]);
+        u64::from_be_bytes(first)
+    }
 }
 
 impl Assignment {
@@ -49,6 +72,7 @@ impl Assignment {
             priority: pull_context.priority,
             identity_mark: self.identity_mark,
             known_size_bytes: self.known_size_bytes,
+            account_mark: self.account_mark,
         }
     }
 
@@ -64,6 +88,7 @@ pub(super) fn needs_resend(old: &Assignment, new: &Assignment) -> bool {
         || (old.is_believed_present() && !new.is_believed_present())
         || old.pull_context.priority != new.pull_context.priority
         || old.identity_mark != new.identity_mark
+        || old.account_mark != new.account_mark
         || old.image != new.image
 }
 

@@ -4,6 +4,7 @@
 mod awaiting_credentials;
 mod budget;
 mod messages;
+mod outages;
 mod reports;
 mod sessions;
 mod sizes;
@@ -24,12 +25,20 @@ use crate::report::status::{
     NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUEUED_QUIET_MS, QUIET_MS, Report,
 };
 use crate::throttle::canary::{self, Canaries, Key};
-use crate::throttle::registry::{Limits, RegistryBudgets};
+use crate::throttle::registry::{self, Limits, RegistryBudgets};
 pub use stream_end::StreamEnd;
 
 use awaiting_credentials::{AwaitingCredentials, CredentialSet};
-use messages::{grant, identity_mark, needs_resend, ready};
+use messages::{account_mark, grant, identity_mark, needs_resend, ready};
+use outages::Outages;
 use sizes::Sizes;
+
+/// Pulls that a node may have running or waiting: twice as many as a warmer can be told to run.
+const OUTSTANDING_MAX: usize = 128;
+/// Credentials granted to one node in one period: a warmer whose pulls all fail is far below.
+const GRANTS: usize = 200;
+const GRANTS_PER_ASSIGNMENT: usize = 30;
+const GRANTS_PERIOD_MS: i64 = 600_000;
 
 /// Identifies one stream for the lifetime of this process.
 pub type SessionId = u64;
@@ -99,10 +108,14 @@ struct Assignment {
     pull_context: Arc<PullContext>,
     /// Changes when the credentials that apply to the pull may have changed.
     identity_mark: u64,
+    /// The same for pulls with the same credentials.
+    account_mark: u64,
     known_size_bytes: u64,
     /// The credentials of the last pull, and how often they have changed since.
     credential_set: CredentialSet,
     credential_changes: u64,
+    /// Its node reported last that it does not hold the image; the status may not say so yet.
+    reported_absent: bool,
     /// Set while a pull waits or runs: most assignments are settled.
     pull: Option<Box<Pull>>,
 }
@@ -113,8 +126,18 @@ struct Pull {
     queued_since: Option<i64>,
     running_since: Option<i64>,
     progress_written: Option<i64>,
+    downloaded_bytes: u64,
     /// The stream that waits for credentials. Repeated requests resolve them only once.
     resolving_for: Option<SessionId>,
+}
+
+impl Pull {
+    /// Notes the bytes that are downloaded; whether they are more than before.
+    fn moved(&mut self, downloaded_bytes: u64) -> bool {
+        let has_moved = downloaded_bytes > self.downloaded_bytes;
+        self.downloaded_bytes = self.downloaded_bytes.max(downloaded_bytes);
+        has_moved
+    }
 }
 
 impl Assignment {
@@ -124,6 +147,28 @@ impl Assignment {
 
     fn key(&self) -> canary::Key {
         (self.warm.namespace.to_string(), self.image.clone())
+    }
+
+    /// Whether something may have to be pulled: the image is not on the node, or its tag is to be
+    /// checked.
+    fn needs_pull(&self) -> bool {
+        ready(&self.warm) != ConditionStatus::True
+            || self.reported_absent
+            || self.pull_context.check_for.is_some()
+    }
+
+    /// The request for a permit of its registry.
+    fn permit(&self, uid: &Uid) -> registry::Pull {
+        registry::Pull {
+            uid: uid.clone(),
+            node: self.warm.node_name.clone(),
+            registry: self.image.domain().to_owned(),
+            account: registry::Account {
+                namespace: self.warm.namespace.to_string(),
+                identities: self.account_mark,
+            },
+            priority: self.pull_context.priority,
+        }
     }
 
     fn credential_request(&self, uid: &Uid, session: SessionId) -> CredentialRequest {
@@ -142,9 +187,29 @@ struct Node {
     assignments: BTreeSet<Uid>,
     session: Option<(SessionId, u64)>,
     runtime: NodeRuntime,
-    absent_since: i64,
+    /// When to say that it has no warmer, if it has no stream until then.
+    missing_at: i64,
     /// Whether `WaitingForWarmer` may still have to be written for assignments of this node.
     absence_unreported: bool,
+    grants: Grants,
+}
+
+/// Credentials that were granted to a node, in the current period.
+#[derive(Debug, Default)]
+struct Grants {
+    since: i64,
+    count: usize,
+}
+
+impl Grants {
+    /// Counts one more; whether a node with so many assignments can use them all.
+    fn add(&mut self, assignments: usize, now: i64) -> bool {
+        if now - self.since >= GRANTS_PERIOD_MS {
+            *self = Grants { since: now, count: 0 };
+        }
+        self.count += 1;
+        self.count <= GRANTS + GRANTS_PER_ASSIGNMENT * assignments
+    }
 }
 
 /// The leader's index of assignments, nodes and streams.
@@ -156,18 +221,23 @@ pub struct Index {
     budgets: RegistryBudgets,
     canaries: Canaries,
     awaiting_credentials: AwaitingCredentials,
+    outages: Outages,
     sizes: Sizes,
-    grace_ms: i64,
+    waiting_after_ms: i64,
+    /// When all warmers had the time to find this leader.
+    settled_at: i64,
     effects: Vec<Effect>,
     ignored: u64,
     backoffs: u64,
     refused: u64,
+    retries: u64,
 }
 
 impl Index {
-    /// An empty index: pulls stay within `budget`, and a node without a stream counts as one
-    /// without a warmer after `grace_ms`.
-    pub fn new(budget: Budget, grace_ms: i64) -> Self {
+    /// The index of a replica that begins to lead: pulls stay within `budget`, and a node without a
+    /// stream counts as one without a warmer after `waiting_after_ms`. A node that had no stream yet
+    /// has at least four times as long, from now: warmers first have to find the new leader.
+    pub fn new(budget: Budget, waiting_after_ms: i64, now: i64) -> Self {
         Index {
             assignments: HashMap::new(),
             nodes: HashMap::new(),
@@ -175,12 +245,15 @@ impl Index {
             budgets: RegistryBudgets::new(budget.registry),
             canaries: Canaries::new(budget.canary),
             awaiting_credentials: AwaitingCredentials::default(),
+            outages: Outages::default(),
             sizes: Sizes::default(),
-            grace_ms,
+            waiting_after_ms,
+            settled_at: now.saturating_add(waiting_after_ms.saturating_mul(4)),
             effects: Vec::new(),
             ignored: 0,
             backoffs: 0,
             refused: 0,
+            retries: 0,
         }
     }
 
@@ -208,6 +281,11 @@ impl Index {
     pub fn pulls(&self) -> (usize, usize) {
         let (running, waiting) = self.budgets.counts();
         (running, waiting + self.canaries.waiting())
+    }
+
+    /// The ImageWarm of an assignment.
+    pub fn image_warm(&self, uid: &str) -> Option<&CachedImageWarm> {
+        self.assignments.get(uid).map(|assignment| &*assignment.warm)
     }
 
     /// Uids of all assignments, for comparison with a new list.
@@ -243,7 +321,11 @@ impl Index {
         let (image, known_size_bytes) = self.sizes.note(image, &warm, old.is_none());
         let credential_changes = old.as_ref().map_or(0, |old| old.credential_changes);
         let identity_mark = identity_mark(&warm, &pull_context).wrapping_add(credential_changes);
+        let account_mark = account_mark(&warm, &pull_context);
         self.awaiting_credentials.note(&uid, warm.reason(), now);
+        if old.is_none() {
+            self.outages.note(&uid, image.domain(), warm.reason(), now);
+        }
         let key = (warm.namespace.to_string(), image.clone());
         self.follow_canary(old.as_ref(), key, identity_mark, &uid, now);
         let assignment = Assignment {
@@ -251,10 +333,12 @@ impl Index {
             image,
             pull_context,
             identity_mark,
+            account_mark,
             known_size_bytes,
             credential_set: old.as_ref().map_or(CredentialSet::Unknown, |old| old.credential_set),
             pull,
             credential_changes,
+            reported_absent: old.as_ref().is_some_and(|old| old.reported_absent),
         };
         let node = self.node(&assignment.warm.node_name, now);
         if node.assignments.insert(uid.clone()) {
@@ -298,6 +382,7 @@ impl Index {
         let Some((uid, assignment)) = self.assignments.remove_entry(uid) else { return };
         let uid = &uid;
         self.awaiting_credentials.forget(uid);
+        self.outages.forget(uid);
         self.sizes.forget(&assignment.image);
         let released = self.canaries.withdrawn(&assignment.key(), uid, now);
         self.release(released, now);
@@ -333,6 +418,11 @@ impl Index {
             && self.sessions.contains_key(&job.session)
             && self.budgets.is_in_flight(&job.uid)
         {
+            if found.as_ref().is_ok_and(|credentials| !credentials.is_empty())
+                && !self.may_be_granted(job, now)
+            {
+                return self.effects.push(Effect::Close(job.session, StreamEnd::Excessive));
+            }
             let grant = grant(&job.uid, found);
             self.effects.push(Effect::Send(job.session, ToWarmer::PullGrant(grant)));
             if refused {
@@ -341,14 +431,17 @@ impl Index {
         }
     }
 
+    /// Counts credentials that are granted to a node.
+    fn may_be_granted(&mut self, job: &CredentialRequest, now: i64) -> bool {
+        let node = self.sessions.get(&job.session).and_then(|name| self.nodes.get_mut(name));
+        node.is_none_or(|node| node.grants.add(node.assignments.len(), now))
+    }
+
     /// Handles timeouts. Call about once a second.
     pub fn tick(&mut self, now: i64) {
         let mut ended = Vec::new();
         for node in self.nodes.values_mut() {
-            if !node.absence_unreported
-                || node.session.is_some()
-                || now - node.absent_since < self.grace_ms
-            {
+            if !node.absence_unreported || node.session.is_some() || now < node.missing_at {
                 continue;
             }
             node.absence_unreported = false;
@@ -368,15 +461,18 @@ impl Index {
         }
         self.begin_waiting(now);
         self.recheck_credentials(now);
+        self.probe_registries(now);
     }
 
     fn node(&mut self, name: &NodeName, now: i64) -> &mut Node {
+        let missing_at = now.saturating_add(self.waiting_after_ms).max(self.settled_at);
         self.nodes.entry(name.clone()).or_insert_with(|| Node {
             assignments: BTreeSet::new(),
             session: None,
             runtime: NodeRuntime::default(),
-            absent_since: now,
+            missing_at,
             absence_unreported: true,
+            grants: Grants::default(),
         })
     }
 

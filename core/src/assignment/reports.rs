@@ -1,7 +1,10 @@
 //! What warmers send: pull requests, progress and outcomes.
 
 use super::*;
-use crate::throttle::canary::Answer;
+
+/// For a pull of an image that is Ready. An honest warmer reports first that the image is gone.
+const READY: &str = "the image was reported as present: no credentials are granted for it";
+use crate::throttle::canary::{Answer, Candidate};
 
 impl Index {
     /// Handles a message of a warmer. Messages about assignments of other nodes are ignored.
@@ -46,7 +49,25 @@ impl Index {
         if assignment.pull.as_ref().is_some_and(|pull| pull.resolving_for == Some(session)) {
             return;
         }
-        match self.canaries.request(&assignment.key(), uid, now) {
+        let node = &assignment.warm.node_name;
+        let runtime = self.nodes.get(node).map(|node| &node.runtime);
+        let candidate = Candidate {
+            uid: uid.clone(),
+            node: node.clone(),
+            reports_progress: runtime.is_some_and(NodeRuntime::reports_progress),
+        };
+        let outstanding = self.budgets.outstanding(node);
+        if outstanding >= OUTSTANDING_MAX && !self.budgets.is_outstanding(uid) {
+            self.effects.push(Effect::Close(session, StreamEnd::Excessive));
+            return;
+        }
+        if !assignment.needs_pull() {
+            let refusal = Refusal { reason: Reason::Removed, message: READY.to_owned() };
+            let grant = grant(uid, Err(refusal));
+            self.effects.push(Effect::Send(session, ToWarmer::PullGrant(grant)));
+            return;
+        }
+        match self.canaries.request(&assignment.key(), candidate, now) {
             Answer::Go => self.admit(uid, now),
             Answer::Wait => {}
             Answer::Refused(verdict) => self.refuse(uid, &verdict),
@@ -55,6 +76,7 @@ impl Index {
 
     fn progress_reported(&mut self, uid: &Uid, progress: &protocol::Progress, now: i64) {
         let Some(assignment) = self.assignments.get_mut(uid) else { return };
+        let pull_moved = assignment.pull().moved(progress.downloaded_bytes);
         if is_due(assignment, progress, now) {
             let report = Report::from(progress);
             self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
@@ -62,12 +84,17 @@ impl Index {
         // A registry that sends bytes has authorized the pull.
         if progress.downloaded_bytes > 0 && self.budgets.is_in_flight(uid) {
             let key = assignment.key();
+            if pull_moved {
+                self.budgets.progress(uid, now);
+                self.registry_answered(key.1.domain(), now);
+            }
             self.release_all(&key, now);
         }
     }
 
     fn outcome_reported(&mut self, uid: &Uid, reported: &protocol::Outcome, now: i64) {
-        let Some(assignment) = self.assignments.get(uid) else { return };
+        let Some(assignment) = self.assignments.get_mut(uid) else { return };
+        assignment.reported_absent = !reported.present;
         let mut outcome = Outcome::from(reported);
         let requested = assignment.pull_context.check_for.as_ref();
         outcome.checked_for = outcome.checked_for.filter(|token| Some(token) == requested);
@@ -77,11 +104,20 @@ impl Index {
         let message = outcome.message.clone();
         let report = Report::Outcome(outcome);
         self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
+        self.outages.note(uid, key.1.domain(), Some(reason), now);
         if self.budgets.is_in_flight(uid) {
             self.record_outcome(uid, &key, present, (reason, &message), now);
+            if present || shows_an_answer(reason) {
+                self.registry_answered(key.1.domain(), now);
+            }
         }
         self.end_pull(uid, now);
     }
+}
+
+/// Whether a pull can only fail for this reason when its registry answers.
+fn shows_an_answer(reason: Reason) -> bool {
+    matches!(reason, Reason::Unauthorized | Reason::NotFound | Reason::PlatformMismatch)
 }
 
 /// Whether this progress is to be written to the status.

@@ -41,7 +41,7 @@ impl Index {
             if pulling.contains(&**uid) {
                 if let Some(assignment) = self.assignments.get_mut(uid) {
                     assignment.pull().running_since.get_or_insert(now);
-                    self.budgets.hold(uid, assignment.image.domain());
+                    self.budgets.hold(assignment.permit(uid), now);
                     let key = assignment.key();
                     self.release_all(&key, now);
                 }
@@ -65,7 +65,8 @@ impl Index {
         if node.session.is_none_or(|(current, _)| current != session) {
             return;
         }
-        (node.session, node.absent_since, node.absence_unreported) = (None, now, true);
+        (node.session, node.absence_unreported) = (None, true);
+        node.missing_at = now.saturating_add(self.waiting_after_ms);
         let uids: Vec<Uid> = node.assignments.iter().cloned().collect();
         if uids.is_empty() {
             self.nodes.remove(&name);

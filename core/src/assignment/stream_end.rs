@@ -21,6 +21,8 @@ labels! {
         TooSlow,
         /// The warmer violated the protocol: it is hostile or broken.
         Misbehaved,
+        /// The warmer asked for more pulls or credentials than a node can use.
+        Excessive,
         /// The token expired; the warmer reconnects with a new one.
         Expired,
         /// The warmer closed the stream, or the connection broke.

@@ -1,6 +1,7 @@
 //! One assignment on the node: the last known presence, the next step, and how each result changes
 //! both.
 
+use super::registry::Account;
 use super::removal::Removals;
 use super::{Job, Step};
 use crate::api::Reason;
@@ -46,6 +47,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// The registry and the credentials of its pulls.
+    pub(super) fn account(&self) -> Account<'_> {
+        (self.image.domain(), self.assign.account_mark)
+    }
+
     /// Whether the node is assumed to hold the image.
     pub(super) fn is_believed(&self) -> bool {
         match &self.last {

@@ -16,8 +16,9 @@ use crate::clock::Now;
 use crate::image::Reference;
 use crate::protocol::{Assign, Outcome};
 use crate::runtime::{PresentImage, PulledImage, RuntimeError};
+use crate::throttle::registry::namespace_share;
 use entry::{Entry, State, absent, backoff_text, first_step};
-use registry::Registries;
+use registry::{Account, Registries};
 use removal::Removals;
 
 /// Presence checks that may run in parallel, beside the pulls.
@@ -92,8 +93,39 @@ pub enum Ended {
 #[derive(Debug)]
 struct Running {
     image: Reference,
+    namespace: String,
+    account: u64,
     step: Step,
     room_bytes: u64,
+}
+
+/// The running pulls, counted.
+struct RunningPulls<'a> {
+    pulls: Vec<&'a Running>,
+    all: usize,
+}
+
+impl<'a> RunningPulls<'a> {
+    fn new(running: impl Iterator<Item = &'a Running>) -> Self {
+        let pulls: Vec<_> = running.filter(|job| job.step.uses_registry()).collect();
+        RunningPulls { all: pulls.len(), pulls }
+    }
+
+    fn of_namespace(&self, namespace: &str) -> usize {
+        self.pulls.iter().filter(|pull| pull.namespace == namespace).count()
+    }
+
+    /// Pulls from the registry: all, and those of the namespace.
+    fn of_registry(&self, registry: &str, namespace: &str) -> (usize, usize) {
+        let pulls = self.pulls.iter().filter(|pull| pull.image.domain() == registry);
+        pulls.fold((0, 0), |(all, own), pull| {
+            (all + 1, own + usize::from(pull.namespace == namespace))
+        })
+    }
+
+    fn of_account(&self, account: Account<'_>) -> usize {
+        self.pulls.iter().filter(|pull| (pull.image.domain(), pull.account) == account).count()
+    }
 }
 
 /// The node's assignments and their state.
@@ -126,6 +158,11 @@ impl Queue {
     /// Whether the assignment exists.
     pub fn knows(&self, uid: &str) -> bool {
         self.entries.contains_key(uid)
+    }
+
+    /// The last report of an assignment, if it said that the node does not hold the image.
+    pub fn last_absent(&self, uid: &str) -> Option<&Outcome> {
+        self.entries.get(uid)?.last.as_ref().filter(|last| !last.present)
     }
 
     /// A new stream begins: assignments that it does not repeat will be withdrawn.
@@ -194,6 +231,18 @@ impl Queue {
         }
     }
 
+    /// The registry may answer again: a failed pull is due at once, unless the registry asked for fewer
+    /// requests.
+    pub fn retry(&mut self, uid: &str, now: Now) {
+        if let Some(entry) = self.entries.get_mut(uid)
+            && entry.last.as_ref().is_some_and(|last| !last.present)
+            && let State::Due(_, at) = &mut entry.state
+        {
+            // After a removal the back-off holds.
+            *at = now.monotonic_ms.max(entry.pull_not_before).min(*at);
+        }
+    }
+
     /// Removes an assignment. True when its job should be stopped: no other needs the image.
     pub fn withdraw(&mut self, uid: &str) -> bool {
         let Some(entry) = self.entries.remove(uid) else { return false };
@@ -207,33 +256,28 @@ impl Queue {
         gone.map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// The next job to start, within the limits: assignments of the newest Revision first. At most
-    /// one job runs for each image.
+    /// The next job to start, within the limits: pulls of the namespace that has the fewest, and of
+    /// these the newest Revision's. At most one job runs for each image.
     pub fn next(&mut self, now: Now) -> Option<Job> {
         let busy: HashSet<&Reference> = self.running.values().map(|job| &job.image).collect();
-        let mut pulls: HashMap<&str, usize> = HashMap::new();
-        for job in self.running.values().filter(|job| job.step.uses_registry()) {
-            *pulls.entry(job.image.domain()).or_default() += 1;
-        }
-        let pulls_in_all: usize = pulls.values().sum();
-        let free_check = self.running.len() - pulls_in_all < PRESENCE_CHECKS;
-        let free_pull = |image: &Reference| {
-            let registry = image.domain();
-            let places = self.registries.places(registry, self.limits.pulls_per_registry);
-            pulls_in_all < self.limits.parallel_pulls
-                && pulls.get(registry).copied().unwrap_or(0) < places
-                && self.registries.waits_until(registry, now.monotonic_ms).is_none()
-        };
+        let pulls = RunningPulls::new(self.running.values());
+        let free_check = self.running.len() - pulls.all < PRESENCE_CHECKS;
         let due = self.entries.iter().filter_map(|(uid, entry)| match entry.state {
             State::Due(step, at) if at <= now.monotonic_ms && !busy.contains(&entry.image) => {
-                let free =
-                    if step == Step::CheckPresence { free_check } else { free_pull(&entry.image) };
-                free.then_some((uid, entry, step))
+                let (free, of_namespace) = match step {
+                    Step::CheckPresence => (free_check, 0),
+                    Step::Pull | Step::Verify => (
+                        self.may_pull(entry, &pulls, now),
+                        pulls.of_namespace(&entry.assign.namespace),
+                    ),
+                };
+                free.then_some((uid, entry, step, of_namespace))
             }
             _ => None,
         });
-        let (uid, _, step) =
-            due.min_by_key(|(_, entry, _)| (Reverse(entry.assign.priority), entry.arrived))?;
+        let (uid, _, step, _) = due.min_by_key(|(_, entry, _, of_namespace)| {
+            (*of_namespace, Reverse(entry.assign.priority), entry.arrived)
+        })?;
         let uid = uid.clone();
         let others: u64 =
             self.running.values().map(|job| job.room_bytes).fold(0, u64::saturating_add);
@@ -245,10 +289,30 @@ impl Queue {
             Step::Verify => (entry.attempts + 1, 0),
             Step::Pull => (entry.attempts + 1, entry.room_bytes(self.limits.assumed_bytes)),
         };
-        self.running.insert(uid.clone(), Running { image: image.clone(), step, room_bytes });
+        let running = Running {
+            image: image.clone(),
+            namespace: entry.assign.namespace.clone(),
+            account: entry.assign.account_mark,
+            step,
+            room_bytes,
+        };
+        self.running.insert(uid.clone(), running);
         let check_for = entry.assign.check_for.clone();
         let room_bytes = room_bytes.saturating_add(others);
         Some(Job { uid, step, image, attempt, check_for, room_bytes })
+    }
+
+    /// Whether the limits let one more pull of this assignment begin.
+    fn may_pull(&self, entry: &Entry, pulls: &RunningPulls<'_>, now: Now) -> bool {
+        let Limits { parallel_pulls, pulls_per_registry, .. } = self.limits;
+        let (namespace, account) = (entry.assign.namespace.as_str(), entry.account());
+        let (of_registry, in_registry) = pulls.of_registry(account.0, namespace);
+        pulls.all < parallel_pulls
+            && pulls.of_namespace(namespace) < namespace_share(parallel_pulls)
+            && of_registry < pulls_per_registry
+            && in_registry < namespace_share(pulls_per_registry)
+            && pulls.of_account(account) < self.registries.places(account, pulls_per_registry)
+            && self.registries.waits_until(account, now.monotonic_ms).is_none()
     }
 
     /// Whether the image of an assignment that is not yet reported present is on the node for other
@@ -289,7 +353,7 @@ impl Queue {
             let due = matches!(entry.state, State::Due(Step::Pull, at) if at <= now.monotonic_ms);
             let registry = entry.image.domain();
             let Some(until) =
-                self.registries.waits_until(registry, now.monotonic_ms).filter(|_| due)
+                self.registries.waits_until(entry.account(), now.monotonic_ms).filter(|_| due)
             else {
                 continue;
             };
@@ -312,7 +376,7 @@ impl Queue {
         self.entries.iter().filter_map(move |(uid, entry)| match entry.state {
             State::Due(Step::Pull, at) if at <= now.monotonic_ms => {
                 let limited =
-                    self.registries.waits_until(entry.image.domain(), now.monotonic_ms).is_some();
+                    self.registries.waits_until(entry.account(), now.monotonic_ms).is_some();
                 (!limited).then_some(uid)
             }
             _ => None,
@@ -353,14 +417,16 @@ impl Queue {
                 entry.presence_checked(job, result, presence_interval_ms, now, jitter)
             }
             Ended::Pulled(started, Ok(pulled)) => {
-                self.registries.served(job.image.domain());
+                self.registries.served((job.image.domain(), entry.assign.account_mark));
                 Some(entry.pulled(job, pulled, started, presence_interval_ms, now, jitter))
             }
             Ended::Pulled(started, Err(mut error)) => {
                 let mut not_before = now.monotonic_ms;
                 if error.reason == Reason::RateLimited {
+                    let account = entry.assign.account_mark;
+                    let (image, message) = (&job.image, &error.message);
                     not_before =
-                        self.registries.limited(&job.image, &error.message, not_before, jitter);
+                        self.registries.limited(image, account, message, not_before, jitter);
                     error.message.push_str(&format!("; {}", backoff_text(now, not_before)));
                 }
                 let RuntimeError { reason, message } = error;

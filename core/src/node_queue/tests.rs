@@ -54,6 +54,10 @@ impl Queue {
         self.queue.removal_seen(self.at(now));
     }
 
+    fn retry(&mut self, uid: &str, now: i64) {
+        self.queue.retry(uid, self.at(now));
+    }
+
     fn held_up(&mut self, now: i64) -> Vec<Outcome> {
         self.queue.held_up(self.at(now))
     }

@@ -65,6 +65,13 @@ pub struct NodeRuntime {
     pub reports: String,
 }
 
+impl NodeRuntime {
+    /// Whether the runtime reports the progress of pulls.
+    pub fn reports_progress(&self) -> bool {
+        self.reports.split(", ").any(|reported| reported == "progress")
+    }
+}
+
 impl From<&protocol::Hello> for NodeRuntime {
     fn from(hello: &protocol::Hello) -> Self {
         let runtime = format!("{} {}", hello.runtime_name, hello.runtime_version);

@@ -139,6 +139,11 @@ mod tests {
                 "failed to pull and unpack image \"r.test/a:v1\": context canceled",
                 TimedOut,
             ),
+            (
+                Code::NotFound,
+                "failed to pull and unpack image \"r.test/a:v1\": failed to extract layer sha256:00: failed to get reader from content store: content digest sha256:00: not found",
+                RuntimeUnavailable,
+            ),
             (Code::PermissionDenied, "unexpected status from GET request", Unauthorized),
             // CRI-O
             (

@@ -10,6 +10,20 @@ use crate::image::Reference;
 /// and a missing platform can be reported as "not found".
 const PHRASES: &[(Reason, &[&str])] = &[
     (Reason::RuntimeUnavailable, &["client version", "api version"]),
+    // What the node's own store lacks, although it once had it: no other node lacks it, too.
+    (
+        Reason::RuntimeUnavailable,
+        &[
+            "content digest ",
+            "failed to get reader from content store",
+            "failed to prepare extraction snapshot",
+            "failed to stat snapshot",
+            "parent snapshot",
+            "snapshot does not exist",
+            "layer does not exist",
+            "layer not known",
+        ],
+    ),
     (
         Reason::RateLimited,
         &["toomanyrequests", "too many requests", "rate limit", "parsing http 429"],
@@ -196,6 +210,20 @@ mod tests {
                 "client version 1.24 is too old. Minimum supported API version is 1.40",
                 RuntimeUnavailable,
             ),
+            // A damaged store: nothing that the registry says, and nothing that other nodes have.
+            (
+                None,
+                "failed to extract layer sha256:00: failed to get reader from content store: content digest sha256:00: not found",
+                RuntimeUnavailable,
+            ),
+            (None, "failed to get image: content digest sha256:00: not found", RuntimeUnavailable),
+            (
+                None,
+                "failed to prepare extraction snapshot \"extract-1 sha256:00\": parent snapshot sha256:00 does not exist: not found",
+                RuntimeUnavailable,
+            ),
+            (Some(500), "layer does not exist", RuntimeUnavailable),
+            (None, "copying layers: layer not known", RuntimeUnavailable),
             // containerd
             (
                 None,

@@ -1,18 +1,22 @@
 //! Canary pulls: the first node pulls an image before the others do, so that a missing image or a
-//! refused credential costs the registry one request instead of one for each node. Pure; `now` is monotonic, in
-//! milliseconds.
+//! refused credential costs the registry two requests instead of one for each node. A refusal holds for
+//! the others only when a second node had it, too: one node alone may be mistaken, or lie. Pure; `now`
+//! is monotonic, in milliseconds.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::api::Reason;
-use crate::api::names::Uid;
+use crate::api::names::{NodeName, Uid};
 use crate::image::Reference;
 
-/// How long a failed canary refuses the others; then one of them tries again. Shorter than a
+/// How long a confirmed failure refuses the others; then one of them tries again. Shorter than a
 /// warmer's first back-off, so that its next attempt is a new canary.
 const REFUSED_MS: i64 = 5_000;
 /// How long a success releases the others.
 const OPEN_MS: i64 = 600_000;
+/// The longest wait for a canary whose runtime reports no progress: a registry refuses sooner than
+/// this, so a pull that still runs is most probably a download.
+const SILENT_MS: i64 = 300;
 
 /// Namespace and image: credentials belong to a namespace.
 pub type Key = (String, Reference);
@@ -26,10 +30,23 @@ pub struct Settings {
     pub timeout_ms: i64,
 }
 
+/// The node that asks to pull, for its assignment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Uid of the assignment.
+    pub uid: Uid,
+    /// The node.
+    pub node: NodeName,
+    /// Whether its runtime reports the progress of pulls.
+    pub reports_progress: bool,
+}
+
 /// The failure of a canary, as it applies to the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Uid of the assignment that was tried.
+    /// The node that was refused.
+    pub node: NodeName,
+    /// Its assignment.
     pub uid: Uid,
     /// Why it failed: a reason that holds for every node.
     pub reason: Reason,
@@ -57,12 +74,25 @@ pub struct Released {
     pub refused: Option<(Vec<Uid>, Verdict)>,
 }
 
+impl Released {
+    fn go(go: Vec<Uid>) -> Self {
+        Released { go, refused: None }
+    }
+}
+
 #[derive(Debug, Default)]
 enum State {
     #[default]
     Untried,
+    /// A canary pulls. `suspicion`: another node was refused before.
     Trying {
-        uid: Uid,
+        canary: Candidate,
+        until: i64,
+        suspicion: Option<Verdict>,
+    },
+    /// One node was refused; the next one that asks is to confirm it.
+    Suspected {
+        verdict: Verdict,
         until: i64,
     },
     Open {
@@ -78,12 +108,21 @@ enum State {
 struct Image {
     assignments: usize,
     state: State,
-    waiting: VecDeque<Uid>,
+    waiting: VecDeque<Candidate>,
 }
 
 impl Image {
     fn release(&mut self) -> Vec<Uid> {
-        self.waiting.drain(..).collect()
+        self.waiting.drain(..).map(|waiting| waiting.uid).collect()
+    }
+
+    fn is_canary(&self, uid: &str) -> bool {
+        matches!(&self.state, State::Trying { canary, .. } if canary.uid == *uid)
+    }
+
+    fn try_with(&mut self, canary: Candidate, suspicion: Option<Verdict>, longest: i64, now: i64) {
+        let wait = if canary.reports_progress { longest } else { longest.min(SILENT_MS) };
+        self.state = State::Trying { canary, until: now + wait, suspicion };
     }
 }
 
@@ -113,7 +152,7 @@ impl Canaries {
     }
 
     /// One node no longer is to hold the image.
-    pub fn withdrawn(&mut self, key: &Key, uid: &Uid, now: i64) -> Released {
+    pub fn withdrawn(&mut self, key: &Key, uid: &str, now: i64) -> Released {
         let released = self.ended(key, uid, None, now);
         if let Some(image) = self.images.get_mut(key) {
             image.assignments = image.assignments.saturating_sub(1);
@@ -125,33 +164,41 @@ impl Canaries {
         released
     }
 
-    /// Whether the assignment may pull now.
-    pub fn request(&mut self, key: &Key, uid: &Uid, now: i64) -> Answer {
+    /// Whether the candidate may pull now.
+    pub fn request(&mut self, key: &Key, candidate: Candidate, now: i64) -> Answer {
         let Some(image) = self.images.get_mut(key) else { return Answer::Go };
         if self.settings.nodes == 0 || image.assignments < self.settings.nodes {
             return Answer::Go;
         }
-        match &image.state {
+        let suspicion = match &image.state {
             State::Open { until } if now < *until => return Answer::Go,
             State::Refused { verdict, until } if now < *until => {
                 return Answer::Refused(verdict.clone());
             }
-            State::Trying { uid: canary, .. } if canary == uid => return Answer::Go,
+            State::Trying { canary, .. } if canary.uid == candidate.uid => return Answer::Go,
             State::Trying { until, .. } if now < *until => {
-                if self.waiting.insert(uid.clone()) {
-                    image.waiting.push_back(uid.clone());
+                if self.waiting.insert(candidate.uid.clone()) {
+                    image.waiting.push_back(candidate);
                 }
                 return Answer::Wait;
             }
             State::Trying { .. } => return Answer::Go,
-            // A different node than the last becomes the canary: that one may be mistaken, or lie.
-            State::Refused { verdict, .. } if verdict.uid == *uid => {
+            // Another node than the last: that one may be mistaken, or lie.
+            State::Suspected { verdict, until } if now < *until => {
+                if verdict.node == candidate.node {
+                    return Answer::Go;
+                }
+                Some(verdict.clone())
+            }
+            State::Refused { verdict, .. } if verdict.uid == candidate.uid => {
                 return Answer::Refused(verdict.clone());
             }
-            State::Untried | State::Open { .. } | State::Refused { .. } => {}
-        }
-        let until = now + self.settings.timeout_ms;
-        image.state = State::Trying { uid: uid.clone(), until };
+            State::Untried
+            | State::Open { .. }
+            | State::Suspected { .. }
+            | State::Refused { .. } => None,
+        };
+        image.try_with(candidate, suspicion, self.settings.timeout_ms, now);
         self.trying.insert(key.clone());
         Answer::Go
     }
@@ -160,36 +207,49 @@ impl Canaries {
     pub fn ended(
         &mut self,
         key: &Key,
-        uid: &Uid,
+        uid: &str,
         failure: Option<(Reason, &str)>,
         now: i64,
     ) -> Released {
         let Some(image) = self.images.get_mut(key) else { return Released::default() };
         if self.waiting.remove(uid) {
-            image.waiting.retain(|waiting| waiting != uid);
+            image.waiting.retain(|waiting| waiting.uid != *uid);
         }
-        if !matches!(&image.state, State::Trying { uid: canary, .. } if canary == uid) {
+        if !image.is_canary(uid) {
             return Released::default();
         }
+        let State::Trying { canary, suspicion, .. } = std::mem::take(&mut image.state) else {
+            return Released::default();
+        };
         self.trying.remove(key);
-        match failure {
-            Some((reason @ (Reason::Unauthorized | Reason::NotFound), message)) => {
-                let verdict = Verdict { uid: uid.clone(), reason, message: message.to_owned() };
-                let until = now + REFUSED_MS;
-                image.state = State::Refused { verdict: verdict.clone(), until };
-                let refused = image.release();
-                self.forget_waiting(&refused);
-                Released { go: Vec::new(), refused: Some((refused, verdict)) }
-            }
+        let Some((reason @ (Reason::Unauthorized | Reason::NotFound), message)) = failure else {
             // Other failures may concern this node alone, and a stopped pull proves nothing: the
             // next node becomes the canary.
-            _ => {
-                image.state = State::Untried;
-                let go = image.release();
-                self.forget_waiting(&go);
-                Released { go, refused: None }
-            }
+            let go = image.release();
+            self.forget_waiting(&go);
+            return Released::go(go);
+        };
+        let message = message.to_owned();
+        let verdict = Verdict { node: canary.node, uid: canary.uid, reason, message };
+        let until = now + REFUSED_MS;
+        if suspicion.is_some() {
+            image.state = State::Refused { verdict: verdict.clone(), until };
+            let refused = image.release();
+            self.forget_waiting(&refused);
+            return Released { go: Vec::new(), refused: Some((refused, verdict)) };
         }
+        let second = image.waiting.iter().position(|waiting| waiting.node != verdict.node);
+        let Some(second) = second.and_then(|at| image.waiting.remove(at)) else {
+            image.state = State::Suspected { verdict, until };
+            let go = image.release();
+            self.forget_waiting(&go);
+            return Released::go(go);
+        };
+        let go = second.uid.clone();
+        image.try_with(second, Some(verdict), self.settings.timeout_ms, now);
+        self.trying.insert(key.clone());
+        self.waiting.remove(&go);
+        Released::go(vec![go])
     }
 
     /// The image is being downloaded or is on a node: the others need not wait.
@@ -259,28 +319,84 @@ mod tests {
     }
 
     fn requests(canaries: &mut Canaries, uids: &[&str], now: i64) -> Vec<Answer> {
-        uids.iter().map(|uid| canaries.request(&key(), &(*uid).into(), now)).collect()
+        uids.iter().map(|uid| canaries.request(&key(), candidate(uid), now)).collect()
+    }
+
+    /// The candidate of a node with the same name.
+    fn candidate(uid: &str) -> Candidate {
+        Candidate { uid: uid.into(), node: uid.into(), reports_progress: true }
+    }
+
+    fn verdict(uid: &str, reason: Reason) -> Verdict {
+        Verdict { node: uid.into(), uid: uid.into(), reason, message: "no".into() }
     }
 
     #[test]
-    fn what_one_node_is_refused_the_others_do_not_request() {
+    fn what_two_nodes_are_refused_the_others_do_not_request() {
         let mut canaries = five();
         use Answer::{Go, Wait};
         assert_eq!(
             requests(&mut canaries, &["a", "b", "c", "b", "a"], 0),
             [Go, Wait, Wait, Wait, Go]
         );
-        let refused = canaries.ended(&key(), &"a".into(), Some((Reason::Unauthorized, "no")), 100);
-        let verdict =
-            Verdict { uid: "a".into(), reason: Reason::Unauthorized, message: "no".into() };
-        assert_eq!(refused.refused, Some((vec!["b".into(), "c".into()], verdict.clone())));
-        assert_eq!(requests(&mut canaries, &["d"], 200), [Answer::Refused(verdict)]);
+        let first = canaries.ended(&key(), "a", Some((Reason::Unauthorized, "no")), 100);
+        assert_eq!(first, Released::go(vec!["b".into()]), "the second witness");
+        assert_eq!(requests(&mut canaries, &["b", "d"], 101), [Go, Wait]);
+        let refused = canaries.ended(&key(), "b", Some((Reason::Unauthorized, "no")), 150);
+        let verdict = verdict("b", Reason::Unauthorized);
+        assert_eq!(refused.refused, Some((vec!["c".into(), "d".into()], verdict.clone())));
+        assert_eq!(requests(&mut canaries, &["d"], 5_149), [Answer::Refused(verdict)]);
         assert!(canaries.waiting.is_empty() && canaries.trying.is_empty());
         // Later another one of them finds out anew.
-        assert!(matches!(requests(&mut canaries, &["a"], 5_100)[..], [Answer::Refused(_)]));
-        assert_eq!(requests(&mut canaries, &["d", "b"], 5_100), [Go, Wait]);
-        assert_eq!(canaries.opened(&key(), 5_200), ["b"]);
+        assert!(matches!(requests(&mut canaries, &["b"], 5_150)[..], [Answer::Refused(_)]));
+        assert_eq!(requests(&mut canaries, &["d", "c"], 5_150), [Go, Wait]);
+        assert_eq!(canaries.opened(&key(), 5_200), ["c"]);
         assert_eq!(requests(&mut canaries, &["c"], 5_300), [Go]);
+    }
+
+    #[test]
+    fn one_node_alone_refuses_nobody_whatever_it_reports() {
+        use Answer::{Go, Wait};
+        for reason in [Reason::Unauthorized, Reason::NotFound] {
+            // The second node is served.
+            let mut canaries = five();
+            requests(&mut canaries, &["a", "b", "c"], 0);
+            assert_eq!(canaries.ended(&key(), "a", Some((reason, "no")), 1).go, ["b"]);
+            assert_eq!(canaries.opened(&key(), 2), ["c"]);
+            // Nobody waits: the next node that asks is the witness, but not the same node.
+            let mut canaries = five();
+            requests(&mut canaries, &["a"], 0);
+            assert_eq!(canaries.ended(&key(), "a", Some((reason, "no")), 1), Released::default());
+            let again = Candidate { uid: "a2".into(), ..candidate("a") };
+            assert_eq!(canaries.request(&key(), again, 2), Go);
+            assert_eq!(canaries.ended(&key(), "a2", Some((reason, "no")), 3), Released::default());
+            assert_eq!(requests(&mut canaries, &["b", "c"], 4), [Go, Wait]);
+            let refused = canaries.ended(&key(), "b", Some((reason, "no")), 5).refused;
+            assert_eq!(refused, Some((vec!["c".into()], verdict("b", reason))));
+            // A node that has two assignments of the image does not confirm itself.
+            let mut canaries = five();
+            requests(&mut canaries, &["a"], 0);
+            let twin = Candidate { uid: "a2".into(), ..candidate("a") };
+            assert_eq!(canaries.request(&key(), twin, 0), Wait);
+            assert_eq!(canaries.ended(&key(), "a", Some((reason, "no")), 1).go, ["a2"]);
+            assert_eq!(requests(&mut canaries, &["b", "c"], 2), [Go, Wait]);
+            // A suspicion does not last.
+            let mut canaries = five();
+            requests(&mut canaries, &["a"], 0);
+            canaries.ended(&key(), "a", Some((reason, "no")), 0);
+            assert_eq!(requests(&mut canaries, &["b", "c"], REFUSED_MS), [Go, Wait]);
+            assert_eq!(canaries.ended(&key(), "b", Some((reason, "no")), REFUSED_MS).go, ["c"]);
+        }
+    }
+
+    #[test]
+    fn a_canary_that_shows_no_progress_is_waited_for_only_as_long_as_a_refusal_takes() {
+        let mut canaries = five();
+        let silent = |uid| Candidate { reports_progress: false, ..candidate(uid) };
+        assert_eq!(canaries.request(&key(), silent("a"), 0), Answer::Go);
+        assert_eq!(canaries.request(&key(), silent("b"), 0), Answer::Wait);
+        assert!(canaries.tick(SILENT_MS - 1).is_empty());
+        assert_eq!(canaries.tick(SILENT_MS), ["b"]);
     }
 
     #[test]
@@ -298,13 +414,13 @@ mod tests {
         for failure in [None, Some((Reason::RegistryUnreachable, "down"))] {
             let mut canaries = five();
             requests(&mut canaries, &["a", "b", "c"], 0);
-            canaries.ended(&key(), &"c".into(), None, 1);
+            canaries.ended(&key(), "c", None, 1);
             assert!(!canaries.is_waiting("c") && canaries.is_waiting("b"));
-            assert_eq!(canaries.ended(&key(), &"a".into(), failure, 2).go, ["b"]);
+            assert_eq!(canaries.ended(&key(), "a", failure, 2).go, ["b"]);
         }
         let mut canaries = five();
         requests(&mut canaries, &["a", "b"], 0);
-        assert_eq!(canaries.withdrawn(&key(), &"a".into(), 1).go, ["b"]);
+        assert_eq!(canaries.withdrawn(&key(), "a", 1).go, ["b"]);
     }
 
     #[test]
@@ -314,7 +430,7 @@ mod tests {
         assert_eq!(requests(&mut canaries, &["a", "b"], 0), [Answer::Go, Answer::Go]);
         let mut canaries = five();
         requests(&mut canaries, &["a"], 0);
-        canaries.ended(&key(), &"a".into(), Some((Reason::NotFound, "no")), 1);
+        canaries.ended(&key(), "a", Some((Reason::NotFound, "no")), 1);
         canaries.forget(&key());
         assert_eq!(requests(&mut canaries, &["b", "c"], 2), [Answer::Go, Answer::Wait]);
         let mut off = Canaries::new(Settings { nodes: 0, timeout_ms: 1_000 });
@@ -337,7 +453,7 @@ mod tests {
         let mut canaries = five();
         requests(&mut canaries, &["a", "b"], 0);
         for uid in ["a", "b", "c", "d", "e"] {
-            canaries.withdrawn(&key(), &uid.into(), 1);
+            canaries.withdrawn(&key(), uid, 1);
         }
         assert!(canaries.images.is_empty() && canaries.trying.is_empty());
         assert!(canaries.waiting.is_empty());

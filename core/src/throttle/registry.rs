@@ -1,9 +1,11 @@
 //! The cluster-wide budget of each registry: how many pulls may run at the same time, how many may
-//! begin in a second, and which one is next. After a rate limit no pull begins for a back-off, and
-//! then fewer run at the same time. Pure; `now` is monotonic, in milliseconds.
+//! begin in a second, and which one is next. Places go round by namespace, and a part of them is kept
+//! free for namespaces and nodes that have none yet. A rate limit concerns the account that the
+//! registry counted: for its pulls alone none begins for a back-off, and then fewer run at the same
+//! time. Pure; `now` is monotonic, in milliseconds.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use crate::api::names::{NodeName, Uid};
 
@@ -14,6 +16,13 @@ const LONGEST_BACKOFF_MS: i64 = 30_000;
 const LONGEST_RETRY_AFTER_MS: i64 = 300_000;
 /// Two nodes must report a rate limit within this time.
 const CONFIRMATION_WINDOW_MS: i64 = 60_000;
+/// A permit ends after this time without progress: longer than a warmer lets a pull run that shows
+/// none.
+const IDLE_PERMIT_MS: i64 = 65 * 60_000;
+/// A permit ends after this time whatever the node reports.
+const LONGEST_PERMIT_MS: i64 = 150 * 60_000;
+/// Interval between two searches for permits that have ended.
+const EXPIRY_INTERVAL_MS: i64 = 10_000;
 
 type Turn = (Reverse<i64>, u64, Uid);
 
@@ -41,15 +50,57 @@ impl Limits {
             }
         }
     }
+
+    fn pulls(self) -> usize {
+        if self.pulls == 0 { usize::MAX } else { self.pulls }
+    }
 }
 
+/// Of `places`, those that one namespace may take. Of three and more one in eight, at least one, stays
+/// free for the others, so that a namespace whose pulls never end delays nobody else.
+pub fn namespace_share(places: usize) -> usize {
+    match places {
+        ..3 => places,
+        usize::MAX => places,
+        places => places - places.div_ceil(8),
+    }
+}
+
+/// Of `places`, those that one node may take: half.
+fn node_share(places: usize) -> usize {
+    places.div_ceil(2)
+}
+
+/// A pull that asks for a permit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pull {
+    /// Uid of the assignment.
+    pub uid: Uid,
+    /// The node that pulls.
+    pub node: NodeName,
+    /// The registry.
+    pub registry: String,
+    /// Whose credentials it uses.
+    pub account: Account,
+    /// The greatest goes first.
+    pub priority: i64,
+}
+
+/// Pulls with the same credentials, as far as that is known before these are read: of one namespace
+/// and the same pull identities.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Account {
+    /// The namespace.
+    pub namespace: String,
+    /// A mark of the pull identities.
+    pub identities: u64,
+}
+
+/// The pulls of one account from one registry.
 #[derive(Debug, Default)]
-struct Registry {
-    in_flight: HashSet<Uid>,
+struct Line {
     waiting: BTreeSet<Turn>,
-    /// The current slice of time, and pulls that began in it.
-    slice: i64,
-    begun: usize,
+    in_flight: usize,
     /// Nothing begins before this moment.
     backoff_until: i64,
     /// Back-offs since the last successful pull.
@@ -62,34 +113,117 @@ struct Registry {
     last_limited: Option<(NodeName, i64)>,
 }
 
-impl Registry {
-    fn may_begin(&self, limits: Limits, now: i64) -> bool {
-        let pulls = if limits.pulls == 0 { usize::MAX } else { limits.pulls };
-        let (slice, most) = limits.slice(now);
-        let begun = if self.slice == slice { self.begun } else { 0 };
-        now >= self.backoff_until
-            && self.in_flight.len() < self.reduced.map_or(pulls, |reduced| reduced.min(pulls))
-            && begun < most
+impl Line {
+    fn may_begin(&self, now: i64) -> bool {
+        now >= self.backoff_until && self.reduced.is_none_or(|reduced| self.in_flight < reduced)
     }
 
-    fn begin(&mut self, uid: &Uid, limits: Limits, now: i64) {
+    fn is_idle(&self, now: i64) -> bool {
+        self.in_flight == 0 && self.waiting.is_empty() && self.backoff_until + 60_000 <= now
+    }
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    lines: HashMap<Account, Line>,
+    in_flight: usize,
+    by_namespace: HashMap<String, usize>,
+    by_node: HashMap<NodeName, usize>,
+    /// The current slice of time, and pulls that began in it.
+    slice: i64,
+    begun: usize,
+}
+
+impl Registry {
+    fn has_place(&self, limits: Limits, now: i64) -> bool {
+        let (slice, most) = limits.slice(now);
+        let begun = if self.slice == slice { self.begun } else { 0 };
+        self.in_flight < limits.pulls() && begun < most
+    }
+
+    /// Whether the shares of namespace and node, and the account's back-off, let the pull begin.
+    fn may_begin(&self, account: &Account, node: &NodeName, limits: Limits, now: i64) -> bool {
+        let pulls = limits.pulls();
+        self.of_namespace(&account.namespace) < namespace_share(pulls)
+            && self.by_node.get(node).copied().unwrap_or(0) < node_share(pulls)
+            && self.lines.get(account).is_none_or(|line| line.may_begin(now))
+    }
+
+    fn of_namespace(&self, namespace: &str) -> usize {
+        self.by_namespace.get(namespace).copied().unwrap_or(0)
+    }
+
+    fn begin(&mut self, account: &Account, node: &NodeName, limits: Limits, now: i64) {
         let (slice, _) = limits.slice(now);
         if self.slice != slice {
             (self.slice, self.begun) = (slice, 0);
         }
         self.begun += 1;
-        self.in_flight.insert(uid.clone());
+        self.hold(account, node);
     }
 
-    fn is_idle(&self, now: i64) -> bool {
-        self.in_flight.is_empty() && self.waiting.is_empty() && self.backoff_until + 60_000 <= now
+    fn hold(&mut self, account: &Account, node: &NodeName) {
+        self.in_flight += 1;
+        *self.by_namespace.entry(account.namespace.clone()).or_default() += 1;
+        *self.by_node.entry(node.clone()).or_default() += 1;
+        self.lines.entry(account.clone()).or_default().in_flight += 1;
+    }
+
+    fn release(&mut self, account: &Account, node: &NodeName) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        take_one(&mut self.by_namespace, account.namespace.as_str());
+        take_one(&mut self.by_node, &**node);
+        if let Some(line) = self.lines.get_mut(account) {
+            line.in_flight = line.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// The next pull that may begin: of the namespace with the fewest, the one with the greatest
+    /// priority, then the first that came.
+    fn next(&self, nodes: &HashMap<Uid, Held>, limits: Limits, now: i64) -> Option<Turn> {
+        let pulls = limits.pulls();
+        let lines = self.lines.iter().filter(|(account, line)| {
+            line.may_begin(now) && self.of_namespace(&account.namespace) < namespace_share(pulls)
+        });
+        let firsts = lines.filter_map(|(account, line)| {
+            // At most a few are skipped: those of nodes that have their share.
+            let mut turns = line.waiting.iter();
+            let first = turns.find(|(_, _, uid)| {
+                let node = nodes.get(uid).and_then(|held| self.by_node.get(&held.pull.node));
+                node.copied().unwrap_or(0) < node_share(pulls)
+            })?;
+            Some((self.of_namespace(&account.namespace), first))
+        });
+        firsts.min().map(|(_, turn)| turn.clone())
+    }
+}
+
+fn take_one<K: std::borrow::Borrow<Q> + Eq + std::hash::Hash, Q: Eq + std::hash::Hash + ?Sized>(
+    counts: &mut HashMap<K, usize>,
+    key: &Q,
+) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 
 #[derive(Debug)]
 enum Place {
-    InFlight,
+    /// Since when it runs, and when it last made progress.
+    InFlight {
+        since: i64,
+        progress: i64,
+    },
     Waiting(Turn),
+}
+
+#[derive(Debug)]
+struct Held {
+    pull: Pull,
+    place: Place,
 }
 
 /// Pulls that run, and pulls that wait for their registry.
@@ -97,44 +231,68 @@ enum Place {
 pub struct RegistryBudgets {
     limits: Limits,
     registries: HashMap<String, Registry>,
-    places: HashMap<Uid, (String, Place)>,
+    places: HashMap<Uid, Held>,
+    /// Pulls that run or wait, by node.
+    by_node: HashMap<NodeName, usize>,
     arrivals: u64,
+    expire_at: i64,
 }
 
 impl RegistryBudgets {
     /// Budgets with these limits for each registry.
     pub fn new(limits: Limits) -> Self {
-        RegistryBudgets { limits, registries: HashMap::new(), places: HashMap::new(), arrivals: 0 }
+        RegistryBudgets {
+            limits,
+            registries: HashMap::new(),
+            places: HashMap::new(),
+            by_node: HashMap::new(),
+            arrivals: 0,
+            expire_at: 0,
+        }
     }
 
-    /// Requests a permit for the assignment `uid`; true when its pull may start now. Otherwise it
-    /// waits, the greatest `priority` first, then in order of arrival.
-    pub fn request(&mut self, uid: &Uid, registry: &str, priority: i64, now: i64) -> bool {
-        match self.places.get(uid) {
-            Some((_, Place::InFlight)) => return true,
-            Some((_, Place::Waiting(_))) => return false,
+    /// Requests a permit; true when the pull may start now. Otherwise it waits for its turn.
+    pub fn request(&mut self, pull: Pull, now: i64) -> bool {
+        match self.places.get(&pull.uid) {
+            Some(Held { place: Place::InFlight { .. }, .. }) => return true,
+            Some(Held { place: Place::Waiting(_), .. }) => return false,
             None => {}
         }
-        let entry = self.registries.entry(registry.to_owned()).or_default();
-        let place = if entry.may_begin(self.limits, now) {
-            entry.begin(uid, self.limits, now);
-            Place::InFlight
+        let Pull { uid, node, account, priority, .. } = &pull;
+        let registry = self.registries.entry(pull.registry.clone()).or_default();
+        let granted = registry.has_place(self.limits, now)
+            && registry.may_begin(account, node, self.limits, now);
+        let place = if granted {
+            registry.begin(account, node, self.limits, now);
+            Place::InFlight { since: now, progress: now }
         } else {
             self.arrivals += 1;
-            let turn = (Reverse(priority), self.arrivals, uid.clone());
-            entry.waiting.insert(turn.clone());
+            let turn = (Reverse(*priority), self.arrivals, uid.clone());
+            let line = registry.lines.entry(account.clone()).or_default();
+            line.waiting.insert(turn.clone());
             Place::Waiting(turn)
         };
-        let granted = matches!(place, Place::InFlight);
-        self.places.insert(uid.clone(), (registry.to_owned(), place));
+        *self.by_node.entry(node.clone()).or_default() += 1;
+        self.places.insert(uid.clone(), Held { pull, place });
         granted
     }
 
     /// Counts a pull that already runs, even beyond the limit.
-    pub fn hold(&mut self, uid: &Uid, registry: &str) {
-        self.take_out(uid);
-        self.registries.entry(registry.to_owned()).or_default().in_flight.insert(uid.clone());
-        self.places.insert(uid.clone(), (registry.to_owned(), Place::InFlight));
+    pub fn hold(&mut self, pull: Pull, now: i64) {
+        self.take_out(&pull.uid);
+        let registry = self.registries.entry(pull.registry.clone()).or_default();
+        registry.hold(&pull.account, &pull.node);
+        *self.by_node.entry(pull.node.clone()).or_default() += 1;
+        let place = Place::InFlight { since: now, progress: now };
+        self.places.insert(pull.uid.clone(), Held { pull, place });
+    }
+
+    /// The pull of `uid` made progress.
+    pub fn progress(&mut self, uid: &str, now: i64) {
+        if let Some(Held { place: Place::InFlight { progress, .. }, .. }) = self.places.get_mut(uid)
+        {
+            *progress = now;
+        }
     }
 
     /// Releases the permit of `uid`; returns the pulls that may start instead.
@@ -145,107 +303,148 @@ impl RegistryBudgets {
         }
     }
 
-    /// `node` reports that the registry limited its rate. Once a second node reports it within a
-    /// minute, the registry is backed off, for at least the time that it requested, and then serves
-    /// no more concurrent pulls than it sustained: one node alone may be mistaken, or lie. Has no
-    /// effect without a limit of pulls. Call before the pull's [`RegistryBudgets::end`]; true when
-    /// the back-off applies.
-    pub fn back_off(
-        &mut self,
-        registry: &str,
-        node: &NodeName,
-        retry_after_ms: Option<i64>,
-        now: i64,
-    ) -> bool {
-        if self.limits.pulls == 0 {
+    /// The pull of `uid` reports that the registry limited the rate. Once a second node reports it for the
+    /// account within a minute, the account is backed off, for at least the time that the registry
+    /// requested, and then gets no more concurrent pulls than it sustained: one node alone may be
+    /// mistaken, or lie. Has no effect without a limit of pulls. Call before the pull's
+    /// [`RegistryBudgets::end`]; true when the back-off applies.
+    pub fn back_off(&mut self, uid: &str, retry_after_ms: Option<i64>, now: i64) -> bool {
+        let Some(Held { pull, .. }) = self.places.get(uid).filter(|_| self.limits.pulls != 0)
+        else {
             return false;
-        }
-        let entry = self.registries.entry(registry.to_owned()).or_default();
-        let before = entry.last_limited.replace((node.clone(), now));
-        if !before.is_some_and(|(other, at)| other != *node && now - at <= CONFIRMATION_WINDOW_MS) {
+        };
+        let registry = self.registries.entry(pull.registry.clone()).or_default();
+        let line = registry.lines.entry(pull.account.clone()).or_default();
+        let before = line.last_limited.replace((pull.node.clone(), now));
+        let is_confirmed = before
+            .is_some_and(|(other, at)| other != pull.node && now - at <= CONFIRMATION_WINDOW_MS);
+        if !is_confirmed {
             return false;
         }
         // Refusals come at once and served pulls take a while, so the pulls still in flight are
         // those that the registry sustains.
-        let sustained = entry.in_flight.len().saturating_sub(1).max(1);
-        entry.reduced = Some(entry.reduced.map_or(sustained, |reduced| reduced.min(sustained)));
-        entry.served = 0;
+        let sustained = line.in_flight.saturating_sub(1).max(1);
+        line.reduced = Some(line.reduced.map_or(sustained, |reduced| reduced.min(sustained)));
+        line.served = 0;
         // Pulls already under way report the same rate limit: that is not a new back-off.
-        if entry.backoff_until <= now {
-            entry.backoffs += 1;
-            let backoff_ms = (FIRST_BACKOFF_MS << entry.backoffs.min(10)) / 2;
-            entry.backoff_until = now + backoff_ms.min(LONGEST_BACKOFF_MS);
+        if line.backoff_until <= now {
+            line.backoffs += 1;
+            let backoff_ms = (FIRST_BACKOFF_MS << line.backoffs.min(10)) / 2;
+            line.backoff_until = now + backoff_ms.min(LONGEST_BACKOFF_MS);
         }
         if let Some(retry_after_ms) = retry_after_ms {
-            entry.backoff_until =
-                entry.backoff_until.max(now + retry_after_ms.clamp(0, LONGEST_RETRY_AFTER_MS));
+            line.backoff_until =
+                line.backoff_until.max(now + retry_after_ms.clamp(0, LONGEST_RETRY_AFTER_MS));
         }
         true
     }
 
-    /// The registry served a pull. After as many as the reduced limit, the limit rises by one.
-    pub fn served(&mut self, registry: &str) {
-        let Some(entry) = self.registries.get_mut(registry) else { return };
-        let Some(reduced) = entry.reduced else { return };
-        (entry.backoffs, entry.served) = (0, entry.served + 1);
-        if entry.served >= reduced {
-            (entry.served, entry.reduced) = (0, Some(reduced + 1));
+    /// The pull of `uid` was served. After as many as the reduced limit, that rises by one. Call before
+    /// [`RegistryBudgets::end`].
+    pub fn served(&mut self, uid: &str) {
+        let Some(Held { pull, .. }) = self.places.get(uid) else { return };
+        let Some(registry) = self.registries.get_mut(&pull.registry) else { return };
+        let Some(line) = registry.lines.get_mut(&pull.account) else { return };
+        let Some(reduced) = line.reduced else { return };
+        (line.backoffs, line.served) = (0, line.served + 1);
+        if line.served >= reduced {
+            (line.served, line.reduced) = (0, Some(reduced + 1));
         }
         if reduced + 1 >= self.limits.pulls {
-            entry.reduced = None;
+            line.reduced = None;
         }
     }
 
     /// Returns the waiting pulls that may start now. Call often while pulls wait.
     pub fn tick(&mut self, now: i64) -> Vec<Uid> {
-        self.registries.retain(|_, entry| !entry.is_idle(now));
-        let waiting = self.registries.iter().filter(|(_, entry)| !entry.waiting.is_empty());
+        self.expire(now);
+        self.registries.retain(|_, registry| {
+            registry.lines.retain(|_, line| !line.is_idle(now));
+            !registry.lines.is_empty()
+        });
+        let has_waiting =
+            |registry: &Registry| registry.lines.values().any(|line| !line.waiting.is_empty());
+        let waiting = self.registries.iter().filter(|(_, registry)| has_waiting(registry));
         let registries: Vec<String> = waiting.map(|(name, _)| name.clone()).collect();
         registries.iter().flat_map(|registry| self.begin_waiting(registry, now)).collect()
     }
 
     /// Whether `uid` may run now.
     pub fn is_in_flight(&self, uid: &str) -> bool {
-        matches!(self.places.get(uid), Some((_, Place::InFlight)))
+        matches!(self.places.get(uid), Some(Held { place: Place::InFlight { .. }, .. }))
     }
 
     /// Whether `uid` waits for a permit.
     pub fn is_waiting(&self, uid: &str) -> bool {
-        matches!(self.places.get(uid), Some((_, Place::Waiting(_))))
+        matches!(self.places.get(uid), Some(Held { place: Place::Waiting(_), .. }))
+    }
+
+    /// Pulls of a node that run or wait.
+    pub fn outstanding(&self, node: &str) -> usize {
+        self.by_node.get(node).copied().unwrap_or(0)
+    }
+
+    /// Whether `uid` runs or waits.
+    pub fn is_outstanding(&self, uid: &str) -> bool {
+        self.places.contains_key(uid)
     }
 
     /// Number of running and of waiting pulls.
     pub fn counts(&self) -> (usize, usize) {
-        let running = self.registries.values().map(|registry| registry.in_flight.len()).sum();
+        let running = self.registries.values().map(|registry| registry.in_flight).sum();
         (running, self.places.len() - running)
     }
 
-    fn begin_waiting(&mut self, registry: &str, now: i64) -> Vec<Uid> {
+    fn begin_waiting(&mut self, name: &str, now: i64) -> Vec<Uid> {
         let mut started = Vec::new();
-        let Some(entry) = self.registries.get_mut(registry) else { return started };
-        while entry.may_begin(self.limits, now)
-            && let Some((_, _, next)) = entry.waiting.pop_first()
+        let Some(registry) = self.registries.get_mut(name) else { return started };
+        while registry.has_place(self.limits, now)
+            && let Some(turn) = registry.next(&self.places, self.limits, now)
         {
-            entry.begin(&next, self.limits, now);
-            self.places.insert(next.clone(), (registry.to_owned(), Place::InFlight));
-            started.push(next);
+            let Some(held) = self.places.get_mut(&turn.2) else { break };
+            if let Some(line) = registry.lines.get_mut(&held.pull.account) {
+                line.waiting.remove(&turn);
+            }
+            registry.begin(&held.pull.account, &held.pull.node, self.limits, now);
+            held.place = Place::InFlight { since: now, progress: now };
+            started.push(turn.2);
         }
         started
     }
 
+    /// Takes back permits without progress, and those that lasted too long. The pull may go on.
+    fn expire(&mut self, now: i64) {
+        if now < self.expire_at {
+            return;
+        }
+        self.expire_at = now + EXPIRY_INTERVAL_MS;
+        let is_over = |held: &Held| match held.place {
+            Place::InFlight { since, progress } => {
+                now - progress >= IDLE_PERMIT_MS || now - since >= LONGEST_PERMIT_MS
+            }
+            Place::Waiting(_) => false,
+        };
+        let over = self.places.iter().filter(|(_, held)| is_over(held));
+        let over: Vec<Uid> = over.map(|(uid, _)| uid.clone()).collect();
+        for uid in over {
+            self.take_out(&uid);
+        }
+    }
+
     fn take_out(&mut self, uid: &str) -> Option<String> {
-        let (registry, place) = self.places.remove(uid)?;
-        if let Some(entry) = self.registries.get_mut(&registry) {
+        let Held { pull, place } = self.places.remove(uid)?;
+        take_one(&mut self.by_node, &*pull.node);
+        if let Some(registry) = self.registries.get_mut(&pull.registry) {
             match place {
-                Place::InFlight => {
-                    entry.in_flight.remove(uid);
-                }
+                Place::InFlight { .. } => registry.release(&pull.account, &pull.node),
                 Place::Waiting(turn) => {
-                    entry.waiting.remove(&turn);
+                    if let Some(line) = registry.lines.get_mut(&pull.account) {
+                        line.waiting.remove(&turn);
+                    }
                 }
             }
         }
-        Some(registry)
+        Some(pull.registry)
     }
 }
 
@@ -257,122 +456,234 @@ mod tests {
         RegistryBudgets::new(Limits { pulls: 1, per_second: 0 })
     }
 
+    /// A pull on a node of its own, of namespace `ns`.
+    fn pull(uid: &str, registry: &str) -> Pull {
+        Pull {
+            uid: uid.into(),
+            node: format!("node-{uid}").into(),
+            registry: registry.into(),
+            account: account("ns"),
+            priority: 0,
+        }
+    }
+
+    fn account(namespace: &str) -> Account {
+        Account { namespace: namespace.into(), identities: 1 }
+    }
+
+    fn of(namespace: &str, uid: &str) -> Pull {
+        Pull { account: account(namespace), ..pull(uid, "one") }
+    }
+
+    fn line<'a>(budgets: &'a RegistryBudgets, namespace: &str) -> &'a Line {
+        &budgets.registries["one"].lines[&account(namespace)]
+    }
+
     #[test]
     fn the_limit_is_for_each_registry_and_the_newest_revision_goes_first() {
-        let mut grants = one_at_a_time();
-        assert!(grants.request(&"a".into(), "one", 1, 0));
-        assert!(grants.request(&"a".into(), "one", 1, 0), "asked again");
-        assert!(grants.request(&"b".into(), "two", 1, 0), "another registry");
-        assert!(!grants.request(&"c".into(), "one", 1, 0));
-        assert!(!grants.request(&"d".into(), "one", 5, 0));
-        assert!(!grants.request(&"e".into(), "one", 5, 0));
-        assert_eq!(grants.counts(), (2, 3));
-        assert_eq!(grants.end("a", 0), ["d"]);
-        assert_eq!(grants.end("d", 0), ["e"]);
-        assert_eq!(grants.end("unknown", 0), Vec::<Uid>::new());
-        assert_eq!(grants.end("c", 0), Vec::<Uid>::new(), "gave up waiting");
-        assert_eq!(grants.end("e", 0), Vec::<Uid>::new());
-        assert_eq!(grants.end("b", 0), Vec::<Uid>::new());
-        assert!(grants.tick(60_000).is_empty());
-        assert!(grants.registries.is_empty() && grants.places.is_empty());
+        let mut budgets = one_at_a_time();
+        let urgent = |uid, priority| Pull { priority, ..pull(uid, "one") };
+        assert!(budgets.request(urgent("a", 1), 0));
+        assert!(budgets.request(urgent("a", 1), 0), "asked again");
+        assert!(budgets.request(pull("b", "two"), 0), "another registry");
+        assert!(!budgets.request(urgent("c", 1), 0));
+        assert!(!budgets.request(urgent("d", 5), 0));
+        assert!(!budgets.request(urgent("e", 5), 0));
+        assert_eq!(budgets.counts(), (2, 3));
+        assert_eq!(budgets.end("a", 0), ["d"]);
+        assert_eq!(budgets.end("d", 0), ["e"]);
+        assert_eq!(budgets.end("unknown", 0), Vec::<Uid>::new());
+        assert_eq!(budgets.end("c", 0), Vec::<Uid>::new(), "gave up waiting");
+        assert_eq!(budgets.end("e", 0), Vec::<Uid>::new());
+        assert_eq!(budgets.end("b", 0), Vec::<Uid>::new());
+        assert!(budgets.tick(60_000).is_empty());
+        assert!(budgets.registries.is_empty() && budgets.places.is_empty());
     }
 
     #[test]
     fn running_pulls_count_even_beyond_the_limit() {
-        let mut grants = one_at_a_time();
-        grants.hold(&"a".into(), "one");
-        grants.hold(&"b".into(), "one");
-        assert!(!grants.request(&"c".into(), "one", 0, 0));
-        assert!(grants.end("a", 0).is_empty());
-        assert_eq!(grants.end("b", 0), ["c"]);
+        let mut budgets = one_at_a_time();
+        budgets.hold(pull("a", "one"), 0);
+        budgets.hold(pull("b", "one"), 0);
+        assert!(!budgets.request(pull("c", "one"), 0));
+        assert!(budgets.end("a", 0).is_empty());
+        assert_eq!(budgets.end("b", 0), ["c"]);
     }
 
     #[test]
     fn so_many_begin_in_a_second() {
-        let mut grants = RegistryBudgets::new(Limits { pulls: 0, per_second: 2 });
-        let asked =
-            ["a", "b", "c", "d", "e"].map(|uid| grants.request(&uid.into(), "one", 0, 5_000));
-        assert_eq!(asked, [true, true, false, false, false]);
-        assert!(grants.end("a", 5_100).is_empty(), "a place is not a new second");
-        assert!(grants.tick(5_999).is_empty());
-        assert_eq!(grants.tick(6_000), ["c", "d"]);
-        assert!(grants.request(&"f".into(), "two", 0, 6_000), "another registry");
-        assert_eq!(grants.tick(7_500), ["e"]);
+        let mut budgets = RegistryBudgets::new(Limits { pulls: 0, per_second: 2 });
+        let granted = ["a", "b", "c", "d", "e"].map(|uid| budgets.request(pull(uid, "one"), 5_000));
+        assert_eq!(granted, [true, true, false, false, false]);
+        assert!(budgets.end("a", 5_100).is_empty(), "a place is not a new second");
+        assert!(budgets.tick(5_999).is_empty());
+        assert_eq!(budgets.tick(6_000), ["c", "d"]);
+        assert!(budgets.request(pull("f", "two"), 6_000), "another registry");
+        assert_eq!(budgets.tick(7_500), ["e"]);
         // Many are spread over the second.
-        let mut grants = RegistryBudgets::new(Limits { pulls: 0, per_second: 50 });
-        let uids: Vec<Uid> = (0..20).map(|at| format!("{at:02}").into()).collect();
-        let begun = uids.iter().filter(|uid| grants.request(uid, "one", 0, 0)).count();
-        let later = [99, 100, 250].map(|now| grants.tick(now).len());
-        assert_eq!((begun, later), (5, [0, 5, 5]));
+        let mut budgets = RegistryBudgets::new(Limits { pulls: 0, per_second: 50 });
+        let granted: Vec<bool> =
+            (0..20).map(|at| budgets.request(pull(&format!("{at:02}"), "one"), 0)).collect();
+        let later = [99, 100, 250].map(|now| budgets.tick(now).len());
+        assert_eq!((granted.iter().filter(|granted| **granted).count(), later), (5, [0, 5, 5]));
         // As many as were asked for, also where they do not divide evenly.
         for per_second in [1, 9, 10, 11, 19, 50, 99, 1_234] {
-            let mut grants = RegistryBudgets::new(Limits { pulls: 0, per_second });
+            let mut budgets = RegistryBudgets::new(Limits { pulls: 0, per_second });
             for at in 0..3 * per_second {
-                grants.request(&at.to_string().into(), "one", 0, 1_000_000);
+                budgets.request(pull(&at.to_string(), "one"), 1_000_000);
             }
-            let first = grants.registries["one"].in_flight.len();
-            let begun = |grants: &mut RegistryBudgets, from: i64| -> usize {
-                (from..from + 1_000).step_by(10).map(|now| grants.tick(now).len()).sum()
+            let first = budgets.registries["one"].in_flight;
+            let begun = |budgets: &mut RegistryBudgets, from: i64| -> usize {
+                (from..from + 1_000).step_by(10).map(|now| budgets.tick(now).len()).sum()
             };
-            assert_eq!(first + begun(&mut grants, 1_000_000), per_second);
-            assert_eq!(begun(&mut grants, 1_001_000), per_second);
+            assert_eq!(first + begun(&mut budgets, 1_000_000), per_second);
+            assert_eq!(begun(&mut budgets, 1_001_000), per_second);
         }
     }
 
     #[test]
-    fn a_rate_limited_registry_gets_as_many_pulls_as_it_serves() {
-        let mut grants = RegistryBudgets::new(Limits { pulls: 8, per_second: 0 });
+    fn places_go_round_by_namespace_and_one_namespace_never_has_them_all() {
+        let mut budgets = RegistryBudgets::new(Limits { pulls: 8, per_second: 0 });
+        // Five hundred slow pulls of one namespace, all newer than what the others have.
+        for at in 0..500 {
+            let urgent = Pull { priority: 9, ..of("slow", &format!("s{at:03}")) };
+            assert_eq!(budgets.request(urgent, 0), at < 7);
+        }
+        assert!(budgets.request(of("quick", "q"), 1), "it finds a place at once");
+        assert!(!budgets.request(of("other", "o1"), 2));
+        assert!(!budgets.request(of("other", "o2"), 2));
+        assert!(!budgets.request(of("third", "t"), 3));
+        assert_eq!(budgets.end("q", 4), ["o1"], "the first of those that have none");
+        assert_eq!(budgets.end("s000", 5), ["t"], "not a second one of the same");
+        assert_eq!(budgets.end("s001", 6), ["o2"], "one against five");
+        assert_eq!(
+            budgets.end("o1", 7),
+            Vec::<Uid>::new().into_iter().chain(["s007".into()]).collect::<Vec<Uid>>()
+        );
+        let shares = [1, 2, 3, 4, 8, 16, 500].map(namespace_share);
+        assert_eq!(shares, [1, 2, 2, 3, 7, 14, 437]);
+        assert_eq!(namespace_share(usize::MAX), usize::MAX);
+    }
+
+    #[test]
+    fn one_node_never_has_all_places() {
+        let mut budgets = RegistryBudgets::new(Limits { pulls: 4, per_second: 0 });
+        let greedy =
+            |namespace: &str, uid: &str| Pull { node: "greedy".into(), ..of(namespace, uid) };
+        assert!(budgets.request(greedy("a", "1"), 0));
+        assert!(budgets.request(greedy("b", "2"), 0));
+        assert!(!budgets.request(greedy("c", "3"), 0));
+        assert!(!budgets.request(greedy("a", "4"), 0));
+        assert!(budgets.request(of("a", "5"), 0) && budgets.request(of("b", "6"), 0));
+        assert!(!budgets.request(of("c", "7"), 0));
+        assert_eq!(budgets.end("5", 1), ["7"], "the node before it has its share");
+        assert_eq!(budgets.end("1", 1), ["4"], "its next one");
+        let held = &budgets.registries["one"];
+        assert_eq!((held.in_flight, held.by_node["greedy"]), (4, 2));
+    }
+
+    #[test]
+    fn a_permit_ends_without_progress_and_in_any_case() {
+        let mut budgets = one_at_a_time();
+        budgets.request(pull("a", "one"), 0);
+        budgets.request(pull("b", "one"), 0);
+        assert!(budgets.tick(IDLE_PERMIT_MS - EXPIRY_INTERVAL_MS).is_empty());
+        assert_eq!(budgets.tick(IDLE_PERMIT_MS), ["b"]);
+        assert!(!budgets.is_in_flight("a"));
+        let mut now = IDLE_PERMIT_MS;
+        while budgets.is_in_flight("b") {
+            budgets.progress("b", now);
+            now += 60_000;
+            budgets.tick(now);
+        }
+        assert_eq!(now - IDLE_PERMIT_MS, LONGEST_PERMIT_MS);
+    }
+
+    #[test]
+    fn a_rate_limited_account_gets_as_many_pulls_as_the_registry_serves() {
+        let mut budgets = RegistryBudgets::new(Limits { pulls: 10, per_second: 0 });
         for uid in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-            assert!(grants.request(&uid.into(), "one", 0, 0));
+            assert!(budgets.request(pull(uid, "one"), 0));
         }
         for uid in ["i", "j", "k", "l", "m", "n", "o"] {
-            assert!(!grants.request(&uid.into(), "one", 0, 0));
+            assert!(!budgets.request(pull(uid, "one"), 0));
         }
         // It sustains five, and limits three nodes.
-        assert!(!grants.back_off("one", &"node-a".into(), None, 10), "one node's word");
-        assert_eq!(grants.end("a", 10), ["i"]);
-        assert!(!grants.back_off("one", &"node-a".into(), None, 10), "the same node's");
-        for (uid, node) in [("b", "node-b"), ("c", "node-c"), ("i", "node-d")] {
-            assert!(grants.back_off("one", &node.into(), None, 10));
-            assert!(grants.end(uid, 10).is_empty(), "it is left alone");
+        assert!(!budgets.back_off("a", None, 10), "one node's word");
+        assert_eq!(budgets.end("a", 10), ["i"]);
+        budgets.request(Pull { node: "node-a".into(), ..of("ns", "a2") }, 10);
+        for uid in ["b", "c", "i"] {
+            assert!(budgets.back_off(uid, None, 10));
+            assert!(budgets.end(uid, 10).is_empty(), "it is left alone");
         }
-        assert_eq!(grants.registries["one"].reduced, Some(5));
-        assert!(grants.tick(1_009).is_empty());
-        assert!(grants.tick(1_010).is_empty(), "five run");
+        assert_eq!(line(&budgets, "ns").reduced, Some(5));
+        assert!(budgets.tick(1_009).is_empty());
+        assert!(budgets.tick(1_010).is_empty(), "five run");
         for (uid, next) in [("d", "j"), ("e", "k"), ("f", "l"), ("g", "m")] {
-            grants.served("one");
-            assert_eq!(grants.end(uid, 1_500), [next]);
+            budgets.served(uid);
+            assert_eq!(budgets.end(uid, 1_500), [next]);
         }
         // After five that went well, one more.
-        grants.served("one");
-        assert_eq!(grants.end("h", 1_500), ["n", "o"]);
-        (0..99).for_each(|_| grants.served("one"));
-        assert_eq!(grants.registries["one"].reduced, None);
+        budgets.served("h");
+        assert_eq!(budgets.end("h", 1_500), ["n", "o"]);
+        (0..99).for_each(|_| budgets.served("n"));
+        assert_eq!(line(&budgets, "ns").reduced, None);
+    }
+
+    #[test]
+    fn one_node_backs_nobody_off() {
+        let mut budgets = RegistryBudgets::new(Limits { pulls: 8, per_second: 0 });
+        for uid in ["a", "b"] {
+            budgets.request(Pull { node: "same".into(), ..of("ns", uid) }, 0);
+            assert!(!budgets.back_off(uid, Some(60_000), 1));
+        }
+        budgets.request(of("ns", "c"), 1);
+        assert!(!budgets.back_off("c", None, 2 + CONFIRMATION_WINDOW_MS), "long after");
+        assert!(!budgets.back_off("unknown", None, 2));
+    }
+
+    #[test]
+    fn the_exhausted_account_of_one_tenant_stops_nobody_else() {
+        let mut budgets = RegistryBudgets::new(Limits { pulls: 8, per_second: 0 });
+        for uid in ["a", "b"] {
+            assert!(budgets.request(of("exhausted", uid), 0));
+            budgets.back_off(uid, Some(60_000), 1);
+            budgets.end(uid, 1);
+        }
+        assert!(!budgets.request(of("exhausted", "c"), 2));
+        assert!(budgets.request(of("other", "d"), 2), "another namespace");
+        let identities = Account { identities: 2, ..account("exhausted") };
+        assert!(budgets.request(Pull { account: identities, ..of("exhausted", "e") }, 2));
+        assert!(budgets.tick(60_000).is_empty());
+        assert_eq!(budgets.tick(60_001), ["c"]);
     }
 
     #[test]
     fn pauses_grow_until_something_is_served_and_are_as_long_as_was_asked_for() {
-        let mut grants = one_at_a_time();
+        let mut budgets = one_at_a_time();
         let mut now = 0;
-        let mut node = 0;
-        let mut back_off = |grants: &mut RegistryBudgets, asked: Option<i64>, now: i64| {
-            node += 1;
-            grants.back_off("one", &format!("node-{node}").into(), asked, now)
+        let mut pulls = 0;
+        let mut back_off = |budgets: &mut RegistryBudgets, asked: Option<i64>, now: i64| {
+            pulls += 1;
+            let uid = format!("{pulls}");
+            budgets.hold(pull(&uid, "one"), now);
+            let limited = budgets.back_off(&uid, asked, now);
+            budgets.end(&uid, now);
+            limited
         };
-        back_off(&mut grants, None, now);
+        assert!(!back_off(&mut budgets, None, now));
         for expected in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
-            assert!(grants.request(&"a".into(), "one", 0, now));
-            back_off(&mut grants, None, now);
-            grants.end("a", now);
-            assert_eq!(grants.registries["one"].backoff_until, now + expected);
+            assert!(back_off(&mut budgets, None, now));
+            assert_eq!(line(&budgets, "ns").backoff_until, now + expected);
             now += expected;
         }
-        grants.served("one");
-        back_off(&mut grants, Some(45_000), now);
-        assert_eq!(grants.registries["one"].backoff_until, now + 45_000);
+        assert!(budgets.request(pull("served", "one"), now));
+        budgets.served("served");
+        budgets.end("served", now);
+        assert!(back_off(&mut budgets, Some(45_000), now));
+        assert_eq!(line(&budgets, "ns").backoff_until, now + 45_000);
         let mut off = RegistryBudgets::new(Limits { pulls: 0, per_second: 0 });
-        back_off(&mut off, Some(45_000), 0);
-        back_off(&mut off, Some(45_000), 0);
-        assert!(off.request(&"a".into(), "one", 0, 0), "no limit is none");
+        assert!(!back_off(&mut off, Some(45_000), 0) && !back_off(&mut off, Some(45_000), 0));
+        assert!(off.request(pull("a", "one"), 0), "no limit is none");
     }
 }

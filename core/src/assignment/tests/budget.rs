@@ -4,11 +4,13 @@ use super::*;
 
 /// Nodes `n1` to `n5`, each with a stream of its number and an assignment of its name.
 fn five_nodes(budget: Budget) -> Index {
-    let mut index = Index::new(budget, GRACE);
+    let mut index = Index::new(budget, GRACE, 0);
     for n in 1..=5 {
         let (uid, node) = (format!("u{n}"), format!("n{n}"));
         index.apply(kept(warm(&uid, &node, "registry.test/app:v1")), pull_context(1), 0);
-        index.open(n, &node.as_str().into(), &hello(1, &[]), 0);
+        let runtime_reports = vec!["progress".into()];
+        let hello = Hello { runtime_reports, ..hello(1, &[]) };
+        index.open(n, &node.as_str().into(), &hello, 0);
     }
     described(&mut index);
     index
@@ -25,19 +27,21 @@ fn all_ask(index: &mut Index, now: i64) -> Vec<String> {
 }
 
 #[test]
-fn one_node_finds_out_for_all_that_credentials_are_wrong() {
+fn two_nodes_find_out_for_all_that_credentials_are_wrong() {
     let mut index = with_canary();
     assert_eq!(all_ask(&mut index, 0), ["1 resolve u1"]);
     assert_eq!(index.pulls(), (1, 4));
     index.message(1, &outcome("u1", Reason::Unauthorized), 100);
-    let refused = (2..=5).map(|n| format!("{n} grant u{n} 0Unauthorized"));
+    assert_eq!(described(&mut index), ["status u1 Unauthorized", "2 resolve u2"], "the witness");
+    index.message(2, &outcome("u2", Reason::Unauthorized), 150);
+    let refused = (3..=5).map(|n| format!("{n} grant u{n} 0Unauthorized"));
     let expected: Vec<_> =
-        std::iter::once("status u1 Unauthorized".into()).chain(refused).collect();
+        std::iter::once("status u2 Unauthorized".into()).chain(refused).collect();
     assert_eq!(described(&mut index), expected);
-    assert_eq!(index.take_savings(), (0, 4));
+    assert_eq!(index.take_savings(), (0, 3));
     // What they report is their status, and no news.
-    index.message(2, &outcome("u2", Reason::Unauthorized), 200);
-    assert_eq!(described(&mut index), ["status u2 Unauthorized"]);
+    index.message(4, &outcome("u4", Reason::Unauthorized), 200);
+    assert_eq!(described(&mut index), ["status u4 Unauthorized"]);
     index.message(3, &request("u3"), 300);
     assert_eq!(described(&mut index), ["3 grant u3 0Unauthorized"]);
     // Once the secrets are others, one node tries at once.
@@ -122,4 +126,41 @@ fn so_many_pulls_begin_in_a_second() {
     assert_eq!(described(&mut index), ["3 resolve u3", "4 resolve u4"]);
     index.tick(2_000);
     assert_eq!(described(&mut index), ["5 resolve u5"]);
+}
+
+#[test]
+fn an_outage_is_over_for_all_nodes_soon_after_the_registry_returns() {
+    let mut index = five_nodes(Budget::of_pulls(0));
+    let fail = |index: &mut Index, n: u64, now: i64| {
+        index.message(n, &request(&format!("u{n}")), now);
+        index.message(n, &outcome(&format!("u{n}"), Reason::RegistryUnreachable), now);
+    };
+    (1..=5).for_each(|n| fail(&mut index, n, 0));
+    described(&mut index);
+    // It lasts for ten minutes. Of a registry that is known, one node tries every five seconds.
+    index.outages.note(&"before".into(), "registry.test", Some(Reason::Pulled), 0);
+    for second in 1..=600 {
+        index.tick(second * 1_000);
+        let sent = described(&mut index);
+        assert_eq!(sent.len(), usize::from(second % 5 == 0), "{second}: {sent:?}");
+        if let Some(retry) = sent.first() {
+            let n = retry.split(' ').next().unwrap().parse().unwrap();
+            fail(&mut index, n, second * 1_000);
+            described(&mut index);
+        }
+    }
+    assert_eq!(index.take_retries(), 120);
+    // Then one is served, and so are all.
+    index.message(3, &request("u3"), 601_000);
+    index.message(3, &outcome("u3", Reason::Pulled), 602_000);
+    let mut sent = described(&mut index);
+    sent.sort();
+    let healed = ["1 retry u1", "2 retry u2", "3 resolve u3", "4 retry u4", "5 retry u5"];
+    assert_eq!(sent[..5], healed);
+    assert_eq!(sent[5..], ["status u3 Pulled"]);
+    // What a presence check finds says nothing of the registry.
+    fail(&mut index, 1, 700_000);
+    described(&mut index);
+    index.message(2, &outcome("u2", Reason::AlreadyPresent), 700_001);
+    assert_eq!(described(&mut index), ["status u2 AlreadyPresent"]);
 }

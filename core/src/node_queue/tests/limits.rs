@@ -22,8 +22,56 @@ fn presence_checked(queue: &mut Queue, now: i64, found: bool) -> Option<Outcome>
 }
 
 #[test]
+fn slow_pulls_of_one_namespace_leave_a_place_for_another() {
+    let of = |namespace: &str, uid: &str, image: &str, priority| Assign {
+        namespace: namespace.into(),
+        priority,
+        ..assignment(uid, image)
+    };
+    let mut queue = Queue::new(Limits { parallel_pulls: 5, pulls_per_registry: 4, ..limits() });
+    // Two registries that never finish, and a namespace whose pulls are the newest.
+    for at in 0..500 {
+        let image = format!("tarpit-{}.test/{at}", at % 2);
+        queue.assign(of("slow", &format!("s{at}"), &image, 9), 0);
+    }
+    assert_eq!(std::iter::from_fn(|| queue.next(0)).count(), 4);
+    queue.assign(of("quick", "q1", "tarpit-0.test/quick", 1), 1);
+    queue.assign(of("quick", "q2", "r.test/quick", 1), 1);
+    let quick = queue.next(1).unwrap();
+    assert_eq!(&*quick.uid, "q1", "of a registry that the others use, too");
+    assert_eq!(queue.next(1), None);
+    queue.ended(&quick, Ended::Pulled(0, held(true)), 2, 0.5);
+    assert_eq!(&*queue.next(2).unwrap().uid, "q2");
+    // Within one registry.
+    let mut queue = Queue::new(Limits { parallel_pulls: 9, pulls_per_registry: 3, ..limits() });
+    for at in 0..9 {
+        queue.assign(of("slow", &format!("s{at}"), &format!("r.test/{at}"), 9), 0);
+    }
+    assert_eq!(std::iter::from_fn(|| queue.next(0)).count(), 2);
+    queue.assign(of("quick", "q", "r.test/quick", 1), 1);
+    assert_eq!(&*queue.next(1).unwrap().uid, "q");
+}
+
+#[test]
+fn a_rate_limit_stops_the_account_alone() {
+    let mut queue = queue();
+    let of = |account_mark, uid: &str| Assign {
+        account_mark,
+        ..assignment(uid, &format!("r.test/{uid}"))
+    };
+    queue.assign(of(1, "exhausted"), 0);
+    let job = queue.next(0).unwrap();
+    queue.ended(&job, Ended::Pulled(0, Err(error(Reason::RateLimited))), 1, 0.5);
+    queue.assign(of(1, "same"), 2);
+    queue.assign(of(2, "other"), 2);
+    assert_eq!(&*queue.next(2).unwrap().uid, "other");
+    assert_eq!(queue.next(2), None);
+    assert_eq!(queue.held_up(2).len(), 1, "the one that waits says so");
+}
+
+#[test]
 fn a_registry_gets_its_share_of_the_places_only() {
-    let mut queue = Queue::new(Limits { parallel_pulls: 3, pulls_per_registry: 2, ..limits() });
+    let mut queue = Queue::new(Limits { parallel_pulls: 4, pulls_per_registry: 2, ..limits() });
     for (uid, image, priority) in
         [("a", "r.test/a", 9), ("b", "r.test/b", 8), ("c", "r.test/c", 7), ("d", "other.test/d", 1)]
     {
@@ -221,4 +269,31 @@ fn a_removed_image_that_comes_back_or_is_wanted_anew_does_not_wait() {
     queue.assign(Assign { priority: 1, ..by_digest("d") }, 120_001);
     assert_eq!(presence_checked(&mut queue, 120_001, false), None);
     assert_eq!(queue.next(120_001).map(|job| job.step), Some(Step::Pull));
+}
+
+#[test]
+fn a_pull_that_failed_is_due_at_once_when_its_registry_answers_again() {
+    let mut queue = queue();
+    queue.assign(assignment("a", "r.test/a"), 0);
+    for _ in 0..5 {
+        let now = queue.wake_at(0).unwrap_or(0);
+        let job = queue.next(now).unwrap();
+        let failed = Ended::Pulled(0, Err(error(Reason::RegistryUnreachable)));
+        queue.ended(&job, failed, now, 0.5);
+    }
+    let due = queue.wake_at(0).unwrap();
+    assert_eq!(queue.next(due - 1), None);
+    queue.retry("unknown", due - 1);
+    queue.retry("a", due - 1);
+    let job = queue.next(due - 1).unwrap();
+    queue.retry("a", due - 1);
+    queue.ended(&job, Ended::Pulled(0, held(true)), due, 0.5);
+    queue.retry("a", due);
+    assert_eq!(queue.next(due), None, "it is there");
+    // A registry that asked for fewer requests is still left alone.
+    queue.assign(assignment("b", "r.test/b"), due);
+    let job = queue.next(due).unwrap();
+    queue.ended(&job, Ended::Pulled(0, Err(error(Reason::RateLimited))), due, 0.5);
+    queue.retry("b", due);
+    assert_eq!(queue.next(due), None);
 }

@@ -28,8 +28,18 @@ pub const DEADLINE: Duration = Duration::from_secs(600);
 /// Requests in flight of everything that is not imagewarm; more gives no more on a few cores.
 pub const CONCURRENCY: usize = 16;
 
-/// Without time limits that would delete or mark what a benchmark made without a Revision.
-const PATIENT: [&str; 4] = ["--collect-grace", "24h", "--waiting-after", "24h"];
+/// Without time limits that would delete or mark what a benchmark made without a Revision, and without a
+/// limit on how much that is.
+const PATIENT: [&str; 8] = [
+    "--collect-grace",
+    "24h",
+    "--waiting-after",
+    "24h",
+    "--max-image-warms-per-namespace",
+    "0",
+    "--max-image-warms",
+    "0",
+];
 
 /// A cluster, with at least one controller.
 pub struct Stage {

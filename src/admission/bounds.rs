@@ -9,8 +9,8 @@ use serde_json::Value;
 use crate::kubernetes::caches::Stores;
 use imagewarm_core::api::{Revision, WARM_KEY};
 use imagewarm_core::demand::revision::demand;
-use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::policy::Policy;
+use imagewarm_core::policy::bounds::Limit;
 use imagewarm_core::validation::field_error::{Fault, FieldError};
 
 /// The state of a namespace that the limits depend on.
@@ -18,8 +18,8 @@ use imagewarm_core::validation::field_error::{Fault, FieldError};
 pub struct NamespaceFacts {
     /// Whether its label selects it; `None` if the namespace is not cached.
     pub selected: Option<bool>,
-    /// Number of its ImageWarms; `None` if they are not cached yet, or not limited.
-    pub image_warms: Option<usize>,
+    /// Number of its ImageWarms, and of all; `None` if they are not cached yet.
+    pub image_warms: Option<(usize, usize)>,
 }
 
 /// The limits at admission.
@@ -49,19 +49,24 @@ impl AdmissionBounds {
         let bounds = policy.bounds;
         Self::new(policy, move |name| {
             let cached = stores.namespace(name);
-            let counts = bounds.image_warms_per_namespace != 0 && stores.synced.borrow().own;
+            let is_synced = stores.synced.borrow().own;
             NamespaceFacts {
                 selected: cached.map(|cached| bounds.selects(cached.metadata.labels.as_ref())),
-                image_warms: counts.then(|| count(&stores, name)),
+                image_warms: is_synced.then(|| stores.image_warms.counts(name)),
             }
         })
     }
 
     /// Whether a Revision with this many containers is within the limits whatever else it holds, as
     /// nearly all are.
-    pub(super) fn always_allow(&self, containers: usize) -> bool {
-        let bounds = self.policy.bounds;
-        bounds.of_images(containers) == containers && bounds.image_warms_per_namespace == 0
+    pub(super) fn always_allow(&self, namespace: &str, containers: usize) -> bool {
+        self.policy.bounds.of_images(containers) == containers
+            && self.reached((self.facts)(namespace)).is_none()
+    }
+
+    fn reached(&self, facts: NamespaceFacts) -> Option<Limit> {
+        let (own, all) = facts.image_warms?;
+        self.policy.bounds.reached(own, all)
     }
 
     /// The warning to the user who creates a Revision that is not warmed, or not completely.
@@ -80,15 +85,8 @@ impl AdmissionBounds {
                 warmed + beyond
             ));
         }
-        let full = facts.image_warms.is_some_and(|count| bounds.is_full(count));
-        (full && warmed > 0).then(|| {
-            format!(
-                "imagewarm warms no further images: namespace {} has reached its limit of {} \
-                 ImageWarms (--max-image-warms-per-namespace)",
-                quoted(namespace),
-                bounds.image_warms_per_namespace
-            )
-        })
+        let limit = self.reached(facts).filter(|_| warmed > 0)?;
+        Some(format!("imagewarm warms no further images: {limit}"))
     }
 
     /// Why a user may not create one more ImageWarm in the namespace.
@@ -100,21 +98,10 @@ impl AdmissionBounds {
                 "the namespace is not warmed: it must have the label {WARM_KEY}=true \
                  (--namespace-selection opt-in)"
             )
-        } else if facts.image_warms.is_some_and(|count| bounds.is_full(count)) {
-            format!(
-                "the namespace has reached its limit of {} ImageWarms \
-                 (--max-image-warms-per-namespace): delete some, or request a higher limit",
-                bounds.image_warms_per_namespace
-            )
         } else {
-            return None;
+            format!("{}: delete some, or request a higher limit", self.reached(facts)?)
         };
         let namespace = Value::from(namespace);
         Some(FieldError::new("metadata.namespace", Fault::Forbidden, &namespace, detail))
     }
-}
-
-fn count(stores: &Stores, namespace: &str) -> usize {
-    let all = stores.image_warms.state();
-    all.iter().filter(|warm| &*warm.namespace == namespace).count()
 }

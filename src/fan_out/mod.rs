@@ -23,7 +23,7 @@ use imagewarm_core::demand::revision::demand;
 use imagewarm_core::placement::NodeFacts;
 use imagewarm_core::plan::fan_out::fan_out;
 use imagewarm_core::policy::Policy;
-use imagewarm_core::policy::bounds::{LIMIT_REACHED, Room};
+use imagewarm_core::policy::bounds::{LIMIT_REACHED, OverLimit, Room};
 use rate_limit::RateLimit;
 
 mod metrics;
@@ -260,23 +260,16 @@ impl FanOutWorker {
 
     /// Removes what exceeds the namespace's limit.
     fn keep_within_limit(&self, namespace: &str, planned: &mut Vec<ImageWarm>) {
-        if self.policy.bounds.image_warms_per_namespace == 0 {
-            return;
-        }
-        let existing = self.stores.image_warms.state();
-        let mut room = Room::new(self.policy.bounds, existing.iter().map(Arc::as_ref));
+        let (own, all) = self.stores.image_warms.counts(namespace);
+        let mut room = Room::of_namespace(self.policy.bounds, namespace, own, all);
         planned.retain(|warm| {
             let exists = self.exists(warm);
             exists || room.take(namespace)
         });
-        for missing in room.refused.into_values() {
+        for OverLimit { missing, limit } in room.refused.into_values() {
             self.metrics.count_many(Outcome::OverLimit, missing);
-            tracing::warn!(
-                namespace,
-                missing,
-                reason = LIMIT_REACHED,
-                "namespace has reached its limit of ImageWarms (--max-image-warms-per-namespace)"
-            );
+            let reason = LIMIT_REACHED;
+            tracing::warn!(namespace, missing, reason, "ImageWarms not created: {limit}");
         }
     }
 

@@ -70,6 +70,16 @@ pub struct ControllerArgs {
     )]
     pub max_images_per_revision: usize,
 
+    /// Maximum number of ImageWarms in the cluster; 0 for no limit. By default what fits into the shipped
+    /// memory limit. Existing ones stay when the limit is lowered
+    #[arg(
+        long,
+        env = "IMAGEWARM_MAX_IMAGE_WARMS",
+        value_name = "COUNT",
+        default_value_t = Bounds::default().image_warms
+    )]
+    pub max_image_warms: usize,
+
     /// Maximum number of ImageWarms in one namespace (images times nodes; those that users create
     /// count); 0 for no limit. Existing ones stay when the limit is lowered
     #[arg(
@@ -138,6 +148,7 @@ impl ControllerArgs {
                 namespaces: self.namespace_selection,
                 images_per_revision: self.max_images_per_revision,
                 image_warms_per_namespace: self.max_image_warms_per_namespace,
+                image_warms: self.max_image_warms,
             },
         }
     }

@@ -34,7 +34,7 @@ use imagewarm_core::plan::failures::{Failure, failures};
 use imagewarm_core::plan::rollup::{ImageUpdate, Nodes, rollup};
 use imagewarm_core::plan::{ImageWarmIndex, Observed, Plan, diff};
 use imagewarm_core::policy::Policy;
-use imagewarm_core::policy::bounds::LIMIT_REACHED;
+use imagewarm_core::policy::bounds::{LIMIT_REACHED, OverLimit};
 
 /// Changes arrive in bursts; one run covers a whole burst.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -191,7 +191,7 @@ impl Controller {
         };
         self.metrics.states(reasons.into_iter());
         self.metrics.waiting(plan.create.len() + images.len());
-        self.metrics.over_limit(plan.over_limit.values().sum());
+        self.metrics.over_limit(plan.over_limit.values().map(|over| over.missing).sum());
         memory.log_limits(&plan.over_limit);
         let planned_at = Instant::now();
         let recheck = plan
@@ -346,16 +346,11 @@ impl Controller {
 
 impl Memory {
     /// Logs each namespace that has newly reached its limit.
-    fn log_limits(&mut self, over_limit: &BTreeMap<String, usize>) {
-        for (namespace, missing) in over_limit {
+    fn log_limits(&mut self, over_limit: &BTreeMap<String, OverLimit>) {
+        for (namespace, OverLimit { missing, limit }) in over_limit {
             if !self.full.contains(namespace) {
-                tracing::warn!(
-                    namespace,
-                    missing,
-                    reason = LIMIT_REACHED,
-                    "namespace has reached its limit of ImageWarms \
-                     (--max-image-warms-per-namespace)"
-                );
+                let reason = LIMIT_REACHED;
+                tracing::warn!(namespace, missing, reason, "ImageWarms not created: {limit}");
             }
         }
         self.full = over_limit.keys().cloned().collect();

@@ -57,7 +57,7 @@ async fn limits_of_namespaces_and_revisions_are_kept(world: &World) -> Result<()
     ensure!(warms.iter().all(|warm| warm.spec.image != all[2]), "{warms:?}");
     // Namespaces of other tests are within it, or not: their part is not known here.
     let line = format!(
-        "namespace has reached its limit of ImageWarms \
+        "ImageWarms not created: the namespace may have no more than 5 ImageWarms \
              (--max-image-warms-per-namespace) namespace=\"{}\" missing=1",
         namespace.name
     );
@@ -75,7 +75,7 @@ async fn limits_of_namespaces_and_revisions_are_kept(world: &World) -> Result<()
     ensure!(world.controllers.all_run(), "a controller ended");
     let denied = namespace.dry_run(&image_warm("app", "node-1", &[])).await?;
     let denial = denied.denial_by_webhook()?;
-    ensure!(denial.contains("has reached its limit of 5 ImageWarms"), "{denial}");
+    ensure!(denial.contains("the namespace may have no more than 5 ImageWarms"), "{denial}");
     world.controllers.restart().await?;
     // Without the limits all is warmed that was left out.
     let warms = namespace.all_ready(9).await?;

@@ -12,7 +12,7 @@ crate::tests![a_hostile_warmer_is_cut_off];
 
 /// With the name of the node that is cut off: for reports about another node, and for messages that
 /// no warmer sends.
-const LOGGED: [&str; 2] = ["another node's assignments", "exceeds the message limits"];
+const LOGGED: [&str; 2] = ["warmer cut off", "exceeds the message limits"];
 /// Far more than the controllers need for what they hold in these tests, and far less than what
 /// is thrown at them.
 const MEMORY_MIB: u64 = 150;

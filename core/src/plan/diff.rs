@@ -17,7 +17,7 @@ use crate::image::Reference;
 use crate::labels;
 use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
 use crate::policy::Policy;
-use crate::policy::bounds::Room;
+use crate::policy::bounds::{OverLimit, Room};
 
 /// Creation times have full seconds only: an object may be this much younger than recorded.
 const TRUNCATION: Duration = Duration::from_secs(1);
@@ -71,8 +71,8 @@ pub struct Plan {
     pub create: Vec<Creation>,
     /// Objects that are garbage-collected.
     pub delete: Vec<Deletion>,
-    /// Number of missing objects over the limit, by namespace.
-    pub over_limit: BTreeMap<String, usize>,
+    /// Missing objects over a limit, by namespace.
+    pub over_limit: BTreeMap<String, OverLimit>,
     /// When to plan again without a change.
     pub recheck_at: Option<Timestamp>,
 }
@@ -160,7 +160,7 @@ pub fn diff(
         }
     }
     let refused = room.refused.into_iter();
-    plan.over_limit = refused.map(|(namespace, count)| (namespace.to_owned(), count)).collect();
+    plan.over_limit = refused.map(|(namespace, over)| (namespace.to_owned(), over)).collect();
     collect_garbage(observed, grace_periods, now, &mut plan);
     plan
 }

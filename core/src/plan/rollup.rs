@@ -17,7 +17,7 @@ use crate::demand::revision::WantedImage;
 use crate::image::quoted::printable;
 use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
 use crate::policy::Policy;
-use crate::policy::bounds::LIMIT_REACHED;
+use crate::policy::bounds::{LIMIT_REACHED, Limit, OverLimit};
 
 /// Annotation of an Image's status: the number of eligible nodes.
 pub const NODES: &str = "caching.knative.dev/nodes";
@@ -50,7 +50,7 @@ pub struct Nodes<'a> {
     /// Namespaces that are being deleted: nothing is written there.
     pub terminating: &'a BTreeSet<String>,
     /// Namespaces at their limit of ImageWarms that demand more.
-    pub full: &'a BTreeMap<String, usize>,
+    pub full: &'a BTreeMap<String, OverLimit>,
 }
 
 /// A status to be written.
@@ -109,10 +109,7 @@ pub fn rollup(
             Resolution::Wanted { consumer, image } => {
                 let one = &demanded.consumers[*consumer];
                 let nodes = eligible.of(&one.demand.placement);
-                let limit = observed
-                    .full
-                    .contains_key(namespace)
-                    .then_some(policy.bounds.image_warms_per_namespace);
+                let limit = observed.full.get(namespace).map(|over| over.limit);
                 let wanted = &one.demand.images[*image];
                 of_wanted(one, wanted, nodes, observed.image_warms, limit, grace_periods, now)
             }
@@ -129,7 +126,7 @@ fn of_wanted(
     wanted: &WantedImage,
     nodes: &[&NodeFacts<'_>],
     image_warms: &ImageWarmIndex<'_>,
-    limit: Option<usize>,
+    limit: Option<Limit>,
     grace_periods: GracePeriods,
     now: Timestamp,
 ) -> ReadyCondition {
@@ -164,8 +161,7 @@ fn of_wanted(
             ReadyCondition {
                 reason: LIMIT_REACHED,
                 message: format!(
-                    "{} of {} nodes hold the image; none is assigned to {}, since the namespace may have \
-                 no more than {limit} ImageWarms (--max-image-warms-per-namespace)",
+                    "{} of {} nodes hold the image; none is assigned to {}, since {limit}",
                     tally.held,
                     nodes.len(),
                     unassigned(),

@@ -1,8 +1,9 @@
 //! The operator's limits: which namespaces are warmed, images of one Revision, ImageWarms of one
-//! namespace. Enforced at admission, in the fan-out and in repairs; exceeding a limit never blocks
+//! namespace and of all. Enforced at admission, in the fan-out and in repairs; exceeding a limit never blocks
 //! a deploy.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use crate::api::{CachedImageWarm, WARM_KEY};
 
@@ -28,6 +29,28 @@ pub struct Bounds {
     pub images_per_revision: usize,
     /// ImageWarms of one namespace, hand-made ones counted.
     pub image_warms_per_namespace: usize,
+    /// ImageWarms of all namespaces.
+    pub image_warms: usize,
+}
+
+/// A limit on ImageWarms that is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The namespace has this many.
+    Namespace(usize),
+    /// The cluster has this many.
+    Cluster(usize),
+}
+
+impl fmt::Display for Limit {
+    /// `the namespace may have no more than 3 ImageWarms (--max-image-warms-per-namespace)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whose, limit, flag) = match self {
+            Limit::Namespace(limit) => ("namespace", limit, "--max-image-warms-per-namespace"),
+            Limit::Cluster(limit) => ("cluster", limit, "--max-image-warms"),
+        };
+        write!(f, "the {whose} may have no more than {limit} ImageWarms ({flag})")
+    }
 }
 
 impl Default for Bounds {
@@ -35,7 +58,11 @@ impl Default for Bounds {
         Bounds {
             namespaces: NamespaceSelection::OptOut,
             images_per_revision: 50,
-            image_warms_per_namespace: 0,
+            // Ten images on 5,000 nodes. One namespace alone never takes all places.
+            image_warms_per_namespace: 50_000,
+            // At 1 kB each what fits into the shipped memory limit of 512 MiB beside the streams of
+            // 2,000 nodes (65 kB each) and all request bodies (64 MiB).
+            image_warms: 200_000,
         }
     }
 }
@@ -63,9 +90,13 @@ impl Bounds {
         }
     }
 
-    /// Whether a namespace with this number of ImageWarms is at its limit.
-    pub fn is_full(&self, image_warms: usize) -> bool {
-        self.image_warms_per_namespace != 0 && image_warms >= self.image_warms_per_namespace
+    /// The limit that is reached by a namespace with this number of ImageWarms, of `all` in the cluster.
+    pub fn reached(&self, image_warms: usize, all: usize) -> Option<Limit> {
+        let is_reached = |limit: usize, count: usize| limit != 0 && count >= limit;
+        if is_reached(self.image_warms_per_namespace, image_warms) {
+            return Some(Limit::Namespace(self.image_warms_per_namespace));
+        }
+        is_reached(self.image_warms, all).then_some(Limit::Cluster(self.image_warms))
     }
 }
 
@@ -74,33 +105,51 @@ impl Bounds {
 pub struct Room<'a> {
     bounds: Bounds,
     taken: HashMap<&'a str, usize>,
-    /// Number of ImageWarms over the limit, by namespace.
-    pub refused: BTreeMap<&'a str, usize>,
+    all: usize,
+    /// ImageWarms over a limit, by namespace.
+    pub refused: BTreeMap<&'a str, OverLimit>,
+}
+
+/// ImageWarms of one namespace that exceed a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverLimit {
+    /// How many are not created.
+    pub missing: usize,
+    /// The limit.
+    pub limit: Limit,
 }
 
 impl<'a> Room<'a> {
     /// The remaining number beside `existing`.
     pub fn new(bounds: Bounds, existing: impl Iterator<Item = &'a CachedImageWarm>) -> Self {
-        let mut taken: HashMap<&str, usize> = HashMap::new();
-        if bounds.image_warms_per_namespace != 0 {
-            for warm in existing {
-                *taken.entry(&*warm.namespace).or_default() += 1;
-            }
+        let mut room = Room { bounds, taken: HashMap::new(), all: 0, refused: BTreeMap::new() };
+        for warm in existing {
+            *room.taken.entry(&*warm.namespace).or_default() += 1;
+            room.all += 1;
         }
-        Room { bounds, taken, refused: BTreeMap::new() }
+        room
+    }
+
+    /// The remaining number for one namespace that has `image_warms`, of `all` in the cluster.
+    pub fn of_namespace(
+        bounds: Bounds,
+        namespace: &'a str,
+        image_warms: usize,
+        all: usize,
+    ) -> Self {
+        let taken = HashMap::from([(namespace, image_warms)]);
+        Room { bounds, taken, all, refused: BTreeMap::new() }
     }
 
     /// Counts one more in `namespace`; false when the limit is reached.
     pub fn take(&mut self, namespace: &'a str) -> bool {
-        if self.bounds.image_warms_per_namespace == 0 {
-            return true;
-        }
         let taken = self.taken.entry(namespace).or_default();
-        if self.bounds.is_full(*taken) {
-            *self.refused.entry(namespace).or_default() += 1;
+        if let Some(limit) = self.bounds.reached(*taken, self.all) {
+            self.refused.entry(namespace).or_insert(OverLimit { missing: 0, limit }).missing += 1;
             return false;
         }
         *taken += 1;
+        self.all += 1;
         true
     }
 }
@@ -126,12 +175,17 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit() {
-        let none = Bounds { images_per_revision: 0, ..Bounds::default() };
-        assert_eq!((none.of_images(5_000), none.is_full(5_000)), (5_000, false));
+        let none = Bounds {
+            images_per_revision: 0,
+            image_warms_per_namespace: 0,
+            image_warms: 0,
+            ..Bounds::default()
+        };
+        assert_eq!((none.of_images(5_000), none.reached(500_000, 900_000)), (5_000, None));
         let some =
             Bounds { images_per_revision: 3, image_warms_per_namespace: 2, ..Bounds::default() };
         assert_eq!((some.of_images(2), some.of_images(4)), (2, 3));
-        assert_eq!((some.is_full(1), some.is_full(2)), (false, true));
+        assert_eq!((some.reached(1, 9), some.reached(2, 9)), (None, Some(Limit::Namespace(2))));
         let mut room = Room::new(none, std::iter::empty());
         assert!((0..10_000).all(|_| room.take("ns")) && room.refused.is_empty());
     }
@@ -144,6 +198,20 @@ mod tests {
         let mut room = Room::new(bounds, existing.iter());
         assert!(room.take("a") && !room.take("a") && !room.take("a"));
         assert!(room.take("b"), "each namespace has its own");
-        assert_eq!(room.refused, BTreeMap::from([("a", 2)]));
+        let refused = OverLimit { missing: 2, limit: Limit::Namespace(3) };
+        assert_eq!(room.refused, BTreeMap::from([("a", refused)]));
+    }
+
+    #[test]
+    fn the_cluster_has_a_limit_that_no_namespace_reaches_alone() {
+        let default = Bounds::default();
+        assert!(default.image_warms_per_namespace * 2 <= default.image_warms);
+        let bounds = Bounds { image_warms_per_namespace: 3, image_warms: 4, ..default };
+        let mut room = Room::of_namespace(bounds, "a", 2, 2);
+        assert!(room.take("a") && !room.take("a") && room.take("b") && !room.take("b"));
+        let limits: Vec<Limit> = room.refused.values().map(|refused| refused.limit).collect();
+        assert_eq!(limits, [Limit::Namespace(3), Limit::Cluster(4)]);
+        let text = "the cluster may have no more than 4 ImageWarms (--max-image-warms)";
+        assert_eq!(limits[1].to_string(), text);
     }
 }

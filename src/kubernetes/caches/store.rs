@@ -1,6 +1,7 @@
 //! The cached objects of one type, by namespace and name. Own code rather than kube's
 //! `reflector::Store`, whose keys alone take more memory than a cached ImageWarm may.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -13,7 +14,37 @@ use imagewarm_core::api::CachedObject;
 pub struct Store<T> {
     hasher: RandomState,
     /// Written by the only source of the type.
-    objects: Arc<RwLock<HashTable<Arc<T>>>>,
+    objects: Arc<RwLock<Objects<T>>>,
+}
+
+#[derive(Debug)]
+struct Objects<T> {
+    table: HashTable<Arc<T>>,
+    by_namespace: HashMap<Box<str>, usize>,
+}
+
+impl<T> Default for Objects<T> {
+    fn default() -> Self {
+        Objects { table: HashTable::new(), by_namespace: HashMap::new() }
+    }
+}
+
+impl<T> Objects<T> {
+    fn added(&mut self, namespace: &str) {
+        match self.by_namespace.get_mut(namespace) {
+            Some(count) => *count += 1,
+            None => drop(self.by_namespace.insert(namespace.into(), 1)),
+        }
+    }
+
+    fn removed(&mut self, namespace: &str) {
+        if let Some(count) = self.by_namespace.get_mut(namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_namespace.remove(namespace);
+            }
+        }
+    }
 }
 
 impl<T> Clone for Store<T> {
@@ -42,22 +73,28 @@ impl<T: CachedObject> Store<T> {
     /// The object of this name; `namespace` is empty for cluster-scoped types.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
         let is = |one: &Arc<T>| one.namespace() == namespace && one.name() == name;
-        self.read().find(self.hash(namespace, name), is).cloned()
+        self.read().table.find(self.hash(namespace, name), is).cloned()
     }
 
     /// All objects, in arbitrary order.
     pub fn state(&self) -> Vec<Arc<T>> {
-        self.read().iter().cloned().collect()
+        self.read().table.iter().cloned().collect()
     }
 
     /// Number of objects.
     pub fn len(&self) -> usize {
-        self.read().len()
+        self.read().table.len()
+    }
+
+    /// Number of objects of the namespace, and of all.
+    pub fn counts(&self, namespace: &str) -> (usize, usize) {
+        let objects = self.read();
+        (objects.by_namespace.get(namespace).copied().unwrap_or(0), objects.table.len())
     }
 
     /// Whether there are no objects.
     pub fn is_empty(&self) -> bool {
-        self.read().is_empty()
+        self.read().table.is_empty()
     }
 
     /// Inserts the object. Returns the one of the same name that it replaces.
@@ -66,10 +103,11 @@ impl<T: CachedObject> Store<T> {
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
         let is =
             |one: &Arc<T>| one.namespace() == object.namespace() && one.name() == object.name();
-        match objects.entry(hash, is, |one| self.hash_of(one)) {
+        match objects.table.entry(hash, is, |one| self.hash_of(one)) {
             Entry::Occupied(mut found) => Some(std::mem::replace(found.get_mut(), object)),
             Entry::Vacant(free) => {
-                free.insert(object);
+                free.insert(object.clone());
+                objects.added(object.namespace());
                 None
             }
         }
@@ -80,16 +118,20 @@ impl<T: CachedObject> Store<T> {
         let hash = self.hash(namespace, name);
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
         let is = |one: &Arc<T>| one.namespace() == namespace && one.name() == name;
-        objects.find_entry(hash, is).ok().map(|found| found.remove().0)
+        let removed = objects.table.find_entry(hash, is).ok()?.remove().0;
+        objects.removed(removed.namespace());
+        Some(removed)
     }
 
     /// Replaces the whole content by `new`, atomically.
     pub(super) fn replace(&self, new: Listed<T>) {
-        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
-        *objects = new.objects;
+        let mut objects = Objects::default();
+        new.objects.iter().for_each(|object| objects.added(object.namespace()));
+        objects.table = new.objects;
+        *self.objects.write().unwrap_or_else(PoisonError::into_inner) = objects;
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashTable<Arc<T>>> {
+    fn read(&self) -> RwLockReadGuard<'_, Objects<T>> {
         self.objects.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -170,8 +212,10 @@ mod tests {
         assert_eq!(&*reader.get("team", "w7").unwrap().resource_version, "2");
         assert!(store.put(Arc::new(warm("new", "1"))).is_none());
 
+        assert_eq!(reader.counts("team"), (101, 101));
         assert!(store.take("team", "w7").is_some() && store.take("team", "w7").is_none());
-        assert_eq!(reader.state().len(), 100);
+        assert_eq!((reader.state().len(), reader.counts("team")), (100, (100, 100)));
+        assert_eq!(reader.counts("other"), (0, 100));
     }
 
     #[test]
@@ -188,7 +232,10 @@ mod tests {
         assert_eq!(names(&store), ["a", "b", "c"], "not before the list is complete");
         assert!(listed.has(&a, &store) && !listed.has(&warm("c", "1"), &store));
         store.replace(listed);
-        assert_eq!(names(&store), ["a", "b", "d"]);
+        assert_eq!(
+            (names(&store), store.counts("team")),
+            (["a", "b", "d"].map(String::from).to_vec(), (3, 3))
+        );
         assert!(Arc::ptr_eq(&store.get("team", "a").unwrap(), &a));
         assert!(!Arc::ptr_eq(&store.get("team", "b").unwrap(), &b));
     }

@@ -316,6 +316,8 @@ fn five_thousand_nodes_and_fifty_images_take_well_under_a_second() {
         .map(|(n, pair)| revision(&format!("r-{n}"), 100, &[pair[0].as_str(), pair[1].as_str()]))
         .collect();
     let mut world = World::new(&names, &revisions.iter().collect::<Vec<_>>(), &[]);
+    world.policy.bounds.image_warms_per_namespace = 0;
+    world.policy.bounds.image_warms = 0;
     let first = world.plan(200);
     assert_eq!(first.create.len(), 250_000);
     world.apply(&first, 200);

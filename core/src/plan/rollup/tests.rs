@@ -28,7 +28,7 @@ impl World {
     fn updates_within(
         &self,
         bounds: Bounds,
-        full: &BTreeMap<String, usize>,
+        full: &BTreeMap<String, OverLimit>,
         now: i64,
     ) -> Vec<ImageUpdate> {
         let revisions: Vec<_> = self.revisions.iter().cloned().map(Arc::new).collect();
@@ -55,7 +55,11 @@ impl World {
         self.result_within(Bounds::default(), &BTreeMap::new())
     }
 
-    fn result_within(&self, bounds: Bounds, full: &BTreeMap<String, usize>) -> (String, String) {
+    fn result_within(
+        &self,
+        bounds: Bounds,
+        full: &BTreeMap<String, OverLimit>,
+    ) -> (String, String) {
         let updates = self.updates_within(bounds, full, 1000);
         let status = &updates[0].status;
         let ready = &status.conditions[0];
@@ -108,7 +112,8 @@ fn on_the_way() {
 #[test]
 fn what_exceeds_a_limit_is_reported() {
     let bounds = Bounds { image_warms_per_namespace: 2, ..Bounds::default() };
-    let full = BTreeMap::from([("ns".to_owned(), 3)]);
+    let full =
+        BTreeMap::from([("ns".to_owned(), OverLimit { missing: 3, limit: Limit::Namespace(2) })]);
     let two = |demanded: &Revision| {
         vec![
             holding(warm(demanded, "app:v1", "a", 0), '1'),

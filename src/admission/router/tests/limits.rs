@@ -10,7 +10,7 @@ fn within(bounds: Bounds) -> Bench {
     let policy = Policy { bounds, ..Policy::default() };
     let facts = move |name: &str| NamespaceFacts {
         selected: Some(name == "chosen" || bounds.selects_unknown()),
-        image_warms: Some(if name == "full" { 3 } else { 0 }),
+        image_warms: Some((if name == "full" { 3 } else { 0 }, 9)),
     };
     bench_within(10, Some(AdmissionBounds::new(Arc::new(policy), facts)))
 }
@@ -47,7 +47,7 @@ async fn a_revision_gets_a_warning_and_is_never_denied() {
     for (namespace, images, part) in [
         ("plain", 2, None),
         ("plain", 5, Some("the first 2 of this Revision's 5 images")),
-        ("full", 1, Some("\"full\" has reached its limit of 3 ImageWarms")),
+        ("full", 1, Some("the namespace may have no more than 3 ImageWarms")),
         ("full", 0, None),
     ] {
         let answer = bench.ask(REVISIONS, &revision(namespace, images)).await;
@@ -76,7 +76,7 @@ async fn an_image_warm_of_a_user_beyond_a_limit_is_denied() {
     assert_eq!(message(&bench, "plain").await, "");
     let full = message(&bench, "full").await;
     assert!(full.contains("metadata.namespace: Forbidden: \"full\""), "{full}");
-    assert!(full.contains("has reached its limit of 3 ImageWarms"), "{full}");
+    assert!(full.contains("the namespace may have no more than 3 ImageWarms"), "{full}");
     let opt_in = within(Bounds { namespaces: NamespaceSelection::OptIn, ..bounds });
     assert_eq!(message(&opt_in, "chosen").await, "");
     let plain = message(&opt_in, "plain").await;

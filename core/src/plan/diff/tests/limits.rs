@@ -1,7 +1,7 @@
 //! What one namespace or one Revision may cause.
 
 use super::*;
-use crate::policy::bounds::NamespaceSelection;
+use crate::policy::bounds::{Limit, NamespaceSelection, OverLimit};
 
 fn limited(image_warms_per_namespace: usize) -> Policy {
     let bounds = Bounds { image_warms_per_namespace, ..Bounds::default() };
@@ -16,7 +16,8 @@ fn the_newest_revision_takes_the_last_places_and_nothing_that_exists_goes() {
     world.policy = limited(3);
     let plan = world.plan(100);
     assert_eq!(created(&plan), ["app:v2 on a", "app:v2 on b"]);
-    assert_eq!(plan.over_limit, BTreeMap::from([("ns".to_owned(), 1)]));
+    let over = OverLimit { missing: 1, limit: Limit::Namespace(3) };
+    assert_eq!(plan.over_limit, BTreeMap::from([("ns".to_owned(), over)]));
     // Settled after one step, though something stays missing.
     world.apply(&plan, 100);
     let next = world.plan(200);

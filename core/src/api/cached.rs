@@ -10,11 +10,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use k8s_openapi::jiff::Timestamp;
 
 use super::condition::{Condition, READY, Reason};
-use super::names::{NodeName, Uid};
+use super::names::{MAX_PULL_SECRETS, MAX_SUBDOMAIN, NodeName, Uid};
 use super::{
-    ImageWarm, ImageWarmSpec, ImageWarmStatus, MANAGED_BY, MANAGED_BY_LABEL, Progress,
-    SecretReference,
+    CREATED_FOR_ANNOTATION, ImageWarm, ImageWarmSpec, ImageWarmStatus, MANAGED_BY,
+    MANAGED_BY_LABEL, Progress, SERVICE_ACCOUNT_ANNOTATION, SecretReference,
 };
+
+/// Longest annotation that we set, in bytes: a uid and a name, or a name.
+const LONGEST_ANNOTATION: usize = 512;
+/// An ImageWarm has one owner at most that is an Image.
+const MAX_OWNERS: usize = 4;
 
 /// The cached fields of an ImageWarm: those that a decision or a status write depends on.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,17 +48,40 @@ pub struct CachedImageWarm {
     pub status: Option<CachedStatus>,
 }
 
-/// What ImageWarms of the same Revision have in common.
+/// What ImageWarms of the same Revision have in common: only what a decision depends on, and of that no
+/// more than we write. Users may put a megabyte of anything into an object's metadata.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Common {
-    /// `metadata.labels`.
+    /// Of `metadata.labels` that of [`MANAGED_BY_LABEL`].
     pub labels: BTreeMap<String, String>,
-    /// `metadata.annotations`.
+    /// Of `metadata.annotations` those that we set.
     pub annotations: BTreeMap<String, String>,
-    /// `metadata.ownerReferences`.
+    /// Of `metadata.ownerReferences` the Images.
     pub owners: Vec<OwnerReference>,
     /// `spec.imagePullSecrets`.
     pub secrets: Vec<SecretReference>,
+}
+
+impl Common {
+    fn new(
+        mut labels: BTreeMap<String, String>,
+        mut annotations: BTreeMap<String, String>,
+        mut owners: Vec<OwnerReference>,
+        mut secrets: Vec<SecretReference>,
+    ) -> Self {
+        labels.retain(|key, _| key == MANAGED_BY_LABEL);
+        annotations.retain(|key, value| {
+            [CREATED_FOR_ANNOTATION, SERVICE_ACCOUNT_ANNOTATION].contains(&key.as_str())
+                && value.len() <= LONGEST_ANNOTATION
+        });
+        owners.retain(|owner| owner.kind == "Image" && owner.name.len() <= MAX_SUBDOMAIN);
+        owners.truncate(MAX_OWNERS);
+        secrets.retain(|secret| secret.name.len() <= MAX_SUBDOMAIN);
+        secrets.truncate(MAX_PULL_SECRETS);
+        owners.shrink_to_fit();
+        secrets.shrink_to_fit();
+        Common { labels, annotations, owners, secrets }
+    }
 }
 
 impl Eq for Common {}
@@ -109,12 +137,12 @@ impl CachedImageWarm {
     /// Caches `warm`, with the parts that it has in common with others from `shared`.
     pub fn new(warm: ImageWarm, shared: &mut Shared) -> Self {
         let ImageWarm { metadata, spec, status } = warm;
-        let common = Common {
-            labels: metadata.labels.unwrap_or_default(),
-            annotations: metadata.annotations.unwrap_or_default(),
-            owners: metadata.owner_references.unwrap_or_default(),
-            secrets: spec.image_pull_secrets,
-        };
+        let common = Common::new(
+            metadata.labels.unwrap_or_default(),
+            metadata.annotations.unwrap_or_default(),
+            metadata.owner_references.unwrap_or_default(),
+            spec.image_pull_secrets,
+        );
         CachedImageWarm {
             namespace: shared.text(metadata.namespace.as_deref().unwrap_or_default()),
             name: metadata.name.unwrap_or_default().into(),
@@ -302,9 +330,10 @@ mod tests {
                 "resourceVersion": "7", "generation": 1,
                 "creationTimestamp": "2026-11-23T10:00:00Z",
                 "deletionTimestamp": "2026-11-23T11:00:00Z",
-                "labels": {MANAGED_BY_LABEL: MANAGED_BY}, "annotations": {"a": "b"},
-                "ownerReferences": [{"apiVersion": "serving.knative.dev/v1", "kind": "Configuration",
-                    "name": "app", "uid": "u", "controller": false, "blockOwnerDeletion": false}],
+                "labels": {MANAGED_BY_LABEL: MANAGED_BY},
+                "annotations": {CREATED_FOR_ANNOTATION: "b"},
+                "ownerReferences": [{"apiVersion": "caching.internal.knative.dev/v1alpha1",
+                    "kind": "Image", "name": "app", "uid": "u", "controller": false, "blockOwnerDeletion": false}],
             },
             "spec": {"image": "r.test/app:v1", "nodeName": node,
                 "imagePullSecrets": [{"name": "one"}, {"name": "two"}]},
@@ -338,7 +367,35 @@ mod tests {
         let kept = CachedImageWarm::from(warm.clone());
         assert_eq!((kept.ready(), kept.reason()), (warm.ready(), warm.reason()));
         assert!(kept.is_managed() && kept.is_terminating());
-        assert_eq!((kept.digest(), kept.annotation("a")), (Some("sha256:1"), Some("b")));
+        assert_eq!(
+            (kept.digest(), kept.annotation(CREATED_FOR_ANNOTATION)),
+            (Some("sha256:1"), Some("b"))
+        );
+    }
+
+    #[test]
+    fn what_users_add_takes_no_memory() {
+        let warm = whole("a");
+        let mut stuffed = warm.clone();
+        let many = |value: String| (0..1_000).map(move |at| (format!("k{at}"), value.clone()));
+        let metadata = &mut stuffed.metadata;
+        metadata.labels.get_or_insert_default().extend(many("v".into()));
+        metadata.annotations.get_or_insert_default().extend(many("x".repeat(200)));
+        let owners = metadata.owner_references.get_or_insert_default();
+        let owner = owners[0].clone();
+        owners.extend((0..1_000).map(|_| OwnerReference { kind: "Pod".into(), ..owner.clone() }));
+        assert_eq!(CachedImageWarm::from(stuffed.clone()), CachedImageWarm::from(warm));
+        // Also what looks like ours is bounded.
+        let metadata = &mut stuffed.metadata;
+        metadata.annotations = Some([(CREATED_FOR_ANNOTATION.into(), "x".repeat(513))].into());
+        metadata.owner_references = Some(vec![owner; 1_000]);
+        let secret = SecretReference { name: "s".into() };
+        stuffed.spec.image_pull_secrets = vec![secret; 1_000];
+        stuffed.spec.image_pull_secrets.insert(0, SecretReference { name: "s".repeat(254) });
+        let cached = CachedImageWarm::from(stuffed).common.clone();
+        assert!(cached.annotations.is_empty());
+        assert_eq!((cached.owners.len(), cached.secrets.len()), (4, 16));
+        assert_eq!(cached.secrets[0].name, "s");
     }
 
     #[test]

@@ -123,6 +123,7 @@ async fn a_quota_limits_one_namespace_and_stops_no_other(world: &World) -> Resul
     let mut tried = world.audit.of_controllers_in(&limited.name)?;
     tried.retain(|one| one.verb == "create" && one.resource == "imagewarms");
     ensure!(!tried.is_empty() && tried.len() <= 12, "{} tries", tried.len());
+    ensure!(tried.iter().all(|one| one.status == 403 && !one.refused), "{tried:?}");
     // Whatever is there is warmed as before.
     limited.all_ready(2).await?;
 

@@ -304,6 +304,7 @@ fn bad_flag_values_are_wrong_usage() {
         ("controller", "--health-listen", "[::]:70000", "address"),
         ("controller", "--paused", "maybe", "boolean"),
         ("controller", "--publish-ca-bundle", "maybe", "boolean"),
+        ("controller", "--publish-webhook-paths", "maybe", "boolean"),
         ("controller", "--dispatch-advertise", "nowhere", "host:port"),
         ("controller", "--log-level", "loud", "info"),
         ("controller", "--log-format", "xml", "json"),

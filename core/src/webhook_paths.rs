@@ -1,13 +1,13 @@
 //! The paths at which the API server calls the admission webhooks. Each has an unguessable part, so
 //! that nobody else can post a review. The leader publishes them in the webhook configurations and
-//! rotates them; every replica serves those that it finds there, and for a while those that it found
-//! before.
+//! rotates them, unless the installer does; every replica serves those that it finds there, and for a
+//! while those that it found before.
 //!
 //! A rotation has two steps, because a replica must serve a path before the API server uses it: the
 //! next paths are first announced in an annotation, which every replica reads, and replace the
 //! current ones later. Pure; `now` is monotonic, in milliseconds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The webhook that receives Revisions. Its path is for Revisions only, the others' for ImageWarms
 /// only: an error of a webhook that may deny quotes its URL to the user.
@@ -103,16 +103,19 @@ pub struct Published {
 
 impl Published {
     /// From the webhooks' names and paths, and the value of [`NEXT_PATHS_ANNOTATION`]. Ignores what
-    /// has another form.
+    /// has another form. A path is of one webhook, as it decides which reviews are accepted: a second
+    /// webhook with the same path counts as one without.
     pub fn read<'a>(
         endpoint: Endpoint,
         webhooks: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
         annotation: Option<&str>,
     ) -> Self {
         let parse = |text: &str| WebhookPath::parse(endpoint, text);
+        let mut taken = BTreeSet::new();
+        let mut own = |path: &WebhookPath| taken.insert(path.clone());
         let current: BTreeMap<_, _> = webhooks
             .into_iter()
-            .map(|(name, path)| (name.to_owned(), path.and_then(parse)))
+            .map(|(name, path)| (name.to_owned(), path.and_then(parse).filter(&mut own)))
             .collect();
         let announced: BTreeMap<String, String> =
             annotation.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();

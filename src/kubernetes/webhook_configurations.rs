@@ -94,10 +94,12 @@ impl ConfigurationStates {
 pub enum Role {
     /// It reads them.
     Reads,
-    /// It also publishes the paths, as the leader, and the CA unless another program does.
+    /// It also publishes, as the leader, what nobody else does.
     Publishes {
         /// Whether it publishes the CA.
         ca_bundle: bool,
+        /// Whether it publishes the paths and rotates them.
+        paths: bool,
     },
 }
 
@@ -297,8 +299,9 @@ where
         paths.of(K::ENDPOINT).observe(published.clone(), now);
         let patch = match role {
             Role::Reads => None,
-            Role::Publishes { ca_bundle } => {
-                let step = paths.of(K::ENDPOINT).step(now, rand::random);
+            Role::Publishes { ca_bundle, paths: rotates } => {
+                let paths = paths.of(K::ENDPOINT);
+                let step = if rotates { paths.step(now, rand::random) } else { Step::Keep };
                 patch(&found, ca_bundle.then_some(ca_pem), &step)
             }
         };

@@ -31,9 +31,13 @@ const NOTE_MAX: usize = 1024;
 /// Why a write was not done, by what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// Somebody else changed the object: look again.
+    /// Somebody else changed the object: look again. For a creation the object is the namespace's
+    /// ResourceQuota, which many creations count themselves in.
     #[error("the object was changed meanwhile")]
     Conflict,
+    /// An object of this name exists.
+    #[error("the object exists already")]
+    AlreadyExists,
     /// The object (or its type) does not exist.
     #[error("the object does not exist")]
     NotFound,
@@ -43,9 +47,12 @@ pub enum ApplyError {
     /// A policy rejects this object.
     #[error("not allowed: {0}")]
     Forbidden(String),
-    /// The account may not, or the quota is used up: it concerns the whole namespace.
+    /// The account may not create such objects in the namespace.
     #[error("not allowed in the namespace: {0}")]
     NamespaceForbidden(String),
+    /// A ResourceQuota of the namespace is used up, or not counted yet.
+    #[error("refused by a quota: {0}")]
+    QuotaExceeded(String),
     /// The API server will never take this.
     #[error("refused: {0}")]
     Invalid(String),
@@ -59,10 +66,12 @@ impl ApplyError {
     pub const fn reason(&self) -> &'static str {
         match self {
             ApplyError::Conflict => "Conflict",
+            ApplyError::AlreadyExists => "AlreadyExists",
             ApplyError::NotFound => "NotFound",
             ApplyError::NamespaceTerminating => "NamespaceTerminating",
             ApplyError::Forbidden(_) => "Forbidden",
             ApplyError::NamespaceForbidden(_) => "NamespaceForbidden",
+            ApplyError::QuotaExceeded(_) => "QuotaExceeded",
             ApplyError::Invalid(_) => "Invalid",
             ApplyError::Retryable(_) => "Retryable",
         }
@@ -74,6 +83,7 @@ impl ApplyError {
         matches!(
             self,
             ApplyError::NamespaceForbidden(_)
+                | ApplyError::QuotaExceeded(_)
                 | ApplyError::NamespaceTerminating
                 | ApplyError::NotFound
         )
@@ -88,13 +98,15 @@ impl From<kube::Error> for ApplyError {
         let terminating = status.details.iter().flat_map(|details| &details.causes);
         match status.code {
             404 => ApplyError::NotFound,
+            409 if status.reason == "AlreadyExists" => ApplyError::AlreadyExists,
             409 => ApplyError::Conflict,
             403 if terminating.into_iter().any(|cause| cause.reason == "NamespaceTerminating") => {
                 ApplyError::NamespaceTerminating
             }
-            403 if concerns_namespace(&status.message) => {
+            403 if status.message.contains(" cannot create resource ") => {
                 ApplyError::NamespaceForbidden(one_line(&error))
             }
+            403 if is_of_quota(&status.message) => ApplyError::QuotaExceeded(one_line(&error)),
             403 => ApplyError::Forbidden(one_line(&error)),
             // The token expired, or an authenticator fails: for a moment, and everywhere.
             401 => ApplyError::Retryable(one_line(&error)),
@@ -104,9 +116,11 @@ impl From<kube::Error> for ApplyError {
     }
 }
 
-/// Whether the API server's own text of a 403 is that of RBAC or of a ResourceQuota.
-fn concerns_namespace(message: &str) -> bool {
-    message.contains(" cannot create resource ") || message.contains("is forbidden: exceeded quota")
+/// Whether the API server's own text of a 403 is that of a ResourceQuota.
+fn is_of_quota(message: &str) -> bool {
+    ["exceeded quota: ", "status unknown for quota: "]
+        .iter()
+        .any(|text| message.contains(&format!(" is forbidden: {text}")))
 }
 
 impl From<RequestError> for ApplyError {
@@ -137,7 +151,7 @@ pub async fn create(client: &Client, warm: &ImageWarm) -> Result<Created, ApplyE
         PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     match bounded(api(client, warm).create(&parameters, warm)).await {
         Ok(_) => Ok(Created::New),
-        Err(ApplyError::Conflict) => Ok(Created::Existed),
+        Err(ApplyError::AlreadyExists) => Ok(Created::Existed),
         Err(error) => Err(error),
     }
 }
@@ -396,7 +410,7 @@ pub async fn publish_event(
     let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
     match bounded(api.create(&PostParams::default(), &event)).await {
         Ok(_) => Ok(Created::New),
-        Err(ApplyError::Conflict) => Ok(Created::Existed),
+        Err(ApplyError::AlreadyExists) => Ok(Created::Existed),
         Err(error) => Err(error),
     }
 }
@@ -451,6 +465,51 @@ mod tests {
             let error = kube::Error::Api(refused(code, "x", cause).boxed());
             assert_eq!(ApplyError::from(error).reason(), reason, "{code} {cause}");
         }
+    }
+
+    /// The texts are those of the API server.
+    #[test]
+    fn refusals_of_rbac_and_quotas_concern_the_namespace_and_those_of_policies_do_not() {
+        let cases = [
+            (
+                "imagewarms.caching.knative.dev is forbidden: User \"u\" cannot create resource \
+                 \"imagewarms\" in API group \"caching.knative.dev\" in the namespace \"n\"",
+                "NamespaceForbidden",
+            ),
+            (
+                "imagewarms.caching.knative.dev \"w\" is forbidden: exceeded quota: q, requested: \
+                 count/imagewarms.caching.knative.dev=1, used: \
+                 count/imagewarms.caching.knative.dev=2, limited: \
+                 count/imagewarms.caching.knative.dev=2",
+                "QuotaExceeded",
+            ),
+            (
+                "imagewarms.caching.knative.dev \"w\" is forbidden: status unknown for quota: q, \
+                 resources: count/imagewarms.caching.knative.dev",
+                "QuotaExceeded",
+            ),
+            (
+                "imagewarms.caching.knative.dev \"w\" is forbidden: ValidatingAdmissionPolicy 'p' \
+                 with binding 'b' denied request: this registry is not allowed",
+                "Forbidden",
+            ),
+        ];
+        for (message, reason) in cases {
+            let status = Status { code: 403, message: message.into(), ..Status::default() };
+            let error = ApplyError::from(kube::Error::Api(status.boxed()));
+            assert_eq!(error.reason(), reason, "{message}");
+            assert_eq!(error.is_of_namespace(), reason != "Forbidden", "{message}");
+        }
+    }
+
+    #[test]
+    fn only_an_object_of_the_same_name_exists_already() {
+        let answer = |reason: &str| {
+            let status = Status { code: 409, reason: reason.into(), ..Status::default() };
+            ApplyError::from(kube::Error::Api(status.boxed())).reason()
+        };
+        assert_eq!(answer("AlreadyExists"), "AlreadyExists");
+        assert_eq!(answer("Conflict"), "Conflict", "several creations updated one quota");
     }
 
     #[test]

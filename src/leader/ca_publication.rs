@@ -39,8 +39,8 @@ pub(crate) struct Publisher {
     pub(crate) published: watch::Sender<Option<ConfigurationStates>>,
     /// The CAs that were last seen in both webhook configurations.
     pub(crate) trusted: watch::Sender<Option<Arc<str>>>,
-    /// Whether it is the leader's part to set `caBundle`.
-    pub(crate) sets_ca_bundle: bool,
+    /// What the leader does with the webhook configurations.
+    pub(crate) leader_role: Role,
     /// The paths of the webhooks.
     pub(crate) paths: ReplicaPaths,
     pub(crate) clock: Clock,
@@ -92,10 +92,7 @@ impl Publisher {
             mutating: CONFIGURATION.into(),
             validating: CONFIGURATION.into(),
         };
-        let role = match self.leads() {
-            true => Role::Publishes { ca_bundle: self.sets_ca_bundle },
-            false => Role::Reads,
-        };
+        let role = if self.leads() { self.leader_role } else { Role::Reads };
         // First what the API server cannot call us without, and whatever becomes of the rest.
         let now = self.clock.monotonic_ms();
         let (client, paths) = (&self.client, &mut self.paths);
@@ -106,7 +103,8 @@ impl Publisher {
                 webhook_configurations::ensure_ca_config_map(client, namespace, CONFIG_MAP, ca_pem);
             log_failure(done.await.map(drop), "cannot publish the CA for warmers");
         }
-        if self.leads() {
+        // A leader that publishes nothing may lack the right to change them.
+        if self.leads() && self.leader_role != Role::Reads {
             let done = webhook_configurations::ensure_owner(&self.client, &names, &self.namespace);
             log_failure(done.await, "cannot set the owner of the webhook configurations");
         }
@@ -131,7 +129,7 @@ mod tests {
 
     use std::sync::Mutex;
 
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::kubernetes::webhook_configurations::tests::{
@@ -147,7 +145,7 @@ mod tests {
             leadership: watch::channel(leadership).1,
             published: watch::Sender::default(),
             trusted: watch::Sender::default(),
-            sets_ca_bundle: true,
+            leader_role: Role::Publishes { ca_bundle: true, paths: true },
             paths: ReplicaPaths::default(),
             clock: Clock::start(),
             metrics: CertificateMetrics::register(&mut Default::default()),
@@ -169,7 +167,8 @@ mod tests {
         }
         assert!(!publisher(&cluster, false).publish("CA").await.unwrap().are_current());
         assert!(cluster.lock().unwrap().patches.is_empty(), "only the leader writes");
-        let mut other = Publisher { sets_ca_bundle: false, ..publisher(&cluster, true) };
+        let leader_role = Role::Publishes { ca_bundle: false, paths: true };
+        let mut other = Publisher { leader_role, ..publisher(&cluster, true) };
         assert!(!other.publish("CA").await.unwrap().are_current());
         let configurations = |(path, _): &(String, Value)| path.contains("webhookconfigurations");
         let patches = std::mem::take(&mut cluster.lock().unwrap().patches);
@@ -180,5 +179,41 @@ mod tests {
         assert!(publisher(&cluster, true).publish("CA").await.unwrap().are_current());
         let patches = &cluster.lock().unwrap().patches;
         assert_eq!(patches.iter().filter(|patch| configurations(patch)).count(), 2);
+    }
+
+    /// As it must be where the account has no right to change them.
+    #[tokio::test]
+    async fn a_leader_that_only_reads_changes_no_webhook_configuration() {
+        let cluster = Arc::new(Mutex::new(Cluster::default()));
+        let kinds = [
+            (MUTATING, "MutatingWebhookConfiguration", "/mutate/"),
+            (VALIDATING, "ValidatingWebhookConfiguration", "/validate/"),
+        ];
+        {
+            let objects = &mut cluster.lock().unwrap().objects;
+            let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+                                   "metadata": {"name": "ns", "uid": "1"}});
+            objects.insert("/api/v1/namespaces/ns".into(), namespace);
+            for (path, kind, _) in kinds {
+                objects.insert(path.into(), configuration(kind, &[Some("CA")]));
+            }
+        }
+        let mut reads = Publisher { leader_role: Role::Reads, ..publisher(&cluster, true) };
+        let states = reads.publish("CA").await.unwrap();
+        assert!(states.check().unwrap_err().contains("does not hold its paths yet"));
+
+        // The installer's.
+        let paths = kinds.map(|(_, _, endpoint)| format!("{endpoint}{}", "0a".repeat(16)));
+        for ((object, ..), path) in kinds.iter().zip(&paths) {
+            let mut cluster = cluster.lock().unwrap();
+            let configuration = cluster.objects.get_mut(*object).unwrap();
+            configuration["webhooks"][0]["clientConfig"]["service"]["path"] = json!(path);
+        }
+        assert!(reads.publish("CA").await.unwrap().are_current());
+        let served = reads.paths.served().borrow().clone();
+        assert!(paths.iter().all(|path| served.get(path).is_some()));
+        let patches = &cluster.lock().unwrap().patches;
+        let patched: Vec<&str> = patches.iter().map(|(path, _)| path.as_str()).collect();
+        assert!(!patched.is_empty() && patched.iter().all(|path| path.contains("configmaps")));
     }
 }

@@ -109,7 +109,9 @@ impl Elector {
                 Ok(true)
             }
             // Another replica was quicker; the next attempt reads which.
-            Err(ApplyError::Conflict) if action != Action::Renew => Ok(false),
+            Err(ApplyError::Conflict | ApplyError::AlreadyExists) if action != Action::Renew => {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }

@@ -82,7 +82,7 @@ impl EventRecorder {
                 }
                 // This namespace refuses it; those after it have their turn.
                 Err(error) => {
-                    if let Some(backoff) = self.refused.refused(namespace, now) {
+                    if let Some(backoff) = self.refused.refused(namespace, &error, now) {
                         tracing::warn!(namespace, %error, retry_in = ?backoff, "cannot write Event");
                     }
                 }

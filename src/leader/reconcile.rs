@@ -330,7 +330,8 @@ impl Controller {
                     self.metrics.write_failed();
                     if error.is_of_namespace() {
                         let namespace = namespace(&creation.object);
-                        if let Some(backoff) = memory.refused.refused(namespace, Instant::now()) {
+                        let now = Instant::now();
+                        if let Some(backoff) = memory.refused.refused(namespace, error, now) {
                             log_refused(namespace, error, backoff);
                         }
                         continue;

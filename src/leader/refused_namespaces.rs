@@ -4,11 +4,14 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Back-off after the first rejection; each further one doubles it.
 use crate::backoff::Backoff;
+use crate::kubernetes::writes::ApplyError;
 
+/// Back-off after the first rejection; each further one doubles it.
 const FIRST_BACKOFF: Duration = Duration::from_secs(60);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1800);
+/// The same for a quota: tenants make room in it, by a deletion or a larger one.
+const LONGEST_BACKOFF_OF_QUOTA: Duration = Duration::from_secs(300);
 
 /// The namespaces that are backed off from, and until when.
 #[derive(Default)]
@@ -29,7 +32,12 @@ impl RefusedNamespaces {
 
     /// Records a rejection. Returns the back-off, or `None` during a back-off: then the request was
     /// in flight when the first one was rejected.
-    pub(super) fn refused(&mut self, namespace: &str, now: Instant) -> Option<Duration> {
+    pub(super) fn refused(
+        &mut self,
+        namespace: &str,
+        error: &ApplyError,
+        now: Instant,
+    ) -> Option<Duration> {
         if self.contains(namespace, now) {
             return None;
         }
@@ -37,7 +45,11 @@ impl RefusedNamespaces {
             until: now,
             backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
         });
-        let delay = refused.backoff.next_delay();
+        let longest = match error {
+            ApplyError::QuotaExceeded(_) => LONGEST_BACKOFF_OF_QUOTA,
+            _ => LONGEST_BACKOFF,
+        };
+        let delay = refused.backoff.next_delay().min(longest);
         refused.until = now + delay;
         Some(delay)
     }
@@ -64,22 +76,30 @@ mod tests {
 
     #[test]
     fn each_rejection_doubles_the_back_off_up_to_a_limit() {
+        let forbidden = ApplyError::NamespaceForbidden(String::new());
+        assert_eq!(backoffs(&forbidden), [60, 120, 240, 480, 960, 1800, 1800, 1800]);
+        let quota = ApplyError::QuotaExceeded(String::new());
+        assert_eq!(backoffs(&quota), [60, 120, 240, 300, 300, 300, 300, 300]);
+    }
+
+    /// In seconds, of eight rejections one after another.
+    fn backoffs(error: &ApplyError) -> Vec<u64> {
         let mut refused = RefusedNamespaces::default();
         let mut now = Instant::now();
         let mut backoffs = Vec::new();
         for _ in 0..8 {
             assert!(!refused.contains("team", now));
-            let backoff = refused.refused("team", now);
-            assert_eq!(refused.refused("team", now), None, "reported once");
+            let backoff = refused.refused("team", error, now);
+            assert_eq!(refused.refused("team", error, now), None, "reported once");
             assert!(refused.contains("team", now) && !refused.contains("other", now));
             backoffs.push(backoff.map_or(0, |backoff| backoff.as_secs()));
             assert_eq!(refused.next(now), backoff.map(|backoff| now + backoff));
             now += backoff.unwrap_or_default();
         }
-        assert_eq!(backoffs, [60, 120, 240, 480, 960, 1800, 1800, 1800]);
         refused.accepted("team");
-        assert_eq!(refused.refused("team", now), Some(FIRST_BACKOFF));
+        assert_eq!(refused.refused("team", error, now), Some(FIRST_BACKOFF));
         refused.retain(|name| name != "team");
         assert_eq!(refused.next(now), None);
+        backoffs
     }
 }

@@ -1,7 +1,8 @@
 //! What is shipped beside the base: the overlay for cert-manager, and the alerts. Their parts name
 //! each other, the program's settings and the program's metrics.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use clap::CommandFactory;
 use imagewarm::cli::Cli;
@@ -27,11 +28,13 @@ fn overlays_stand_on_the_base_and_outside_of_it() {
         let listed: Vec<_> =
             list(&kustomization["resources"]).iter().map(|it| path.join(text(it))).collect();
         let listed: Vec<_> = listed.iter().filter_map(|it| it.canonicalize().ok()).collect();
-        assert!(listed.contains(&base), "{} lacks the base", path.display());
+        // Itself, or by another overlay.
+        let on_base = |it: &PathBuf| *it == base || it.join("kustomization.yaml").is_file();
+        assert!(listed.iter().any(on_base), "{} lacks the base", path.display());
         assert!(listed.iter().all(|it| !path.starts_with(it)), "{}: a cycle", path.display());
         seen += 1;
     }
-    assert!(seen >= 2);
+    assert!(seen >= 3);
 }
 
 #[test]
@@ -89,6 +92,62 @@ fn the_certificate_is_made_for_our_services_mounted_and_injected() {
     };
     assert_eq!(value("IMAGEWARM_TLS_CERT_DIR").as_deref(), mount["mountPath"].as_str());
     assert_eq!(value("IMAGEWARM_PUBLISH_CA_BUNDLE").as_deref(), Some("false"));
+}
+
+#[test]
+fn with_fixed_paths_the_controller_only_reads_webhook_configurations() {
+    let overlay = |file: &str| read(&crate::overlay("cert-manager-fixed-paths").join(file));
+    let kustomization = overlay("kustomization.yaml").remove(0);
+    assert_eq!(kustomization["resources"], json!(["../cert-manager"]));
+
+    let before = one("ClusterRole", "imagewarm-controller");
+    let patches = list(&kustomization["patches"]);
+    let patch = patches.iter().find(|patch| patch["target"]["kind"] == "ClusterRole");
+    let patch = patch.expect("a patch of the role");
+    assert_eq!(patch["target"]["name"], before["metadata"]["name"]);
+    let operations: json_patch::Patch =
+        serde_saphyr::from_str(text(&patch["patch"])).expect("a JSON patch");
+    let mut after = before.clone();
+    json_patch::patch(&mut after, &operations).expect("the rule is where the patch looks");
+    for (before, after) in list(&before["rules"]).iter().zip(list(&after["rules"])) {
+        let is_changed = before.to_string().contains("webhookconfigurations");
+        assert_eq!(before != after, is_changed, "{after}");
+        let verbs = if is_changed { json!(["get"]) } else { before["verbs"].clone() };
+        assert_eq!(after["verbs"], verbs);
+    }
+
+    // Each webhook gets a path of its own, from the file that the installer writes.
+    let mut paths = BTreeMap::new();
+    for replacement in list(&kustomization["replacements"]) {
+        let [target] = list(&replacement["targets"]) else { panic!("{replacement}") };
+        let [field] = list(&target["fieldPaths"]) else { panic!("{replacement}") };
+        let kind = text(&target["select"]["kind"]).to_owned();
+        let from = text(&replacement["source"]["fieldPath"]).to_owned();
+        assert!(paths.insert((kind, text(field).to_owned()), from).is_none(), "{replacement}");
+    }
+    let mut sources = BTreeSet::new();
+    for kind in ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"] {
+        for webhook in list(&one(kind, "imagewarm")["webhooks"]) {
+            let name = text(&webhook["name"]);
+            let field = format!("webhooks.[name={name}].clientConfig.service.path");
+            let source = paths.remove(&(kind.to_owned(), field));
+            assert!(sources.insert(source.expect(name)), "{name} shares its path");
+        }
+    }
+    assert!(paths.is_empty(), "{paths:?}");
+
+    let patch = overlay("controller.yaml").remove(0);
+    assert_eq!(patch["metadata"]["name"], CONTROLLER);
+    let ours = container(&patch);
+    assert_eq!(ours["name"], container(&one("Deployment", CONTROLLER))["name"]);
+    let variable = json!([{"name": "IMAGEWARM_PUBLISH_WEBHOOK_PATHS", "value": "false"}]);
+    assert_eq!(ours["env"], variable);
+    let command = Cli::command();
+    let controller = command.find_subcommand("controller").expect("a command");
+    let known = |flag: &clap::Arg| {
+        flag.get_env().is_some_and(|name| name == "IMAGEWARM_PUBLISH_WEBHOOK_PATHS")
+    };
+    assert!(controller.get_arguments().any(known));
 }
 
 #[test]

@@ -190,7 +190,7 @@ fn dispatch_ca() -> String {
 }
 
 #[test]
-fn others_and_closing_namespaces_do_not_count() {
+fn others_and_closing_or_full_namespaces_do_not_count() {
     let mut events = every_use(&granted(&objects()));
     let mut other = event("delete", ["", "nodes", ""], ["", "node-1"], 403);
     other["user"]["username"] = json!("system:serviceaccount:kube-system:namespace-controller");
@@ -199,7 +199,12 @@ fn others_and_closing_namespaces_do_not_count() {
         "events \"x\" is forbidden: unable to create new content in namespace team because it is \
          being terminated"
     );
-    events.extend([other, closing, json!({"user": {"username": "u"}, "verb": "get"})]);
+    let mut full = event("create", ["caching.knative.dev", "imagewarms", ""], ["team", ""], 403);
+    full["responseStatus"]["message"] = json!(
+        "imagewarms.caching.knative.dev \"x\" is forbidden: exceeded quota: q, requested: \
+         count/imagewarms.caching.knative.dev=1"
+    );
+    events.extend([other, closing, full, json!({"user": {"username": "u"}, "verb": "get"})]);
     assert_eq!(compare(&events), Vec::<String>::new());
 }
 

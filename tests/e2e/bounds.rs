@@ -9,6 +9,7 @@ use crate::world::{REPLICAS, World, containers, eventually, image_warm};
 crate::tests![
     namespaces_may_have_to_opt_in,
     limits_of_namespaces_and_revisions_are_kept,
+    a_quota_limits_one_namespace_and_stops_no_other,
     a_revision_beyond_the_rate_limit_is_repaired,
 ];
 
@@ -81,6 +82,60 @@ async fn limits_of_namespaces_and_revisions_are_kept(world: &World) -> Result<()
     let warms = namespace.all_ready(9).await?;
     ensure!(warms.iter().all(|warm| warm.reason() == Some(Reason::Pulled)), "{warms:?}");
     Ok(())
+}
+
+/// What the API server refuses because of a namespace's ResourceQuota.
+async fn a_quota_limits_one_namespace_and_stops_no_other(world: &World) -> Result<()> {
+    let (limited, other) = (world.namespace("quota").await?, world.namespace("no-quota").await?);
+    let [app, next] =
+        [world.registries.push("quota", "v1").await?, world.registries.push("quota", "v2").await?];
+    let controller = world.cluster().start_quota_controller()?;
+    limited.limit_image_warms("few", 2, &controller).await?;
+    let nodes = world.nodes.names();
+    for node in &nodes[..2] {
+        limited.create_image_warm(&format!("by-hand-{node}"), &app.tag, node, &[]).await?;
+    }
+    let beyond = limited.create_image_warm("beyond", &app.tag, nodes[2], &[]).await;
+    let refused = beyond.err().context("an ImageWarm beyond the quota was created")?.to_string();
+    ensure!(refused.contains("exceeded quota: few"), "{refused}");
+
+    let failed = "imagewarm_fan_out_image_warms_total";
+    let failed_before = world.controllers.metric_sum(failed, "outcome=\"Failed\"").await?;
+    let writes_before = world.controllers.metric_sum("imagewarm_failed_writes_total", "").await?;
+    // The deploy passes. Neither the fan-out nor the leader can warm it, and both report it.
+    limited.revision("hello-00001", containers(&[&app.tag])).await?;
+    other.revision("hello-00001", containers(&[&app.tag])).await?;
+    other.all_ready(3).await?;
+    let of_namespace = format!("namespace=\"{}\"", limited.name);
+    let reported = async || {
+        let at_admission = ["cannot create ImageWarm", &of_namespace, "exceeded quota: few"];
+        let by_leader =
+            ["ImageWarms rejected in the whole namespace", &of_namespace, "QuotaExceeded"];
+        let lines = [&at_admission, &by_leader].map(|texts| world.logs.lines_with(texts));
+        Ok(lines.iter().all(|lines| *lines > 0).then_some(()))
+    };
+    eventually("the quota is logged", reported).await?;
+    let failed_after = world.controllers.metric_sum(failed, "outcome=\"Failed\"").await?;
+    let writes_after = world.controllers.metric_sum("imagewarm_failed_writes_total", "").await?;
+    ensure!(failed_after > failed_before, "the fan-out counts no failure");
+    ensure!(writes_after > writes_before, "the leader counts no failure");
+    // Once one is refused, the others are not tried: a few for the fan-out, a few for the leader.
+    let mut tried = world.audit.of_controllers_in(&limited.name)?;
+    tried.retain(|one| one.verb == "create" && one.resource == "imagewarms");
+    ensure!(!tried.is_empty() && tried.len() <= 12, "{} tries", tried.len());
+    ensure!(tried.iter().all(|one| one.status == 403 && !one.refused), "{tried:?}");
+    // Whatever is there is warmed as before.
+    limited.all_ready(2).await?;
+
+    // A larger quota is used at once by what is admitted next.
+    limited.limit_image_warms("few", 8, &controller).await?;
+    limited.revision("next-00001", containers(&[&next.tag])).await?;
+    let warmed = async || {
+        let mut warms = limited.image_warms().await?;
+        warms.retain(|warm| warm.spec.image == next.tag && warm.reason() == Some(Reason::Pulled));
+        Ok((warms.len() == 3).then_some(()))
+    };
+    eventually("the next Revision is warmed", warmed).await
 }
 
 async fn a_revision_beyond_the_rate_limit_is_repaired(world: &World) -> Result<()> {

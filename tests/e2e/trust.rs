@@ -14,13 +14,14 @@ use serde_json::{Value, json};
 use tonic::Code;
 use xtask::cluster::{Fault, NAMESPACE};
 
-use crate::world::{World, eventually};
+use crate::world::{World, containers, eventually, image_warm};
 
 crate::tests![
     a_stream_needs_the_right_token,
     a_stream_is_renewed_when_its_token_ends,
     a_token_reports_for_its_own_node_only,
     the_controllers_account_is_held_to_its_own_objects,
+    with_fixed_paths_the_controller_changes_no_webhook_configuration,
     the_warmers_account_may_do_nothing,
 ];
 
@@ -204,6 +205,75 @@ async fn the_controllers_account_is_held_to_its_own_objects(world: &World) -> Re
     let leases: Api<Lease> = Api::namespaced(client, NAMESPACE);
     let lease = serde_json::from_value(json!({"metadata": {"name": "planted"}}))?;
     denied("a Lease", leases.create(&post, &lease).await.map(drop))
+}
+
+/// The installer sets the paths and cert-manager sets `caBundle`, so the role lacks the verbs.
+async fn with_fixed_paths_the_controller_changes_no_webhook_configuration(
+    world: &World,
+) -> Result<()> {
+    const OVERLAY: &str = "cert-manager-fixed-paths";
+    const WEBHOOKS: [(&str, &str); 3] = [
+        ("revisions.caching.knative.dev", "/mutate/00112233445566778899aabbccddee01"),
+        ("defaulting.imagewarms.caching.knative.dev", "/mutate/00112233445566778899aabbccddee02"),
+        ("validation.imagewarms.caching.knative.dev", "/validate/00112233445566778899aabbccddee03"),
+    ];
+    let namespace = world.namespace("fixed-paths").await?;
+    let [revisions, defaulting, validation] = WEBHOOKS.map(|(_, path)| path);
+    let file = format!("revisions={revisions}\ndefaulting={defaulting}\nvalidation={validation}\n");
+    let folder = format!("{}/overlays/{OVERLAY}", env!("CARGO_MANIFEST_DIR"));
+    let unset = world.commands.kubectl(&["kustomize", &folder]).await;
+    ensure!(unset.is_err(), "it is rendered without the installer's paths: {unset:?}");
+    let rendered = world.commands.overlay_with(OVERLAY, ("webhook-paths.env", &file)).await?;
+    let names = |one: &&Value| one["metadata"]["name"] == "webhook-paths";
+    ensure!(rendered.iter().find(names).is_none(), "the file itself would be applied");
+    ensure!(may_change_webhooks(world).await? == ["delete", "patch"], "the test shows nothing");
+
+    world.controllers.stop().await?;
+    // A new installation: nothing is there yet that an earlier leader has published.
+    world.installation.delete_webhooks_and_certificates().await?;
+    world.installation.apply_role_and_webhooks(rendered).await?;
+    ensure!(may_change_webhooks(world).await?.is_empty(), "the role has more verbs than `get`");
+    let changes = || -> Result<usize> {
+        let mut all = world.audit.of_controllers()?;
+        all.retain(|one| one.resource.ends_with("webhookconfigurations") && one.verb != "get");
+        Ok(all.len())
+    };
+    let failures = || world.logs.lines_with(&["cannot publish"]);
+    let (before, failed_before) = (changes()?, failures());
+    // Nobody but the fan-out at admission creates ImageWarms.
+    let flags = ["--publish-ca-bundle", "false", "--publish-webhook-paths", "false"];
+    let flags = [&flags[..], &["--repair-delay", "1h"]].concat();
+    let started = world.controllers.restart_with(&flags);
+    tokio::try_join!(started, world.installation.inject_ca_bundles())?;
+    world.controllers.until_all_connected().await?;
+    let app = world.registries.push("fixed-paths", "v1").await?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.all_ready(3).await?;
+    let denied = namespace.dry_run(&image_warm("Not An Image", "node-1", &[])).await?;
+    denied.denial_by_webhook()?;
+    for (webhook, path) in WEBHOOKS {
+        let held = world.cluster().webhook_path(webhook).await?;
+        ensure!(held == path, "{webhook} is at {held}");
+    }
+    ensure!(!world.installation.webhooks_are_owned().await?, "somebody set an owner");
+    ensure!(changes()? == before, "the controllers wrote webhook configurations");
+    ensure!(failures() == failed_before, "the controllers failed to publish");
+    Ok(())
+}
+
+/// With which verbs the controllers may change their own webhook configurations.
+async fn may_change_webhooks(world: &World) -> Result<Vec<&'static str>> {
+    let mut allowed = vec![];
+    for verb in ["create", "delete", "deletecollection", "patch", "update"] {
+        for resource in ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"] {
+            let (account, group) = ("imagecontroller", "admissionregistration.k8s.io");
+            if world.account_may_with(account, verb, group, resource, "imagewarm").await? {
+                allowed.push(verb);
+            }
+        }
+    }
+    allowed.dedup();
+    Ok(allowed)
 }
 
 /// Whatever an account without any binding may do, such as asking what it may do, the warmers'

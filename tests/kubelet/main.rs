@@ -1,6 +1,8 @@
 //! What warming is for, seen by a real kubelet: a Pod whose image was warmed starts with the image
 //! already there; one whose image was not warmed waits for its pull. Both times are printed, and
-//! nothing is asserted of them.
+//! nothing is asserted of them. In [`verification`]: who may use what was warmed.
+
+mod verification;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use k8s_openapi::api::core::v1::{Event, Namespace, Pod, ServiceAccount};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
+use tokio::sync::Mutex;
 use xtask::cluster::{Cluster, KubeletNode, Options};
 use xtask::images::TestImage;
 use xtask::wait::wait_for;
@@ -20,8 +23,12 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const NAMESPACE: &str = "pods";
 const SIZE: usize = 80 << 20;
 
+/// Each test has a cluster of its own, and takes the whole machine.
+static TURNS: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_warmed_image_is_already_there_for_the_kubelet() -> Result<()> {
+    let _alone = TURNS.lock().await;
     let options = Options { nodes: 0, tls_registry: false, knative: true, deploy: true };
     let cluster = Cluster::start(options).await?;
     let folder = cluster.folder().to_owned();
@@ -45,7 +52,7 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
         process.wait_ready(health, "/readyz", DEADLINE).await?;
     }
     let client = cluster.client();
-    create_namespace(&client).await?;
+    create_namespace(&client, NAMESPACE).await?;
     let first = push(cluster, "first", 1_000).await?;
     let (warmed, cold) = (push(cluster, "warmed", SIZE).await?, push(cluster, "cold", SIZE).await?);
     let pods = Pods { client: client.clone(), node: &node.name };
@@ -159,10 +166,10 @@ impl Pods<'_> {
     }
 }
 
-async fn create_namespace(client: &Client) -> Result<()> {
-    let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}}))?;
+async fn create_namespace(client: &Client, name: &str) -> Result<()> {
+    let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
     Api::all(client.clone()).create(&PostParams::default(), &namespace).await?;
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
     wait_for(DEADLINE, "the namespace's default ServiceAccount", async || {
         accounts.get_opt("default").await.ok().flatten().map(drop)
     })

@@ -58,6 +58,8 @@ impl Request {
         let message = event["responseStatus"]["message"].as_str().unwrap_or_default();
         // Nobody may create in a namespace that is being deleted.
         let closing = message.ends_with("because it is being terminated");
+        // Nor beyond a quota.
+        let full = message.contains(" is forbidden: exceeded quota: ");
         Some(Request {
             account: text(&event["user"]["username"]),
             verb: text(&event["verb"]),
@@ -66,7 +68,7 @@ impl Request {
             namespace: text(&object["namespace"]),
             name: text(&object["name"]),
             status,
-            refused: status == 403 && !closing,
+            refused: status == 403 && !closing && !full,
         })
     }
 

@@ -17,7 +17,7 @@ pub struct TestArgs {
     /// Run only tests whose name contains this.
     #[arg(long)]
     filter: Option<String>,
-    /// Run only the test with a real kubelet, and show how long its Pods took to start.
+    /// Run only the tests with a real kubelet, and show how long Pods took to start.
     #[arg(long, conflicts_with = "filter")]
     kubelet: bool,
     /// Fail also when a test was skipped.

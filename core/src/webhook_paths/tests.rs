@@ -92,6 +92,22 @@ fn a_new_configuration_gets_a_path_for_each_webhook_at_once() {
 }
 
 #[test]
+fn a_path_of_two_webhooks_is_of_the_first_only() {
+    let (mut object, path) = (Object::applied(), WebhookPath::new(Endpoint::Mutate, 1));
+    for held in object.paths.values_mut() {
+        *held = Some(path.as_str().to_owned());
+    }
+    let published = object.read();
+    assert!(!published.is_complete());
+    let mut replica = WebhookPaths::new(Endpoint::Mutate);
+    replica.observe(published.clone(), 0);
+    let served = ServedPaths::of([&replica]);
+    let (first, second) = (OTHER, REVISIONS_WEBHOOK);
+    assert_eq!(served.get(path.as_str()), Some((Endpoint::Mutate, Reviews::ImageWarms)));
+    assert_eq!((&published.current[first], &published.current[second]), (&Some(path), &None));
+}
+
+#[test]
 fn a_manifest_that_is_applied_again_gets_its_last_paths_back() {
     let (mut object, mut leader) = (Object::applied(), WebhookPaths::new(Endpoint::Mutate));
     leader.observe(object.read(), 0);

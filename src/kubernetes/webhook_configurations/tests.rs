@@ -96,7 +96,7 @@ fn names() -> WebhookConfigurations {
     WebhookConfigurations { mutating: "imagewarm".into(), validating: "imagewarm".into() }
 }
 
-const LEADS: Role = Role::Publishes { ca_bundle: true };
+const LEADS: Role = Role::Publishes { ca_bundle: true, paths: true };
 
 async fn synced(
     client: &Client,
@@ -173,7 +173,7 @@ async fn every_replica_serves_what_is_published_and_rotated() {
     assert!(not_yet.check().unwrap_err().contains("does not hold its paths yet"));
 
     // The CA is another program's.
-    let role = Role::Publishes { ca_bundle: false };
+    let role = Role::Publishes { ca_bundle: false, paths: true };
     assert_eq!(
         synced(&client, "CB", role, leader, 0).await.mutating,
         ConfigurationState::NoCa,

@@ -25,6 +25,14 @@ pub struct CertificateArgs {
           action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub publish_ca_bundle: bool,
 
+    /// Have the leader publish the webhooks' paths in the webhook configurations, and rotate them.
+    /// Set to false where the installer sets them there. If --publish-ca-bundle is false too, the
+    /// controller does not change webhook configurations
+    #[arg(long, env = "IMAGEWARM_PUBLISH_WEBHOOK_PATHS", value_name = "BOOL",
+          default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+          action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub publish_webhook_paths: bool,
+
     /// Lifetime of a CA
     #[arg(long, env = "IMAGEWARM_CA_LIFETIME", value_name = "DURATION",
           default_value = "87600h", value_parser = duration)]

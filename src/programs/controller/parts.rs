@@ -18,7 +18,7 @@ use crate::fan_out::{self, FanOut, FanOutMetrics, FanOutWorker};
 use crate::kubernetes::caches::{self, Stores};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::ApiServerReviewer;
-use crate::kubernetes::webhook_configurations::{ConfigurationStates, ReplicaPaths};
+use crate::kubernetes::webhook_configurations::{ConfigurationStates, ReplicaPaths, Role};
 use crate::leader::ca_publication::Publisher;
 use crate::leader::{Controller, ControllerMetrics, Elector};
 use crate::programs::{Parts, certificates};
@@ -110,7 +110,10 @@ impl Replica<'_> {
             leadership: leadership.clone(),
             published,
             trusted,
-            sets_ca_bundle: args.publish_ca_bundle,
+            leader_role: match (args.publish_ca_bundle, args.publish_webhook_paths) {
+                (false, false) => Role::Reads,
+                (ca_bundle, paths) => Role::Publishes { ca_bundle, paths },
+            },
             paths,
             clock: Clock::start(),
             metrics,

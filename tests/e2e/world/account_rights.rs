@@ -18,6 +18,18 @@ impl World {
         group: &str,
         resource: &str,
     ) -> Result<bool> {
+        self.account_may_with(account, verb, group, resource, "").await
+    }
+
+    /// The same with the object of this name.
+    pub async fn account_may_with(
+        &self,
+        account: &str,
+        verb: &str,
+        group: &str,
+        resource: &str,
+        name: &str,
+    ) -> Result<bool> {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let of_namespace = format!("system:serviceaccounts:{NAMESPACE}");
         let body = json!({
@@ -27,7 +39,7 @@ impl World {
                 "groups": ["system:serviceaccounts", of_namespace, "system:authenticated"],
                 "resourceAttributes": {
                     "verb": verb, "group": group, "resource": resource,
-                    "subresource": subresource, "namespace": NAMESPACE,
+                    "subresource": subresource, "namespace": NAMESPACE, "name": name,
                 },
             },
         });

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::system::System;
 use super::{BINARY, DEADLINE};
@@ -32,6 +33,19 @@ impl Commands {
         Ok(output)
     }
 
+    /// Renders a shipped overlay with `kubectl kustomize`, with this file in its folder.
+    pub async fn overlay_with(&self, name: &str, file: (&str, &str)) -> Result<Vec<Value>> {
+        let copy = tempfile::tempdir()?;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for folder in ["deploy", "overlays"] {
+            copy_folder(&root.join(folder), &copy.path().join(folder))?;
+        }
+        let overlay = copy.path().join("overlays").join(name);
+        std::fs::write(overlay.join(file.0), file.1)?;
+        let output = self.kubectl(&["kustomize", &overlay.display().to_string()]).await?;
+        Ok(serde_saphyr::from_multiple(&output)?)
+    }
+
     async fn run(&self, program: &Path, arguments: &[&str]) -> Result<(i32, String)> {
         let command = tokio::process::Command::new(program)
             .args(arguments)
@@ -44,4 +58,17 @@ impl Commands {
         let printed = [output.stdout, output.stderr].concat();
         Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&printed).into_owned()))
     }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?.path();
+        let to = to.join(entry.file_name().context("a file without name")?);
+        match entry.is_dir() {
+            true => copy_folder(&entry, &to)?,
+            false => drop(std::fs::copy(&entry, &to)?),
+        }
+    }
+    Ok(())
 }

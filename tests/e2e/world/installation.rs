@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
@@ -12,7 +13,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use xtask::cluster::{NAMESPACE, manifests};
 
 use super::controllers::Controllers;
@@ -68,6 +69,25 @@ impl Installation {
         self.system.cluster.apply_deploy().await
     }
 
+    /// Applies, of rendered manifests, the controller's ClusterRole and the webhook configurations.
+    pub async fn apply_role_and_webhooks(&self, rendered: Vec<Value>) -> Result<()> {
+        let installation = self.clone();
+        self.undo.register("role and webhooks", async move || installation.apply().await);
+        let port = self.system.cluster.webhook.address().port();
+        let is_wanted = |object: &Value| match object["kind"].as_str() {
+            Some("MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => true,
+            Some("ClusterRole") => object["metadata"]["name"] == "imagewarm-controller",
+            _ => false,
+        };
+        let objects: Vec<Value> = rendered
+            .into_iter()
+            .filter(is_wanted)
+            .map(|object| manifests::for_development(object, port))
+            .collect();
+        ensure!(objects.len() == 3, "{} of 3 objects are rendered", objects.len());
+        manifests::apply(&self.system.client(), objects).await
+    }
+
     /// Deletes the objects of one shipped manifest.
     pub async fn delete(&self, manifest: &'static Path) -> Result<()> {
         let installation = self.clone();
@@ -109,6 +129,26 @@ impl Installation {
         let params = PatchParams::default();
         self.mutating().patch(WEBHOOKS, &params, &patch).await?;
         self.validating().patch(WEBHOOKS, &params, &patch).await?;
+        Ok(())
+    }
+
+    /// Puts the CA that warmers trust into all webhooks, as cert-manager's injector does. Waits until
+    /// the leader has published it for warmers: by then it has read the configurations without a CA.
+    pub async fn inject_ca_bundles(&self) -> Result<()> {
+        let ca = eventually("the leader publishes the CA for warmers", async || {
+            let map = self.config_maps().get_opt("imagewarm-dispatch-ca").await?;
+            Ok(map.and_then(|map| map.data?.remove("ca.crt")))
+        })
+        .await?;
+        let ca = json!(ByteString(ca.into_bytes()));
+        let patch = |count: usize| -> Result<Patch<()>> {
+            let place = |at| format!("/webhooks/{at}/clientConfig/caBundle");
+            let add = (0..count).map(|at| json!({"op": "add", "path": place(at), "value": ca}));
+            Ok(Patch::Json(serde_json::from_value(add.collect())?))
+        };
+        let params = PatchParams::default();
+        self.mutating().patch(WEBHOOKS, &params, &patch(2)?).await?;
+        self.validating().patch(WEBHOOKS, &params, &patch(1)?).await?;
         Ok(())
     }
 

@@ -191,20 +191,37 @@ impl ControlPlane {
         programs: &Programs,
         sandbox: &Path,
     ) -> Result<()> {
-        let file = |name: &str| self.folder.join(name).display().to_string();
-        let program = Program::new(programs.path(Prerequisite::KubeControllerManager)?)
-            .arg(format!("--kubeconfig={}", file("controller-manager.kubeconfig")))
-            .arg(format!("--service-account-private-key-file={}", file("sa.key")))
-            .arg(format!("--root-ca-file={}", file("ca.crt")))
-            .arg(format!("--cert-dir={}", file("certs-controller-manager")))
+        let program = self
+            .controller_manager(programs, CONTROLLERS)?
+            .arg(format!("--cert-dir={}", self.folder.join("certs-controller-manager").display()))
             .arg(format!("--secure-port={}", self.ports[3].number()))
-            .args(["--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false"])
-            // Each controller with its own rights, as in every real cluster.
-            .arg("--use-service-account-credentials=true")
-            .arg(format!("--controllers={CONTROLLERS}"));
+            .arg("--bind-address=127.0.0.1");
         self.controller_manager =
             Some(Process::start("kube-controller-manager", program, sandbox)?);
         Ok(())
+    }
+
+    /// Starts the controller of ResourceQuotas. It serves nothing.
+    pub(super) fn start_quota_controller(
+        &self,
+        programs: &Programs,
+        sandbox: &Path,
+    ) -> Result<Process> {
+        let program =
+            self.controller_manager(programs, "resourcequota-controller")?.arg("--secure-port=0");
+        Process::start("resourcequota-controller", program, sandbox)
+    }
+
+    fn controller_manager(&self, programs: &Programs, controllers: &str) -> Result<Program> {
+        let file = |name: &str| self.folder.join(name).display().to_string();
+        Ok(Program::new(programs.path(Prerequisite::KubeControllerManager)?)
+            .arg(format!("--kubeconfig={}", file("controller-manager.kubeconfig")))
+            .arg(format!("--service-account-private-key-file={}", file("sa.key")))
+            .arg(format!("--root-ca-file={}", file("ca.crt")))
+            .args(["--leader-elect=false", "--profiling=false"])
+            // Each controller with its own rights, as in every real cluster.
+            .arg("--use-service-account-credentials=true")
+            .arg(format!("--controllers={controllers}")))
     }
 
     /// Starts the scheduler for Pods that ask for [`SCHEDULER`]. It serves nothing, and sees first

@@ -1,8 +1,8 @@
 //! A node with a real kubelet, whose Pods really run: containerd and kubelet together in namespaces
 //! of their own (network, mounts, processes), so that whatever they start or mount ends with them.
 //!
-//! The node is its own small network; the API server and the open registry are reached there under
-//! the same loopback addresses as here.
+//! The node is its own small network; the API server and the registries are reached there under the
+//! same addresses as here.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
 use kube::api::PostParams;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -96,6 +96,11 @@ impl Cluster {
     /// Starts a containerd and a kubelet, and waits until the kubelet calls its node ready. Pods with
     /// `spec.nodeName` run there.
     pub async fn add_kubelet_node(&self, name: &str) -> Result<KubeletNode> {
+        self.add_kubelet_node_with(name, &json!({})).await
+    }
+
+    /// The same with these fields of the KubeletConfiguration too.
+    pub async fn add_kubelet_node_with(&self, name: &str, fields: &Value) -> Result<KubeletNode> {
         let folder = self.folder().join(name);
         fs::create_dir_all(&folder)?;
         let network = Network::create(&self.programs, &folder, self.folder()).await?;
@@ -103,7 +108,7 @@ impl Cluster {
         let node = Arc::new(self.runtime_for_pods(name, &folder, &network).await?);
         node.start_runtime().await?;
         self.nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(node.clone());
-        let kubelet = self.start_kubelet(&node, &folder, &network.address).await?;
+        let kubelet = self.start_kubelet(&node, &folder, &network.address, fields).await?;
         Ok(KubeletNode { node, kubelet, folder, _forwards: forwards, _network: network })
     }
 
@@ -141,19 +146,25 @@ impl Cluster {
             .context("no folder of plugins")?;
         let pause = registry.image("pause", "v1");
         let pods = Pods { pause: &pause, plugins, networks: &networks, place };
-        let (version, registries) = (ContainerdVersion::V1_6, [registry]);
+        let (version, registries) = (ContainerdVersion::V1_6, self.registries());
         let programs = &self.programs;
         Node::with_containerd(name, version, programs, self.folder(), &registries, Some(pods))
     }
 
-    async fn start_kubelet(&self, node: &Node, folder: &Path, address: &str) -> Result<Process> {
+    async fn start_kubelet(
+        &self,
+        node: &Node,
+        folder: &Path,
+        address: &str,
+        fields: &Value,
+    ) -> Result<Process> {
         let name = &node.name;
         let user = format!("system:node:{name}");
         self.let_be_a_node(&user).await?;
         let identity = Identity::client(&user, Some("system:nodes"));
         let kubeconfig =
             self.control_plane.client_kubeconfig(&format!("{name}.kubeconfig"), identity)?;
-        let settings = write_settings(folder, &node.socket)?;
+        let settings = write_settings(folder, &node.socket, fields)?;
         let runtime = node.runtime_pid().and_then(|pid| children_of(pid).first().copied());
         let program = Program::new("nsenter")
             .arg(format!("--target={}", runtime.context("containerd has ended")?))
@@ -188,12 +199,16 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes the API server and the open registry reachable in that network.
+    /// Makes the API server and the registries reachable in that network.
     fn forward_into(&self, network: &Network) -> Result<JoinSet<()>> {
         let api = self.server_url().trim_start_matches("https://");
         let mut forwards = JoinSet::new();
-        for address in [api, &self.registry_plain.address] {
+        let registries = self.registries().into_iter().map(|one| one.address.as_str());
+        for address in std::iter::once(api).chain(registries) {
             let address: SocketAddr = address.parse()?;
+            if !address.ip().is_loopback() {
+                network.claim(&self.programs, address.ip())?;
+            }
             let listener = listen_inside(network.holder.pid(), address)
                 .with_context(|| format!("listen on {address} in the node's network"))?;
             listener.set_nonblocking(true)?;
@@ -203,8 +218,8 @@ impl Cluster {
     }
 }
 
-fn write_settings(folder: &Path, socket: &Path) -> Result<PathBuf> {
-    let settings = json!({
+fn write_settings(folder: &Path, socket: &Path, fields: &Value) -> Result<PathBuf> {
+    let mut settings = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "containerRuntimeEndpoint": format!("unix://{}", socket.display()),
@@ -227,6 +242,9 @@ fn write_settings(folder: &Path, socket: &Path) -> Result<PathBuf> {
         "podLogsDir": folder.join("pod-logs"),
         "volumePluginDir": folder.join("volume-plugins"),
     });
+    for (field, value) in fields.as_object().into_iter().flatten() {
+        settings[field] = value.clone();
+    }
     let path = folder.join("kubelet.json");
     fs::write(&path, settings.to_string())?;
     Ok(path)

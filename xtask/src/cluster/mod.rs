@@ -44,6 +44,7 @@ use self::background::Background;
 use self::control_plane::ControlPlane;
 use self::name_server::NameServer;
 use crate::prerequisites::{self, Prerequisite, Programs};
+use crate::process::Process;
 use crate::sandbox::Sandbox;
 use crate::workspace;
 
@@ -199,6 +200,12 @@ impl Cluster {
     pub fn start_scheduler(&mut self) -> Result<()> {
         let (programs, folder) = (self.programs.clone(), self.folder().to_owned());
         self.control_plane.start_scheduler(&programs, &folder)
+    }
+
+    /// Starts the controller of ResourceQuotas, which a cluster does without otherwise. It runs until
+    /// the process is dropped.
+    pub fn start_quota_controller(&self) -> Result<Process> {
+        self.control_plane.start_quota_controller(&self.programs, self.folder())
     }
 
     /// A client with every right.

@@ -221,6 +221,15 @@ impl Network {
         }
         bail!("no free subnet in 198.18.0.0/15")
     }
+
+    /// Makes an address of elsewhere the network's own, so that somebody can listen there.
+    pub(super) fn claim(&self, programs: &Programs, address: std::net::IpAddr) -> Result<()> {
+        let target = format!("--target={}", self.holder.pid());
+        let ip = programs.path(Prerequisite::Ip)?;
+        let mut command = Command::new("nsenter");
+        command.args([&target, "--net", "--"]).arg(ip);
+        run(command.args(["addr", "add", &address.to_string(), "dev", "lo"])).map(drop)
+    }
 }
 
 fn write_settings(

@@ -4,6 +4,7 @@ mod accounts;
 mod admission;
 mod image_warms;
 mod images;
+mod quotas;
 mod revisions;
 
 use std::sync::Arc;

@@ -19,6 +19,8 @@ use imagewarm_core::plan::diff::{Cause, Deletion};
 
 /// How long an object must be an orphan, in every run, before it is deleted.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Deletions in one run, about as many as an API server does in a second: repairs wait no longer.
+const DELETIONS: usize = 500;
 /// Interval after which orphans that were not deleted are checked again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -82,10 +84,12 @@ impl GarbageCollector {
         candidates: Vec<Deletion>,
         stores: &Stores,
     ) -> Option<Instant> {
-        let (due, next) = self.due(candidates);
+        let (mut due, next) = self.due(candidates);
         if due.is_empty() {
             return next;
         }
+        let is_rest = due.len() > DELETIONS;
+        due.truncate(DELETIONS);
         if let Some(until) = self.paused_until.filter(|until| *until > Instant::now()) {
             return Some(until);
         }
@@ -107,8 +111,16 @@ impl GarbageCollector {
         // All checks precede the first deletion: one of them may show that a cache is wrong.
         let mut confirmed = Vec::new();
         let mut retained = 0;
-        for (check, deletions) in by_check {
-            match self.check(&check, stores).await {
+        let this = &*self;
+        let checked: Vec<_> = futures::stream::iter(by_check)
+            .map(|(check, deletions)| async move {
+                (this.check(&check, stores).await, check, deletions)
+            })
+            .buffer_unordered(self.concurrency)
+            .collect()
+            .await;
+        for (verdict, check, deletions) in checked {
+            match verdict {
                 Verdict::Delete => confirmed.extend(deletions),
                 Verdict::Keep => retained += deletions.len(),
                 Verdict::StaleCache => {
@@ -129,7 +141,8 @@ impl GarbageCollector {
             tracing::debug!(retained, "orphaned ImageWarms not deleted yet");
         }
         let again = (retained > 0).then(|| Instant::now() + RECHECK_INTERVAL);
-        [again, next].into_iter().flatten().min()
+        let rest = (is_rest && deleted > 0).then(Instant::now);
+        [again, rest, next].into_iter().flatten().min()
     }
 
     /// The objects that have been orphans for long enough, and when the next ones are due.

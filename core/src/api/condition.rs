@@ -33,6 +33,9 @@ pub struct Condition {
     pub type_: String,
     /// `True`, `False` or `Unknown`.
     pub status: ConditionStatus,
+    /// Empty for an error, or `Warning`, or `Info`: how the condition affects `Ready`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub severity: String,
     /// Machine-readable reason of the status, in upper camel case.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,

@@ -123,9 +123,9 @@ impl Index {
             }
             let is_changed = match std::mem::replace(&mut assignment.credential_set, credential_set)
             {
-                // After a change of the leader. `SecretMissing`: the failed pull had no
-                // credentials.
-                CredentialSet::Unknown => assignment.warm.reason() == Some(Reason::SecretMissing),
+                // After a change of the leader: the last one may have seen a change and died before
+                // it sent it. One attempt more for each failed pull is what that costs.
+                CredentialSet::Unknown => true,
                 before => before != credential_set,
             };
             if !is_changed {

@@ -99,11 +99,21 @@ fn described(index: &mut Index) -> Vec<String> {
 
 fn index(limit: usize) -> Index {
     let mut index = Index::new(Budget::of_pulls(limit), GRACE, 0);
-    for (uid, node) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
+    assign(&mut index, &[("a1", "a"), ("a2", "a"), ("b1", "b")]);
+    index
+}
+
+fn index_with(assignments: &[(&str, &str)]) -> Index {
+    let mut index = Index::new(Budget::of_pulls(9), GRACE, 0);
+    assign(&mut index, assignments);
+    index
+}
+
+fn assign(index: &mut Index, assignments: &[(&str, &str)]) {
+    for (uid, node) in assignments {
         index.apply(kept(warm(uid, node, "registry.test/app:v1")), pull_context(1), 0);
     }
-    assert!(described(&mut index).is_empty());
-    index
+    assert!(described(index).is_empty());
 }
 
 #[test]
@@ -505,7 +515,17 @@ fn secrets_are_read_again_for_pulls_that_wait_for_a_credential() {
     index.rechecked(&both, &found("new"));
     assert!(described(&mut index).is_empty(), "once for each change");
 
-    // The mark stays when the object changes, so that nothing is credential_changes twice.
+    // The leader before may have seen the change, and died: one attempt each.
+    let mut next = index_with(&[("a1", "a")]);
+    next.open(1, &"a".into(), &hello(1, &[]), 0);
+    failed(&mut next, "a1", "a", Reason::Unauthorized);
+    described(&mut next);
+    for expected in [&["1 assign a1"][..], &[]] {
+        next.rechecked(&both[..1], &found("new"));
+        assert_eq!(described(&mut next), expected);
+    }
+
+    // The mark stays when the object changes, so that no change counts twice.
     failed(&mut index, "b1", "b", Reason::SecretMissing);
     assert!(described(&mut index).is_empty());
     // What runs reads the Secrets itself; what is well or gone needs none.

@@ -263,6 +263,7 @@ impl ReadyCondition {
         next.observed_generation = image.metadata.generation;
         let ready = Condition {
             type_: READY.into(),
+            severity: String::new(),
             status: self.status,
             reason: self.reason.into(),
             message: self.message,

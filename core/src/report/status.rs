@@ -233,6 +233,7 @@ fn note_runtime(status: &mut ImageWarmStatus, node: &NodeRuntime) {
 fn set_ready(status: &mut ImageWarmStatus, reason: Reason, message: &str, now: Timestamp) {
     let condition = Condition {
         type_: READY.into(),
+        severity: String::new(),
         status: reason.ready(),
         reason: reason.as_str().into(),
         message: message.into(),

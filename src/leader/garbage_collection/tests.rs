@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kube::client::Body;
 use serde_json::json;
@@ -140,4 +141,68 @@ async fn a_live_object_that_the_cache_lacks_stops_deletions() {
     }
     let unnamed = Check::Unnamed("n".into());
     assert_eq!(garbage_collector(client).check(&unnamed, &stores).await, Verdict::Keep);
+}
+
+/// Of many orphans, at most as many as an API server deletes in a second, so that what is missing
+/// elsewhere does not wait; each Revision is read once, and several at the same time.
+#[tokio::test]
+async fn many_orphans_are_deleted_in_parts() {
+    let reads = Arc::new(tokio::sync::Barrier::new(2));
+    let deleted = Arc::<AtomicUsize>::default();
+    let count = deleted.clone();
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let (reads, count) = (reads.clone(), count.clone());
+        async move {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            let resource = |name: &str| {
+                json!({"name": name, "singularName": "", "namespaced": true,
+                "kind": "K", "verbs": ["create"]})
+            };
+            let (code, answer) = match path.rsplit('/').next().unwrap_or_default() {
+                "v1" | "v1alpha1" => {
+                    let resources = [resource("revisions"), resource("images")];
+                    (200, json!({"groupVersion": "g/v", "resources": resources}))
+                }
+                _ if method == http::Method::DELETE => {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    (200, json!({"kind": "Status", "status": "Success"}))
+                }
+                name => {
+                    // Answered only when the other one is being read, too.
+                    reads.wait().await;
+                    let details = json!({"name": name});
+                    (
+                        404,
+                        json!({"kind": "Status", "code": 404, "reason": "NotFound", "details": details}),
+                    )
+                }
+            };
+            let body = Body::from(answer.to_string().into_bytes());
+            let response = http::Response::builder().status(code).body(body)?;
+            Ok::<_, tower::BoxError>(response)
+        }
+    });
+    let mut garbage = garbage_collector(Client::new(service, "default"));
+    garbage.concurrency = 2;
+    let stores = Stores::fixed(vec![], vec![], vec![], vec![], vec![]);
+    let deletion = |at: usize| {
+        let warm: ImageWarm = serde_json::from_value(json!({
+            "metadata": {
+                "name": format!("w{at}"), "namespace": "n", "uid": format!("u{at}"),
+                "resourceVersion": "1",
+                "annotations": {CREATED_FOR_ANNOTATION: format!("u/r-{}", at % 2)},
+            },
+            "spec": {"image": "a", "nodeName": "node-a"},
+        }))
+        .unwrap();
+        Deletion { warm: Arc::new(warm.into()), cause: Cause::NotDemanded }
+    };
+    let candidates: Vec<Deletion> = (0..DELETIONS + 2).map(deletion).collect();
+    let long_ago = Instant::now() - 2 * SETTLE;
+    for one in &candidates {
+        garbage.orphaned_since.insert(one.warm.uid.clone(), long_ago);
+    }
+    let next = garbage.collect(candidates, &stores).await.unwrap();
+    assert!(next <= Instant::now(), "the rest follows at once");
+    assert_eq!(deleted.load(Ordering::Relaxed), DELETIONS);
 }

@@ -41,6 +41,37 @@ fn nothing_is_granted_for_an_image_that_is_ready() {
     index.apply(kept(ready), pull_context(1), 6);
     index.message(1, &request("a1"), 7);
     assert_eq!(described(&mut index), ["status a1 Removed", "1 resolve a1"]);
+    assert_eq!(index.image_warm("a1").map(|warm| &*warm.node_name), Some("a"));
+    assert!(index.image_warm("unknown").is_none());
+}
+
+#[test]
+fn a_permit_lasts_while_bytes_arrive() {
+    let mut index = Index::new(Budget::of_pulls(1), GRACE, 0);
+    assign(&mut index, &[("a1", "a"), ("b1", "b")]);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
+    index.open(2, &"b".into(), &hello(1, &[]), 0);
+    index.message(1, &request("a1"), 0);
+    index.message(2, &request("b1"), 0);
+    described(&mut index);
+    let minute = 60_000;
+    let moved = |bytes: u64| {
+        FromWarmer::Progress(Progress {
+            uid: "a1".into(),
+            downloaded_bytes: bytes,
+            ..Progress::default()
+        })
+    };
+    let waits = |index: &mut Index, now: i64| {
+        index.tick(now);
+        !described(index).contains(&"2 resolve b1".to_owned())
+    };
+    index.message(1, &moved(5), 60 * minute);
+    assert!(waits(&mut index, 100 * minute), "it moved forty minutes ago");
+    // The same bytes again, or fewer, are no progress.
+    index.message(1, &moved(5), 110 * minute);
+    index.message(1, &moved(4), 111 * minute);
+    assert!(!waits(&mut index, 126 * minute));
 }
 
 #[test]

@@ -283,11 +283,14 @@ fn a_pull_that_failed_is_due_at_once_when_its_registry_answers_again() {
     }
     let due = queue.wake_at(0).unwrap();
     assert_eq!(queue.next(due - 1), None);
+    let last = queue.queue.last_absent("a").unwrap();
+    assert_eq!(last.reason, Reason::RegistryUnreachable.as_str());
     queue.retry("unknown", due - 1);
     queue.retry("a", due - 1);
     let job = queue.next(due - 1).unwrap();
     queue.retry("a", due - 1);
     queue.ended(&job, Ended::Pulled(0, held(true)), due, 0.5);
+    assert_eq!(queue.queue.last_absent("a"), None);
     queue.retry("a", due);
     assert_eq!(queue.next(due), None, "it is there");
     // A registry that asked for fewer requests is still left alone.

@@ -247,7 +247,12 @@ fn what_is_said_already_is_not_written_again() {
     let mut world = world(|demanded| vec![holding(warm(demanded, "app:v1", "a", 0), '1')]);
     world.nodes.truncate(1);
     resolve(&mut world.revisions[0], '1');
-    let others = Condition { type_: "Audited".into(), ..Condition::default() };
+    let others = Condition {
+        type_: "Audited".into(),
+        severity: "Info".into(),
+        last_transition_time: Some(Time(at(1))),
+        ..Condition::default()
+    };
     world.images[0].status = Some(KnativeImageStatus {
         conditions: vec![others.clone()],
         annotations: [("theirs".to_owned(), "x".to_owned())].into(),

@@ -6,6 +6,7 @@
 //! writing follow in the fan-out.
 
 pub mod args;
+mod bodies;
 pub mod bounds;
 mod denial;
 mod header_timeout;

@@ -3,27 +3,27 @@
 //! before its body is read; one that is not an AdmissionReview gets a 4xx with a `Status` and its
 //! reason.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
 use axum::body::HttpBody;
 use axum::extract::{Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::post;
-use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE};
+use http::request::Parts;
 use http::{HeaderValue, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::Reviewer;
+pub use super::bodies::BodyLimits;
+use super::bodies::{BodyMemory, read_body};
 use super::metrics::{Path, Verdict};
 use super::mutate::mutate;
 use super::review::{Request, Response, ReviewError};
 use super::validate::validate;
-use super::{Reviewer, WebhookArgs};
 use crate::listener::Place;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable};
 use imagewarm_core::webhook_paths::{Endpoint, Reviews, ServedPaths};
@@ -34,47 +34,6 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_TIMEOUT: Duration = Duration::from_secs(30);
 /// Part of the API server's timeout that is reserved for the response to arrive.
 const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
-
-/// Limits of a body.
-#[derive(Clone, Copy, Debug)]
-pub struct BodyLimits {
-    /// In bytes.
-    pub size: usize,
-    /// For the whole body.
-    pub time: Duration,
-}
-
-impl From<&WebhookArgs> for BodyLimits {
-    fn from(args: &WebhookArgs) -> Self {
-        BodyLimits { size: args.webhook_max_body, time: args.webhook_body_timeout }
-    }
-}
-
-/// Memory for all bodies that are being read and reviewed, in units of 1 KiB: 64 MiB.
-const BODY_MEMORY: u32 = 64 * 1024;
-
-/// The memory for bodies that are being read and reviewed.
-#[derive(Clone)]
-struct BodyMemory(Arc<Semaphore>);
-
-impl Default for BodyMemory {
-    fn default() -> Self {
-        BodyMemory(Arc::new(Semaphore::new(BODY_MEMORY as usize)))
-    }
-}
-
-impl BodyMemory {
-    /// Waits until there is memory for a body of the announced size, as long as a body may take.
-    async fn reserve(
-        &self,
-        announced: Option<u64>,
-        limits: BodyLimits,
-    ) -> Result<OwnedSemaphorePermit, ReviewError> {
-        let units = memory_units(announced, limits.size);
-        let permit = tokio::time::timeout(limits.time, self.0.clone().acquire_many_owned(units));
-        permit.await.ok().and_then(Result::ok).ok_or(ReviewError::Busy)
-    }
-}
 
 #[derive(Clone)]
 struct Webhook {
@@ -146,8 +105,26 @@ impl Webhook {
         let (head, body) = http.into_parts();
         let _memory = self.memory.reserve(body.size_hint().exact(), self.limits).await?;
         let body = read_body(body, self.limits).await?;
+        let Some(_turn) = self.memory.turn(body.len()).await else {
+            return self.reviewed((path, reviews), &head, &body, timeout, began).await;
+        };
+        let (webhook, runtime) = (self.clone(), Handle::current());
+        let reviewed = tokio::task::spawn_blocking(move || {
+            runtime.block_on(webhook.reviewed((path, reviews), &head, &body, timeout, began))
+        });
+        reviewed.await.unwrap_or(Err(ReviewError::Busy))
+    }
+
+    async fn reviewed(
+        &self,
+        (path, reviews): (Path, Reviews),
+        head: &Parts,
+        body: &[u8],
+        timeout: Duration,
+        began: Instant,
+    ) -> Result<(Verdict, HttpResponse), ReviewError> {
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let request = Request::parse(content_type, &body)?;
+        let request = Request::parse(content_type, body)?;
         let left = timeout.saturating_sub(RESPONSE_MARGIN).saturating_sub(began.elapsed());
         let response = match (path, reviews) {
             // What the path is not for has no effect, whoever sends it.
@@ -161,23 +138,6 @@ impl Webhook {
         let verdict = verdict(&response);
         log_verdict(path, verdict, &request);
         Ok((verdict, http_response(&response)))
-    }
-}
-
-/// Memory of [`BODY_MEMORY`] that a body takes: its announced size, or the largest one.
-fn memory_units(announced: Option<u64>, largest: usize) -> u32 {
-    let largest = u64::try_from(largest).unwrap_or(u64::MAX);
-    let units = announced.unwrap_or(largest).min(largest).div_ceil(1024);
-    u32::try_from(units).unwrap_or(BODY_MEMORY).min(BODY_MEMORY)
-}
-
-async fn read_body(body: Body, limits: BodyLimits) -> Result<Bytes, ReviewError> {
-    let collect = Limited::new(body, limits.size).collect();
-    match tokio::time::timeout(limits.time, collect).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ReviewError::TooLong(limits.size)),
-        Ok(Err(_)) => Err(ReviewError::BrokenOff),
-        Err(_) => Err(ReviewError::TimedOut),
     }
 }
 

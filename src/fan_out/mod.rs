@@ -35,7 +35,7 @@ use metrics::{LeftToLeader, Outcome};
 /// Revisions that are fanned out concurrently; their writes share one limit.
 const REVISIONS_AT_ONCE: usize = 8;
 /// Maximum size of all queued Revisions, in bytes: each is queued undecoded.
-const BYTES_WAITING: usize = 64 * 1024 * 1024;
+const BYTES_WAITING: usize = 32 * 1024 * 1024;
 
 /// How Revisions become ImageWarms.
 #[derive(clap::Args, Clone, Debug)]
@@ -75,9 +75,12 @@ pub struct FanOut {
 }
 
 impl FanOut {
-    /// Queues an admitted Revision without waiting. Returns false if it exceeds the rate limit or
-    /// the queue is full.
+    /// Queues an admitted Revision without waiting. Returns false if it is larger than what is stored,
+    /// exceeds the rate limit, or the queue is full.
     pub fn offer(&self, admitted: AdmittedRevision) -> bool {
+        if !admitted.is_storable() {
+            return false;
+        }
         if !self.rate_limit.admit(&admitted.namespace, Instant::now()) {
             self.metrics.rate_limited.inc();
             return false;

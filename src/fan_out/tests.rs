@@ -247,12 +247,16 @@ async fn queued_bytes_are_bounded_and_freed_when_received() {
     let args = FanOutArgs { fan_out_queue: 1_000, ..FanOutArgs::default() };
     let metrics = FanOutMetrics::register(&mut Registry::default());
     let (fan_out, mut queue) = queue(&args, &metrics);
-    let mut large = revision("r-1", 0, &["a"]);
-    let filler = BTreeMap::from([("filler".to_owned(), "x".repeat(BYTES_WAITING / 4))]);
-    large.metadata.annotations = Some(filler);
-    let large = admitted(&large);
-    let taken = (0..10).filter(|_| fan_out.offer(large.clone())).count();
-    assert_eq!(taken, 3);
+    let of_size = |bytes: usize| {
+        let mut large = revision("r-1", 0, &["a"]);
+        let filler = BTreeMap::from([("filler".to_owned(), "x".repeat(bytes))]);
+        large.metadata.annotations = Some(filler);
+        admitted(&large)
+    };
+    assert!(!fan_out.offer(of_size(2 << 20)), "no API server stores it");
+    let large = of_size(1 << 20);
+    let taken = (0..100).filter(|_| fan_out.offer(large.clone())).count();
+    assert_eq!(taken, BYTES_WAITING / (1 << 20) - 1);
     assert!(fan_out.offer(admitted(&revision("r-2", 0, &["a"]))), "a small one still fits");
 
     let first = queue.receiver.recv().await.unwrap();

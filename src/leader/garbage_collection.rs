@@ -12,6 +12,7 @@ use super::ControllerMetrics;
 use super::still_leading::StillLeading;
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::writes::{self, ApplyError, Presence};
+use imagewarm_core::api::knative::{REVISION_LABEL, ROUTING_STATE_LABEL};
 use imagewarm_core::api::names::Uid;
 use imagewarm_core::api::{CREATED_FOR_ANNOTATION, CachedImageWarm, KnativeImage};
 use imagewarm_core::demand::revision::opts_out;
@@ -262,9 +263,14 @@ fn compare(cached: &ObjectMeta, found: &Presence) -> Verdict {
 /// of Knative states whether a Revision may get traffic.
 fn demands_the_same(cached: &ObjectMeta, live: &ObjectMeta) -> bool {
     let opts_out = |one: &ObjectMeta| opts_out(one.annotations.as_ref());
+    // Of the others none is cached.
+    fn labels(metadata: &ObjectMeta) -> [Option<&String>; 2] {
+        let labels = metadata.labels.as_ref();
+        [ROUTING_STATE_LABEL, REVISION_LABEL].map(|key| labels?.get(key))
+    }
     cached.uid == live.uid
         && cached.generation == live.generation
-        && cached.labels == live.labels
+        && labels(cached) == labels(live)
         && opts_out(cached) == opts_out(live)
 }
 

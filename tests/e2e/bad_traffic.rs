@@ -13,17 +13,21 @@ use tokio::task::JoinSet;
 use imagewarm_core::webhook_paths::REVISIONS_WEBHOOK;
 
 use crate::world::{
-    AuditedRequest, VALIDATION, World, containers, eventually, image_warm, until_closed,
+    AuditedRequest, MemoryLimit, VALIDATION, World, containers, eventually, image_warm,
+    until_closed,
 };
 
 crate::tests![
     bad_requests_are_refused,
     crowds_leave_room_for_real_requests,
+    the_worst_bodies_fit_into_the_shipped_memory_limit,
     forged_reviews_have_no_effect,
 ];
 
 /// Far more than a controller needs beside its largest bodies, and far less than is thrown at it.
 const MEMORY_MIB: u64 = 200;
+/// How many send at once; this process holds the bodies only once.
+const SENDERS: usize = 140;
 /// Connections without a request that the controller keeps; further ones displace them.
 const CONNECTIONS: f64 = 256.0;
 const DISPLACED: &str = "imagewarm_webhook_connections_displaced_total";
@@ -178,6 +182,94 @@ async fn crowds_leave_room_for_real_requests(world: &World) -> Result<()> {
     let answer = until_closed(slow_body).await?;
     ensure!(answer.starts_with("HTTP/1.1 408"), "a slow body: {answer}");
     is_calm(world, memory, panics).await
+}
+
+/// The bodies that cost most to read, as many at once as can be sent, from someone who knows the path.
+async fn the_worst_bodies_fit_into_the_shipped_memory_limit(world: &World) -> Result<()> {
+    world.controllers.start_only(&["controller-1"], &[]).await?;
+    world.controllers.until_serving("controller-1").await?;
+    let panics = panics(world);
+    let pid = world.controllers.replicas().first().context("no controller")?.pid();
+    let limit = MemoryLimit::around(pid, shipped_memory_limit()?)?;
+    let validation = world.admission_port.path(VALIDATION).await?;
+    let revisions = world.admission_port.path(REVISIONS_WEBHOOK).await?;
+    let bodies = worst_bodies();
+    let senders = async {
+        for _ in 0..3 {
+            let sent = (0..SENDERS).map(|at| {
+                let (name, is_revision, body) = &bodies[at % bodies.len()];
+                let path = if *is_revision { &revisions } else { &validation };
+                async move {
+                    // Refused, cut off, or answered; the next one finds a place.
+                    let answer = world.admission_port.post_to(path, "application/json", body).await;
+                    answer.with_context(|| (*name).to_owned())
+                }
+            });
+            futures::future::join_all(sent).await;
+        }
+    };
+    let mut senders = std::pin::pin!(senders);
+    let mut answered = 0;
+    loop {
+        tokio::select! {
+            () = &mut senders => break,
+            answers = admission_answers(world) => {
+                answers.context("a real request beside the worst bodies")?;
+                answered += 1;
+            }
+        }
+    }
+    println!("at most {} MiB of memory; {answered} real requests meanwhile", limit.peak()?);
+    ensure!(answered > 0, "no real request was answered meanwhile");
+    ensure!(limit.kills()? == 0, "the controller was killed");
+    ensure!(world.controllers.all_run() && self::panics(world) == panics, "it ended or panicked");
+    admission_answers(world).await
+}
+
+/// Name, whether it is about a Revision, and a body just below the largest that is read.
+fn worst_bodies() -> Vec<(&'static str, bool, Vec<u8>)> {
+    const LENGTH: usize = 8 * 1024 * 1024 - 4096;
+    let filled = |review: Value, part: &str| {
+        let text = review.to_string();
+        let (head, tail) = text.split_once("\"FILL\"").unwrap_or((&text, ""));
+        let count = (LENGTH - text.len()) / part.len();
+        format!("{head}[{}{}]{tail}", part.repeat(count - 1), part.trim_end_matches(','))
+            .into_bytes()
+    };
+    let image_warm = |spec: Value| review(&json!({"metadata": {"name": "x"}, "spec": spec}));
+    let revision = |spec: Value| {
+        let mut review = review(&json!({"metadata": {"name": "x"}, "spec": spec}));
+        review["request"]["kind"] =
+            json!({"group": "serving.knative.dev", "version": "v1", "kind": "Revision"});
+        review["request"]["dryRun"] = json!(false);
+        review
+    };
+    let mut old_object = review(&json!({"metadata": {"name": "x"}, "spec": {}}));
+    old_object["request"]["oldObject"] = json!({"spec": {"x": "FILL"}});
+    let mut elsewhere = review(&json!({"metadata": {"name": "x"}, "spec": {}}));
+    elsewhere["request"]["userInfo"] = json!({"groups": "FILL"});
+    vec![
+        ("numbers in a spec", false, filled(image_warm(json!({"x": "FILL"})), "0,")),
+        ("secrets", false, filled(image_warm(json!({"imagePullSecrets": "FILL"})), "{},")),
+        ("numbers in the old spec", false, filled(old_object, "0,")),
+        ("numbers elsewhere", false, filled(elsewhere, "0,")),
+        ("containers", true, filled(revision(json!({"containers": "FILL"})), "{},")),
+        (
+            "images",
+            true,
+            filled(revision(json!({"containers": "FILL"})), "{\"image\":\"\\u0061\"},"),
+        ),
+        ("no containers", true, filled(revision(json!({"containers": "FILL"})), "0,")),
+    ]
+}
+
+/// The memory limit of the controller in `deploy/`, in bytes.
+fn shipped_memory_limit() -> Result<u64> {
+    let deployment = include_str!("../../deploy/controller/deployment.yaml");
+    let limits = deployment.split("limits:").nth(1).context("no limits")?;
+    let mebibytes = limits.lines().find_map(|line| line.trim().strip_prefix("memory: "));
+    let mebibytes = mebibytes.and_then(|text| text.strip_suffix("Mi")?.parse::<u64>().ok());
+    Ok(mebibytes.context("no memory limit in Mi")? << 20)
 }
 
 /// Any Pod can reach the port. Without a path it is not heard; with one, that an administrator may

@@ -4,12 +4,12 @@
 use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube_derive::CustomResource;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use std::collections::BTreeMap;
 
 use super::condition::Condition;
+use super::lenient::{lenient, lenient_list};
 
 /// Label of a Revision: `active`, `pending` or `reserve` (not routable).
 pub const ROUTING_STATE_LABEL: &str = "serving.knative.dev/routingState";
@@ -175,26 +175,6 @@ pub struct KnativeImageStatus {
 pub fn configuration_owner(metadata: &ObjectMeta) -> Option<&OwnerReference> {
     metadata.owner_references.as_ref()?.iter().find(|owner| {
         owner.kind == "Configuration" && owner.api_version.starts_with("serving.knative.dev/")
-    })
-}
-
-/// A value of an unexpected shape reads as the default.
-fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    let value = serde_json::Value::deserialize(deserializer)?;
-    Ok(serde_json::from_value(value).unwrap_or_default())
-}
-
-/// Elements of an unexpected shape are skipped; anything but a list reads as empty.
-fn lenient_list<'de, D: Deserializer<'de>, T: DeserializeOwned>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error> {
-    Ok(match serde_json::Value::deserialize(deserializer)? {
-        serde_json::Value::Array(items) => {
-            items.into_iter().filter_map(|item| serde_json::from_value(item).ok()).collect()
-        }
-        _ => Vec::new(),
     })
 }
 

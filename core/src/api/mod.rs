@@ -6,6 +6,7 @@ mod cached_object;
 pub mod condition;
 pub mod image_warm;
 pub mod knative;
+pub(crate) mod lenient;
 pub mod names;
 
 pub use cached::CachedImageWarm;

@@ -4,13 +4,18 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::api::Revision;
 use crate::api::knative::{Configuration, RevisionSpec, configuration_owner};
+use crate::api::lenient::for_each_element;
 use crate::api::names::Namespace;
 use crate::image::Reference;
+
+/// The largest object that an API server stores, in bytes: etcd's default `--max-request-bytes`. A larger
+/// one is refused by it, or comes from somebody else.
+const LARGEST_STORED: usize = 1536 * 1024;
 
 /// A Revision that is being admitted.
 #[derive(Clone, Debug)]
@@ -33,16 +38,17 @@ impl AdmittedRevision {
         self.object.get().len()
     }
 
+    /// Whether an API server can store it.
+    pub fn is_storable(&self) -> bool {
+        self.size() <= LARGEST_STORED
+    }
+
     /// Number of containers and init containers, without decoding more than their images, and why
     /// the first image that is no reference is none; `None` if they are not lists.
     pub fn containers(&self) -> Option<(usize, Option<String>)> {
         let Lists { spec } = serde_json::from_str(self.object.get()).ok()?;
-        let all = spec.containers.iter().chain(&spec.init_containers);
-        let images = all.filter_map(|container| container.image.as_deref());
-        let mut named = images.filter(|image| !image.is_empty());
-        let invalid = named.find_map(|image| Reference::parse(image).err());
-        let count = spec.containers.len() + spec.init_containers.len();
-        Some((count, invalid.map(|error| error.to_string())))
+        let count = spec.containers.count + spec.init_containers.count;
+        Some((count, spec.containers.invalid.or(spec.init_containers.invalid)))
     }
 
     /// Parses the object. Missing metadata is taken from the request.
@@ -89,18 +95,34 @@ pub fn confirmed(mut revision: Revision, owner: &Configuration) -> Result<Revisi
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Lists<'a> {
-    #[serde(borrow)]
-    spec: ListsSpec<'a>,
+struct Lists {
+    spec: ListsSpec,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct ListsSpec<'a> {
-    #[serde(borrow)]
-    containers: Vec<ListedContainer<'a>>,
-    #[serde(borrow)]
-    init_containers: Vec<ListedContainer<'a>>,
+struct ListsSpec {
+    containers: Counted,
+    init_containers: Counted,
+}
+
+/// A list of containers, of which nothing is kept but their number and the first mistake.
+#[derive(Default)]
+struct Counted {
+    count: usize,
+    invalid: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Counted {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut invalid = None;
+        let count = for_each_element(deserializer, |container: ListedContainer<'_>| {
+            let image = container.image.filter(|image| !image.is_empty() && invalid.is_none());
+            let error = image.and_then(|image| Reference::parse(&image).err());
+            invalid = invalid.take().or_else(|| error.map(|error| error.to_string()));
+        })?;
+        Ok(Counted { count, invalid })
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -185,6 +207,9 @@ mod tests {
         });
         let admitted = admitted(&object);
         assert_eq!(admitted.size(), object.to_string().len());
+        assert!(admitted.is_storable());
+        let large = json!({"spec": {"containers": [{"image": "a".repeat(LARGEST_STORED)}]}});
+        assert!(!self::admitted(&large).is_storable());
         let revision = admitted.revision().unwrap();
         assert_eq!(revision.metadata.namespace.as_deref(), Some("ns"));
         assert_eq!(revision.metadata.name.as_deref(), Some("r-1"));

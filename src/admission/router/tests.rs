@@ -4,7 +4,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use axum::body::Body;
 use base64::Engine;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body_util::BodyExt;
 use prometheus_client::registry::Registry;
@@ -466,34 +468,4 @@ fn the_announced_timeout_is_read() {
     ] {
         assert_eq!(announced_timeout(query), Duration::from_secs(seconds), "{query}");
     }
-}
-
-#[test]
-fn a_body_takes_what_it_announces_of_the_memory() {
-    let largest = 8 * 1024 * 1024;
-    for (announced, units) in
-        [(Some(0), 0), (Some(1), 1), (Some(2048), 2), (None, 8192), (Some(u64::MAX), 8192)]
-    {
-        assert_eq!(memory_units(announced, largest), units, "{announced:?}");
-    }
-    assert_eq!(memory_units(None, usize::MAX), BODY_MEMORY);
-}
-
-#[tokio::test]
-async fn a_body_waits_for_memory_and_is_refused_without() {
-    let limits = BodyLimits { size: 64 * 1024, time: Duration::from_millis(50) };
-    let memory = BodyMemory::default();
-    let large = Some(64 * 1024);
-    let all: Vec<_> =
-        futures::future::join_all((0..BODY_MEMORY / 64).map(|_| memory.reserve(large, limits)))
-            .await
-            .into_iter()
-            .map(Result::unwrap)
-            .collect();
-    let small = Some(1);
-    let refused = memory.reserve(small, limits).await.unwrap_err();
-    assert!(matches!(refused, ReviewError::Busy) && refused.status() == 503);
-    let patient = BodyLimits { time: Duration::from_secs(20), ..limits };
-    let (granted, ()) = tokio::join!(memory.reserve(small, patient), async { drop(all) });
-    assert!(granted.is_ok());
 }

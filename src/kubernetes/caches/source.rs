@@ -21,7 +21,6 @@ use crate::kubernetes::request::one_line;
 use imagewarm_core::api::CachedObject;
 use imagewarm_core::api::cached::Shared;
 
-const PAGE: u32 = 500;
 const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The server terminates a watch after this time; a stream silent for longer is dropped.
@@ -51,6 +50,9 @@ pub(super) trait Watched:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
     const KIND: Kind;
+    /// Objects in a page of a list. A page is in memory as a whole: of a type whose objects users may make
+    /// as large as the API server stores them, 1.5 MiB, it has few.
+    const PAGE: u32;
     /// Its cached form.
     type CachedObject: CachedObject;
     /// Drops the fields that nothing reads.
@@ -175,7 +177,7 @@ impl<K: Watched> Source<K> {
     }
 
     async fn list(&mut self) -> Result<String, End> {
-        let mut parameters = ListParams::default().limit(PAGE);
+        let mut parameters = ListParams::default().limit(K::PAGE);
         let mut listed = Listed::new();
         let version = loop {
             let page = match timeout(PAGE_TIMEOUT, self.api.list(&parameters)).await {

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use imagewarm_core::api::Reason;
 use kube::ResourceExt;
+use serde_json::{Map, Value, json};
 
 use crate::world::{REPLICAS, World, containers, eventually, image_warm};
 
@@ -11,6 +12,7 @@ crate::tests![
     limits_of_namespaces_and_revisions_are_kept,
     a_quota_limits_one_namespace_and_stops_no_other,
     a_revision_beyond_the_rate_limit_is_repaired,
+    metadata_is_bounded_by_the_api_server,
 ];
 
 async fn namespaces_may_have_to_opt_in(world: &World) -> Result<()> {
@@ -136,6 +138,41 @@ async fn a_quota_limits_one_namespace_and_stops_no_other(world: &World) -> Resul
         Ok((warms.len() == 3).then_some(()))
     };
     eventually("the next Revision is warmed", warmed).await
+}
+
+/// The leader reads all ImageWarms, whoever made them.
+async fn metadata_is_bounded_by_the_api_server(world: &World) -> Result<()> {
+    let namespace = world.namespace("metadata").await?;
+    let many = |count: usize, value: &str| -> Value {
+        (0..count)
+            .map(|at| (format!("example.com/{at}"), json!(value)))
+            .collect::<Map<_, _>>()
+            .into()
+    };
+    let owner = |at: usize| {
+        let uid = format!("u{at}");
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": uid})
+    };
+    let cases = [
+        ("labels", many(33, "x"), "at most 32 labels"),
+        ("annotations", many(17, "x"), "at most 16 annotations"),
+        ("annotations", many(1, &"x".repeat(2_049)), "at most 2048 characters"),
+        ("ownerReferences", (0..9).map(owner).collect(), "at most 8 owners"),
+        (
+            "finalizers",
+            (0..9).map(|at| format!("example.com/{at}")).collect(),
+            "at most 8 finalizers",
+        ),
+    ];
+    for (field, value, part) in cases {
+        let mut warm = image_warm("app", "node-1", &[]);
+        warm["metadata"][field] = value;
+        // API servers take a moment to learn of a policy.
+        let denial = async || Ok(namespace.dry_run(&warm).await?.denial);
+        let denial = eventually("it is denied", denial).await.context(field)?;
+        ensure!(denial.contains(part), "{field}: {denial}");
+    }
+    Ok(())
 }
 
 async fn a_revision_beyond_the_rate_limit_is_repaired(world: &World) -> Result<()> {

@@ -2,12 +2,18 @@
 //! deleted by mistake, and everything is warm in the end.
 
 use anyhow::{Result, ensure};
+use imagewarm_core::api::{ImageWarm, Reason};
+use xtask::cluster::Fault;
 
 use crate::world::{World, containers, eventually};
+
+/// Failed pulls that were tried again for their registry's sake.
+const RETRIES: &str = "imagewarm_dispatch_pull_retries_total";
 
 crate::tests![
     a_deploy_without_any_webhook_is_healed,
     the_next_leader_takes_over,
+    nodes_heal_together_when_a_registry_returns,
     knative_may_be_absent_come_and_go,
     a_webhook_configuration_is_repaired,
     an_install_in_any_order_ends_ready,
@@ -36,6 +42,37 @@ async fn the_next_leader_takes_over(world: &World) -> Result<()> {
     let second = world.registries.push("leader", "v2").await?;
     namespace.revision("hello-00002", containers(&[&second.tag])).await?;
     namespace.all_ready(6).await?;
+    Ok(())
+}
+
+/// Whatever the nodes' own back-offs are by then.
+async fn nodes_heal_together_when_a_registry_returns(world: &World) -> Result<()> {
+    let namespace = world.namespace("registry-down").await?;
+    for tag in ["v1", "v2"] {
+        world.registries.push("registry-down", tag).await?;
+    }
+    let proxied = world.registries.behind_proxy("down", "registry-down");
+    // The leader knows the registry: it has served something.
+    namespace.revision("hello-00001", containers(&[&proxied.image("v1")])).await?;
+    namespace.all_ready(3).await?;
+    proxied.spoil(Fault::Status(503, ""));
+    namespace.revision("hello-00002", containers(&[&proxied.image("v2")])).await?;
+    // Five failures in a row: by itself a node would now wait for ten seconds and more.
+    eventually("each node has failed again and again", async || {
+        let warms = namespace.image_warms().await?;
+        let has_failed = |warm: &&ImageWarm| {
+            let attempts = warm.status.as_ref().and_then(|status| status.attempts);
+            warm.reason() == Some(Reason::RegistryUnreachable) && attempts >= Some(5)
+        };
+        Ok((warms.iter().filter(has_failed).count() == 3).then_some(()))
+    })
+    .await?;
+    let retried = async || world.controllers.metric_sum(RETRIES, "").await;
+    let before = retried().await?;
+    ensure!(before >= 1.0, "no node tried for the others: {before}");
+    proxied.heal();
+    namespace.all_ready(6).await?;
+    ensure!(retried().await? > before, "no node was released");
     Ok(())
 }
 

@@ -6,14 +6,14 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 /// The delays of one sequence of failures. After a success, start a new one.
 #[derive(Debug)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     delays: ExponentialBackoff,
     longest: Duration,
 }
 
 impl Backoff {
     /// Delays of `first`, twice that, and so on, at most `longest`.
-    pub fn new(first: Duration, longest: Duration) -> Self {
+    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
         let delays = ExponentialBuilder::new()
             .with_min_delay(first)
             .with_max_delay(longest)
@@ -24,13 +24,13 @@ impl Backoff {
     }
 
     /// The next delay.
-    pub fn next_delay(&mut self) -> Duration {
+    pub(crate) fn next_delay(&mut self) -> Duration {
         self.delays.next().unwrap_or(self.longest).min(self.longest)
     }
 
     /// The next delay, shortened by up to a half, so that many that failed together do not try
     /// again together.
-    pub fn next_with_jitter(&mut self) -> Duration {
+    pub(crate) fn next_with_jitter(&mut self) -> Duration {
         self.next_delay().mul_f64(rand::random_range(0.5..1.0))
     }
 }

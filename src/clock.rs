@@ -9,35 +9,35 @@ use imagewarm_core::clock::Now;
 
 /// The clocks of this process.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     started: Instant,
 }
 
 impl Clock {
     /// Clocks whose monotonic time begins now.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Clock { started: Instant::now() }
     }
 
     /// Both times.
-    pub fn now(self) -> Now {
+    pub(crate) fn now(self) -> Now {
         Now { monotonic_ms: self.monotonic_ms(), unix_ms: unix_ms() }
     }
 
     /// Milliseconds since the start.
-    pub fn monotonic_ms(self) -> i64 {
+    pub(crate) fn monotonic_ms(self) -> i64 {
         i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX)
     }
 
     /// Waits until `monotonic_ms`; forever without one.
-    pub async fn sleep_until(self, monotonic_ms: Option<i64>) {
+    pub(crate) async fn sleep_until(self, monotonic_ms: Option<i64>) {
         let after_start = |ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
         sleep_until(monotonic_ms.map(|ms| self.started + after_start(ms))).await;
     }
 }
 
 /// Waits until `at`; forever without a moment.
-pub async fn sleep_until(at: Option<Instant>) {
+pub(crate) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
@@ -46,11 +46,11 @@ pub async fn sleep_until(at: Option<Instant>) {
 
 /// The wall clock: for what people read, and to compare with times of Kubernetes objects.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
-pub fn wall_clock() -> Timestamp {
+pub(crate) fn wall_clock() -> Timestamp {
     Timestamp::now()
 }
 
 /// Milliseconds since 1970, by the wall clock.
-pub fn unix_ms() -> i64 {
+pub(crate) fn unix_ms() -> i64 {
     wall_clock().as_millisecond()
 }

@@ -38,8 +38,12 @@
 //!
 //! A room uses those below it only: `tests/architecture.rs` has the order.
 //! `docs/architecture.md` follows one Revision and one assignment through the files.
-// A dependency that nothing here names does not belong in Cargo.toml.
-#![cfg_attr(not(test), warn(unused_crate_dependencies, clippy::disallowed_methods))]
+// A dependency that nothing here names does not belong in Cargo.toml; what no other crate can use is not
+// public, so that the compiler finds what nothing uses.
+#![cfg_attr(
+    not(test),
+    warn(unused_crate_dependencies, unreachable_pub, clippy::disallowed_methods)
+)]
 
 pub mod admission;
 mod backoff;
@@ -48,7 +52,7 @@ mod clock;
 pub mod commands;
 mod exit;
 pub mod fan_out;
-pub mod kubernetes;
+pub(crate) mod kubernetes;
 pub mod leader;
 mod listener;
 pub mod programs;

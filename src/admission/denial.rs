@@ -8,7 +8,7 @@ use super::review::{Cause, Details, Status};
 
 /// The denial that lists all `errors`. The code is 422 (invalid object), or 503 (retry) if each of
 /// them is a check that could not be completed.
-pub fn denial(kind: &str, name: &str, errors: &[FieldError]) -> Status {
+pub(super) fn denial(kind: &str, name: &str, errors: &[FieldError]) -> Status {
     let list: Vec<_> = errors.iter().map(ToString::to_string).collect();
     let (list, object) = (list.join("; "), quoted(name));
     if errors.iter().all(|error| error.fault == Fault::NotJudged) {

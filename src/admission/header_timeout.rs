@@ -15,14 +15,14 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Requests of one connection, counted by its service.
 #[derive(Default)]
-pub struct Requests {
+pub(super) struct Requests {
     begun: AtomicU64,
     ended: AtomicU64,
 }
 
 impl Requests {
     /// Counts a request whose head is complete. The request ends when the guard is dropped.
-    pub fn begin(self: &Arc<Self>) -> Running {
+    pub(super) fn begin(self: &Arc<Self>) -> Running {
         self.begun.fetch_add(1, Ordering::Relaxed);
         Running(Arc::clone(self))
     }
@@ -37,7 +37,7 @@ impl Requests {
 }
 
 /// A request that is being answered.
-pub struct Running(Arc<Requests>);
+pub(super) struct Running(Arc<Requests>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -46,7 +46,7 @@ impl Drop for Running {
 }
 
 /// An HTTP/1.1 connection whose reads fail when a head takes too long.
-pub struct HeaderTimeout<S> {
+pub(super) struct HeaderTimeout<S> {
     stream: S,
     requests: Arc<Requests>,
     limit: Duration,
@@ -57,7 +57,12 @@ pub struct HeaderTimeout<S> {
 
 impl<S> HeaderTimeout<S> {
     /// Wraps `stream`, whose service counts in `requests`.
-    pub fn new(stream: S, requests: Arc<Requests>, limit: Duration, timeouts: Counter) -> Self {
+    pub(super) fn new(
+        stream: S,
+        requests: Arc<Requests>,
+        limit: Duration,
+        timeouts: Counter,
+    ) -> Self {
         HeaderTimeout { stream, requests, limit, timeouts, head: None }
     }
 }

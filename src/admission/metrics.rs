@@ -43,20 +43,20 @@ labels! {
 
 /// Labels of `webhook_requests`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
+pub(crate) struct RequestLabels {
     path: LabelValue<Path>,
     verdict: LabelValue<Verdict>,
 }
 
 /// Labels of `webhook_duration_seconds`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct PathLabels {
+pub(crate) struct PathLabels {
     path: LabelValue<Path>,
 }
 
 /// Labels of `webhook_handshake_failures`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct HandshakeLabels {
+pub(crate) struct HandshakeLabels {
     fault: LabelValue<HandshakeFault>,
 }
 

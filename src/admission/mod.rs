@@ -1,20 +1,21 @@
 //! The admission webhook: answers AdmissionReviews, and forwards every new Revision to the fan-out.
 //!
-//! `server` accepts TLS connections, `router` reads requests, `review` holds their types, `mutate`
+//! `server` accepts TLS connections, `router` finds their paths, `bodies` reads the requests within
+//! limits, `review` holds their types, `mutate`
 //! and `validate` answer them by the pure rules of `imagewarm_core::validation`. A Revision never
 //! waits here: it is passed undecoded to [`TakeRevision`] and admitted; decoding, planning and
 //! writing follow in the fan-out.
 
-pub mod args;
+pub(crate) mod args;
 mod bodies;
-pub mod bounds;
+pub(crate) mod bounds;
 mod denial;
 mod header_timeout;
-pub mod metrics;
+pub(crate) mod metrics;
 mod mutate;
 pub mod review;
 pub mod router;
-pub mod server;
+pub(crate) mod server;
 pub mod validate;
 
 use std::sync::Arc;

@@ -27,7 +27,7 @@ use imagewarm_core::throttle::connections;
 
 /// What the TLS configuration offers. API servers call webhooks with HTTP/1.1 only, so that their
 /// requests spread over all replicas (`cfg.NextProtos` in k8s.io/apiserver, pkg/util/webhook).
-pub const ALPN: &[&[u8]] = &[b"http/1.1"];
+pub(crate) const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// Limits of connections.
 #[derive(Clone, Copy, Debug)]

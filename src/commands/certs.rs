@@ -31,7 +31,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Show certificates, their expiry and those that replicas serve; exit with 1 on any fault
 #[derive(clap::Args, Clone, Debug)]
-pub struct CertsArgs {
+pub(crate) struct CertsArgs {
     /// Namespace of the controller
     #[arg(short, long, value_name = "NAMESPACE", default_value = "imagewarm-system")]
     pub namespace: Namespace,
@@ -53,7 +53,7 @@ pub struct CertsArgs {
 
 /// Why the certificates cannot be shown.
 #[derive(Debug, thiserror::Error)]
-pub enum CertsError {
+pub(crate) enum CertsError {
     /// The Secret cannot be read.
     #[error("cannot read Secret {path}")]
     Secret {
@@ -75,7 +75,7 @@ pub enum CertsError {
 
 /// Prints all certificates; returns whether there is no fault. `secret` and `configuration` are
 /// names of objects.
-pub async fn run(
+pub(crate) async fn run(
     args: &CertsArgs,
     (secret, configuration): (&str, &str),
     client: Client,

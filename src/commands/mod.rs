@@ -1,6 +1,6 @@
 //! The commands for users: status, certs, reference, crds. They read and print, and change nothing.
 
-pub mod certs;
+pub(crate) mod certs;
 pub mod crds;
-pub mod reference;
-pub mod status;
+pub(crate) mod reference;
+pub(crate) mod status;

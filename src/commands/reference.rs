@@ -10,7 +10,7 @@ use imagewarm_core::image::quoted::{QUOTED_MAX, printable, quoted};
 
 /// Show how image names are parsed: registry, path, tag, digest and canonical form
 #[derive(Args, Clone, Debug)]
-pub struct ReferenceArgs {
+pub(crate) struct ReferenceArgs {
     /// Print one JSON object for each name instead of text, with the keys input, ok, domain, path,
     /// tag, digest, canonical and error (null where absent)
     #[arg(long)]
@@ -36,7 +36,11 @@ struct Row<'a> {
 }
 
 /// Prints a result for each name, valid or not, in order. Returns false if any is invalid.
-pub fn run(args: &ReferenceArgs, out: &mut dyn Write, input: &mut dyn BufRead) -> io::Result<bool> {
+pub(crate) fn run(
+    args: &ReferenceArgs,
+    out: &mut dyn Write,
+    input: &mut dyn BufRead,
+) -> io::Result<bool> {
     let mut printer = Printer { json: args.json, is_first: true, all_valid: true, out };
     for image in &args.images {
         if image != "-" {

@@ -23,7 +23,7 @@ const PAGE: u32 = 500;
 
 /// Show which images are warm on which nodes, and why the others are not
 #[derive(clap::Args, Clone, Debug, Default)]
-pub struct StatusArgs {
+pub(crate) struct StatusArgs {
     /// Namespace to list. By default that of the kubeconfig's context
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<Namespace>,
@@ -48,7 +48,7 @@ pub struct StatusArgs {
 
 /// Output format.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StatusOutput {
+pub(crate) enum StatusOutput {
     /// One line for each node and image.
     #[default]
     Table,
@@ -60,7 +60,7 @@ pub enum StatusOutput {
 
 /// Why the status cannot be shown. `Display` states the remedy where one is known.
 #[derive(Debug, thiserror::Error)]
-pub enum StatusError {
+pub(crate) enum StatusError {
     /// The API server does not serve ImageWarms.
     #[error("this cluster knows no ImageWarms: install imagewarm with `kubectl apply -k deploy`")]
     NotInstalled,
@@ -96,7 +96,7 @@ impl Scope {
 
 /// Prints the status to `out`. Returns whether every listed image is on its node; true if there
 /// are none.
-pub async fn run(
+pub(crate) async fn run(
     args: &StatusArgs,
     client: Client,
     out: &mut dyn Write,

@@ -24,7 +24,7 @@ use imagewarm_core::api::{CachedImageWarm, ImageWarm, KnativeImage, Revision};
 use imagewarm_core::placement::RuntimeClasses;
 use source::{Progress, Source, Watched};
 
-pub use store::Store;
+pub(crate) use store::Store;
 
 /// Number of changes that a receiver may lag behind before it has to resynchronise.
 const CHANGES_CAPACITY: usize = 16_384;
@@ -144,7 +144,7 @@ fn filled<K: Watched>(objects: Vec<K>) -> Store<K::CachedObject> {
 
 /// Starts all watches; the tasks stop after `shutdown`. Returns at once: `Stores::synced` reports
 /// when the stores are filled.
-pub async fn watch(client: Client, shutdown: CancellationToken) -> (Stores, JoinSet<()>) {
+pub(crate) async fn watch(client: Client, shutdown: CancellationToken) -> (Stores, JoinSet<()>) {
     let (changes, _) = broadcast::channel(CHANGES_CAPACITY);
     let (progress, synced) = Progress::new();
     let start = Start { client, changes: changes.clone(), progress, shutdown };

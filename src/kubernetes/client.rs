@@ -16,7 +16,7 @@ use super::request::request;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable};
 
 /// The oldest Kubernetes minor version that has all that is used (selectable fields).
-pub const OLDEST_MINOR: u32 = 32;
+pub(crate) const OLDEST_MINOR: u32 = 32;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Until the head of a response; a watch answers at once and then stays open.
@@ -27,7 +27,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How to reach the API server.
 #[derive(clap::Args, Clone, Debug, Default)]
-pub struct ClientArgs {
+pub(crate) struct ClientArgs {
     /// Kubeconfig file. By default the first that exists of $KUBECONFIG, ~/.kube/config and the
     /// Pod's own ServiceAccount
     #[arg(long, value_name = "FILE", env = "IMAGEWARM_KUBECONFIG")]
@@ -40,7 +40,7 @@ pub struct ClientArgs {
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// No way to the API server was found.
     #[error(
         "no kubeconfig found: give --kubeconfig FILE, set KUBECONFIG, or run in a cluster ({0})"
@@ -75,7 +75,7 @@ pub enum ClientError {
 
 impl ClientArgs {
     /// Makes the client. Nothing is sent yet.
-    pub async fn connect(&self) -> Result<Client, ClientError> {
+    pub(crate) async fn connect(&self) -> Result<Client, ClientError> {
         let mut config = self.config().await?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(READ_TIMEOUT);
@@ -127,7 +127,7 @@ fn first_line(error: &dyn std::error::Error) -> String {
 }
 
 /// Asks the API server for its version, and fails when that is too old. Returns it (`v1.36.3`).
-pub async fn check_server_version(client: &Client) -> Result<String, ClientError> {
+pub(crate) async fn check_server_version(client: &Client) -> Result<String, ClientError> {
     let info = request(HEAD_TIMEOUT, client.apiserver_version())
         .await
         .map_err(|error| ClientError::Unreachable(error.to_string()))?;

@@ -1,10 +1,10 @@
 //! All access to the API server: client, caches, reads and writes.
 
-pub mod caches;
-pub mod client;
-pub mod leadership;
-pub mod request;
-pub mod secrets;
-pub mod token_review;
-pub mod webhook_configurations;
-pub mod writes;
+pub(crate) mod caches;
+pub(crate) mod client;
+pub(crate) mod leadership;
+pub(crate) mod request;
+pub(crate) mod secrets;
+pub(crate) mod token_review;
+pub(crate) mod webhook_configurations;
+pub(crate) mod writes;

@@ -8,7 +8,7 @@ use imagewarm_core::image::quoted::{MESSAGE_MAX, printable};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub enum RequestError {
+pub(crate) enum RequestError {
     /// The API server did not answer within this time.
     #[error("no answer from the API server within {0:?}")]
     TimedOut(Duration),
@@ -19,7 +19,7 @@ pub enum RequestError {
 
 impl RequestError {
     /// The HTTP status code of the API server's answer, if it gave one.
-    pub fn status_code(&self) -> Option<u16> {
+    pub(crate) fn status_code(&self) -> Option<u16> {
         match self {
             RequestError::Failed(error) => match &**error {
                 kube::Error::Api(status) => Some(status.code),
@@ -31,7 +31,7 @@ impl RequestError {
 }
 
 /// Waits for the response for at most `timeout`; the client itself may wait for ever.
-pub async fn request<T>(
+pub(crate) async fn request<T>(
     timeout: Duration,
     call: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, RequestError> {
@@ -42,7 +42,7 @@ pub async fn request<T>(
 }
 
 /// A client error on one line, without the debug output that its `Display` contains.
-pub fn one_line(error: &kube::Error) -> String {
+pub(crate) fn one_line(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => match status.message.as_str() {
             "" => format!("status {} {}", status.code, status.reason),

@@ -38,7 +38,7 @@ const DOCKERCFG: (&str, &str) = ("kubernetes.io/dockercfg", ".dockercfg");
 
 /// A requested object. Displayed as `Secret "regcred" in namespace "team"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObjectRef {
+pub(crate) struct ObjectRef {
     kind: &'static str,
     namespace: String,
     name: String,
@@ -54,7 +54,7 @@ impl fmt::Display for ObjectRef {
 /// Why a pull secret cannot be used. `Display` states the fault and what would be right, and
 /// contains nothing of a secret's content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SecretError {
+pub(crate) enum SecretError {
     /// No object can have this name.
     #[error(
         "{kind} name {name} is not valid: it must be lower case letters, digits, '-' and '.', \
@@ -118,18 +118,18 @@ pub enum SecretError {
 
 impl SecretError {
     /// The typed reason for a status.
-    pub fn reason(&self) -> Reason {
+    pub(crate) fn reason(&self) -> Reason {
         Reason::SecretMissing
     }
 
     /// Whether the object could not be read at all, in contrast to "does not exist".
-    pub fn is_unreadable(&self) -> bool {
+    pub(crate) fn is_unreadable(&self) -> bool {
         matches!(self, Self::Forbidden { .. } | Self::Unreachable { .. })
     }
 }
 
 /// Checks that the Secret exists in the namespace, has a docker type, and parses.
-pub async fn check_pull_secret(
+pub(crate) async fn check_pull_secret(
     client: &Client,
     namespace: &str,
     name: &str,
@@ -150,7 +150,7 @@ pub async fn check_pull_secret(
 ///
 /// Empty if no secret is named, or if all that are named are for other registries: then the image
 /// is pulled without credentials. A ServiceAccount that does not exist names no secret.
-pub async fn resolve(
+pub(crate) async fn resolve(
     client: &Client,
     namespace: &str,
     identities: &[PullIdentity],

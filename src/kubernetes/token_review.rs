@@ -24,7 +24,7 @@ use imagewarm_core::api::names::{NodeName, Uid};
 use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 
 /// The required audience of a warmer's token.
-pub const AUDIENCE: &str = "imagewarm";
+pub(crate) const AUDIENCE: &str = "imagewarm";
 
 /// Key in `user.extra` of a TokenReview that names the node of a pod-bound token.
 const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
@@ -45,7 +45,7 @@ const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings of the warmers' authentication.
 #[derive(clap::Args, Clone, Debug)]
-pub struct TokenReviewArgs {
+pub(crate) struct TokenReviewArgs {
     /// User name of the warmers' ServiceAccount. A token of any other account is rejected
     #[arg(
         long,
@@ -58,7 +58,7 @@ pub struct TokenReviewArgs {
 
 /// A verified warmer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WarmerIdentity {
+pub(crate) struct WarmerIdentity {
     /// The node that the token is bound to.
     pub node: NodeName,
     /// Its uid, from Kubernetes 1.30 on: a Node of the same name may have taken its place.
@@ -69,7 +69,7 @@ pub struct WarmerIdentity {
 
 /// Why a token is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
+pub(crate) enum TokenError {
     /// The call carries no token.
     #[error("no token: send the metadata `authorization: Bearer TOKEN`")]
     Missing,
@@ -97,7 +97,7 @@ pub enum TokenError {
 
 impl TokenError {
     /// The reason, for logs and metrics.
-    pub const fn reason(&self) -> &'static str {
+    pub(crate) const fn reason(&self) -> &'static str {
         match self {
             TokenError::Missing => "NoToken",
             TokenError::WrongAudience => "WrongAudience",
@@ -110,7 +110,7 @@ impl TokenError {
 }
 
 /// Authenticates bearer tokens.
-pub trait TokenReviewer: Send + Sync + 'static {
+pub(crate) trait TokenReviewer: Send + Sync + 'static {
     /// The warmer that this bearer token (without `Bearer `) belongs to.
     fn review<'a>(
         &'a self,
@@ -140,7 +140,7 @@ enum Cached {
 /// Reviews tokens with the API server: one request at a time for each token; accepted tokens are
 /// cached. A review does not depend on its caller: when the caller goes away, the review ends
 /// within its timeout, and others are not held up.
-pub struct ApiServerReviewer {
+pub(crate) struct ApiServerReviewer {
     client: Client,
     service_account: Arc<str>,
     in_flight: Arc<Semaphore>,
@@ -149,7 +149,7 @@ pub struct ApiServerReviewer {
 
 impl ApiServerReviewer {
     /// A reviewer that sends requests through `client`.
-    pub fn new(client: Client, args: &TokenReviewArgs) -> Self {
+    pub(crate) fn new(client: Client, args: &TokenReviewArgs) -> Self {
         ApiServerReviewer {
             client,
             service_account: args.warmer_service_account.as_str().into(),

@@ -26,7 +26,7 @@ use imagewarm_core::webhook_paths::{
 };
 
 /// Key of the CA in the ConfigMap.
-pub const CA_KEY: &str = "ca.crt";
+pub(crate) const CA_KEY: &str = "ca.crt";
 
 /// Timeout of one request to the API server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ const ATTEMPTS: usize = 3;
 
 /// The two configurations, by `metadata.name`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WebhookConfigurations {
+pub(crate) struct WebhookConfigurations {
     /// A MutatingWebhookConfiguration.
     pub mutating: String,
     /// A ValidatingWebhookConfiguration.
@@ -44,7 +44,7 @@ pub struct WebhookConfigurations {
 
 /// State of one configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConfigurationState {
+pub(crate) enum ConfigurationState {
     /// The API server can call its webhooks.
     Current,
     /// It exists and does not hold the CA.
@@ -57,7 +57,7 @@ pub enum ConfigurationState {
 
 /// State of both configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConfigurationStates {
+pub(crate) struct ConfigurationStates {
     /// Of the MutatingWebhookConfiguration.
     pub mutating: ConfigurationState,
     /// Of the ValidatingWebhookConfiguration.
@@ -66,13 +66,13 @@ pub struct ConfigurationStates {
 
 impl ConfigurationStates {
     /// Whether the API server can call both webhooks.
-    pub fn are_current(self) -> bool {
+    pub(crate) fn are_current(self) -> bool {
         let current = ConfigurationState::Current;
         (self.mutating, self.validating) == (current, current)
     }
 
     /// Fails with the configurations that keep the API server from calling the webhooks, and why.
-    pub fn check(self) -> Result<(), String> {
+    pub(crate) fn check(self) -> Result<(), String> {
         let faults: Vec<String> = [
             ("MutatingWebhookConfiguration", self.mutating),
             ("ValidatingWebhookConfiguration", self.validating),
@@ -91,7 +91,7 @@ impl ConfigurationStates {
 
 /// What a replica does with the configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// It reads them.
     Reads,
     /// It also publishes, as the leader, what nobody else does.
@@ -105,7 +105,7 @@ pub enum Role {
 
 /// The paths of both configurations, as one replica knows them.
 #[derive(Debug)]
-pub struct ReplicaPaths {
+pub(crate) struct ReplicaPaths {
     mutating: WebhookPaths,
     validating: WebhookPaths,
     served: watch::Sender<ServedPaths>,
@@ -123,7 +123,7 @@ impl Default for ReplicaPaths {
 
 impl ReplicaPaths {
     /// The paths that are served, for the router.
-    pub fn served(&self) -> watch::Receiver<ServedPaths> {
+    pub(crate) fn served(&self) -> watch::Receiver<ServedPaths> {
         self.served.subscribe()
     }
 
@@ -147,7 +147,7 @@ impl ReplicaPaths {
 /// Why the CA could not be published.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {verb} {object}")]
-pub struct PublishError {
+pub(crate) struct PublishError {
     /// `read` or `patch`.
     verb: &'static str,
     /// Kind and name.
@@ -182,7 +182,7 @@ impl Configuration for ValidatingWebhookConfiguration {
 
 /// Reads both configurations, and writes what differs as far as that is the replica's `role`.
 /// `now` is monotonic, in milliseconds.
-pub async fn sync(
+pub(crate) async fn sync(
     client: &Client,
     names: &WebhookConfigurations,
     ca_pem: &str,
@@ -203,7 +203,7 @@ pub async fn sync(
 /// Makes the Namespace the owner of both configurations, so that they are deleted with it: a
 /// webhook with failurePolicy Fail that nothing serves would block its objects for ever. Other
 /// owners stay. A configuration that does not exist is skipped until the next call.
-pub async fn ensure_owner(
+pub(crate) async fn ensure_owner(
     client: &Client,
     names: &WebhookConfigurations,
     namespace: &str,
@@ -250,7 +250,7 @@ where
 }
 
 /// Sets the CA in the ConfigMap's key `ca.crt`. Returns whether anything was written.
-pub async fn ensure_ca_config_map(
+pub(crate) async fn ensure_ca_config_map(
     client: &Client,
     namespace: &str,
     name: &str,

@@ -21,7 +21,7 @@ use imagewarm_core::api::{ImageWarm, ImageWarmStatus, KnativeImage, Revision};
 use imagewarm_core::image::quoted::printable;
 
 /// How long one call may take, with all that the client retries by itself.
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Owner of the fields that we write.
 const FIELD_MANAGER: &str = "imagewarm";
@@ -30,7 +30,7 @@ const NOTE_MAX: usize = 1024;
 
 /// Why a write was not done, by what to do next.
 #[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
+pub(crate) enum ApplyError {
     /// Somebody else changed the object: look again. For a creation the object is the namespace's
     /// ResourceQuota, which many creations count themselves in.
     #[error("the object was changed meanwhile")]
@@ -63,7 +63,7 @@ pub enum ApplyError {
 
 impl ApplyError {
     /// The word for metrics and logs.
-    pub const fn reason(&self) -> &'static str {
+    pub(crate) const fn reason(&self) -> &'static str {
         match self {
             ApplyError::Conflict => "Conflict",
             ApplyError::AlreadyExists => "AlreadyExists",
@@ -79,7 +79,7 @@ impl ApplyError {
 
     /// Whether a creation was refused for the whole namespace: it will be for the next one too.
     /// What one policy says of one object is not.
-    pub const fn is_of_namespace(&self) -> bool {
+    pub(crate) const fn is_of_namespace(&self) -> bool {
         matches!(
             self,
             ApplyError::NamespaceForbidden(_)
@@ -138,7 +138,7 @@ async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Ap
 
 /// What became of a creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Created {
+pub(crate) enum Created {
     /// Made now.
     New,
     /// Was there already.
@@ -146,7 +146,7 @@ pub enum Created {
 }
 
 /// Makes the object; that it exists already is no error.
-pub async fn create(client: &Client, warm: &ImageWarm) -> Result<Created, ApplyError> {
+pub(crate) async fn create(client: &Client, warm: &ImageWarm) -> Result<Created, ApplyError> {
     let parameters =
         PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     match bounded(api(client, warm).create(&parameters, warm)).await {
@@ -157,7 +157,7 @@ pub async fn create(client: &Client, warm: &ImageWarm) -> Result<Created, ApplyE
 }
 
 /// Deletes exactly this version of the object. False when it was gone already.
-pub async fn delete(client: &Client, warm: &ImageWarm) -> Result<bool, ApplyError> {
+pub(crate) async fn delete(client: &Client, warm: &ImageWarm) -> Result<bool, ApplyError> {
     let parameters = DeleteParams {
         preconditions: Some(Preconditions {
             uid: warm.metadata.uid.clone(),
@@ -173,14 +173,14 @@ pub async fn delete(client: &Client, warm: &ImageWarm) -> Result<bool, ApplyErro
 }
 
 /// The object as it is now; [`ApplyError::NotFound`] also when another has taken its name.
-pub async fn read(client: &Client, warm: &ImageWarm) -> Result<ImageWarm, ApplyError> {
+pub(crate) async fn read(client: &Client, warm: &ImageWarm) -> Result<ImageWarm, ApplyError> {
     let now = bounded(api(client, warm).get(&name(warm))).await?;
     if now.metadata.uid == warm.metadata.uid { Ok(now) } else { Err(ApplyError::NotFound) }
 }
 
 /// Writes the status in place of the one that `warm` has, provided that nobody changed the object
 /// since `warm` was read. Returns the object as it is now.
-pub async fn patch_status(
+pub(crate) async fn patch_status(
     client: &Client,
     warm: &ImageWarm,
     status: &ImageWarmStatus,
@@ -191,7 +191,7 @@ pub async fn patch_status(
 }
 
 /// Writes the status of a Knative Image, provided that nobody changed the Image since it was read.
-pub async fn patch_image_status(
+pub(crate) async fn patch_image_status(
     client: &Client,
     image: &KnativeImage,
     status: &KnativeImageStatus,
@@ -244,7 +244,7 @@ fn merge_patch(old: &Value, new: &Value) -> Value {
 
 /// What a live look found.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Presence {
+pub(crate) enum Presence {
     /// The object is there, with this metadata.
     Present(Box<ObjectMeta>),
     /// The type is served, and has no such object.
@@ -254,7 +254,7 @@ pub enum Presence {
 }
 
 /// Asks the API server itself whether the Revision exists.
-pub async fn find_revision(
+pub(crate) async fn find_revision(
     client: &Client,
     namespace: &str,
     revision: &str,
@@ -264,7 +264,7 @@ pub async fn find_revision(
 }
 
 /// Asks the API server itself whether the Configuration exists that owns a Revision.
-pub async fn find_configuration(
+pub(crate) async fn find_configuration(
     client: &Client,
     namespace: &str,
     configuration: &str,
@@ -274,7 +274,7 @@ pub async fn find_configuration(
 }
 
 /// Metadata of the Namespace, as it is now; `None` when it does not exist.
-pub async fn read_namespace(
+pub(crate) async fn read_namespace(
     client: &Client,
     name: &names::Namespace,
 ) -> Result<Option<ObjectMeta>, ApplyError> {
@@ -285,7 +285,7 @@ pub async fn read_namespace(
 
 /// Reads the Configuration that owns a Revision, as it is now; `None` when there is none, or when
 /// no object can have this name.
-pub async fn read_configuration(
+pub(crate) async fn read_configuration(
     client: &Client,
     namespace: &names::Namespace,
     configuration: &str,
@@ -299,7 +299,7 @@ pub async fn read_configuration(
 }
 
 /// Asks the API server itself whether the Image exists.
-pub async fn find_image(
+pub(crate) async fn find_image(
     client: &Client,
     namespace: &str,
     image: &str,
@@ -309,14 +309,17 @@ pub async fn find_image(
 }
 
 /// Asks the API server itself for the names of all Revisions of a namespace.
-pub async fn revision_names(client: &Client, namespace: &str) -> Result<Vec<String>, ApplyError> {
+pub(crate) async fn revision_names(
+    client: &Client,
+    namespace: &str,
+) -> Result<Vec<String>, ApplyError> {
     let api: Api<Revision> = Api::namespaced(client.clone(), namespace);
     let listed = bounded(api.list_metadata(&ListParams::default())).await?;
     Ok(listed.items.into_iter().filter_map(|one| one.metadata.name).collect())
 }
 
 /// Asks the API server itself whether the Node exists.
-pub async fn find_node(client: &Client, node: &str) -> Result<Presence, ApplyError> {
+pub(crate) async fn find_node(client: &Client, node: &str) -> Result<Presence, ApplyError> {
     let api: Api<Node> = Api::all(client.clone());
     find(node, api.get_metadata(node)).await
 }
@@ -343,7 +346,7 @@ fn absence(status: &Status, name: &str) -> Presence {
 
 /// Whether Knative's types are served and are to stay: a type whose CRD is being removed is still
 /// listed, and its objects vanish one by one, but nothing can be made of it any more.
-pub async fn knative_is_served(client: &Client) -> Result<bool, ApplyError> {
+pub(crate) async fn knative_is_served(client: &Client) -> Result<bool, ApplyError> {
     for (group_version, plural) in [
         (Revision::api_version(&()), Revision::plural(&())),
         (KnativeImage::api_version(&()), KnativeImage::plural(&())),
@@ -365,7 +368,7 @@ pub async fn knative_is_served(client: &Client) -> Result<bool, ApplyError> {
 
 /// A Warning about an object, in the Event's own terms.
 #[derive(Clone, Debug)]
-pub struct Warning<'a> {
+pub(crate) struct Warning<'a> {
     /// Name of the Event; the same again is written once.
     pub name: String,
     /// One typed word.
@@ -377,7 +380,7 @@ pub struct Warning<'a> {
 }
 
 /// Writes an Event on a Revision, unless one of this name exists.
-pub async fn publish_event(
+pub(crate) async fn publish_event(
     client: &Client,
     revision: &Revision,
     warning: Warning<'_>,

@@ -7,13 +7,13 @@
 //! live objects before it deletes anything. `image_status` writes the Images' statuses, `events`
 //! the Events. `ca_publication` publishes the CA that signs what admission and sessions serve.
 
-pub mod args;
+pub(crate) mod args;
 pub mod ca_publication;
-pub mod election;
+pub(crate) mod election;
 mod events;
 mod garbage_collection;
 mod image_status;
-pub mod metrics;
+pub(crate) mod metrics;
 mod owners;
 mod reconcile;
 mod refused_namespaces;

@@ -5,6 +5,6 @@ mod place;
 mod socket;
 mod tls;
 
-pub use place::{ConnectionLimits, Place, Places};
-pub use socket::listen;
-pub use tls::{Accepted, Connection, HandshakeError, TlsListener, accept};
+pub(crate) use place::{ConnectionLimits, Place, Places};
+pub(crate) use socket::listen;
+pub(crate) use tls::{Accepted, Connection, HandshakeError, TlsListener, accept};

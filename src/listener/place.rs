@@ -15,7 +15,7 @@ use imagewarm_core::throttle::connections::{ConnectionId, Connections, Limits};
 
 /// Limits of the connections of one listener.
 #[derive(Clone, Copy, Debug)]
-pub struct ConnectionLimits {
+pub(crate) struct ConnectionLimits {
     /// How many may be open.
     pub open: Limits,
     /// How long a connection may remain unproven.
@@ -24,7 +24,7 @@ pub struct ConnectionLimits {
 
 /// The places of one listener.
 #[derive(Clone)]
-pub struct Places {
+pub(crate) struct Places {
     limits: ConnectionLimits,
     shared: Arc<Mutex<Shared>>,
     /// Connections that were closed for others.
@@ -39,14 +39,14 @@ struct Shared {
 
 impl Places {
     /// No connection is open. Counts displaced ones in `displaced`.
-    pub fn new(limits: ConnectionLimits, displaced: Counter) -> Self {
+    pub(crate) fn new(limits: ConnectionLimits, displaced: Counter) -> Self {
         let connections = Connections::new(limits.open);
         let shared = Arc::new(Mutex::new(Shared { connections, close: HashMap::new() }));
         Places { limits, shared, displaced }
     }
 
     /// A place for a connection from this address; closes another one if there is none.
-    pub fn take(&self, address: IpAddr) -> Place {
+    pub(crate) fn take(&self, address: IpAddr) -> Place {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let (id, displaced) = shared.connections.open(address);
         if let Some(close) = displaced.and_then(|id| shared.close.remove(&id)) {
@@ -67,7 +67,7 @@ impl Places {
 
 /// The place of one connection, which is freed when the last clone is dropped.
 #[derive(Clone)]
-pub struct Place(Arc<Taken>);
+pub(crate) struct Place(Arc<Taken>);
 
 struct Taken {
     id: ConnectionId,
@@ -79,7 +79,7 @@ struct Taken {
 
 impl Place {
     /// The peer has shown that it may call: the connection stays open. Closes it when too many are.
-    pub fn prove(&self) {
+    pub(crate) fn prove(&self) {
         if self.is_proven() {
             return;
         }
@@ -92,7 +92,7 @@ impl Place {
     }
 
     /// Closes the connection.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.0.closed.cancel();
     }
 
@@ -101,7 +101,7 @@ impl Place {
     }
 
     /// Returns when the connection is to be closed: it was displaced, or did not prove itself.
-    pub async fn ended(self) {
+    pub(crate) async fn ended(self) {
         tokio::select! {
             () = self.0.closed.cancelled() => return,
             () = tokio::time::sleep_until(self.0.deadline) => {}

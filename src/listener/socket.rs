@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}")]
-pub struct ListenError {
+pub(crate) struct ListenError {
     /// The requested address.
     pub address: SocketAddr,
     /// The error of the operating system.
@@ -16,7 +16,7 @@ pub struct ListenError {
 }
 
 /// Listens on `address`; `[::]` falls back to `0.0.0.0` on machines without IPv6.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let result = match TcpListener::bind(address).await {
         // Without IPv6 the error has no specific kind; IPv4 would fail with these two as well.
         Err(error)

@@ -21,7 +21,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// A listening socket whose connections speak TLS.
-pub struct TlsListener {
+pub(crate) struct TlsListener {
     listener: TcpListener,
     tls: TlsAcceptor,
     places: Places,
@@ -29,12 +29,12 @@ pub struct TlsListener {
 
 impl TlsListener {
     /// Connections take their places in `places`.
-    pub fn new(listener: TcpListener, tls: Arc<ServerConfig>, places: Places) -> Self {
+    pub(crate) fn new(listener: TcpListener, tls: Arc<ServerConfig>, places: Places) -> Self {
         TlsListener { listener, tls: TlsAcceptor::from(tls), places }
     }
 
     /// The next connection, before its handshake. May be dropped at any time without losing one.
-    pub async fn accept(&self) -> Accepted {
+    pub(crate) async fn accept(&self) -> Accepted {
         let (stream, place) = accept(&self.listener, &self.places).await;
         Accepted { stream, place, tls: self.tls.clone() }
     }
@@ -42,7 +42,7 @@ impl TlsListener {
 
 /// The next connection of a listener, and its place. Connections never wait in the kernel's queue,
 /// which is first come, first served.
-pub async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, Place) {
+pub(crate) async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, Place) {
     let mut backoff = Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF);
     loop {
         match listener.accept().await {
@@ -61,7 +61,7 @@ pub async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, Plac
 }
 
 /// A connection that was accepted, and counts against the limit.
-pub struct Accepted {
+pub(crate) struct Accepted {
     stream: TcpStream,
     place: Place,
     tls: TlsAcceptor,
@@ -69,7 +69,7 @@ pub struct Accepted {
 
 /// Why a handshake did not succeed.
 #[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
+pub(crate) enum HandshakeError {
     /// The peer broke off, or does not speak TLS as this server does.
     #[error(transparent)]
     Failed(#[from] io::Error),
@@ -83,7 +83,7 @@ pub enum HandshakeError {
 
 impl Accepted {
     /// Does the handshake, within `limit`.
-    pub async fn handshake(self, limit: Duration) -> Result<Connection, HandshakeError> {
+    pub(crate) async fn handshake(self, limit: Duration) -> Result<Connection, HandshakeError> {
         let mut ended: Ended = Box::pin(self.place.clone().ended());
         tokio::select! {
             () = &mut ended => Err(HandshakeError::Displaced),
@@ -98,7 +98,7 @@ impl Accepted {
 type Ended = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A TLS connection. Keeps its place until it is dropped; its reads fail once that is over.
-pub struct Connection {
+pub(crate) struct Connection {
     tls: TlsStream<TcpStream>,
     place: Place,
     ended: Option<Ended>,
@@ -106,7 +106,7 @@ pub struct Connection {
 
 impl Connection {
     /// Its place.
-    pub fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         self.place.clone()
     }
 }

@@ -7,7 +7,7 @@ use tokio::task::{JoinError, JoinHandle};
 
 /// A part that runs on one thread for each core, with timers and sockets of their own. It ends when
 /// this is dropped.
-pub struct OwnThreads<T> {
+pub(super) struct OwnThreads<T> {
     threads: Option<Runtime>,
     part: JoinHandle<T>,
 }
@@ -19,7 +19,10 @@ impl<T: Send + 'static> OwnThreads<T> {
     /// # Errors
     ///
     /// When the operating system has no more threads or files.
-    pub fn start(name: &str, part: impl Future<Output = T> + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(
+        name: &str,
+        part: impl Future<Output = T> + Send + 'static,
+    ) -> io::Result<Self> {
         let threads = Builder::new_multi_thread().thread_name(name).enable_all().build()?;
         let part = threads.spawn(part);
         Ok(OwnThreads { threads: Some(threads), part })
@@ -30,7 +33,7 @@ impl<T: Send + 'static> OwnThreads<T> {
     /// # Errors
     ///
     /// When it panicked.
-    pub async fn ended(mut self) -> Result<T, JoinError> {
+    pub(super) async fn ended(mut self) -> Result<T, JoinError> {
         (&mut self.part).await
     }
 }

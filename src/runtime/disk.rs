@@ -9,7 +9,7 @@ use std::path::Path;
 use imagewarm_core::runtime::Space;
 
 /// The space on the file system of `folder`.
-pub fn space_of(folder: &Path) -> io::Result<Space> {
+pub(crate) fn space_of(folder: &Path) -> io::Result<Space> {
     let stat = statvfs(folder)?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     Ok(Space { free_bytes: bytes(stat.f_bavail), capacity_bytes: bytes(stat.f_blocks) })
@@ -17,7 +17,7 @@ pub fn space_of(folder: &Path) -> io::Result<Space> {
 
 /// Whether `folder` is the root of an overlay, as a container's root file system is. Such a root
 /// shares the space of the file system where the runtime stores its layers.
-pub fn is_overlay(folder: &Path) -> bool {
+pub(crate) fn is_overlay(folder: &Path) -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     kind_of(&mounts, folder) == Some("overlay")
 }

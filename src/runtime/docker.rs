@@ -31,7 +31,7 @@ const REQUEST_TIMEOUT_SECONDS: u64 = 30;
 const PULL_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A Docker Engine.
-pub struct Docker {
+pub(crate) struct Docker {
     client: bollard::Docker,
     version: OnceCell<RuntimeVersion>,
 }
@@ -44,7 +44,7 @@ impl fmt::Debug for Docker {
 
 impl Docker {
     /// The engine behind this socket; it may become available later.
-    pub fn connect(socket: &Path) -> Result<Self, EndpointError> {
+    pub(crate) fn connect(socket: &Path) -> Result<Self, EndpointError> {
         let client = socket
             .to_str()
             .ok_or_else(|| EndpointError::Scheme(quoted(&socket.display().to_string())))

@@ -2,8 +2,8 @@
 //! retries are in `warmer/`.
 
 pub mod cri;
-pub mod disk;
-pub mod docker;
+pub(crate) mod disk;
+pub(crate) mod docker;
 mod endpoint;
 mod endpoint_error;
 #[cfg(test)]

@@ -26,11 +26,11 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF: Duration = Duration::from_millis(300);
 
 /// A future of a [`CredentialSource`].
-pub type CredentialFuture<'a> =
+pub(crate) type CredentialFuture<'a> =
     Pin<Box<dyn Future<Output = Result<Vec<Credential>, Refusal>> + Send + 'a>>;
 
 /// A source of credentials.
-pub trait CredentialSource: Send + Sync + 'static {
+pub(crate) trait CredentialSource: Send + Sync + 'static {
     /// Credentials for `image`, in the order in which they are to be tried.
     fn resolve<'a>(
         &'a self,
@@ -41,13 +41,13 @@ pub trait CredentialSource: Send + Sync + 'static {
 }
 
 /// The Secrets of the API server. A read that fails is retried a few times.
-pub struct ApiServerCredentials {
+pub(crate) struct ApiServerCredentials {
     client: Client,
 }
 
 impl ApiServerCredentials {
     /// Reads through `client`.
-    pub fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client) -> Self {
         ApiServerCredentials { client }
     }
 }
@@ -96,7 +96,7 @@ type Resolution = Shared<BoxFuture<'static, Resolved>>;
 
 /// Resolves [`CredentialRequest`]s. Cheap to clone.
 #[derive(Clone)]
-pub struct CredentialResolver {
+pub(crate) struct CredentialResolver {
     source: Arc<dyn CredentialSource>,
     permits: Arc<Semaphore>,
     cache: Arc<Mutex<HashMap<Key, (Instant, Resolution)>>>,
@@ -104,7 +104,7 @@ pub struct CredentialResolver {
 
 impl CredentialResolver {
     /// A resolver that reads from `source`.
-    pub fn new(source: Arc<dyn CredentialSource>) -> Self {
+    pub(crate) fn new(source: Arc<dyn CredentialSource>) -> Self {
         CredentialResolver {
             source,
             permits: Arc::new(Semaphore::new(IN_FLIGHT)),
@@ -113,7 +113,10 @@ impl CredentialResolver {
     }
 
     /// Credentials for the request, in the order in which they are to be tried.
-    pub async fn resolve(&self, request: &CredentialRequest) -> Result<Vec<Credential>, Refusal> {
+    pub(crate) async fn resolve(
+        &self,
+        request: &CredentialRequest,
+    ) -> Result<Vec<Credential>, Refusal> {
         let key = (request.namespace.clone(), request.identities.clone(), request.image.clone());
         let resolution = {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,7 +146,7 @@ impl CredentialResolver {
 
     /// Drops expired results. Call it from time to time: otherwise they stay until the next
     /// request.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.retain(|_, (began, _)| began.elapsed() < CACHE_LIFETIME);
     }

@@ -4,12 +4,12 @@
 //! server. What should exist is decided elsewhere.
 
 mod accept;
-pub mod credentials;
-pub mod dispatcher;
+pub(crate) mod credentials;
+pub(crate) mod dispatcher;
 pub mod metrics;
 mod pull_contexts;
-pub mod server;
-pub mod status_writer;
+pub(crate) mod server;
+pub(crate) mod status_writer;
 mod stream;
 
 use std::net::SocketAddr;

@@ -287,7 +287,7 @@ impl Reader {
 }
 
 /// The messages to one warmer. Dropping it stops the reader.
-pub struct SessionStream {
+pub(crate) struct SessionStream {
     messages: mpsc::Receiver<Outgoing>,
     _end: DropGuard,
 }

@@ -36,10 +36,11 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
 /// A future of a [`StatusSink`] method.
-pub type SinkFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ApplyError>> + Send + 'a>>;
+pub(crate) type SinkFuture<'a, T> =
+    Pin<Box<dyn Future<Output = Result<T, ApplyError>> + Send + 'a>>;
 
 /// Where statuses are stored.
-pub trait StatusSink: Send + Sync + 'static {
+pub(crate) trait StatusSink: Send + Sync + 'static {
     /// Replaces the status of exactly this version of `warm`. Returns the stored object.
     fn write<'a>(
         &'a self,
@@ -52,13 +53,13 @@ pub trait StatusSink: Send + Sync + 'static {
 }
 
 /// The API server as a [`StatusSink`].
-pub struct ApiServerSink {
+pub(crate) struct ApiServerSink {
     client: Client,
 }
 
 impl ApiServerSink {
     /// Writes through `client`.
-    pub fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client) -> Self {
         ApiServerSink { client }
     }
 }
@@ -79,7 +80,7 @@ impl StatusSink for ApiServerSink {
 
 /// The bounded writer. Cheap to clone.
 #[derive(Clone)]
-pub struct StatusWriter {
+pub(crate) struct StatusWriter {
     pending: Arc<Mutex<Pending>>,
     wake: Arc<Notify>,
     sink: Arc<dyn StatusSink>,
@@ -88,7 +89,7 @@ pub struct StatusWriter {
 
 impl StatusWriter {
     /// A writer into `sink`; it does nothing before [`StatusWriter::run`].
-    pub fn new(sink: Arc<dyn StatusSink>, metrics: DispatchMetrics) -> Self {
+    pub(crate) fn new(sink: Arc<dyn StatusSink>, metrics: DispatchMetrics) -> Self {
         StatusWriter { pending: Arc::default(), wake: Arc::default(), sink, metrics }
     }
 
@@ -97,23 +98,23 @@ impl StatusWriter {
     }
 
     /// Queues a report. A final one replaces any queued one; progress never replaces a final one.
-    pub fn submit(&self, uid: &Uid, warm: Arc<CachedImageWarm>, report: Report) {
+    pub(crate) fn submit(&self, uid: &Uid, warm: Arc<CachedImageWarm>, report: Report) {
         self.lock().submit(uid, Intent { warm, report }, Instant::now());
         self.wake.notify_one();
     }
 
     /// Drops the report of an object that is deleted or terminating: nobody will read it.
-    pub fn forget(&self, uid: &str) {
+    pub(crate) fn forget(&self, uid: &str) {
         self.lock().forget(uid);
     }
 
     /// Drops everything that is queued or retried: this replica no longer leads.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.lock().clear();
     }
 
     /// Writes until `shutdown`, then the queued final states. The caller limits the time for these.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut writes = JoinSet::new();
         let mut delays = JoinSet::new();
         let mut pace = interval(PROGRESS_INTERVAL);

@@ -36,7 +36,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings of the health server.
 #[derive(clap::Args, Clone, Debug)]
-pub struct HealthArgs {
+pub(crate) struct HealthArgs {
     /// Address that serves /livez, /readyz and /metrics over plain HTTP
     #[arg(
         long,
@@ -53,13 +53,13 @@ type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// Named checks that must all pass before the program receives work. Each runs for every probe, so
 /// it must be cheap, and may fail again.
 #[derive(Clone, Default)]
-pub struct Readiness {
+pub(crate) struct Readiness {
     checks: Vec<(&'static str, Check)>,
 }
 
 impl Readiness {
     /// Adds a check; its error is a short text that states what is missing.
-    pub fn with(
+    pub(crate) fn with(
         mut self,
         name: &'static str,
         check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
@@ -69,7 +69,7 @@ impl Readiness {
     }
 
     /// Whether all checks pass, and the list of their results as text.
-    pub fn report(&self) -> (bool, String) {
+    pub(crate) fn report(&self) -> (bool, String) {
         let mut ready = true;
         let mut text = String::new();
         for (name, check) in &self.checks {
@@ -94,7 +94,7 @@ struct Health {
 }
 
 /// The routes of the three endpoints.
-pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
+pub(crate) fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
@@ -103,7 +103,7 @@ pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
 }
 
 /// Serves until `stop`, then completes responses in progress within the drain timeout.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let open = Limits { unproven: CONNECTIONS, proven: 0 };
     let limits = ConnectionLimits { open, proof: CONNECTION_LIFETIME };
     let places = Places::new(limits, Counter::default());

@@ -11,7 +11,7 @@ use imagewarm_core::image::quoted::{MESSAGE_MAX, Quoted, printable, quoted};
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// Text for people.
     #[default]
     Text,
@@ -21,7 +21,7 @@ pub enum LogFormat {
 
 /// Which events are logged: a level, or the filter language of `tracing`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogFilter(String);
+pub(crate) struct LogFilter(String);
 
 impl LogFilter {
     fn directives(&self) -> String {
@@ -54,7 +54,7 @@ impl FromStr for LogFilter {
 
 /// Why logging cannot be initialized.
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
+pub(crate) enum LogError {
     /// The filter is invalid.
     #[error(
         "{text} is not a log filter ({detail}): use off, error, warn, info, debug, trace, or \
@@ -79,7 +79,7 @@ impl LogError {
 
 /// Settings of logs.
 #[derive(clap::Args, Clone, Debug)]
-pub struct LogArgs {
+pub(crate) struct LogArgs {
     /// Format of log lines: `text` for people, `json` with one object per line for log collectors
     #[arg(
         long,
@@ -107,7 +107,7 @@ pub struct LogArgs {
 }
 
 /// Initializes logging; once per process.
-pub fn init(args: &LogArgs) -> Result<(), LogError> {
+pub(crate) fn init(args: &LogArgs) -> Result<(), LogError> {
     let filter = EnvFilter::try_new(args.log_level.directives())
         .map_err(|error| LogError::filter(&args.log_level.0, &error.to_string()))?;
     let builder =

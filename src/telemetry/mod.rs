@@ -1,6 +1,6 @@
 //! Logs, metrics and health endpoints of a running program.
 
 pub mod certificates;
-pub mod health;
-pub mod logs;
+pub(crate) mod health;
+pub(crate) mod logs;
 pub mod metrics;

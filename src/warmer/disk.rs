@@ -20,7 +20,7 @@ const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
 type Measure = dyn Fn(&Path) -> io::Result<Space> + Send + Sync;
 
 /// Prevents pulls from filling the node's disk.
-pub struct DiskGuard {
+pub(super) struct DiskGuard {
     measure: Box<Measure>,
     /// Percentage that must stay free.
     keep_free: u8,
@@ -39,7 +39,7 @@ enum Seen {
 
 impl DiskGuard {
     /// A guard of the file system of `named` or, without it, of the one that the runtime reports.
-    pub fn new(keep_free: u8, named: Option<PathBuf>) -> Self {
+    pub(super) fn new(keep_free: u8, named: Option<PathBuf>) -> Self {
         Self::with_measure(keep_free, named, Box::new(space_of))
     }
 
@@ -48,13 +48,17 @@ impl DiskGuard {
     }
 
     /// Why `wanted_bytes` more do not fit; `None` also if the free space is unknown.
-    pub async fn shortage(&self, runtime: &dyn Runtime, wanted_bytes: u64) -> Option<String> {
+    pub(super) async fn shortage(
+        &self,
+        runtime: &dyn Runtime,
+        wanted_bytes: u64,
+    ) -> Option<String> {
         shortage(self.space(runtime).await?, wanted_bytes, self.keep_free)
     }
 
     /// Returns once less space is free than required: an image may be larger than its assumed
     /// size.
-    pub async fn until_low(&self, runtime: &dyn Runtime) -> String {
+    pub(super) async fn until_low(&self, runtime: &dyn Runtime) -> String {
         loop {
             tokio::time::sleep(MEASURE_INTERVAL).await;
             let space = self.space(runtime).await;

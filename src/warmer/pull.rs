@@ -28,7 +28,7 @@ const ALIVE: Duration = Duration::from_secs(2);
 
 /// Timeouts of a pull.
 #[derive(Clone, Copy, Debug)]
-pub struct PullTimeouts {
+pub(super) struct PullTimeouts {
     /// Without progress, for a runtime that reports progress.
     pub idle: Duration,
     /// In total, with all credentials.
@@ -36,7 +36,7 @@ pub struct PullTimeouts {
 }
 
 /// An event of a running job.
-pub enum JobEvent {
+pub(super) enum JobEvent {
     /// It needs a grant.
     GrantRequested(Uid, oneshot::Sender<PullGrant>),
     /// Its pull is running.
@@ -44,7 +44,7 @@ pub enum JobEvent {
 }
 
 /// Runs `job` to its end. Dropping the future stops it.
-pub async fn run(
+pub(super) async fn run(
     job: &Job,
     runtime: Arc<dyn Runtime>,
     disk: &DiskGuard,

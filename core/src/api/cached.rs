@@ -399,6 +399,17 @@ mod tests {
     }
 
     #[test]
+    fn unused_parts_go_when_as_many_again_were_added() {
+        let mut pool = Pool::<u64>::default();
+        let kept: Vec<_> = (0..FIRST_SWEEP as u64).map(|at| pool.share(at)).collect();
+        let added: Vec<u64> = (0..FIRST_SWEEP as u64).map(|at| at + 1_000_000).collect();
+        added.iter().for_each(|at| drop(pool.share(*at)));
+        assert_eq!(pool.parts.len(), 2 * kept.len(), "swept too early");
+        pool.share(9_999_999);
+        assert_eq!(pool.parts.len(), kept.len() + 1);
+    }
+
+    #[test]
     fn neighbours_share_what_they_have_in_common() {
         let mut shared = Shared::default();
         let (a, b) = (

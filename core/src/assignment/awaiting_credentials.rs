@@ -142,3 +142,23 @@ impl Index {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_are_spread_over_half_an_interval() {
+        let mut awaiting = AwaitingCredentials::default();
+        for at in 0..1_000 {
+            awaiting.schedule(&format!("u{at}").into(), 0);
+        }
+        let due = || awaiting.due.values().copied();
+        let latest = RECHECK_INTERVAL_MS + RECHECK_INTERVAL_MS / 2;
+        assert!(due().all(|at| (RECHECK_INTERVAL_MS..latest).contains(&at)));
+        // Of a thousand that are spread evenly, some are in the first and some in the last tenth.
+        let tenth = RECHECK_INTERVAL_MS / 20;
+        assert!(due().any(|at| at < RECHECK_INTERVAL_MS + tenth));
+        assert!(due().any(|at| at >= latest - tenth));
+    }
+}

@@ -117,10 +117,25 @@ fn assign(index: &mut Index, assignments: &[(&str, &str)]) {
 }
 
 #[test]
+fn the_welcome_says_what_the_leader_speaks_and_whom_it_takes_the_warmer_for() {
+    let mut index = index(9);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
+    let welcome = index.take_effects().into_iter().find_map(|effect| match effect {
+        Effect::Send(1, ToWarmer::Welcome(welcome)) => Some(welcome),
+        _ => None,
+    });
+    let welcome = welcome.unwrap();
+    assert_eq!((welcome.protocol_version, &*welcome.node_name), (PROTOCOL_VERSION, "a"));
+    assert_eq!(welcome.controller_version, env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
 fn a_node_gets_its_own_assignments_and_then_synced_at_every_opening() {
     let mut index = index(9);
     index.open(1, &"a".into(), &hello(1, &[]), 0);
     assert_eq!(described(&mut index), ["1 welcome", "1 assign a1", "1 assign a2", "1 synced"]);
+    assert_eq!(index.node_of(1).map(|node| &**node), Some("a"));
+    assert_eq!(index.node_of(2), None);
     index.close(1, 5);
     assert!(described(&mut index).is_empty(), "a lost stream changes no status");
     index.open(2, &"a".into(), &hello(2, &[]), 10);

@@ -108,6 +108,12 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_joined_by_one_dash() {
+        let named = name("app:_v1", "-node-");
+        assert!(named.starts_with("app-v1-node-"), "{named}");
+    }
+
+    #[test]
     fn spellings_of_one_image_have_one_name() {
         assert_eq!(name("app", "a"), name("index.docker.io/library/app:latest", "a"));
     }

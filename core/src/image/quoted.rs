@@ -73,6 +73,12 @@ impl fmt::Debug for Quoted {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn in_errors_that_are_debugged_it_is_as_printed() {
+        let text = super::quoted("a\nb");
+        assert_eq!(format!("{text:?}"), text.to_string());
+    }
+
     use proptest::prelude::*;
 
     use super::*;

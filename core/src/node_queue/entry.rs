@@ -323,3 +323,19 @@ pub(super) fn absent(uid: &str, reason: Reason, message: String, now: Now) -> Ou
         ..Outcome::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_five_minutes_and_faster_where_somebody_has_to_act() {
+        let delays = |reason| [1, 2, 3, 4, 5, 9, 99].map(|tries| retry_delay(tries, reason, 0.5));
+        let transient = [1_000, 2_000, 4_000, 8_000, 16_000, 256_000, 300_000];
+        assert_eq!(delays(Reason::RegistryUnreachable), transient);
+        let by_user = [10_000, 40_000, 160_000, 300_000, 300_000, 300_000, 300_000];
+        assert_eq!(delays(Reason::Unauthorized), by_user);
+        let jitter = [0.0, 1.0].map(|jitter| retry_delay(1, Reason::TimedOut, jitter));
+        assert_eq!(jitter, [750, 1_250]);
+    }
+}

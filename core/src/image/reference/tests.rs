@@ -168,3 +168,11 @@ fn references_are_ordered_as_their_texts() {
     all.sort();
     assert_eq!(all, [first, second]);
 }
+
+#[test]
+fn maps_of_references_can_be_asked_by_the_canonical_name() {
+    let known: std::collections::HashSet<Reference> =
+        ["app", "r.test/a:v1"].iter().map(|name| Reference::parse(name).unwrap()).collect();
+    assert!(known.contains("docker.io/library/app:latest") && known.contains("r.test/a:v1"));
+    assert!(!known.contains("app") && !known.contains(""));
+}

@@ -133,6 +133,7 @@ fn a_full_disk_is_reported_once_and_checked_often() {
     assert_eq!(now, 5 * 15_000);
     assert_eq!(reports.len(), 1, "{reports:?}");
     assert_eq!((reports[0].reason.as_str(), reports[0].message.as_str()), ("DiskPressure", "full"));
+    assert_eq!(reports[0].retry_at_unix_ms, 15_000);
     assert_eq!(pulled(&mut queue, now, held(true)).reason, "Pulled");
 }
 

@@ -12,7 +12,12 @@ use imagewarm_core::runtime::Space;
 pub(crate) fn space_of(folder: &Path) -> io::Result<Space> {
     let stat = statvfs(folder)?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Ok(Space { free_bytes: bytes(stat.f_bavail), capacity_bytes: bytes(stat.f_blocks) })
+    Ok(Space {
+        free_bytes: bytes(stat.f_bavail),
+        capacity_bytes: bytes(stat.f_blocks),
+        free_inodes: stat.f_favail,
+        inodes: stat.f_files,
+    })
 }
 
 /// Whether `folder` is the root of an overlay, as a container's root file system is. Such a root

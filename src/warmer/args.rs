@@ -60,10 +60,11 @@ pub struct WarmerArgs {
     #[arg(long, env = "IMAGEWARM_MAX_PULLS_PER_REGISTRY", default_value_t = 4, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub max_pulls_per_registry: u16,
 
-    /// Percentage of the runtime's image file system that must stay free: no pull begins that would
-    /// go below it. Set it above the part left free at the kubelet's `imageGCHighThresholdPercent`
-    /// (85 by default), so that warming never makes the kubelet remove images
-    #[arg(long, env = "IMAGEWARM_KEEP_FREE_DISK", default_value = "15%", value_name = "PERCENT", value_parser = settings::percentage)]
+    /// Percentage of the runtime's image file system that must stay free, and half of it of the inodes: no
+    /// pull begins that would go below it, and one that does is stopped. Keep it clear of what the kubelet
+    /// starts to act on: by default 15% (`imageGCHighThresholdPercent` 85, eviction below 15% of the image
+    /// file system), so that warming never makes the kubelet remove images or evict Pods
+    #[arg(long, env = "IMAGEWARM_KEEP_FREE_DISK", default_value = "20%", value_name = "PERCENT", value_parser = settings::percentage)]
     pub keep_free_disk: u8,
 
     /// Space that a pull is assumed to need until a node has reported the size of the image

@@ -15,7 +15,7 @@ use imagewarm_core::runtime::Space;
 const OWN_ROOT: &str = "/";
 
 /// Interval of measurements while a pull runs.
-const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
 type Measure = dyn Fn(&Path) -> io::Result<Space> + Send + Sync;
 
@@ -139,7 +139,9 @@ mod tests {
         let filling = move |_: &Path| {
             let mut measurements = measurements.lock().unwrap();
             *measurements += 1;
-            Ok(Space { free_bytes: 100_000_000 / *measurements, capacity_bytes: 200_000_000 })
+            let (free_inodes, inodes) = (0, 0);
+            let free_bytes = 100_000_000 / *measurements;
+            Ok(Space { free_bytes, capacity_bytes: 200_000_000, free_inodes, inodes })
         };
         let guard = DiskGuard::with_measure(30, Some("/".into()), Box::new(filling));
         let runtime = FakeRuntime::default();

@@ -14,6 +14,7 @@ mod conformance;
 mod containerd;
 mod convergence;
 mod deploys;
+mod dispatch_port;
 mod failures;
 mod flow;
 mod herd;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         containerd::TESTS,
         convergence::TESTS,
         deploys::TESTS,
+        dispatch_port::TESTS,
         failures::TESTS,
         flow::TESTS,
         herd::TESTS,

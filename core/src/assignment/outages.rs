@@ -2,7 +2,7 @@
 //! attempt may be minutes away. Instead one of the failed pulls of the registry is tried again every
 //! few seconds; once the registry has answered any node, all of them are.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Effect, Index};
 use crate::api::Reason;
@@ -29,12 +29,13 @@ pub(super) struct Outages {
     failed: HashMap<Uid, Failed>,
     /// Registries that have answered, or of which a node holds an image.
     known: HashSet<String>,
+    turns: u64,
 }
 
 #[derive(Debug, Default)]
 struct Registry {
-    /// In the order in which they are tried.
-    failed: VecDeque<Uid>,
+    /// By turn: the first is tried next.
+    failed: BTreeMap<u64, Uid>,
     probes: u32,
     probe_at: i64,
     release_at: i64,
@@ -43,6 +44,7 @@ struct Registry {
 #[derive(Debug)]
 struct Failed {
     registry: String,
+    turn: u64,
     releases: u32,
     not_before: i64,
 }
@@ -64,20 +66,22 @@ impl Outages {
             return;
         }
         self.forget(uid);
-        let failed = Failed { registry: registry.to_owned(), releases: 0, not_before: now };
+        self.turns += 1;
+        let turn = self.turns;
+        let failed = Failed { registry: registry.to_owned(), turn, releases: 0, not_before: now };
         self.failed.insert(uid.clone(), failed);
         let entry = self.registries.entry(registry.to_owned()).or_insert_with(|| Registry {
             probe_at: now + PROBE_INTERVAL_MS,
             ..Registry::default()
         });
-        entry.failed.push_back(uid.clone());
+        entry.failed.insert(turn, uid.clone());
     }
 
     /// The assignment is gone, or its pull no longer fails for the registry's sake.
     pub(super) fn forget(&mut self, uid: &str) {
         let Some(failed) = self.failed.remove(uid) else { return };
         if let Some(registry) = self.registries.get_mut(&failed.registry) {
-            registry.failed.retain(|other| other != uid);
+            registry.failed.remove(&failed.turn);
             if registry.failed.is_empty() {
                 self.registries.remove(&failed.registry);
             }
@@ -99,7 +103,7 @@ impl Outages {
         }
         entry.release_at = now + RELEASE_INTERVAL_MS;
         let mut released = Vec::new();
-        for uid in &entry.failed {
+        for uid in entry.failed.values() {
             let Some(failed) = self.failed.get_mut(uid) else { continue };
             if failed.not_before <= now {
                 let delay = FIRST_DELAY_MS << failed.releases.min(16);
@@ -114,12 +118,16 @@ impl Outages {
     /// One pull of each registry that is due.
     fn probes(&mut self, now: i64) -> Vec<Uid> {
         let due = self.registries.iter_mut().filter(|(_, registry)| registry.probe_at <= now);
+        let (turns, known, failed) = (&mut self.turns, &self.known, &mut self.failed);
         due.filter_map(|(name, registry)| {
-            let doublings = if self.known.contains(name) { 0 } else { registry.probes.min(16) };
+            let doublings = if known.contains(name) { 0 } else { registry.probes.min(16) };
             registry.probes += 1;
             registry.probe_at = now + (PROBE_INTERVAL_MS << doublings).min(LONGEST_DELAY_MS);
-            registry.failed.rotate_left(1);
-            registry.failed.back().cloned()
+            let (_, next) = registry.failed.pop_first()?;
+            *turns += 1;
+            registry.failed.insert(*turns, next.clone());
+            failed.get_mut(&next)?.turn = *turns;
+            Some(next)
         })
         .collect()
     }

@@ -7,8 +7,11 @@ use crate::runtime::Space;
 /// Why `wanted_bytes` more do not fit; `None` when they do. `keep_free` is the percentage of the
 /// file system that must stay free afterwards.
 pub fn shortage(space: Space, wanted_bytes: u64, keep_free: u8) -> Option<String> {
-    let Space { free_bytes, capacity_bytes } = space;
-    let reserved = (u128::from(capacity_bytes) * u128::from(keep_free)).div_ceil(100);
+    if let Some(few) = few_inodes(space, keep_free) {
+        return Some(few);
+    }
+    let Space { free_bytes, capacity_bytes, .. } = space;
+    let reserved = part(capacity_bytes, keep_free);
     if u128::from(free_bytes) >= reserved + u128::from(wanted_bytes) {
         return None;
     }
@@ -23,9 +26,32 @@ pub fn shortage(space: Space, wanted_bytes: u64, keep_free: u8) -> Option<String
     ))
 }
 
+/// The message when too few inodes are free: an image of many small files takes these up before the bytes.
+/// Half the percentage of the bytes stays free, as of the kubelet's thresholds (5% of the inodes, 10
+/// or 15% of the bytes) the one is half of the other or less.
+fn few_inodes(space: Space, keep_free: u8) -> Option<String> {
+    let Space { free_inodes, inodes, .. } = space;
+    let keep_free = keep_free.div_ceil(2);
+    let is_few = inodes > 0 && u128::from(free_inodes) < part(inodes, keep_free);
+    is_few.then(|| {
+        format!(
+            "the image file system has {free_inodes} of {inodes} inodes free, and {keep_free}% has to \
+             stay free"
+        )
+    })
+}
+
+/// So many per cent, rounded up.
+fn part(of: u64, percent: u8) -> u128 {
+    (u128::from(of) * u128::from(percent)).div_ceil(100)
+}
+
 /// The message when less than `keep_free` percent is free during a pull; `None` otherwise.
 pub fn low(space: Space, keep_free: u8) -> Option<String> {
     shortage(space, 0, keep_free)?;
+    if let Some(few) = few_inodes(space, keep_free) {
+        return Some(format!("the image has many files, or others made them: {few}"));
+    }
     Some(format!(
         "the image turned out to be larger than expected, or others filled the disk: the image file \
          system has {} of {} free, and {keep_free}% has to stay free",
@@ -51,6 +77,27 @@ mod tests {
 
     const MB: u64 = 1_000_000;
 
+    fn bytes(free_bytes: u64, capacity_bytes: u64) -> Space {
+        Space { free_bytes, capacity_bytes, free_inodes: 0, inodes: 0 }
+    }
+
+    #[test]
+    fn inodes_count_as_well_as_bytes() {
+        let space = |free_inodes, inodes| Space { free_inodes, inodes, ..bytes(MB, MB) };
+        for (free, inodes, keep_free, fits) in
+            [(100, 1_000, 20, true), (99, 1_000, 20, false), (0, 0, 20, true), (0, 1_000, 0, true)]
+        {
+            let space = space(free, inodes);
+            assert_eq!(shortage(space, 0, keep_free).is_none(), fits, "{space:?}");
+            assert_eq!(low(space, keep_free).is_none(), fits, "{space:?}");
+        }
+        assert_eq!(
+            low(space(99, 1_000), 20).unwrap(),
+            "the image has many files, or others made them: the image file system has 99 of 1000 \
+             inodes free, and 10% has to stay free"
+        );
+    }
+
     #[test]
     fn a_pull_needs_its_own_room_and_what_is_reserved_free() {
         // free, capacity, wanted (MB), percentage reserved free, whether it may be pulled
@@ -68,19 +115,19 @@ mod tests {
             (1_000, 1_000, 11, 99, false),
         ];
         for (free, capacity, wanted, keep_free, goes) in table {
-            let space = Space { free_bytes: free * MB, capacity_bytes: capacity * MB };
+            let space = bytes(free * MB, capacity * MB);
             let shortage = shortage(space, wanted * MB, keep_free);
             let row = format!("{free} of {capacity}, wanted {wanted}, reserved {keep_free}%");
             assert_eq!(shortage.is_none(), goes, "{row}: {shortage:?}");
         }
-        let huge = Space { free_bytes: u64::MAX, capacity_bytes: u64::MAX };
+        let huge = bytes(u64::MAX, u64::MAX);
         assert_eq!(shortage(huge, 1, 99), None);
         assert!(shortage(huge, u64::MAX, 99).is_some());
     }
 
     #[test]
     fn a_disk_is_low_once_less_is_free_than_has_to_stay() {
-        let space = |free| Space { free_bytes: free * MB, capacity_bytes: 1_000 * MB };
+        let space = |free| bytes(free * MB, 1_000 * MB);
         assert_eq!(low(space(150), 15), None);
         let message = low(space(149), 15).unwrap();
         assert!(
@@ -91,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_shortage_is_stated_in_numbers() {
-        let space = Space { free_bytes: 15_340_000, capacity_bytes: 128 * MB };
+        let space = bytes(15_340_000, 128 * MB);
         insta::assert_snapshot!(
             shortage(space, 512 * MB, 15).unwrap(),
             @"the image file system has 15.3 MB of 128 MB free: the pull is taken to need 512 MB, and 15% (19.2 MB) has to stay free"

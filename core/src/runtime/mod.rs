@@ -71,6 +71,10 @@ pub struct Space {
     pub free_bytes: u64,
     /// Capacity in bytes.
     pub capacity_bytes: u64,
+    /// Inodes available to users other than root.
+    pub free_inodes: u64,
+    /// All inodes; 0 where the file system makes them as they are needed.
+    pub inodes: u64,
 }
 
 /// The digest of `image` among those that the runtime reports: the one of the same repository.

@@ -45,7 +45,7 @@ pub use memory_limit::MemoryLimit;
 pub use namespace::{Namespace, containers, image_warm};
 pub use nodes::Nodes;
 pub use registries::{Proxied, Pushed, Registries};
-pub use streams::{RawStream, Streams};
+pub use streams::{RawStream, Streams, reset_calls};
 pub use system::System;
 pub use warmers::Warmers;
 

@@ -2,6 +2,7 @@
 //! with raw bytes, whatever they mean.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -67,13 +68,21 @@ impl Streams {
         self.system.cluster.token(&token).await
     }
 
-    /// Connects to the dispatch port at this address.
     async fn connect(&self, address: &str) -> Result<Channel> {
+        Ok(self.endpoint(address)?.connect().await?)
+    }
+
+    /// The dispatch port at this address.
+    fn endpoint(&self, address: &str) -> Result<Endpoint> {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(self.controllers.published_ca()?))
             .domain_name(format!("imagewarm-dispatch.{NAMESPACE}.svc"));
-        let endpoint = Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?;
-        Ok(endpoint.connect().await?)
+        Ok(Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?)
+    }
+
+    /// Where connections to the leader are made.
+    pub async fn leader(&self) -> Result<Endpoint> {
+        self.endpoint(&self.controllers.leader_address().await?)
     }
 
     /// Opens a stream to the leader with this token and sends these messages.
@@ -118,6 +127,22 @@ impl Streams {
         let path = http::uri::PathAndQuery::from_static("/imagewarm.dispatch.v1.Dispatch/Session");
         let answer = client.streaming(request, path, Raw).await?;
         Ok((answer.into_inner(), sender))
+    }
+}
+
+/// Makes calls with a token that nobody issued, cancels each once it is sent, and counts them; until the
+/// connection ends.
+pub async fn reset_calls(channel: Channel, count: &AtomicUsize) -> Result<()> {
+    let mut client = tonic::client::Grpc::new(channel);
+    let path = http::uri::PathAndQuery::from_static("/imagewarm.dispatch.v1.Dispatch/Session");
+    loop {
+        client.ready().await?;
+        let mut request = Request::new(tokio_stream::pending::<Vec<u8>>());
+        request.metadata_mut().insert("authorization", bearer("nonsense")?);
+        let call = client.streaming(request, path.clone(), Raw);
+        // Long enough for its head to be sent.
+        let _ = tokio::time::timeout(Duration::from_millis(1), call).await;
+        count.fetch_add(1, Ordering::Relaxed);
     }
 }
 

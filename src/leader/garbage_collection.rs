@@ -94,16 +94,8 @@ impl GarbageCollector {
         if let Some(until) = self.paused_until.filter(|until| *until > Instant::now()) {
             return Some(until);
         }
-        match writes::knative_is_served(&self.client).await {
-            Ok(true) => {}
-            Ok(false) => {
-                tracing::info!("garbage collection paused while Knative's types are not served");
-                return Some(Instant::now() + RECHECK_INTERVAL);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot check whether Knative's types are served");
-                return Some(Instant::now() + RECHECK_INTERVAL);
-            }
+        if !self.knative_is_served().await {
+            return Some(Instant::now() + RECHECK_INTERVAL);
         }
         let mut by_check: BTreeMap<Check, Vec<Deletion>> = BTreeMap::new();
         for deletion in due {
@@ -144,6 +136,20 @@ impl GarbageCollector {
         let again = (retained > 0).then(|| Instant::now() + RECHECK_INTERVAL);
         let rest = (is_rest && deleted > 0).then(Instant::now);
         [again, rest, next].into_iter().flatten().min()
+    }
+
+    async fn knative_is_served(&self) -> bool {
+        let served = writes::knative_is_served(&self.client).await;
+        match &served {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::info!("garbage collection paused while Knative's types are not served");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot check whether Knative's types are served");
+            }
+        }
+        served.unwrap_or(false)
     }
 
     /// The objects that have been orphans for long enough, and when the next ones are due.

@@ -115,7 +115,7 @@ async fn shutdown_signal() -> anyhow::Result<&'static str> {
 mod tests {
     use super::*;
 
-    /// A part that runs until it is told to stop.
+    /// A part that runs until its token is cancelled.
     fn good(parts: &mut Parts) {
         let stop = parts.stop.clone();
         parts.add("good", async move {

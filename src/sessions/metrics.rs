@@ -94,7 +94,13 @@ impl DispatchMetrics {
     /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = DispatchMetrics::default();
-        let all = &metrics;
+        metrics.register_pulls(registry);
+        metrics.register_streams(registry);
+        metrics
+    }
+
+    fn register_pulls(&self, registry: &mut Registry) {
+        let all = self;
         registry.register(
             "dispatch_nodes_connected",
             "Nodes whose warmer has an open stream",
@@ -145,6 +151,10 @@ impl DispatchMetrics {
             "Reads of pull secrets that failed",
             all.credentials_refused.clone(),
         );
+    }
+
+    fn register_streams(&self, registry: &mut Registry) {
+        let all = self;
         registry.register(
             "dispatch_streams_ended",
             "Streams that were rejected or terminated, by reason",
@@ -165,7 +175,6 @@ impl DispatchMetrics {
             "Writes of ImageWarm status, by result",
             all.status_writes.clone(),
         );
-        metrics
     }
 
     pub(super) fn write(&self, result: WriteResult) {

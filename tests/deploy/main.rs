@@ -469,6 +469,10 @@ fn only_warmers_reach_the_dispatch_port_and_they_reach_nothing_else() {
     let ingress = list(&controllers["spec"]["ingress"]);
     let rules: Vec<_> = ingress.iter().map(ports).collect();
     assert_eq!(rules, [[r#""dispatch""#], [r#""webhook""#], [r#""health""#]]);
+    assert_eq!(controllers["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
+    // The API server's usual ports and DNS: where it is, no selector can say.
+    let egress: Vec<_> = list(&controllers["spec"]["egress"]).iter().map(ports).collect();
+    assert_eq!(egress, [vec!["443", "6443", "8443", "16443"], vec!["53", "53"]]);
     let warmers = one("DaemonSet", WARMER)["spec"]["selector"].clone();
     assert_eq!(ingress[0]["from"], json!([{"podSelector": warmers}]));
     let policy = one("NetworkPolicy", WARMER);

@@ -33,7 +33,7 @@ use messages::{account_mark, grant, identity_mark, needs_resend, ready};
 use outages::Outages;
 use sizes::Sizes;
 
-/// Pulls that a node may have running or waiting: twice as many as a warmer can be told to run.
+/// Pulls that a node may have running or waiting: twice as many as a warmer can be set to run.
 const OUTSTANDING_MAX: usize = 128;
 /// Credentials granted to one node in one period: a warmer whose pulls all fail is far below.
 const GRANTS: usize = 200;

@@ -190,7 +190,7 @@ async fn the_worst_bodies_fit_into_the_shipped_memory_limit(world: &World) -> Re
     world.controllers.until_serving("controller-1").await?;
     let panics = panics(world);
     let pid = world.controllers.replicas().first().context("no controller")?.pid();
-    let limit = MemoryLimit::around(pid, shipped_memory_limit()?)?;
+    let limit = MemoryLimit::as_shipped(pid)?;
     let validation = world.admission_port.path(VALIDATION).await?;
     let revisions = world.admission_port.path(REVISIONS_WEBHOOK).await?;
     let bodies = worst_bodies();
@@ -261,15 +261,6 @@ fn worst_bodies() -> Vec<(&'static str, bool, Vec<u8>)> {
         ),
         ("no containers", true, filled(revision(json!({"containers": "FILL"})), "0,")),
     ]
-}
-
-/// The memory limit of the controller in `deploy/`, in bytes.
-fn shipped_memory_limit() -> Result<u64> {
-    let deployment = include_str!("../../deploy/controller/deployment.yaml");
-    let limits = deployment.split("limits:").nth(1).context("no limits")?;
-    let mebibytes = limits.lines().find_map(|line| line.trim().strip_prefix("memory: "));
-    let mebibytes = mebibytes.and_then(|text| text.strip_suffix("Mi")?.parse::<u64>().ok());
-    Ok(mebibytes.context("no memory limit in Mi")? << 20)
 }
 
 /// Any Pod can reach the port. Without a path it is not heard; with one, that an administrator may

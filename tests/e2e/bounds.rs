@@ -1,11 +1,13 @@
 //! Limits that operators set: obeyed at admission, in the fan-out and in repairs, and reported.
 
 use anyhow::{Context, Result, ensure};
-use imagewarm_core::api::Reason;
+use futures::StreamExt;
+use imagewarm_core::api::{ImageWarm, Reason};
 use kube::ResourceExt;
+use kube::api::PostParams;
 use serde_json::{Map, Value, json};
 
-use crate::world::{REPLICAS, World, containers, eventually, image_warm};
+use crate::world::{MemoryLimit, REPLICAS, World, containers, eventually, image_warm};
 
 crate::tests![
     namespaces_may_have_to_opt_in,
@@ -13,6 +15,7 @@ crate::tests![
     a_quota_limits_one_namespace_and_stops_no_other,
     a_revision_beyond_the_rate_limit_is_repaired,
     metadata_is_bounded_by_the_api_server,
+    a_tenant_at_the_limit_takes_bounded_memory,
 ];
 
 async fn namespaces_may_have_to_opt_in(world: &World) -> Result<()> {
@@ -172,6 +175,57 @@ async fn metadata_is_bounded_by_the_api_server(world: &World) -> Result<()> {
         let denial = eventually("it is denied", denial).await.context(field)?;
         ensure!(denial.contains(part), "{field}: {denial}");
     }
+    Ok(())
+}
+
+/// As many ImageWarms as the limit allows, each as large as it can be, in the shipped memory limit.
+async fn a_tenant_at_the_limit_takes_bounded_memory(world: &World) -> Result<()> {
+    const LIMIT: usize = 500;
+    const GROWN_MIB: u64 = 30;
+    let (greedy, other) = (world.namespace("greedy").await?, world.namespace("modest").await?);
+    let app = world.registries.push("modest", "v1").await?;
+    let flags = ["--max-image-warms-per-namespace", "500"];
+    world.controllers.start_only(&["controller-1"], &flags).await?;
+    world.controllers.until_all_connected().await?;
+    let pid = world.controllers.replicas().first().context("no controller")?.pid();
+    let group = MemoryLimit::as_shipped(pid)?;
+    let before = world.controllers.memory()?;
+
+    let mut largest = image_warm(&format!("r.test/{}", "a".repeat(200)), "no-such-node", &[]);
+    let many = |count: usize, value: String| -> Value {
+        (0..count)
+            .map(|at| (format!("example.com/{at}"), json!(value)))
+            .collect::<Map<_, _>>()
+            .into()
+    };
+    largest["metadata"]["labels"] = many(32, "x".repeat(63));
+    largest["metadata"]["annotations"] = many(16, "x".repeat(2_048));
+    let api = greedy.api::<ImageWarm>();
+    let largest: ImageWarm = serde_json::from_value(largest)?;
+    let params = PostParams::default();
+    let create = |_| api.create(&params, &largest);
+    let created: Vec<_> =
+        futures::stream::iter(0..LIMIT).map(create).buffer_unordered(16).collect().await;
+    created.into_iter().collect::<kube::Result<Vec<_>>>()?;
+    let one_more = async || {
+        let verdict = greedy.dry_run(&image_warm("app", "node-1", &[])).await?;
+        Ok(verdict.denial.filter(|denial| denial.contains("no more than 500 ImageWarms")))
+    };
+    eventually("one more is denied", one_more).await?;
+    // Everything else goes on, also of a replica that reads all of it anew.
+    other.revision("hello-00001", containers(&[&app.tag])).await?;
+    other.all_ready(3).await?;
+    let grown = world.controllers.memory()?.saturating_sub(before);
+    println!("{LIMIT} of the largest ImageWarms take {grown} MiB");
+    ensure!(grown < GROWN_MIB, "the leader grew by {grown} MiB");
+    ensure!(group.kills()? == 0 && world.controllers.all_run(), "the controller was killed");
+    drop(group);
+    world.controllers.start_only(&["controller-1"], &flags).await?;
+    let pid = world.controllers.replicas().first().context("no controller")?.pid();
+    let group = MemoryLimit::as_shipped(pid)?;
+    world.controllers.until_all_connected().await?;
+    eventually("one more is denied after a restart", one_more).await?;
+    ensure!(group.kills()? == 0 && world.controllers.all_run(), "the controller was killed");
     Ok(())
 }
 

@@ -62,8 +62,10 @@ async fn a_runtime_out_of_disk_is_reported(world: &World) -> Result<()> {
     let namespace = world.namespace("disk-out").await?;
     let app = world.registries.push_large("disk-out", "v1").await?;
     let node = world.nodes.join_with_disk("disk-out", 128).await?;
-    // Without the guard the runtime itself runs into the wall.
-    world.warmers.restart_with(&node, &["--keep-free-disk", "0%"]).await?;
+    // Without the guard the runtime itself runs into the wall; alone, since running pulls of other tests'
+    // images count as well.
+    let flags = ["--keep-free-disk", "0%", "--parallel-pulls", "1"];
+    world.warmers.restart_with(&node, &flags).await?;
     let ballast = world.nodes.disk(&node)?.join("ballast");
     std::fs::write(&ballast, vec![1; 95 << 20])?;
     namespace.create_image_warm("app", &app.tag, &node, &[]).await?;

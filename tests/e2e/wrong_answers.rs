@@ -131,7 +131,7 @@ impl Settled {
             let value = turn.to_string();
             world.nodes.label("node-1", "turn", &value).await?;
             self.namespace.label("turn", &value).await?;
-            self.namespace.label_revision("hello-00001", "turn", &value).await?;
+            self.namespace.route("hello-00001", "active").await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         Ok(())

@@ -12,8 +12,16 @@ pub struct MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// A limit of `bytes` for the process, which runs already.
-    pub fn around(pid: u32, bytes: u64) -> Result<MemoryLimit> {
+    /// The limit of the controller in `deploy/`, around a process that runs already.
+    pub fn as_shipped(pid: u32) -> Result<MemoryLimit> {
+        let deployment = include_str!("../../../deploy/controller/deployment.yaml");
+        let limits = deployment.split("limits:").nth(1).context("no limits")?;
+        let mebibytes = limits.lines().find_map(|line| line.trim().strip_prefix("memory: "));
+        let mebibytes = mebibytes.and_then(|text| text.strip_suffix("Mi")?.parse::<u64>().ok());
+        MemoryLimit::around(pid, mebibytes.context("no memory limit in Mi")? << 20)
+    }
+
+    fn around(pid: u32, bytes: u64) -> Result<MemoryLimit> {
         let root = Path::new("/sys/fs/cgroup");
         let is_unified = root.join("cgroup.controllers").exists();
         let name = format!("imagewarm-test-{}-{pid}", std::process::id());

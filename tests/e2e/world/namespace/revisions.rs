@@ -127,10 +127,6 @@ impl Namespace {
         self.patch_revision(name, body).await
     }
 
-    pub async fn label_revision(&self, name: &str, key: &str, value: &str) -> Result<()> {
-        self.patch_revision(name, json!({"metadata": {"labels": {key: value}}})).await
-    }
-
     pub async fn delete_revision(&self, name: &str) -> Result<()> {
         self.api::<Revision>().delete(name, &Default::default()).await?;
         Ok(())

@@ -9,12 +9,14 @@ use base64::Engine;
 use futures::future::try_join_all;
 use imagewarm_core::api::knative::Configuration;
 use imagewarm_core::api::{ImageWarm, KnativeImage, Revision};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use xtask::cluster::{ApiProxy, Cluster, Imagewarm, Options, USER};
+use xtask::cluster::{ApiProxy, Cluster, Imagewarm, NAMESPACE, Options, USER};
 use xtask::images::TestImage;
+use xtask::process::Signal;
 
 use crate::fake_nodes::{Catalog, FakeNode, connected};
 use crate::oracle::{self, Observed, TAINT};
@@ -32,6 +34,7 @@ const CONTROLLER_FLAGS: [&str; 8] = [
     "info,imagewarm=debug",
 ];
 const WARMER_FLAGS: [&str; 2] = ["--presence-interval", "5s"];
+const LEASE: &str = "imagewarm-leader";
 const READY: Duration = Duration::from_secs(60);
 
 /// The cluster and what was done to it.
@@ -175,6 +178,18 @@ impl World {
                 Ok(())
             }
             Action::StartController(at) => self.start_controller(*at).await,
+            Action::FreezeController(at) => {
+                self.controllers.get(at).context("no such controller")?.signal(Signal::Stop);
+                Ok(())
+            }
+            Action::ThawController(at) => {
+                self.controllers.get(at).context("no such controller")?.signal(Signal::Continue);
+                Ok(())
+            }
+            Action::StealLease => self.steal_lease().await,
+            Action::DeleteLease => {
+                unless_gone(self.leases().delete(LEASE, &Default::default()).await)
+            }
             Action::KillRealWarmer(node) => {
                 self.warmers.remove(node).context("no such warmer")?.kill();
                 Ok(())
@@ -360,6 +375,18 @@ impl World {
         let nodes: Api<Node> = Api::all(self.cluster.client());
         let (params, patch) = (PatchParams::default(), Patch::Merge(body));
         unless_gone(nodes.patch(&node.name, &params, &patch).await)
+    }
+
+    fn leases(&self) -> Api<Lease> {
+        Api::namespaced(self.cluster.client(), NAMESPACE)
+    }
+
+    /// Somebody who never renews it holds the Lease.
+    async fn steal_lease(&self) -> Result<()> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.000000Z").to_string();
+        let body = json!({"spec": {"holderIdentity": "stranger", "renewTime": now}});
+        let (params, patch) = (PatchParams::default(), Patch::Merge(body));
+        unless_gone(self.leases().patch(LEASE, &params, &patch).await)
     }
 
     async fn remove_webhooks(&self) -> Result<()> {

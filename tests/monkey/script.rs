@@ -106,6 +106,12 @@ pub enum Action {
     LoseImages(usize),
     KillController(usize),
     StartController(usize),
+    /// It stops in whatever it does, and goes on later: another may lead by then.
+    FreezeController(usize),
+    ThawController(usize),
+    /// Somebody writes another holder into the Lease, or deletes it.
+    StealLease,
+    DeleteLease,
     KillRealWarmer(usize),
     StartRealWarmer(usize),
     StopDocker(usize),
@@ -202,7 +208,7 @@ impl Known {
 
     fn act(&mut self) -> Action {
         let namespace = self.random.random_range(0..NAMESPACES.len());
-        match self.random.random_range(0..100) {
+        match self.random.random_range(0..104) {
             0..24 => self.create_revision(),
             24..34 => match self.any_revision() {
                 Some((namespace, name)) => {
@@ -274,8 +280,11 @@ impl Known {
             88..91 => Action::LoseImages(self.any_node()),
             91..93 => {
                 let controller = self.random.random_range(0..2);
-                let other = Action::StartController(1 - controller);
-                if self.due.iter().any(|(_, due)| *due == other) {
+                let away = |due: &Action| {
+                    *due == Action::StartController(1 - controller)
+                        || matches!(due, Action::ThawController(_))
+                };
+                if self.due.iter().any(|(_, due)| away(due)) {
                     return self.create_revision(); // never both
                 }
                 self.breaks(Action::KillController(controller), Action::StartController(controller))
@@ -289,7 +298,22 @@ impl Known {
                 self.breaks(Action::StopDocker(node), Action::StartDocker(node))
             }
             97..99 => Action::CutConnections,
-            _ => self.breaks(Action::RemoveWebhooks, Action::RestoreWebhooks),
+            99 => self.breaks(Action::RemoveWebhooks, Action::RestoreWebhooks),
+            100..102 => {
+                let controller = self.random.random_range(0..2);
+                let away = |due: &Action| {
+                    matches!(due, Action::StartController(_) | Action::ThawController(_))
+                };
+                if self.due.iter().any(|(_, due)| away(due)) {
+                    return self.create_revision(); // never both
+                }
+                self.breaks(
+                    Action::FreezeController(controller),
+                    Action::ThawController(controller),
+                )
+            }
+            102 => Action::StealLease,
+            _ => Action::DeleteLease,
         }
     }
 
@@ -373,6 +397,7 @@ pub fn is_repeatable() -> Result<(), String> {
         for Step { action, .. } in &steps {
             match action {
                 Action::KillController(one) => down.push(Action::StartController(*one)),
+                Action::FreezeController(one) => down.push(Action::ThawController(*one)),
                 Action::StopDocker(node) => down.push(Action::StartDocker(*node)),
                 Action::KillRealWarmer(node) => down.push(Action::StartRealWarmer(*node)),
                 Action::RemoveWebhooks => down.push(Action::RestoreWebhooks),
@@ -382,7 +407,9 @@ pub fn is_repeatable() -> Result<(), String> {
                     }
                 }
             }
-            let controllers = down.iter().filter(|one| matches!(one, Action::StartController(_)));
+            let controllers = down.iter().filter(|one| {
+                matches!(one, Action::StartController(_) | Action::ThawController(_))
+            });
             if controllers.count() > 1 {
                 return Err(format!("seed {seed} takes both controllers away"));
             }

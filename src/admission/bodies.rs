@@ -30,9 +30,9 @@ impl From<&WebhookArgs> for BodyLimits {
 /// The largest small body, in bytes. A review of a usual Revision has some 10 kB.
 const SMALL: u64 = 256 * 1024;
 /// Memory for all small bodies that are being read and reviewed, in units of 1 KiB: 16 MiB.
-pub(super) const SMALL_MEMORY: u32 = 16 * 1024;
+const SMALL_MEMORY: u32 = 16 * 1024;
 /// The same for all others: 48 MiB.
-pub(super) const LARGE_MEMORY: u32 = 48 * 1024;
+const LARGE_MEMORY: u32 = 48 * 1024;
 
 /// The memory for bodies that are being read and reviewed.
 #[derive(Clone)]

@@ -1,9 +1,8 @@
 //! The admission webhook: answers AdmissionReviews, and forwards every new Revision to the fan-out.
 //!
-//! `server` accepts TLS connections, `router` finds their paths, `bodies` reads the requests within
-//! limits, `review` holds their types, `mutate`
-//! and `validate` answer them by the pure rules of `imagewarm_core::validation`. A Revision never
-//! waits here: it is passed undecoded to [`TakeRevision`] and admitted; decoding, planning and
+//! `server` accepts TLS connections, `router` finds the paths of requests, `bodies` reads them within
+//! limits, `review` holds their types, `mutate` and `validate` answer them by the pure rules of
+//! `imagewarm_core::validation`. A Revision never waits here: it is passed undecoded to [`TakeRevision`] and admitted; decoding, planning and
 //! writing follow in the fan-out.
 
 pub(crate) mod args;

@@ -103,13 +103,15 @@ impl Webhook {
         began: Instant,
     ) -> Result<(Verdict, HttpResponse), ReviewError> {
         let (head, body) = http.into_parts();
-        let _memory = self.memory.reserve(body.size_hint().exact(), self.limits).await?;
+        let memory = self.memory.reserve(body.size_hint().exact(), self.limits).await?;
         let body = read_body(body, self.limits).await?;
-        let Some(_turn) = self.memory.turn(body.len()).await else {
+        let Some(turn) = self.memory.turn(body.len()).await else {
             return self.reviewed((path, reviews), &head, &body, timeout, began).await;
         };
         let (webhook, runtime) = (self.clone(), Handle::current());
         let reviewed = tokio::task::spawn_blocking(move || {
+            // A caller that goes away does not end this: what it takes is held until it ends.
+            let _held = (memory, turn);
             runtime.block_on(webhook.reviewed((path, reviews), &head, &body, timeout, began))
         });
         reviewed.await.unwrap_or(Err(ReviewError::Busy))

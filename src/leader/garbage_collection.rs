@@ -25,14 +25,14 @@ const DELETIONS: usize = 500;
 /// Interval after which orphans that were not deleted are checked again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Deletes orphans, and keeps the time since which each is one.
+/// Deletes orphans, and keeps when each is due.
 pub(super) struct GarbageCollector {
     client: Client,
     concurrency: usize,
     still_leading: StillLeading,
     metrics: ControllerMetrics,
-    /// By uid.
-    orphaned_since: HashMap<Uid, Instant>,
+    /// When each orphan may be deleted, or is to be checked again.
+    due_at: HashMap<Uid, Instant>,
     /// Nothing is deleted before this time, since the caches are wrong.
     paused_until: Option<Instant>,
 }
@@ -67,16 +67,9 @@ impl GarbageCollector {
         still_leading: StillLeading,
         metrics: ControllerMetrics,
     ) -> Self {
-        let (orphaned_since, paused_until) = (HashMap::new(), None);
+        let (due_at, paused_until) = (HashMap::new(), None);
         let concurrency = concurrency.into();
-        GarbageCollector {
-            client,
-            concurrency,
-            still_leading,
-            metrics,
-            orphaned_since,
-            paused_until,
-        }
+        GarbageCollector { client, concurrency, still_leading, metrics, due_at, paused_until }
     }
 
     /// Deletes the orphans that are due. Returns when to run again.
@@ -89,14 +82,17 @@ impl GarbageCollector {
         if due.is_empty() {
             return next;
         }
-        let is_rest = due.len() > DELETIONS;
-        due.truncate(DELETIONS);
         if let Some(until) = self.paused_until.filter(|until| *until > Instant::now()) {
             return Some(until);
         }
         if !self.knative_is_served().await {
             return Some(Instant::now() + RECHECK_INTERVAL);
         }
+        let rest = (due.len() > DELETIONS).then(Instant::now);
+        due.truncate(DELETIONS);
+        // Those that stay are not in the way of the rest.
+        let recheck_at = Instant::now() + RECHECK_INTERVAL;
+        self.due_at.extend(due.iter().map(|one| (one.warm.uid.clone(), recheck_at)));
         let mut by_check: BTreeMap<Check, Vec<Deletion>> = BTreeMap::new();
         for deletion in due {
             by_check.entry(check_for(&deletion)).or_default().push(deletion);
@@ -133,8 +129,7 @@ impl GarbageCollector {
         } else {
             tracing::debug!(retained, "orphaned ImageWarms not deleted yet");
         }
-        let again = (retained > 0).then(|| Instant::now() + RECHECK_INTERVAL);
-        let rest = (is_rest && deleted > 0).then(Instant::now);
+        let again = (retained > 0).then_some(recheck_at);
         [again, rest, next].into_iter().flatten().min()
     }
 
@@ -157,15 +152,15 @@ impl GarbageCollector {
         let now = Instant::now();
         let uid = |one: &Deletion| one.warm.uid.clone();
         let named: HashSet<Uid> = candidates.iter().map(uid).collect();
-        self.orphaned_since.retain(|uid, _| named.contains(uid));
+        self.due_at.retain(|uid, _| named.contains(uid));
         let mut next = None;
         let mut due = Vec::new();
         for candidate in candidates {
-            let since = *self.orphaned_since.entry(uid(&candidate)).or_insert(now);
-            if since + SETTLE <= now {
+            let at = *self.due_at.entry(uid(&candidate)).or_insert(now + SETTLE);
+            if at <= now {
                 due.push(candidate);
             } else {
-                next = Some(next.map_or(since + SETTLE, |at: Instant| at.min(since + SETTLE)));
+                next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
         }
         (due, next)

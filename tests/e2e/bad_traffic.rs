@@ -1,19 +1,15 @@
 //! Traffic on a controller's admission port that no API server sends: whoever reaches the port may
 //! send it. The controller stays small, answers what was wrong, and goes on answering real requests.
 
-use std::net::SocketAddrV4;
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::JoinSet;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use imagewarm_core::webhook_paths::REVISIONS_WEBHOOK;
 
 use crate::world::{
-    AuditedRequest, MemoryLimit, VALIDATION, World, containers, eventually, image_warm,
+    AuditedRequest, MemoryLimit, VALIDATION, World, containers, eventually, half_open, image_warm,
     until_closed,
 };
 
@@ -31,8 +27,6 @@ const SENDERS: usize = 140;
 /// Connections without a request that the controller keeps; further ones displace them.
 const CONNECTIONS: f64 = 256.0;
 const DISPLACED: &str = "imagewarm_webhook_connections_displaced_total";
-/// Where the crowd comes from; any port.
-const CROWD: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::new(127, 0, 0, 2), 0);
 /// Admitted Revisions that were not fanned out.
 const LEFT_TO_LEADER: &str = "imagewarm_fan_out_left_to_leader_total";
 /// Connections that it has open now.
@@ -148,22 +142,7 @@ async fn crowds_leave_room_for_real_requests(world: &World) -> Result<()> {
     // Handshakes that begin and never end, from another address than the API server's, as many as
     // this process may hold open, and again whenever the controller closes one.
     let wanted = 2_000.min(open_files()?.saturating_sub(300));
-    let mut crowd = JoinSet::new();
-    for _ in 0..wanted {
-        crowd.spawn(async move {
-            loop {
-                let socket = TcpSocket::new_v4()?;
-                socket.bind(CROWD.into())?;
-                let mut stream = socket.connect(address).await?;
-                stream.write_all(&[0x16, 3, 1]).await?;
-                let _ = stream.read_to_end(&mut vec![]).await;
-                // Hundreds of connections in a second; this machine has other work, too.
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            #[expect(unreachable_code, reason = "the type of the loop's errors")]
-            anyhow::Ok(())
-        });
-    }
+    let _crowd = half_open(address, wanted);
     let is_full = async || {
         let open = world.controllers.metric_of("controller-1", OPEN).await?;
         Ok((open >= CONNECTIONS.min(wanted as f64) * 0.9).then_some(()))

@@ -1,24 +1,18 @@
 //! Traffic on the dispatch port that no warmer sends: whoever reaches the port may send it. Warmers
 //! still connect, and images still arrive.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::world::{World, eventually, half_open, reset_calls};
 use anyhow::{Context, Result, ensure};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
-use tokio::task::JoinSet;
-
-use crate::world::{World, eventually, reset_calls};
 
 crate::tests![crowds_leave_room_for_warmers];
 
 /// Far more than the leader needs, and far less than what the crowds could take without limits.
 const MEMORY_MIB: u64 = 150;
-/// Where the crowd comes from; any port.
-const CROWD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 0);
 const HALF_OPEN: usize = 400;
 const SILENT: usize = 50;
 const RESETTING: usize = 3;
@@ -28,22 +22,7 @@ async fn crowds_leave_room_for_warmers(world: &World) -> Result<()> {
     world.controllers.until_all_connected().await?;
     let address: SocketAddr = world.controllers.leader_address().await?.parse()?;
     let memory = world.controllers.memory()?;
-    let mut crowd = JoinSet::new();
-    // Handshakes that begin and never end, again whenever the leader closes one.
-    for _ in 0..HALF_OPEN {
-        crowd.spawn(async move {
-            loop {
-                let socket = TcpSocket::new_v4()?;
-                socket.bind(CROWD.into())?;
-                let mut stream = socket.connect(address).await?;
-                stream.write_all(&[0x16, 3, 1]).await?;
-                let _ = stream.read_to_end(&mut vec![]).await;
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            #[expect(unreachable_code, reason = "the type of the loop's errors")]
-            anyhow::Ok(())
-        });
-    }
+    let mut crowd = half_open(address, HALF_OPEN);
     // Connections that are complete, and on which nobody calls.
     let leader = world.streams.leader().await?;
     let mut silent = vec![];

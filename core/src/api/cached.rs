@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::jiff::Timestamp;
+use kube_core::Resource;
 
 use super::condition::{Condition, READY, Reason};
 use super::names::{MAX_PULL_SECRETS, MAX_SUBDOMAIN, NodeName, Uid};
 use super::{
-    CREATED_FOR_ANNOTATION, ImageWarm, ImageWarmSpec, ImageWarmStatus, MANAGED_BY,
+    CREATED_FOR_ANNOTATION, ImageWarm, ImageWarmSpec, ImageWarmStatus, KnativeImage, MANAGED_BY,
     MANAGED_BY_LABEL, Progress, SERVICE_ACCOUNT_ANNOTATION, SecretReference,
 };
 
@@ -74,7 +75,9 @@ impl Common {
             [CREATED_FOR_ANNOTATION, SERVICE_ACCOUNT_ANNOTATION].contains(&key.as_str())
                 && value.len() <= LONGEST_ANNOTATION
         });
-        owners.retain(|owner| owner.kind == "Image" && owner.name.len() <= MAX_SUBDOMAIN);
+        owners.retain(|owner| {
+            owner.kind == KnativeImage::kind(&()) && owner.name.len() <= MAX_SUBDOMAIN
+        });
         owners.truncate(MAX_OWNERS);
         secrets.retain(|secret| secret.name.len() <= MAX_SUBDOMAIN);
         secrets.truncate(MAX_PULL_SECRETS);

@@ -20,7 +20,7 @@ const ELEMENTS: usize = 1_000;
 pub(super) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
-    let value = Bounded::new(&Cell::new(VALUES)).deserialize(deserializer)?;
+    let value = Bounded(&Cell::new(VALUES)).deserialize(deserializer)?;
     Ok(value.and_then(|value| serde_json::from_value(value).ok()).unwrap_or_default())
 }
 
@@ -45,7 +45,7 @@ impl<'de, T: DeserializeOwned> Visitor<'de> for List<T> {
         let mut kept = Vec::new();
         for _ in 0..ELEMENTS {
             let left = Cell::new(VALUES);
-            match elements.next_element_seed(Bounded::new(&left))? {
+            match elements.next_element_seed(Bounded(&left))? {
                 Some(Some(value)) => kept.extend(serde_json::from_value(value).ok()),
                 Some(None) => {}
                 None => return Ok(kept),
@@ -96,11 +96,7 @@ impl<'de, T: DeserializeOwned> Visitor<'de> for List<T> {
 /// Reads a [`Value`] of at most as many values as are left; `None` when it has more.
 struct Bounded<'a>(&'a Cell<usize>);
 
-impl<'a> Bounded<'a> {
-    fn new(left: &'a Cell<usize>) -> Self {
-        Bounded(left)
-    }
-
+impl Bounded<'_> {
     /// Whether one more is within the bound.
     fn take(&self) -> bool {
         let left = self.0.get();
@@ -197,7 +193,7 @@ impl<'de> Visitor<'de> for Bounded<'_> {
     }
 }
 
-/// The number of elements of a list, of which only the visitor keeps something.
+/// Passes each element of a list to `each`, and returns how many there were. Nothing else is kept.
 pub(crate) fn for_each_element<'de, D, T>(
     deserializer: D,
     each: impl FnMut(T),

@@ -33,8 +33,10 @@ use messages::{account_mark, grant, identity_mark, needs_resend, ready};
 use outages::Outages;
 use sizes::Sizes;
 
-/// Pulls that a node may have running or waiting: twice as many as a warmer can be set to run.
-const OUTSTANDING_MAX: usize = 128;
+/// Pulls that a warmer can be set to run at the same time.
+const RUNNING_MAX: usize = 64;
+/// Pulls that a node may have running or waiting.
+const OUTSTANDING_MAX: usize = 2 * RUNNING_MAX;
 /// Credentials granted to one node in one period: a warmer whose pulls all fail is far below.
 const GRANTS: usize = 200;
 const GRANTS_PER_ASSIGNMENT: usize = 30;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Effect, Index};
+use super::{Effect, Index, SessionId};
 use crate::api::Reason;
 use crate::api::names::Uid;
 use crate::protocol::RetryPull;
@@ -115,15 +115,17 @@ impl Outages {
         released
     }
 
-    /// One pull of each registry that is due.
-    fn probes(&mut self, now: i64) -> Vec<Uid> {
+    /// One pull of each registry that is due, of those that `can_try`.
+    fn probes(&mut self, can_try: impl Fn(&Uid) -> bool, now: i64) -> Vec<Uid> {
         let due = self.registries.iter_mut().filter(|(_, registry)| registry.probe_at <= now);
         let (turns, known, failed) = (&mut self.turns, &self.known, &mut self.failed);
         due.filter_map(|(name, registry)| {
             let doublings = if known.contains(name) { 0 } else { registry.probes.min(16) };
             registry.probes += 1;
             registry.probe_at = now + (PROBE_INTERVAL_MS << doublings).min(LONGEST_DELAY_MS);
-            let (_, next) = registry.failed.pop_first()?;
+            let (turn, next) = registry.failed.iter().find(|(_, uid)| can_try(uid))?;
+            let (turn, next) = (*turn, next.clone());
+            registry.failed.remove(&turn);
             *turns += 1;
             registry.failed.insert(*turns, next.clone());
             failed.get_mut(&next)?.turn = *turns;
@@ -141,17 +143,23 @@ impl Index {
         }
     }
 
-    /// Tries one pull of each registry that does not respond.
+    /// Tries one pull of each registry that does not respond, on a node that is connected.
     pub(super) fn probe_registries(&mut self, now: i64) {
-        for uid in self.outages.probes(now) {
+        let mut outages = std::mem::take(&mut self.outages);
+        for uid in outages.probes(|uid| self.session_of(uid).is_some(), now) {
             self.retry_pull(&uid);
         }
+        self.outages = outages;
+    }
+
+    fn session_of(&self, uid: &Uid) -> Option<SessionId> {
+        let assignment = self.assignments.get(uid)?;
+        let (session, _) = self.nodes.get(&assignment.warm.node_name)?.session?;
+        Some(session)
     }
 
     fn retry_pull(&mut self, uid: &Uid) {
-        let assignment = self.assignments.get(uid);
-        let node = assignment.and_then(|assignment| self.nodes.get(&assignment.warm.node_name));
-        if let Some((session, _)) = node.and_then(|node| node.session) {
+        if let Some(session) = self.session_of(uid) {
             self.retries += 1;
             let retry = ToWarmer::RetryPull(RetryPull { uid: uid.to_string() });
             self.effects.push(Effect::Send(session, retry));
@@ -174,18 +182,24 @@ mod tests {
         for uid in ["a", "b", "c"] {
             unreachable(&mut outages, uid, 0);
         }
-        assert!(outages.probes(PROBE_INTERVAL_MS - 1).is_empty());
-        let probes: Vec<_> = (1..=4).map(|at| outages.probes(at * PROBE_INTERVAL_MS)).collect();
+        assert!(outages.probes(|_| true, PROBE_INTERVAL_MS - 1).is_empty());
+        let probes: Vec<_> =
+            (1..=4).map(|at| outages.probes(|_| true, at * PROBE_INTERVAL_MS)).collect();
         assert_eq!(probes, [["a"], ["b"], ["c"], ["a"]]);
-        assert!(outages.probes(4 * PROBE_INTERVAL_MS + 1).is_empty());
+        // Nodes without a warmer are passed over.
+        let connected = |uid: &Uid| *uid == "a";
+        assert_eq!(outages.probes(connected, 5 * PROBE_INTERVAL_MS), ["a"]);
+        assert!(outages.probes(|_| false, 6 * PROBE_INTERVAL_MS).is_empty());
+        assert!(outages.probes(|_| true, 6 * PROBE_INTERVAL_MS + 1).is_empty());
     }
 
     #[test]
     fn a_registry_that_never_answered_is_tried_ever_more_rarely() {
         let mut outages = Outages::default();
         unreachable(&mut outages, "a", 0);
-        let tried: Vec<i64> =
-            (0..1_000).filter(|second| !outages.probes(second * 1_000).is_empty()).collect();
+        let tried: Vec<i64> = (0..1_000)
+            .filter(|second| !outages.probes(|_| true, second * 1_000).is_empty())
+            .collect();
         assert_eq!(tried, [5, 10, 20, 40, 80, 160, 320, 620, 920]);
     }
 

@@ -1,10 +1,10 @@
 //! What warmers send: pull requests, progress and outcomes.
 
 use super::*;
+use crate::throttle::canary::{Answer, Candidate};
 
 /// For a pull of an image that is Ready. An honest warmer reports first that the image is gone.
 const READY: &str = "the image was reported as present: no credentials are granted for it";
-use crate::throttle::canary::{Answer, Candidate};
 
 impl Index {
     /// Handles a message of a warmer. Messages about assignments of other nodes are ignored.

@@ -36,7 +36,9 @@ impl Index {
             ..Welcome::default()
         };
         self.effects.push(Effect::Send(session, ToWarmer::Welcome(welcome)));
-        let pulling: HashSet<&str> = hello.pulling.iter().map(String::as_str).collect();
+        // No warmer runs more: what a node says beyond that takes no places from others.
+        let pulling = hello.pulling.iter().take(RUNNING_MAX).map(String::as_str);
+        let pulling: HashSet<&str> = pulling.collect();
         for uid in &uids {
             if pulling.contains(&**uid) {
                 if let Some(assignment) = self.assignments.get_mut(uid) {

@@ -559,13 +559,13 @@ fn a_size_that_one_node_reported_helps_the_next() {
     held.status.as_mut().unwrap().size_bytes = Some(70);
     index.apply(kept(held), pull_context(1), 0);
     index.apply(kept(warm("c1", "c", "registry.test/app:v1")), pull_context(1), 0);
-    let told = Hello {
+    let described_hello = Hello {
         runtime_name: "containerd".into(),
         runtime_version: "2.2.3".into(),
         runtime_reports: vec!["progress".into()],
         ..hello(1, &[])
     };
-    index.open(1, &"c".into(), &told, 0);
+    index.open(1, &"c".into(), &described_hello, 0);
     let effects = index.take_effects();
     let sizes: Vec<u64> = effects
         .into_iter()

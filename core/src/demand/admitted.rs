@@ -118,7 +118,7 @@ impl<'de> Deserialize<'de> for Counted {
         let mut invalid = None;
         let count = for_each_element(deserializer, |container: ListedContainer<'_>| {
             let image = container.image.filter(|image| !image.is_empty() && invalid.is_none());
-            let error = image.and_then(|image| Reference::parse(&image).err());
+            let error = image.and_then(|image| Reference::check(&image).err());
             invalid = invalid.take().or_else(|| error.map(|error| error.to_string()));
         })?;
         Ok(Counted { count, invalid })

@@ -107,6 +107,11 @@ impl Reference {
         Ok(Named::parse(text)?.canonical())
     }
 
+    /// Whether [`Reference::parse`] accepts the text; copies nothing of it.
+    pub fn check(text: &str) -> Result<(), ReferenceError> {
+        grammar::parse(text).map(drop)
+    }
+
     /// The canonical text, `docker.io/library/app:latest`.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -116,3 +116,15 @@ fn a_node_that_asks_for_more_credentials_than_it_can_use_is_cut_off() {
     }
     assert!(GRANTS > usize::try_from(GRANTS_PERIOD_MS / 5_000).unwrap());
 }
+
+#[test]
+fn a_node_that_claims_to_pull_everything_holds_what_a_warmer_can_run() {
+    let mut index = Index::new(Budget::of_pulls(500), GRACE, 0);
+    let uids: Vec<String> = (0..400).map(|n| format!("u{n}")).collect();
+    for uid in &uids {
+        index.apply(kept(warm(uid, "a", &format!("registry.test/{uid}"))), pull_context(1), 0);
+    }
+    let claimed: Vec<&str> = uids.iter().map(String::as_str).collect();
+    index.open(1, &"a".into(), &hello(1, &claimed), 0);
+    assert_eq!(index.pulls(), (RUNNING_MAX, 0));
+}

@@ -1,18 +1,26 @@
 //! Tests of the operator's limits at admission.
 
 use super::*;
-use crate::admission::bounds::NamespaceFacts;
+use crate::admission::bounds::Namespaces;
 use imagewarm_core::policy::bounds::NamespaceSelection;
 use imagewarm_core::policy::{Bounds, Policy};
 
 /// Namespace `full` has three ImageWarms, `chosen` is labelled, `plain` is not.
+struct Sample(Bounds);
+
+impl Namespaces for Sample {
+    fn is_selected(&self, namespace: &str) -> Option<bool> {
+        Some(namespace == "chosen" || self.0.selects_unknown())
+    }
+
+    fn image_warms(&self, namespace: &str) -> Option<(usize, usize)> {
+        Some((if namespace == "full" { 3 } else { 0 }, 9))
+    }
+}
+
 fn within(bounds: Bounds) -> Bench {
     let policy = Policy { bounds, ..Policy::default() };
-    let facts = move |name: &str| NamespaceFacts {
-        selected: Some(name == "chosen" || bounds.selects_unknown()),
-        image_warms: Some((if name == "full" { 3 } else { 0 }, 9)),
-    };
-    bench_within(10, Some(AdmissionBounds::new(Arc::new(policy), facts)))
+    bench_within(10, Some(AdmissionBounds::new(Arc::new(policy), Sample(bounds))))
 }
 
 fn revision(namespace: &str, images: usize) -> Value {

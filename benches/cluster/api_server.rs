@@ -235,7 +235,7 @@ fn image(round: usize) -> String {
 
 async fn fan_out(stage: &Stage, namespace: &str, round: usize, count: usize) -> Result<Cost> {
     let image = image(round);
-    let create = async |to: &Revisions| to.create("app-00001", &[&image]).await;
+    let create = async |to: &Revisions| to.create("app-00001", &[&image]).await.map(drop);
     measured(stage, namespace, count, create).await
 }
 

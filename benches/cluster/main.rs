@@ -4,6 +4,7 @@
 
 mod admission;
 mod api_server;
+mod bursts;
 mod deploys;
 mod fairness;
 mod fake_warmers;
@@ -77,6 +78,7 @@ macro_rules! benchmarks {
 benchmarks![
     admission,
     revision_create,
+    bursts,
     fan_out,
     fake_warmers,
     api_server,

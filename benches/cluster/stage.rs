@@ -147,10 +147,22 @@ impl Stage {
 
     /// Makes a namespace with a Configuration `app` in it, and returns what makes its Revisions.
     pub async fn namespace(&self, name: &str) -> Result<Revisions> {
+        self.namespace_with(json!({"name": name})).await
+    }
+
+    /// The same for one whose label leaves it out: imagewarm receives none of its Revisions.
+    pub async fn namespace_left_out(&self, name: &str) -> Result<Revisions> {
+        let labels = json!({"caching.knative.dev/warm": "false"});
+        self.namespace_with(json!({"name": name, "labels": labels})).await
+    }
+
+    async fn namespace_with(&self, metadata: Value) -> Result<Revisions> {
+        let namespace: Namespace = serde_json::from_value(json!({"metadata": metadata}))?;
+        let name = namespace.metadata.name.clone().context("a namespace without name")?;
+        let name = name.as_str();
         let client = self.cluster.client();
         let namespaces: Api<Namespace> = Api::all(client.clone());
-        let body = serde_json::from_value(json!({"metadata": {"name": name}}))?;
-        namespaces.create(&PostParams::default(), &body).await?;
+        namespaces.create(&PostParams::default(), &namespace).await?;
         let kind = ApiResource {
             kind: "Configuration".into(),
             plural: "configurations".into(),
@@ -221,8 +233,8 @@ pub struct Revisions {
 }
 
 impl Revisions {
-    /// Creates one with a container for each image.
-    pub async fn create(&self, name: &str, images: &[&str]) -> Result<()> {
+    /// Creates one with a container for each image, and returns how long its creation took.
+    pub async fn create(&self, name: &str, images: &[&str]) -> Result<Duration> {
         let containers = images.iter().enumerate();
         let containers: Vec<Value> = containers
             .map(|(at, image)| json!({"name": format!("container-{at}"), "image": image}))
@@ -248,8 +260,10 @@ impl Revisions {
         let template = json!({"spec": {"template": {"spec": body["spec"]}}});
         let params = PatchParams::default();
         self.configurations.patch("app", &params, &Patch::Merge(template)).await?;
-        self.api.create(&PostParams::default(), &serde_json::from_value(body)?).await?;
-        Ok(())
+        let revision = serde_json::from_value(body)?;
+        let began = Instant::now();
+        self.api.create(&PostParams::default(), &revision).await?;
+        Ok(began.elapsed())
     }
 
     /// Deletes the Configuration, and with it what belongs to it.

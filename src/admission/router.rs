@@ -9,13 +9,12 @@ use axum::Router;
 use axum::body::HttpBody;
 use axum::extract::{Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response as HttpResponse};
-use axum::routing::post;
-use http::header::{CONNECTION, CONTENT_TYPE};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tracing::{Level, debug, enabled, info, warn};
 
 use super::Reviewer;
 pub use super::bodies::BodyLimits;
@@ -51,15 +50,13 @@ pub fn router(
 ) -> Router {
     let answer =
         async |State(webhook): State<Webhook>, request: HttpRequest| webhook.answer(request).await;
-    Router::new()
-        .route("/{endpoint}/{secret}", post(answer))
-        .fallback(async |State(webhook): State<Webhook>| webhook.not_served())
-        .method_not_allowed_fallback(async |request: HttpRequest| {
-            let method = printable(request.method().as_str(), QUOTED_MAX);
-            let message = format!("the method is {method}: it must be POST");
-            error_response(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &message)
-        })
-        .with_state(Webhook { reviewer, limits, memory: BodyMemory::default(), served })
+    // No routes: which paths there are changes while it runs.
+    Router::new().fallback(answer).with_state(Webhook {
+        reviewer,
+        limits,
+        memory: BodyMemory::default(),
+        served,
+    })
 }
 
 impl Webhook {
@@ -76,6 +73,9 @@ impl Webhook {
         let Some((endpoint, reviews)) = self.served.borrow().get(http.uri().path()) else {
             return self.not_served();
         };
+        if http.method() != Method::POST {
+            return wrong_method(http.method());
+        }
         if let Some(place) = http.extensions().get::<Place>() {
             place.prove();
         }
@@ -160,6 +160,9 @@ fn verdict(response: &Response) -> Verdict {
 }
 
 fn log_verdict(path: Path, verdict: Verdict, request: &Request<'_>) {
+    if verdict != Verdict::Denied && !enabled!(Level::DEBUG) {
+        return;
+    }
     let short = |text: &str| printable(text, QUOTED_MAX);
     let namespace = request.namespace.as_deref().map(short).unwrap_or_default();
     let (kind, uid) = (short(&request.kind.kind), short(&request.uid));
@@ -175,6 +178,13 @@ fn http_response(response: &Response) -> HttpResponse {
         Ok(json) => ([(CONTENT_TYPE, "application/json")], json).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+fn wrong_method(method: &Method) -> HttpResponse {
+    let method = printable(method.as_str(), QUOTED_MAX);
+    let message = format!("the method is {method}: it must be POST");
+    let response = error_response(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &message);
+    ([(ALLOW, "POST")], response).into_response()
 }
 
 fn malformed(error: &ReviewError) -> HttpResponse {

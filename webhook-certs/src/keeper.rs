@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -113,22 +114,45 @@ impl Keeper {
 
     /// Checks until the future is dropped.
     pub async fn run(mut self) {
-        let mut retry = FIRST_BACKOFF;
+        let interval = self.settings.check_interval;
+        let mut backoff = backoff(interval);
         loop {
             let wait = match self.check(Timestamp::now()).await {
                 Ok(()) => {
-                    retry = FIRST_BACKOFF;
-                    self.settings.check_interval
+                    backoff = self::backoff(interval);
+                    interval
                 }
                 Err(error) => {
                     let source = std::error::Error::source(&error).map(ToString::to_string);
-                    warn!(%error, source, retry_in = ?retry, "certificate check failed");
-                    let wait = retry;
-                    retry = (retry * 2).min(self.settings.check_interval);
-                    wait
+                    let retry_in = backoff.next().unwrap_or(interval);
+                    warn!(%error, source, ?retry_in, "certificate check failed");
+                    retry_in
                 }
             };
             tokio::time::sleep(wait).await;
         }
+    }
+}
+
+/// The delays after failures: from [`FIRST_BACKOFF`], doubling, at most `longest`.
+fn backoff(longest: Duration) -> ExponentialBackoff {
+    ExponentialBuilder::new()
+        .with_min_delay(FIRST_BACKOFF.min(longest))
+        .with_max_delay(longest)
+        .without_max_times()
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_the_interval_of_checks() {
+        let delays = |longest, count| -> Vec<u128> {
+            backoff(Duration::from_millis(longest)).take(count).map(|d| d.as_millis()).collect()
+        };
+        assert_eq!(delays(3000, 5), [500, 1000, 2000, 3000, 3000]);
+        assert_eq!(delays(100, 2), [100, 100]);
     }
 }

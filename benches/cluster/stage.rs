@@ -97,7 +97,7 @@ impl Stage {
     }
 
     /// The API server backs off after refused connections; returns once it calls the webhook.
-    async fn admission_answers(&self) -> Result<()> {
+    pub async fn admission_answers(&self) -> Result<()> {
         let client = self.cluster.client();
         let warms: Api<ImageWarm> = Api::namespaced(client, "default");
         let probe: ImageWarm = serde_json::from_value(json!({

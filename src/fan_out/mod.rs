@@ -34,6 +34,9 @@ use metrics::{LeftToLeader, Outcome};
 
 /// Revisions that are fanned out concurrently; their writes share one limit.
 const REVISIONS_AT_ONCE: usize = 8;
+/// Each further write at the same time is for so many ImageWarms: a small fan-out uses few connections.
+/// The API server is busy with Knative's own objects at that moment, and Pods come some 100 ms later.
+const WRITES_PER_CONNECTION: usize = 8;
 /// Maximum size of all queued Revisions, in bytes: each is queued undecoded.
 const BYTES_WAITING: usize = 32 * 1024 * 1024;
 
@@ -178,8 +181,9 @@ impl FanOutWorker {
 
         let tally = Tally::default();
         let namespace_refused = CancellationToken::new();
+        let at_once = writes_at_once(planned.len(), limit);
         futures::stream::iter(planned)
-            .for_each_concurrent(limit, |warm| {
+            .for_each_concurrent(at_once, |warm| {
                 let (tally, namespace_refused) = (&tally, &namespace_refused);
                 async move {
                     let Ok(_permit) = writes.acquire().await else { return };
@@ -330,6 +334,11 @@ impl FanOutWorker {
             }
         }
     }
+}
+
+/// How many of `count` ImageWarms are written at the same time, at most `limit`.
+fn writes_at_once(count: usize, limit: usize) -> usize {
+    count.div_ceil(WRITES_PER_CONNECTION).max(2).min(limit)
 }
 
 #[derive(Default)]

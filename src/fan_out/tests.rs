@@ -333,3 +333,11 @@ fn the_rate_limit_of_one_namespace_does_not_affect_others() {
     elsewhere.metadata.namespace = Some("elsewhere".into());
     assert!(fan_out.offer(admitted(&elsewhere)));
 }
+
+#[test]
+fn a_small_fan_out_writes_few_at_once() {
+    let table = [(0, 16, 2), (1, 16, 2), (16, 16, 2), (17, 16, 3), (1000, 16, 16), (1000, 1, 1)];
+    for (count, limit, at_once) in table {
+        assert_eq!(writes_at_once(count, limit), at_once, "{count} within {limit}");
+    }
+}

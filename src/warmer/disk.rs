@@ -8,14 +8,14 @@ use std::{fmt, io};
 
 use crate::runtime::Runtime;
 use crate::runtime::disk::{is_overlay, space_of};
-use imagewarm_core::node_queue::space::{low, shortage};
+use imagewarm_core::node_queue::space::{low, measure_again_in, shortage};
 use imagewarm_core::runtime::Space;
 
 /// The root of the warmer's container, which is on the runtime's own file system.
 const OWN_ROOT: &str = "/";
 
-/// Interval of measurements while a pull runs.
-const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+/// Until the next attempt when the space cannot be measured.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 type Measure = dyn Fn(&Path) -> io::Result<Space> + Send + Sync;
 
@@ -60,11 +60,12 @@ impl DiskGuard {
     /// size.
     pub(super) async fn until_low(&self, runtime: &dyn Runtime) -> String {
         loop {
-            tokio::time::sleep(MEASURE_INTERVAL).await;
-            let space = self.space(runtime).await;
-            if let Some(message) = space.and_then(|space| low(space, self.keep_free)) {
+            let measured = self.space(runtime).await;
+            if let Some(message) = measured.and_then(|space| low(space, self.keep_free)) {
                 return message;
             }
+            let again = measured.map(|space| measure_again_in(space, self.keep_free));
+            tokio::time::sleep(again.unwrap_or(RETRY_INTERVAL)).await;
         }
     }
 

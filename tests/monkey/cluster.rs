@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use xtask::cluster::{ApiProxy, Cluster, Imagewarm, NAMESPACE, Options, USER};
+use xtask::cluster::{ApiProxy, ApiServer, Cluster, Imagewarm, NAMESPACE, Options, USER};
 use xtask::images::TestImage;
 use xtask::process::Signal;
 
@@ -34,6 +34,11 @@ const CONTROLLER_FLAGS: [&str; 8] = [
     "info,imagewarm=debug",
 ];
 const WARMER_FLAGS: [&str; 2] = ["--presence-interval", "5s"];
+/// By how many seconds the wall clock of each is off.
+const CONTROLLER_CLOCKS: [i64; 2] = [3600, -3600];
+const WARMER_CLOCKS: [i64; 3] = [-3600, 0, 3600];
+/// What each call to a slow API server takes longer.
+const LATENCY: Duration = Duration::from_millis(500);
 const LEASE: &str = "imagewarm-leader";
 const READY: Duration = Duration::from_secs(60);
 
@@ -41,6 +46,7 @@ const READY: Duration = Duration::from_secs(60);
 pub struct World {
     pub cluster: Cluster,
     proxy: ApiProxy,
+    api_server: Option<ApiServer>,
     controllers: BTreeMap<usize, Arc<Imagewarm>>,
     warmers: BTreeMap<usize, Arc<Imagewarm>>,
     fake: BTreeMap<usize, FakeNode>,
@@ -61,6 +67,7 @@ impl World {
         let mut world = World {
             cluster,
             proxy,
+            api_server: None,
             controllers: BTreeMap::new(),
             warmers: BTreeMap::new(),
             fake: BTreeMap::new(),
@@ -69,6 +76,7 @@ impl World {
             secrets: NAMESPACES.iter().map(|name| (name.to_string(), SecretIs::Absent)).collect(),
             by_hand: BTreeSet::new(),
         };
+        world.start_api_server().await?;
         for controller in 0..2 {
             world.start_controller(controller).await?;
         }
@@ -201,16 +209,40 @@ impl World {
                 self.proxy.cut_connections();
                 Ok(())
             }
+            Action::SlowApiServer => {
+                self.proxy.set_latency(LATENCY);
+                Ok(())
+            }
+            Action::QuickApiServer => {
+                self.proxy.set_latency(Duration::ZERO);
+                Ok(())
+            }
+            Action::StopApiServer => {
+                self.proxy.send_to(self.cluster.server_url())?;
+                self.api_server = None;
+                Ok(())
+            }
+            Action::StartApiServer => self.start_api_server().await,
+            Action::CompactEtcd => self.cluster.compact_etcd().await,
             Action::RemoveWebhooks => self.remove_webhooks().await,
             Action::RestoreWebhooks => self.cluster.apply_deploy().await,
         }
     }
 
+    /// The second API server, which the controllers use from their next connections on.
+    async fn start_api_server(&mut self) -> Result<()> {
+        let started = self.cluster.start_another_api_server().await?;
+        self.proxy.send_to(started.url())?;
+        self.api_server = Some(started);
+        Ok(())
+    }
+
     async fn start_controller(&mut self, at: usize) -> Result<()> {
         let name = format!("controller-{at}");
+        let binary = self.cluster.with_wall_clock(BINARY.as_ref(), CONTROLLER_CLOCKS[at])?;
         let started = self
             .cluster
-            .start_controller_through(&self.proxy, BINARY.as_ref(), &name, &CONTROLLER_FLAGS)
+            .start_controller_through(&self.proxy, &binary, &name, &CONTROLLER_FLAGS)
             .await?;
         self.controllers.insert(at, started);
         Ok(())
@@ -218,7 +250,8 @@ impl World {
 
     async fn start_warmer(&mut self, number: usize) -> Result<()> {
         let node = self.cluster.node(number)?;
-        let started = self.cluster.start_warmer(BINARY.as_ref(), &node, &WARMER_FLAGS).await?;
+        let binary = self.cluster.with_wall_clock(BINARY.as_ref(), WARMER_CLOCKS[number - 1])?;
+        let started = self.cluster.start_warmer(&binary, &node, &WARMER_FLAGS).await?;
         self.warmers.insert(number, started);
         Ok(())
     }

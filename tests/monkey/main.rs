@@ -1,7 +1,8 @@
-//! The convergence test. A seeded run of changes and failures (controllers and warmers killed,
-//! dockerd stopped, connections to the API server cut, webhooks removed) over three dockerd nodes
-//! and fifty fake ones that speak the real stream; then everything is left alone, and the state has
-//! to become what a second statement of the rules says.
+//! The convergence test. A seeded run of changes and failures (controllers and warmers killed
+//! or frozen, dockerd stopped, connections to the API server cut or slow, one of two API servers stopped, etcd
+//! compacted, webhooks removed, the Lease stolen), with wall clocks that are an hour off, over three
+//! dockerd nodes and fifty fake ones that speak the real stream; then everything is left alone, and the
+//! state has to become what a second statement of the rules says.
 //!
 //! `IMAGEWARM_MONKEY_SECONDS` sets the length of the run, `IMAGEWARM_MONKEY_SEED` draws other actions.
 

@@ -117,6 +117,13 @@ pub enum Action {
     StopDocker(usize),
     StartDocker(usize),
     CutConnections,
+    /// Each call to the API server takes half a second longer.
+    SlowApiServer,
+    QuickApiServer,
+    /// Of the two API servers, the one that the controllers use goes; or comes back.
+    StopApiServer,
+    StartApiServer,
+    CompactEtcd,
     RemoveWebhooks,
     RestoreWebhooks,
 }
@@ -208,7 +215,7 @@ impl Known {
 
     fn act(&mut self) -> Action {
         let namespace = self.random.random_range(0..NAMESPACES.len());
-        match self.random.random_range(0..104) {
+        match self.random.random_range(0..110) {
             0..24 => self.create_revision(),
             24..34 => match self.any_revision() {
                 Some((namespace, name)) => {
@@ -313,7 +320,10 @@ impl Known {
                 )
             }
             102 => Action::StealLease,
-            _ => Action::DeleteLease,
+            103 => Action::DeleteLease,
+            104..106 => self.breaks(Action::SlowApiServer, Action::QuickApiServer),
+            106..108 => self.breaks(Action::StopApiServer, Action::StartApiServer),
+            _ => Action::CompactEtcd,
         }
     }
 
@@ -401,6 +411,8 @@ pub fn is_repeatable() -> Result<(), String> {
                 Action::StopDocker(node) => down.push(Action::StartDocker(*node)),
                 Action::KillRealWarmer(node) => down.push(Action::StartRealWarmer(*node)),
                 Action::RemoveWebhooks => down.push(Action::RestoreWebhooks),
+                Action::SlowApiServer => down.push(Action::QuickApiServer),
+                Action::StopApiServer => down.push(Action::StartApiServer),
                 other => {
                     if let Some(at) = down.iter().position(|one| one == other) {
                         down.remove(at);

@@ -1,6 +1,7 @@
 //! Test images made on the spot: an OCI configuration and layers of random bytes, pushed straight
 //! to a registry. They can be pulled; they run only when a program is put into them.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,11 +17,16 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIGURATION: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// An image to make: how large its layers are, and for which platforms it is.
 #[derive(Clone, Debug)]
 pub struct TestImage {
     layers: Vec<usize>,
+    /// Size of a layer that is small until it is unpacked.
+    bomb: Option<usize>,
+    /// Number of empty files in a layer of their own.
+    files: Option<usize>,
     program: Option<Vec<u8>>,
     seed: u64,
     platforms: Vec<(String, String)>,
@@ -32,6 +38,8 @@ impl TestImage {
     pub fn new(layers: &[usize]) -> Self {
         Self {
             layers: layers.to_vec(),
+            bomb: None,
+            files: None,
             program: None,
             seed: rand::random(),
             platforms: vec![("linux".to_owned(), architecture().to_owned())],
@@ -42,6 +50,18 @@ impl TestImage {
     /// The same seed and sizes make the same bytes, and so the same digest.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// Adds a layer with so many bytes of zeros (a multiple of 1 MiB), a thousandth as large to download.
+    pub fn bomb(mut self, size: usize) -> Self {
+        self.bomb = Some(size);
+        self
+    }
+
+    /// Adds a layer with so many empty files.
+    pub fn files(mut self, count: usize) -> Self {
+        self.files = Some(count);
         self
     }
 
@@ -94,6 +114,15 @@ impl TestImage {
             let layer = tokio::task::spawn_blocking(move || layer(size, seed)).await?;
             layers.push(target.blob(LAYER, layer).await?);
         }
+        if let Some(count) = self.files {
+            layers.push(target.blob(LAYER, layer_of_files(count)).await?);
+        }
+        let mut unpacked: Vec<Value> = layers.iter().map(|layer| layer["digest"].clone()).collect();
+        if let Some(size) = self.bomb {
+            layers.push(target.blob(GZIP_LAYER, bomb(size)?).await?);
+            // Its true digest is that of all the zeros: nobody unpacks it to the end.
+            unpacked.push(json!(format!("sha256:{}", "0".repeat(64))));
+        }
         let mut manifests = Vec::new();
         for (os, arch) in &self.platforms {
             let configuration = json!({
@@ -102,8 +131,8 @@ impl TestImage {
                 "config": {"Cmd": command},
                 "rootfs": {
                     "type": "layers",
-                    // The layers are not compressed: a diff id is the layer's own digest.
-                    "diff_ids": layers.iter().map(|layer| &layer["digest"]).collect::<Vec<_>>(),
+                    // Layers that are not compressed: a diff id is the layer's own digest.
+                    "diff_ids": unpacked,
                 },
                 // Two images without layers would otherwise be one.
                 "history": [{"created_by": format!("imagewarm test image {}", self.seed)}],
@@ -231,6 +260,40 @@ fn program_layer(program: &[u8]) -> Vec<u8> {
     archive.extend_from_slice(program);
     end_archive(&mut archive, program.len());
     archive
+}
+
+/// A tar archive with so many empty files.
+fn layer_of_files(count: usize) -> Vec<u8> {
+    let mut archive = Vec::with_capacity(count * 512 + 1024);
+    for number in 0..count {
+        archive.extend_from_slice(&tar_header(&format!("file-{number}"), 0o644, 0));
+    }
+    end_archive(&mut archive, 0);
+    archive
+}
+
+/// A tar archive with one file of zeros, compressed with gzip: a member of the stream that holds the
+/// head, and the same member for each MiB.
+fn bomb(size: usize) -> Result<Vec<u8>> {
+    let mut stream = gzip(&tar_header("zeros", 0o644, size))?;
+    let zeros = gzip(&vec![0; 1 << 20])?;
+    for _ in 0..size >> 20 {
+        stream.extend_from_slice(&zeros);
+    }
+    stream.extend_from_slice(&gzip(&[0; 1024])?);
+    Ok(stream)
+}
+
+fn gzip(content: &[u8]) -> Result<Vec<u8>> {
+    let mut gzip = std::process::Command::new("gzip")
+        .args(["--best", "--no-name"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .context("start gzip")?;
+    // Less than a pipe holds comes out before all is in.
+    gzip.stdin.take().context("gzip has no input")?.write_all(content)?;
+    Ok(gzip.wait_with_output()?.stdout)
 }
 
 fn end_archive(archive: &mut Vec<u8>, size: usize) {

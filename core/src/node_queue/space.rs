@@ -2,7 +2,16 @@
 //! thresholds require: a warmed image must never trigger image garbage collection or the eviction
 //! of Pods.
 
+use std::time::Duration;
+
 use crate::runtime::Space;
+
+/// No pull writes faster than this, in bytes and in files per second.
+const FASTEST_BYTES: u64 = 1_000_000_000;
+const FASTEST_FILES: u64 = 100_000;
+/// Limits of the time between two measurements. A measurement takes microseconds.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why `wanted_bytes` more do not fit; `None` when they do. `keep_free` is the percentage of the
 /// file system that must stay free afterwards.
@@ -39,6 +48,26 @@ fn few_inodes(space: Space, keep_free: u8) -> Option<String> {
              stay free"
         )
     })
+}
+
+/// How long a pull may go on until the space is measured again: the fastest one could just have used
+/// up what may be used.
+pub fn measure_again_in(space: Space, keep_free: u8) -> Duration {
+    let above = |free: u64, all: u64, keep_free: u8| -> u64 {
+        let above = u128::from(free).saturating_sub(part(all, keep_free));
+        u64::try_from(above).unwrap_or(u64::MAX)
+    };
+    let milliseconds = |above: u64, fastest: u64| above / (fastest / 1000);
+    let bytes = above(space.free_bytes, space.capacity_bytes, keep_free);
+    let bytes = milliseconds(bytes, FASTEST_BYTES);
+    let files = match space.inodes {
+        0 => bytes,
+        inodes => {
+            let files = above(space.free_inodes, inodes, keep_free.div_ceil(2));
+            milliseconds(files, FASTEST_FILES)
+        }
+    };
+    Duration::from_millis(bytes.min(files)).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
 }
 
 /// So many per cent, rounded up.
@@ -96,6 +125,25 @@ mod tests {
             "the image has many files, or others made them: the image file system has 99 of 1000 \
              inodes free, and 10% has to stay free"
         );
+    }
+
+    #[test]
+    fn the_less_is_left_the_sooner_it_is_measured_again() {
+        let table = [
+            // free and capacity in MB, free and all inodes, milliseconds
+            (10_000, 10_000, 0, 0, 1_000),
+            (2_500, 10_000, 0, 0, 500),
+            (2_005, 10_000, 0, 0, 10),
+            (1_000, 10_000, 0, 0, 10),
+            (10_000, 10_000, 1_000_000, 1_000_000, 1_000),
+            (10_000, 10_000, 120_000, 1_000_000, 200),
+            (2_500, 10_000, 1_000_000, 1_000_000, 500),
+            (10_000, 10_000, 1, 1_000_000, 10),
+        ];
+        for (free, capacity, free_inodes, inodes, expected) in table {
+            let space = Space { free_inodes, inodes, ..bytes(free * MB, capacity * MB) };
+            assert_eq!(measure_again_in(space, 20), Duration::from_millis(expected), "{space:?}");
+        }
     }
 
     #[test]

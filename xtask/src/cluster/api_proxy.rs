@@ -1,5 +1,6 @@
 //! A proxy in front of the API server, for programs that shall meet faults: refused lists and
-//! watches, lists that are wrongly empty, cut connections, and an end after exactly so many writes.
+//! watches, lists that are wrongly empty, cut connections, slow answers, another API server of the same
+//! cluster, and an end after exactly so many writes.
 //!
 //! It speaks plain HTTP on loopback and TLS to the real API server; each connection of a client has
 //! one of its own there, and the client's token is passed through. Where no rule applies, nothing
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -95,7 +96,6 @@ impl Decision {
     }
 }
 
-#[derive(Default)]
 struct State {
     rules: Vec<Rule>,
     calls: Vec<Call>,
@@ -103,9 +103,25 @@ struct State {
     /// Connections of clients end with it; another takes its place.
     connections: CancellationToken,
     refusing: bool,
+    /// Before each call is passed on.
+    latency: Duration,
+    /// The API server, for new connections.
+    server: SocketAddr,
 }
 
 impl State {
+    fn new(server: SocketAddr) -> Self {
+        State {
+            rules: Vec::new(),
+            calls: Vec::new(),
+            cut_off: None,
+            connections: CancellationToken::new(),
+            refusing: false,
+            latency: Duration::ZERO,
+            server,
+        }
+    }
+
     fn decide(&mut self, call: &Call) -> Decision {
         if let Some(cut_off) = &mut self.cut_off {
             if cut_off.calls_left == 0 {
@@ -173,8 +189,8 @@ impl ApiProxy {
         let port = Port::reserve()?;
         let listener = TcpListener::bind(port.address()).await?;
         let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            upstream: Upstream::new(server_url, ca_pem)?,
+            state: Mutex::new(State::new(address(server_url)?)),
+            upstream: Upstream::new(ca_pem)?,
             writes_in_flight: AtomicUsize::new(0),
         });
         let running = CancellationToken::new();
@@ -207,6 +223,17 @@ impl ApiProxy {
     /// Whether new connections are closed at once, as if the API server were gone.
     pub fn refuse_connections(&self, refuse: bool) {
         self.shared.lock().refusing = refuse;
+    }
+
+    /// How long each call waits from now on before it is passed on.
+    pub fn set_latency(&self, latency: Duration) {
+        self.shared.lock().latency = latency;
+    }
+
+    /// From now on new connections lead to this API server; open ones stay where they are.
+    pub fn send_to(&self, server_url: &str) -> Result<()> {
+        self.shared.lock().server = address(server_url)?;
+        Ok(())
     }
 
     /// All calls so far that were passed on or answered by a rule, in order.
@@ -242,4 +269,10 @@ impl ApiProxy {
         self.shared.lock().cut_off = None;
         self.cut_connections();
     }
+}
+
+/// The address in `https://ADDRESS`.
+fn address(server_url: &str) -> Result<SocketAddr> {
+    let address = server_url.trim_start_matches("https://");
+    address.parse().with_context(|| format!("the address in {server_url}"))
 }

@@ -146,11 +146,53 @@ impl ControlPlane {
         sandbox: &Path,
         flags: &[&str],
     ) -> Result<()> {
+        let port = self.ports[2].number();
+        let program = self.api_server(programs, port, &self.audit_log)?.args(flags);
+        let process = Process::start("kube-apiserver", program, sandbox)?;
+        api_server_ready(&process, &client_from(&self.kubeconfig).await?).await?;
+        self.api_server = Some(process);
+        Ok(())
+    }
+
+    /// Starts another API server on the same etcd, and waits until it is ready. It runs until it is
+    /// dropped.
+    pub(super) async fn start_another_api_server(
+        &self,
+        programs: &Programs,
+        sandbox: &Path,
+    ) -> Result<ApiServer> {
+        let port = Port::reserve()?;
+        let name = format!("kube-apiserver-{}", port.number());
+        let audit_log = self.folder.join(format!("audit-{}.log", port.number()));
+        let program = self.api_server(programs, port.number(), &audit_log)?;
+        let process = Process::start(&name, program, sandbox)?;
+        let url = format!("https://{}", port.address());
+        let config = kubeconfig(&self.kubeconfig, Some(&url)).await?;
+        api_server_ready(&process, &kube::Client::try_from(config)?).await?;
+        Ok(ApiServer { url, _process: process, _port: port })
+    }
+
+    /// Removes from etcd what is older than now, as API servers do every five minutes.
+    pub(super) async fn compact_etcd(&self) -> Result<()> {
+        let url = format!("http://{}", self.ports[0].address()).parse()?;
+        let client = kube::Client::try_from(kube::Config::new(url))?;
+        let ask = async |path: &str, body: Value| {
+            let request = http::Request::post(path).body(serde_json::to_vec(&body)?)?;
+            anyhow::Ok(client.request::<Value>(request).await?)
+        };
+        // The key of one zero byte, and nothing after it: only the revision is of interest.
+        let range = ask("/v3/kv/range", json!({"key": "AA==", "count_only": true})).await?;
+        let revision = &range["header"]["revision"];
+        ask("/v3/kv/compaction", json!({"revision": revision, "physical": true})).await?;
+        Ok(())
+    }
+
+    fn api_server(&self, programs: &Programs, port: u16, audit_log: &Path) -> Result<Program> {
         let file = |name: &str| self.folder.join(name).display().to_string();
         let issuer = "https://kubernetes.default.svc";
-        let program = Program::new(programs.path(Prerequisite::KubeApiserver)?)
+        Ok(Program::new(programs.path(Prerequisite::KubeApiserver)?)
             .arg(format!("--etcd-servers=http://{}", self.ports[0].address()))
-            .arg(format!("--secure-port={}", self.ports[2].number()))
+            .arg(format!("--secure-port={port}"))
             .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
             // There is no node network in which the default Service could be reached.
             .arg("--endpoint-reconciler-type=none")
@@ -167,21 +209,9 @@ impl ControlPlane {
             // It taints each new node until the node lifecycle controller, which is absent, agrees.
             .arg("--disable-admission-plugins=TaintNodesByCondition")
             .arg(format!("--audit-policy-file={}", file("audit-policy.yaml")))
-            .arg(format!("--audit-log-path={}", self.audit_log.display()))
+            .arg(format!("--audit-log-path={}", audit_log.display()))
             // Never begins a new file: tests read all of it.
-            .arg("--audit-log-maxsize=100000")
-            .args(flags);
-        let process = Process::start("kube-apiserver", program, sandbox)?;
-        let client = client_from(&self.kubeconfig).await?;
-        process
-            .wait_until(Duration::from_secs(90), async || {
-                let request = http::Request::get("/readyz").body(Vec::new()).ok()?;
-                let answer = client.request_text(request).await.ok()?;
-                (answer == "ok").then_some(())
-            })
-            .await?;
-        self.api_server = Some(process);
-        Ok(())
+            .arg("--audit-log-maxsize=100000"))
     }
 
     /// Starts the controller manager. Late, so that its garbage collector knows every custom
@@ -257,13 +287,49 @@ impl ControlPlane {
     }
 }
 
+/// One more API server of the cluster.
+pub struct ApiServer {
+    url: String,
+    _process: Process,
+    // Kept, so that no other process ever answers in its place.
+    _port: Port,
+}
+
+impl ApiServer {
+    /// `https://127.0.0.1:PORT`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
 /// A client that reads its server and credentials from `kubeconfig`.
 pub(super) async fn client_from(kubeconfig: &Path) -> Result<kube::Client> {
-    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config = self::kubeconfig(kubeconfig, None).await?;
+    kube::Client::try_from(config).context("make a client for the API server")
+}
+
+/// What is in a kubeconfig, for its own server or another one.
+async fn kubeconfig(path: &Path, server: Option<&str>) -> Result<kube::Config> {
+    let mut kubeconfig = Kubeconfig::read_from(path)?;
+    if let Some(server) = server {
+        for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+            cluster.server = Some(server.to_owned());
+        }
+    }
     let options = KubeConfigOptions::default();
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
     config.proxy_url = None;
-    kube::Client::try_from(config).context("make a client for the API server")
+    Ok(config)
+}
+
+async fn api_server_ready(process: &Process, client: &kube::Client) -> Result<()> {
+    process
+        .wait_until(Duration::from_secs(90), async || {
+            let request = http::Request::get("/readyz").body(Vec::new()).ok()?;
+            let answer = client.request_text(request).await.ok()?;
+            (answer == "ok").then_some(())
+        })
+        .await
 }
 
 /// Writes a file that only its owner may read.

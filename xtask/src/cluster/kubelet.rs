@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
@@ -48,6 +48,10 @@ mkdir -p "$own/var-lib" "$own/var-log"
 mount --bind "$own/var-lib" /var/lib
 mount --bind "$own/var-log" /var/log
 mount -t tmpfs tmpfs /run
+if [ -e "$own/disk.img" ]; then
+  mkdir -p "$own/containerd-root"
+  mount -o loop "$own/disk.img" "$own/containerd-root"
+fi
 exec "$@""#;
 
 /// A node whose kubelet runs Pods; it is a [`Node`].
@@ -80,6 +84,14 @@ impl KubeletNode {
         Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
     }
 
+    /// The file system of its images, as it can be reached from outside.
+    pub fn image_folder(&self) -> Result<PathBuf> {
+        let pid = self.node.runtime_pid().and_then(|pid| children_of(pid).first().copied());
+        let root = format!("/proc/{}/root", pid.context("containerd has ended")?);
+        let folder = self.folder.join("containerd-root");
+        Ok(Path::new(&root).join(folder.strip_prefix("/").unwrap_or(&folder)))
+    }
+
     /// Ends the kubelet, and then containerd and with it all that still runs there.
     pub async fn stop(self) -> Result<()> {
         // It is the one child of the process that took it there.
@@ -97,6 +109,26 @@ impl Cluster {
     /// `spec.nodeName` run there.
     pub async fn add_kubelet_node(&self, name: &str) -> Result<KubeletNode> {
         self.add_kubelet_node_with(name, &json!({})).await
+    }
+
+    /// The same with a disk of its own (ext4, of so many MiB) for its images, and with these fields of
+    /// the KubeletConfiguration too.
+    pub async fn add_kubelet_node_with_disk(
+        &self,
+        name: &str,
+        mebibytes: u64,
+        fields: &Value,
+    ) -> Result<KubeletNode> {
+        let folder = self.folder().join(name);
+        fs::create_dir_all(&folder)?;
+        let disk = folder.join("disk.img");
+        File::create(&disk)?.set_len(mebibytes << 20)?;
+        let program = self.programs.path(Prerequisite::Ext4)?;
+        // Without blocks that only root may use: df, kubelet and warmer see the same.
+        let made =
+            tokio::process::Command::new(program).args(["-q", "-F", "-m", "0"]).arg(&disk).status();
+        ensure!(made.await?.success(), "cannot make a file system in {}", disk.display());
+        self.add_kubelet_node_with(name, fields).await
     }
 
     /// The same with these fields of the KubeletConfiguration too.

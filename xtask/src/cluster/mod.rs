@@ -17,6 +17,7 @@
 pub mod api_proxy;
 mod background;
 mod certificates;
+mod clock;
 mod containerd;
 mod control_plane;
 mod cri_images;
@@ -51,7 +52,7 @@ use crate::workspace;
 pub use self::api_proxy::ApiProxy;
 pub use self::background::Forwarder;
 pub use self::containerd::ContainerdVersion;
-pub use self::control_plane::SCHEDULER;
+pub use self::control_plane::{ApiServer, SCHEDULER};
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
 pub use self::kubelet::KubeletNode;
 pub use self::node::Node;
@@ -206,6 +207,22 @@ impl Cluster {
     /// the process is dropped.
     pub fn start_quota_controller(&self) -> Result<Process> {
         self.control_plane.start_quota_controller(&self.programs, self.folder())
+    }
+
+    /// Starts another API server, on the same etcd. It runs until it is dropped.
+    pub async fn start_another_api_server(&self) -> Result<ApiServer> {
+        self.control_plane.start_another_api_server(&self.programs, self.folder()).await
+    }
+
+    /// Removes old revisions from etcd, as API servers do every five minutes.
+    pub async fn compact_etcd(&self) -> Result<()> {
+        self.control_plane.compact_etcd().await
+    }
+
+    /// A program that runs `binary` with a wall clock that is off by so many seconds. Monotonic
+    /// clocks are as they are.
+    pub fn with_wall_clock(&self, binary: &Path, seconds: i64) -> Result<PathBuf> {
+        clock::program(binary, seconds, self.folder())
     }
 
     /// A client with every right.

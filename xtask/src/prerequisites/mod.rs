@@ -44,6 +44,10 @@ pub enum Prerequisite {
     HostLocal,
     /// Linked statically: it runs in images of nothing else.
     Busybox,
+    /// Makes file systems.
+    Ext4,
+    /// Gives a program another wall clock.
+    Faketime,
     KubeApiserver,
     KubeControllerManager,
     KubeScheduler,
@@ -80,6 +84,8 @@ impl Prerequisite {
             }
             Self::HostLocal => &[("host-local", "containernetworking-plugins")],
             Self::Busybox => &[("busybox", "busybox-static")],
+            Self::Ext4 => &[("mkfs.ext4", "e2fsprogs"), ("mount", "mount")],
+            Self::Faketime => &[("faketime", "faketime")],
             Self::Kubelet => &[("iptables", "iptables"), ("nsenter", "util-linux")],
             Self::Crio => &[("runc", "runc")],
             Self::KubeApiserver
@@ -109,7 +115,9 @@ impl Prerequisite {
             | Self::Dockerd
             | Self::Containerd
             | Self::HostLocal
-            | Self::Busybox => return None,
+            | Self::Busybox
+            | Self::Ext4
+            | Self::Faketime => return None,
             Self::KubeApiserver => {
                 kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 360)
             }
@@ -175,8 +183,11 @@ impl Programs {
 }
 
 /// Finds the programs asked for, and installs and builds what is missing, side by side. Waits while
-/// another process does the same. A first build takes minutes.
+/// another process does that. A first build takes minutes.
 pub async fn ensure(asked: &[Prerequisite]) -> Result<Programs> {
+    if let Some(found) = find_all(asked)? {
+        return Ok(found);
+    }
     let cache = cache_folder(&format!("kubernetes-{KUBERNETES_VERSION}"))?;
     std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
     let _lock = lock(&cache.join("lock")).await?;
@@ -198,6 +209,20 @@ pub async fn ensure(asked: &[Prerequisite]) -> Result<Programs> {
         Ok((program, path.with_context(|| format!("{program:?} is still missing"))?))
     });
     Ok(Programs(found.collect::<Result<_>>()?))
+}
+
+/// All of these, and whatever else their packages have; `None` if one is missing.
+fn find_all(asked: &[Prerequisite]) -> Result<Option<Programs>> {
+    let mut packaged = asked.iter().flat_map(|program| program.packaged());
+    if packaged.any(|(name, _)| find(name).is_none()) {
+        return Ok(None);
+    }
+    let mut programs = BTreeMap::new();
+    for program in asked {
+        let Some(path) = program.find()? else { return Ok(None) };
+        programs.insert(*program, path);
+    }
+    Ok(Some(Programs(programs)))
 }
 
 /// Held until the file is dropped.

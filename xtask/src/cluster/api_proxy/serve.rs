@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{Request, Response, StatusCode};
@@ -31,14 +31,11 @@ type Body = Either<Incoming, Full<Bytes>>;
 
 /// How to reach the API server.
 pub(super) struct Upstream {
-    address: SocketAddr,
     connector: TlsConnector,
 }
 
 impl Upstream {
-    pub(super) fn new(server_url: &str, ca_pem: &str) -> Result<Self> {
-        let address = server_url.trim_start_matches("https://");
-        let address = address.parse().with_context(|| format!("the address in {server_url}"))?;
+    pub(super) fn new(ca_pem: &str) -> Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(rustls_pki_types::CertificateDer::from_pem_slice(ca_pem.as_bytes())?)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -46,13 +43,13 @@ impl Upstream {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { address, connector: Arc::new(config).into() })
+        Ok(Self { connector: Arc::new(config).into() })
     }
 
-    async fn connect(&self) -> Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(self.address).await?;
+    async fn connect(&self, address: SocketAddr) -> Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let name = ServerName::from(self.address.ip());
+        let name = ServerName::from(address.ip());
         Ok(self.connector.connect(name, stream).await?)
     }
 }
@@ -76,7 +73,8 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
 /// Ends when either side does; a client may connect again, and does.
 async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     let _ = stream.set_nodelay(true);
-    let Ok(upstream) = shared.upstream.connect().await else { return };
+    let server = shared.lock().server;
+    let Ok(upstream) = shared.upstream.connect(server).await else { return };
     let Ok((sender, driver)) = client::handshake(TokioIo::new(upstream)).await else { return };
     let sender = Arc::new(Mutex::new(sender));
     let service = service_fn(move |request| {
@@ -103,6 +101,8 @@ async fn answer(
     let call = Call::read(request.method(), request.uri());
     let decision = shared.decide(&call);
     let counted = InFlight { shared, counts: decision.counts(&call) };
+    let latency = shared.lock().latency;
+    tokio::time::sleep(latency).await;
     match decision {
         Decision::Forward => {
             let response = forward(sender, request).await?;

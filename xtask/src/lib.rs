@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod demo;
 pub mod http_get;
 pub mod images;
+pub mod memory_limit;
 pub mod ports;
 pub mod prerequisites;
 pub mod process;

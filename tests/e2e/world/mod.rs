@@ -12,7 +12,6 @@ mod findings;
 mod installation;
 mod leader;
 mod logs;
-mod memory_limit;
 mod metrics;
 mod namespace;
 mod nodes;
@@ -43,13 +42,13 @@ pub use crowd::half_open;
 pub use findings::Findings;
 pub use installation::Installation;
 pub use logs::Logs;
-pub use memory_limit::MemoryLimit;
 pub use namespace::{Namespace, containers, image_warm};
 pub use nodes::Nodes;
 pub use registries::{Proxied, Pushed, Registries};
 pub use streams::{RawStream, Streams, reset_calls};
 pub use system::System;
 pub use warmers::Warmers;
+pub use xtask::memory_limit::MemoryLimit;
 
 /// How long anything may take on a slow machine before it counts as never.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures::{StreamExt as _, TryStreamExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 
@@ -40,6 +41,7 @@ pub(super) struct ControlPlane {
     pub(super) audit_log: PathBuf,
     folder: PathBuf,
     ports: [Port; 4],
+    etcd_client: kube::Client,
 }
 
 impl ControlPlane {
@@ -50,6 +52,7 @@ impl ControlPlane {
         let authority = Authority::new("imagewarm development cluster")?;
         let ports = [Port::reserve()?, Port::reserve()?, Port::reserve()?, Port::reserve()?];
         let server_url = format!("https://{}", ports[2].address());
+        let etcd_url = format!("http://{}", ports[0].address()).parse()?;
         let mut plane = Self {
             scheduler: None,
             controller_manager: None,
@@ -61,6 +64,7 @@ impl ControlPlane {
             authority,
             folder,
             ports,
+            etcd_client: kube::Client::try_from(kube::Config::new(etcd_url))?,
         };
         plane.start_etcd(programs, sandbox)?;
         plane.write_credentials()?;
@@ -174,17 +178,35 @@ impl ControlPlane {
 
     /// Removes from etcd what is older than now, as API servers do every five minutes.
     pub(super) async fn compact_etcd(&self) -> Result<()> {
-        let url = format!("http://{}", self.ports[0].address()).parse()?;
-        let client = kube::Client::try_from(kube::Config::new(url))?;
-        let ask = async |path: &str, body: Value| {
-            let request = http::Request::post(path).body(serde_json::to_vec(&body)?)?;
-            anyhow::Ok(client.request::<Value>(request).await?)
-        };
         // The key of one zero byte, and nothing after it: only the revision is of interest.
-        let range = ask("/v3/kv/range", json!({"key": "AA==", "count_only": true})).await?;
+        let range = json!({"key": "AA==", "count_only": true});
+        let range = self.ask_etcd("/v3/kv/range", range).await?;
         let revision = &range["header"]["revision"];
-        ask("/v3/kv/compaction", json!({"revision": revision, "physical": true})).await?;
+        let body = json!({"revision": revision, "physical": true});
+        self.ask_etcd("/v3/kv/compaction", body).await?;
         Ok(())
+    }
+
+    /// Writes objects of a custom resource to etcd as the API server would, by key: a hundred times
+    /// quicker, and without admission.
+    pub(super) async fn store(&self, objects: impl Iterator<Item = (String, Value)>) -> Result<()> {
+        let mut put = objects.map(|(key, object)| {
+            let (key, value) = (base64(&format!("/registry/{key}")), base64(&object.to_string()));
+            json!({"requestPut": {"key": key, "value": value}})
+        });
+        // As many as etcd takes at once.
+        let transactions = std::iter::from_fn(|| Some(put.by_ref().take(128).collect()))
+            .take_while(|operations: &Vec<Value>| !operations.is_empty());
+        futures::stream::iter(transactions)
+            .map(|operations| self.ask_etcd("/v3/kv/txn", json!({"success": operations})))
+            .buffer_unordered(4)
+            .try_for_each(async |_| Ok(()))
+            .await
+    }
+
+    async fn ask_etcd(&self, path: &str, body: Value) -> Result<Value> {
+        let request = http::Request::post(path).body(serde_json::to_vec(&body)?)?;
+        self.etcd_client.request(request).await.with_context(|| format!("ask etcd for {path}"))
     }
 
     fn api_server(&self, programs: &Programs, port: u16, audit_log: &Path) -> Result<Program> {

@@ -219,6 +219,12 @@ impl Cluster {
         self.control_plane.compact_etcd().await
     }
 
+    /// Writes objects of a custom resource straight to etcd, each with its key
+    /// (`GROUP/RESOURCE/NAMESPACE/NAME`): for more of them than could be created in a test.
+    pub async fn store(&self, objects: impl Iterator<Item = (String, Value)>) -> Result<()> {
+        self.control_plane.store(objects).await
+    }
+
     /// A program that runs `binary` with a wall clock that is off by so many seconds. Monotonic
     /// clocks are as they are.
     pub fn with_wall_clock(&self, binary: &Path, seconds: i64) -> Result<PathBuf> {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::workspace;
+
 /// A cgroup with a limit, of version 1 or 2. It goes when it is dropped and its processes have ended.
 pub struct MemoryLimit {
     folder: PathBuf,
@@ -14,7 +16,8 @@ pub struct MemoryLimit {
 impl MemoryLimit {
     /// The limit of the controller in `deploy/`, around a process that runs already.
     pub fn as_shipped(pid: u32) -> Result<MemoryLimit> {
-        let deployment = include_str!("../../../deploy/controller/deployment.yaml");
+        let deployment = workspace().join("deploy/controller/deployment.yaml");
+        let deployment = fs::read_to_string(deployment)?;
         let limits = deployment.split("limits:").nth(1).context("no limits")?;
         let mebibytes = limits.lines().find_map(|line| line.trim().strip_prefix("memory: "));
         let mebibytes = mebibytes.and_then(|text| text.strip_suffix("Mi")?.parse::<u64>().ok());

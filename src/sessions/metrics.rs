@@ -66,6 +66,8 @@ struct WriteLabels {
 pub struct DispatchMetrics {
     /// Nodes with an open stream.
     pub nodes_connected: Gauge,
+    /// Warmers that wait until a leader is known.
+    pub waiting_for_leader: Gauge,
     /// ImageWarms in the index.
     pub assignments: Gauge,
     /// Pulls that hold a permit.
@@ -105,6 +107,11 @@ impl DispatchMetrics {
             "dispatch_nodes_connected",
             "Nodes whose warmer has an open stream",
             all.nodes_connected.clone(),
+        );
+        registry.register(
+            "dispatch_nodes_waiting_for_leader",
+            "Warmers whose stream waits on this replica until a leader is known",
+            all.waiting_for_leader.clone(),
         );
         registry.register(
             "dispatch_assignments",
@@ -188,6 +195,11 @@ impl DispatchMetrics {
     /// Drops the series of a node: nodes come and go.
     pub(super) fn forget_node(&self, node: &str) {
         self.credentials_granted.remove(&NodeLabels { node: node.to_owned() });
+    }
+
+    #[cfg(test)]
+    pub(super) fn streams_ended(&self, reason: StreamEnd) -> u64 {
+        self.stream_ends.get_or_create(&StreamLabels { reason: LabelValue(reason) }).get()
     }
 
     pub(super) fn stream_end(&self, reason: StreamEnd) {

@@ -7,10 +7,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::Stream;
+use prometheus_client::metrics::gauge::Gauge;
 use prost::Message as _;
 use rustls::server::ResolvesServerCert;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -38,6 +39,10 @@ use imagewarm_core::throttle::stream::{Excess, MessageLimit};
 const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_ANSWER: Duration = Duration::from_secs(10);
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// How long a warmer waits here for a leader to be known, instead of asking again and again.
+const LEADER_WAIT: Duration = Duration::from_secs(10);
+/// How many may wait so: fewer than may be unproven.
+const WAITING: usize = UNPROVEN / 2;
 /// How long a warmer that is cut off may take to read why.
 const LAST_STATUS: Duration = Duration::from_secs(1);
 /// Longer than a TokenReview: many warmers may connect at once, and reviews are queued.
@@ -109,6 +114,8 @@ impl DispatchServer {
             reviewer: self.reviewer,
             metrics: self.metrics,
             readers: readers.clone(),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+            shutdown: shutdown.clone(),
         };
         let service = Service::new(sessions)
             .max_decoding_message_size(LARGEST_MESSAGE)
@@ -139,9 +146,30 @@ struct Sessions {
     reviewer: Arc<dyn TokenReviewer>,
     metrics: DispatchMetrics,
     readers: TaskTracker,
+    /// Places to wait for a leader.
+    waiting: Arc<Semaphore>,
+    shutdown: CancellationToken,
 }
 
 impl Sessions {
+    /// Who leads. While nobody is known to, waits for it if there is a place: after all replicas were
+    /// restarted the warmers are back as soon as there is a leader.
+    async fn leader(&self) -> Leadership {
+        let is_known = |leader: &Leadership| leader.leading || leader.leader_address.is_some();
+        let mut leader = self.leader.clone();
+        let now = leader.borrow().clone();
+        if is_known(&now) {
+            return now;
+        }
+        let Ok(_place) = self.waiting.try_acquire() else { return now };
+        let _counted = Counted::new(&self.metrics.waiting_for_leader);
+        let known = tokio::time::timeout(LEADER_WAIT, leader.wait_for(is_known));
+        match self.shutdown.run_until_cancelled(known).await {
+            Some(Ok(Ok(known))) => known.clone(),
+            _ => now,
+        }
+    }
+
     /// The warmer that the call's token belongs to.
     async fn authenticate(&self, metadata: &MetadataMap) -> Result<WarmerIdentity, Status> {
         let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
@@ -187,7 +215,7 @@ impl Dispatch for Sessions {
         request: Request<Streaming<FromWarmer>>,
     ) -> Result<Response<SessionStream>, Status> {
         // The leadership check comes first: a replica that does not lead spends no TokenReviews.
-        let leader = self.leader.borrow().clone();
+        let leader = self.leader().await;
         if !leader.leading {
             self.metrics.stream_end(StreamEnd::NotLeading);
             return Err(end_status(StreamEnd::NotLeading, &leader));
@@ -224,6 +252,22 @@ impl Dispatch for Sessions {
         };
         self.readers.spawn(reader.run());
         Ok(Response::new(SessionStream { messages: opened.messages, _end: ended.drop_guard() }))
+    }
+}
+
+/// Counts in a gauge while it lives.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

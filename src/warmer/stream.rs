@@ -33,7 +33,8 @@ const ACCEPT_TIMEOUT: Duration = Duration::from_secs(45);
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// A new leader has its warmers back within about this time. Not shorter: thousands of warmers ask.
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// A stream that lasted this long resets the back-off.
 const HEALTHY: Duration = Duration::from_secs(10);
 /// Capacity of the channel of messages from the main loop to the connection.

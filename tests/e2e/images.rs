@@ -13,7 +13,7 @@ crate::tests![
     an_image_by_digest_costs_nothing_where_the_tag_was_warmed,
     a_moved_tag_is_warmed_by_digest_for_its_image,
     an_image_without_a_revision_is_warmed_and_takes_its_image_warms_along,
-    an_image_without_content_is_ready_and_costs_nothing,
+    nothing_is_known_of_an_image_without_content,
     an_image_uses_its_own_pull_secrets,
     an_image_that_cannot_be_had_names_reason_and_nodes,
     a_node_without_a_warmer_is_named,
@@ -94,10 +94,10 @@ async fn an_image_without_a_revision_is_warmed_and_takes_its_image_warms_along(
     namespace.until_empty("the ImageWarms go with their Image").await
 }
 
-async fn an_image_without_content_is_ready_and_costs_nothing(world: &World) -> Result<()> {
+async fn nothing_is_known_of_an_image_without_content(world: &World) -> Result<()> {
     let namespace = world.namespace("image-empty").await?;
     namespace.image("skipped", json!({"image": ""}), None).await?;
-    let image = namespace.image_is("skipped", "True", "").await?;
+    let image = namespace.image_is("skipped", "Unknown", "spec.image is empty").await?;
     reads_as_knative_does(&image)?;
     world.leader_has_caught_up().await?;
     ensure!(namespace.image_warms().await?.is_empty(), "something was warmed");

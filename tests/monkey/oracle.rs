@@ -306,7 +306,7 @@ fn expected_image_status(
     revision: Option<&Revision>,
 ) -> Expected {
     if image.spec.image.is_empty() {
-        return Expected::Plain("True");
+        return Expected::Plain("Unknown");
     }
     if revision.is_some_and(|revision| !is_active(revision)) {
         return Expected::Plain("Unknown");

@@ -28,6 +28,8 @@ pub const NODES_FAILED: &str = "caching.knative.dev/nodes-failed";
 
 /// Reason: no node is eligible now.
 pub const NO_ELIGIBLE_NODE: &str = "NoEligibleNode";
+/// Reason: the Image names no image.
+pub const NO_IMAGE: &str = "NoImage";
 /// Reason: the Image's Revision has been in reserve for longer than its grace period.
 pub const NOT_ROUTABLE: &str = "NotRoutable";
 /// Reason: the image is excluded from warming.
@@ -82,7 +84,11 @@ pub fn rollup(
         }
         let verdict = match resolution {
             Resolution::Orphaned => continue,
-            Resolution::Empty => ReadyCondition::new(ConditionStatus::True, "", String::new()),
+            Resolution::Empty => ReadyCondition::new(
+                ConditionStatus::Unknown,
+                NO_IMAGE,
+                "spec.image is empty: Knative resolves no digests for this registry".into(),
+            ),
             Resolution::Invalid(problem) => ReadyCondition::new(
                 ConditionStatus::False,
                 Reason::InvalidImage.as_str(),

@@ -464,6 +464,37 @@ async fn a_warmer_finds_the_leader_and_follows_it() {
 }
 
 #[tokio::test]
+async fn a_warmer_waits_for_a_leader_where_none_is_known() {
+    let (cluster, authority) = (Cluster::new(), Authority::new());
+    let runtime = FakeRuntime::default();
+    for becomes_leader in [true, false] {
+        let first = Replica::start(&cluster, &authority, Leadership::default()).await;
+        let second = Replica::start(&cluster, &authority, leads()).await;
+        let node = Node::start(&authority, first.address, "node-a", &runtime);
+        let waits = || (first.metrics.waiting_for_leader.get() == 1).then_some(());
+        until("the warmer waits", waits).await;
+        assert_eq!(first.metrics.streams_ended(StreamEnd::NotLeading), 0);
+        let leader = if becomes_leader {
+            first.leader.send_replace(leads());
+            &first
+        } else {
+            let leader_address = Some(second.address.to_string());
+            first.leader.send_replace(Leadership { leading: false, leader_address });
+            &second
+        };
+        let connected = || leader.connected.borrow().contains("node-a").then_some(());
+        until("the warmer is connected", connected).await;
+        // It asked no more than once where it waited.
+        let asked = first.metrics.streams_ended(StreamEnd::NotLeading);
+        assert_eq!(asked, u64::from(!becomes_leader));
+        assert_eq!(first.metrics.waiting_for_leader.get(), 0);
+        node.stop().await;
+        first.stop().await;
+        second.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_replica_that_leads_again_restores_its_assignments() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
     let runtime = FakeRuntime::default().with("r.test/stuck:v1", Script::Stuck);

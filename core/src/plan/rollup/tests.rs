@@ -220,7 +220,13 @@ fn images_that_are_not_pulled() {
         world.images[0].spec.image = image.into();
         world.result()
     };
-    assert_eq!(result_for(""), expected("True : ", "-/-/-"));
+    assert_eq!(
+        result_for(""),
+        expected(
+            "Unknown NoImage: spec.image is empty: Knative resolves no digests for this registry",
+            "-/-/-"
+        )
+    );
     assert!(result_for("Not An Image").0.starts_with("False InvalidImage: spec.image: "));
     let text =
         "Unknown OptedOut: the image, its Revision or its namespace is excluded from warming";

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::json;
-use xtask::cluster::{Cluster, KubeletNode, Options};
+use xtask::cluster::{Cluster, Knative, KubeletNode, Options};
 use xtask::images::TestImage;
 use xtask::wait::wait_for;
 
@@ -26,7 +26,8 @@ const INODES_THRESHOLD: f64 = 5.0;
 #[tokio::test(flavor = "multi_thread")]
 async fn images_that_do_not_fit_bring_no_disk_pressure() -> Result<()> {
     let _alone = TURNS.lock().await;
-    let options = Options { nodes: 0, tls_registry: false, knative: true, deploy: true };
+    let options =
+        Options { nodes: 0, tls_registry: false, knative: Knative::StandIn, deploy: true };
     let cluster = Cluster::start(options).await?;
     let folder = cluster.folder().to_owned();
     let settings = json!({

@@ -16,7 +16,7 @@ use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::Mutex;
-use xtask::cluster::{Cluster, KubeletNode, Options};
+use xtask::cluster::{Cluster, Knative, KubeletNode, Options};
 use xtask::images::TestImage;
 use xtask::wait::wait_for;
 
@@ -31,7 +31,8 @@ static TURNS: Mutex<()> = Mutex::const_new(());
 #[tokio::test(flavor = "multi_thread")]
 async fn a_warmed_image_is_already_there_for_the_kubelet() -> Result<()> {
     let _alone = TURNS.lock().await;
-    let options = Options { nodes: 0, tls_registry: false, knative: true, deploy: true };
+    let options =
+        Options { nodes: 0, tls_registry: false, knative: Knative::StandIn, deploy: true };
     let cluster = Cluster::start(options).await?;
     let folder = cluster.folder().to_owned();
     let node = cluster.add_kubelet_node("kubelet-1").await?;

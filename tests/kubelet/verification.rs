@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Event, Pod, Secret};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
-use xtask::cluster::{Cluster, KubeletNode, Options, Registry};
+use xtask::cluster::{Cluster, Knative, KubeletNode, Options, Registry};
 use xtask::images::TestImage;
 use xtask::wait::wait_for;
 
@@ -77,7 +77,7 @@ const PRELOADED: [Outcome; 8] =
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kubelets_policy_says_who_may_run_a_warmed_image() -> Result<()> {
     let _alone = TURNS.lock().await;
-    let options = Options { nodes: 0, tls_registry: true, knative: true, deploy: true };
+    let options = Options { nodes: 0, tls_registry: true, knative: Knative::StandIn, deploy: true };
     let cluster = Cluster::start(options).await?;
     let folder = cluster.folder().to_owned();
     let tested = all_policies(&cluster).await;

@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use xtask::cluster::{ApiProxy, ApiServer, Cluster, Imagewarm, NAMESPACE, Options, USER};
+use xtask::cluster::{ApiProxy, ApiServer, Cluster, Imagewarm, Knative, NAMESPACE, Options, USER};
 use xtask::images::TestImage;
 use xtask::process::Signal;
 
@@ -60,7 +60,8 @@ pub struct World {
 impl World {
     /// Starts everything, with so many fake nodes beside three real ones.
     pub async fn start(fake_nodes: usize) -> Result<World> {
-        let options = Options { nodes: 3, tls_registry: true, knative: true, deploy: true };
+        let options =
+            Options { nodes: 3, tls_registry: true, knative: Knative::StandIn, deploy: true };
         let cluster = Cluster::start(options).await?;
         let proxy = cluster.api_proxy().await?;
         let (catalog, names) = fill_registries(&cluster).await?;

@@ -20,7 +20,7 @@ use kube::{Api, Client, ResourceExt};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
-use xtask::cluster::{Cluster, Options, SCHEDULER};
+use xtask::cluster::{Cluster, Knative, Options, SCHEDULER};
 use xtask::wait::wait_for;
 
 const NODES: usize = 48;
@@ -58,7 +58,7 @@ async fn agrees_with_the_scheduler() -> Result<()> {
         .map(|at| (at % NODES, random::pod_spec(&mut random, &format!("target-{}", at % NODES))))
         .collect();
 
-    let options = Options { nodes: 0, tls_registry: false, knative: false, deploy: false };
+    let options = Options { nodes: 0, tls_registry: false, knative: Knative::None, deploy: false };
     let mut cluster = Cluster::start(options).await?;
     let client = cluster.client();
     create_nodes(&client, &nodes).await?;

@@ -27,10 +27,18 @@ pub struct TestImage {
     bomb: Option<usize>,
     /// Number of empty files in a layer of their own.
     files: Option<usize>,
-    program: Option<Vec<u8>>,
+    program: Option<ProgramFile>,
     seed: u64,
     platforms: Vec<(String, String)>,
     index: bool,
+}
+
+/// A program in an image, and with which arguments it runs.
+#[derive(Clone, Debug)]
+struct ProgramFile {
+    name: String,
+    content: Vec<u8>,
+    command: Vec<String>,
 }
 
 impl TestImage {
@@ -66,16 +74,26 @@ impl TestImage {
     }
 
     /// Puts a static busybox into it, so that it runs and does nothing for long.
-    pub fn running(mut self, busybox: &Path) -> Result<Self> {
-        let program = std::fs::read(busybox)?;
+    pub fn running(self, busybox: &Path) -> Result<Self> {
+        let command = ["/busybox", "sleep", "1000000"];
+        self.program(busybox, &command)
+    }
+
+    /// Puts a program that is linked statically into it, in its top folder under the name that the
+    /// file has; containers run this command.
+    pub fn program(mut self, file: &Path, command: &[&str]) -> Result<Self> {
+        let content = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
         let loader = b"/ld-linux";
-        if program.windows(loader.len()).any(|part| part == loader) {
+        if content.windows(loader.len()).any(|part| part == loader) {
             bail!(
-                "{} is not linked statically: install busybox-static in its place",
-                busybox.display()
+                "{} is linked dynamically: a program in an image must be linked statically \
+                 (Debian's busybox-static is)",
+                file.display()
             );
         }
-        self.program = Some(program);
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let command = command.iter().map(|&word| word.to_owned()).collect();
+        self.program = Some(ProgramFile { name, content, command });
         Ok(self)
     }
 
@@ -105,9 +123,9 @@ impl TestImage {
         if let Some(program) = &self.program {
             layers.push(target.blob(LAYER, program_layer(program)).await?);
         }
-        let command: &[&str] = match self.program {
-            Some(_) => &["/busybox", "sleep", "1000000"],
-            None => &["/nothing"],
+        let command = match &self.program {
+            Some(program) => program.command.clone(),
+            None => vec!["/nothing".to_owned()],
         };
         for (number, size) in self.layers.iter().enumerate() {
             let (size, seed) = (*size, self.seed.wrapping_add(number as u64));
@@ -255,10 +273,11 @@ fn layer(size: usize, seed: u64) -> Vec<u8> {
 }
 
 /// A tar archive with the program alone.
-fn program_layer(program: &[u8]) -> Vec<u8> {
-    let mut archive = tar_header("busybox", 0o755, program.len()).to_vec();
-    archive.extend_from_slice(program);
-    end_archive(&mut archive, program.len());
+fn program_layer(program: &ProgramFile) -> Vec<u8> {
+    let length = program.content.len();
+    let mut archive = tar_header(&program.name, 0o755, length).to_vec();
+    archive.extend_from_slice(&program.content);
+    end_archive(&mut archive, length);
     archive
 }
 

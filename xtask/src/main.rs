@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use xtask::cluster::{Cluster, Options, require_root};
+use xtask::cluster::{Cluster, Knative, Options, require_root};
 use xtask::prerequisites::{self, Prerequisite};
 use xtask::{bench, demo, test};
 
@@ -46,6 +46,10 @@ struct ClusterArgs {
     /// Also start a registry with TLS and password.
     #[arg(long)]
     tls_registry: bool,
+    /// Start Knative Serving itself (a first build takes minutes); without, there are stand-ins for
+    /// its CRDs alone.
+    #[arg(long)]
+    knative: bool,
     /// Do not apply `deploy/`.
     #[arg(long)]
     no_deploy: bool,
@@ -63,6 +67,9 @@ impl ClusterArgs {
         ];
         if self.tls_registry {
             programs.extend([Prerequisite::Htpasswd, Prerequisite::Ip]);
+        }
+        if self.knative {
+            programs.extend(Prerequisite::knative());
         }
         programs
     }
@@ -115,7 +122,7 @@ async fn keep_cluster(arguments: ClusterArgs) -> Result<ExitCode> {
     let options = Options {
         nodes: arguments.nodes,
         tls_registry: arguments.tls_registry,
-        knative: true,
+        knative: if arguments.knative { Knative::Real } else { Knative::StandIn },
         deploy: !arguments.no_deploy,
     };
     require_root()?;
@@ -132,6 +139,9 @@ async fn keep_cluster(arguments: ClusterArgs) -> Result<ExitCode> {
     println!("registry {}", cluster.registry_plain.address);
     if let Some(registry) = &cluster.registry_tls {
         println!("registry with TLS and password {}", registry.address);
+    }
+    if let Ok(serving) = cluster.serving() {
+        println!("Knative's activator http://{}", serving.activator.address());
     }
     for node in cluster.nodes() {
         println!("{}: docker -H unix://{}", node.name, node.socket.display());

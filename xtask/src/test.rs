@@ -20,6 +20,9 @@ pub struct TestArgs {
     /// Run only the tests with a real kubelet, and show how long Pods took to start.
     #[arg(long, conflicts_with = "filter")]
     kubelet: bool,
+    /// Run only the tests with Knative Serving, and show how far ImageWarms were ahead of it.
+    #[arg(long, conflicts_with_all = ["filter", "kubelet"])]
+    knative: bool,
     /// Fail also when a test was skipped.
     #[arg(long)]
     no_skips: bool,
@@ -83,9 +86,10 @@ pub async fn run(arguments: TestArgs) -> Result<ExitCode> {
     prerequisites::ensure(Prerequisite::all()).await?;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.arg("test").current_dir(workspace());
-    match arguments.kubelet {
-        true => command.args(["--package", "imagewarm", "--test", "kubelet"]),
-        false => command.args(["--workspace", "--no-fail-fast"]),
+    match (arguments.kubelet, arguments.knative) {
+        (true, _) => command.args(["--package", "imagewarm", "--test", "kubelet"]),
+        (_, true) => command.args(["--package", "imagewarm", "--test", "knative"]),
+        (false, false) => command.args(["--workspace", "--no-fail-fast"]),
     };
     if std::io::stdout().is_terminal() {
         command.args(["--color", "always"]);

@@ -16,7 +16,7 @@ use crate::process::{Process, Program};
 
 /// Controllers that run: those that the API itself needs to feel real. Node lifecycle is not among
 /// them, since no kubelet renews the nodes' leases.
-const CONTROLLERS: &str = "clusterrole-aggregation-controller,daemonset-controller,\
+pub(super) const CONTROLLERS: &str = "clusterrole-aggregation-controller,daemonset-controller,\
     deployment-controller,garbage-collector-controller,namespace-controller,\
     replicaset-controller,root-ca-certificate-publisher-controller,serviceaccount-controller,\
     serviceaccount-token-controller,validatingadmissionpolicy-status-controller";
@@ -242,9 +242,10 @@ impl ControlPlane {
         &mut self,
         programs: &Programs,
         sandbox: &Path,
+        controllers: &str,
     ) -> Result<()> {
         let program = self
-            .controller_manager(programs, CONTROLLERS)?
+            .controller_manager(programs, controllers)?
             .arg(format!("--cert-dir={}", self.folder.join("certs-controller-manager").display()))
             .arg(format!("--secure-port={}", self.ports[3].number()))
             .arg("--bind-address=127.0.0.1");

@@ -4,11 +4,8 @@
 //! The node is its own small network; the API server and the registries are reached there under the
 //! same addresses as here.
 
-use std::fs::{self, File};
-use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::fs;
 use std::ops::Deref;
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +16,11 @@ use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::certificates::Identity;
 use super::containerd::{ContainerdVersion, Pods};
-use super::registry::Network;
+use super::network::Network;
 use super::{Cluster, Node};
 use crate::images::TestImage;
 use crate::prerequisites::Prerequisite;
@@ -122,7 +118,7 @@ impl Cluster {
         let folder = self.folder().join(name);
         fs::create_dir_all(&folder)?;
         let disk = folder.join("disk.img");
-        File::create(&disk)?.set_len(mebibytes << 20)?;
+        fs::File::create(&disk)?.set_len(mebibytes << 20)?;
         let program = self.programs.path(Prerequisite::Ext4)?;
         // Without blocks that only root may use: df, kubelet and warmer see the same.
         let made =
@@ -230,24 +226,6 @@ impl Cluster {
         Api::all(self.client()).create(&PostParams::default(), &binding).await?;
         Ok(())
     }
-
-    /// Makes the API server and the registries reachable in that network.
-    fn forward_into(&self, network: &Network) -> Result<JoinSet<()>> {
-        let api = self.server_url().trim_start_matches("https://");
-        let mut forwards = JoinSet::new();
-        let registries = self.registries().into_iter().map(|one| one.address.as_str());
-        for address in std::iter::once(api).chain(registries) {
-            let address: SocketAddr = address.parse()?;
-            if !address.ip().is_loopback() {
-                network.claim(&self.programs, address.ip())?;
-            }
-            let listener = listen_inside(network.holder.pid(), address)
-                .with_context(|| format!("listen on {address} in the node's network"))?;
-            listener.set_nonblocking(true)?;
-            forwards.spawn(forward(tokio::net::TcpListener::from_std(listener)?, address));
-        }
-        Ok(forwards)
-    }
 }
 
 fn write_settings(folder: &Path, socket: &Path, fields: &Value) -> Result<PathBuf> {
@@ -287,40 +265,4 @@ fn children_of(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.unwrap_or_default();
     children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
-/// A listener on that address in the network namespace of process `pid`. Who accepts from it needs
-/// not be there.
-fn listen_inside(pid: u32, address: SocketAddr) -> io::Result<TcpListener> {
-    let network = File::open(format!("/proc/{pid}/ns/net"))?;
-    // Only this thread goes there, and it ends there.
-    let thread = std::thread::spawn(move || {
-        enter_network(&network)?;
-        TcpListener::bind(address)
-    });
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("the listening thread panicked")))
-}
-
-#[allow(unsafe_code)] // Neither the standard library nor a crate of ours wraps setns(2).
-fn enter_network(network: &File) -> io::Result<()> {
-    // SAFETY: setns(2) takes an open descriptor and a number, and touches no memory.
-    match unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-async fn forward(listener: tokio::net::TcpListener, target: SocketAddr) {
-    // Aborted together with the loop.
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok((mut from, _)) = listener.accept().await else { continue };
-        connections.spawn(async move {
-            let Ok(mut to) = TcpStream::connect(target).await else { return };
-            let _ = from.set_nodelay(true);
-            let _ = to.set_nodelay(true);
-            let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
-        });
-    }
 }

@@ -24,9 +24,11 @@ mod cri_images;
 mod crio;
 mod flow;
 mod imagewarm;
+mod knative;
 mod kubelet;
 pub mod manifests;
 mod name_server;
+mod network;
 mod node;
 mod registry;
 mod registry_proxy;
@@ -37,12 +39,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
 use serde_json::Value;
 
 use self::background::Background;
-use self::control_plane::ControlPlane;
+use self::control_plane::{CONTROLLERS, ControlPlane};
 use self::name_server::NameServer;
 use crate::prerequisites::{self, Prerequisite, Programs};
 use crate::process::Process;
@@ -54,6 +56,7 @@ pub use self::background::Forwarder;
 pub use self::containerd::ContainerdVersion;
 pub use self::control_plane::{ApiServer, SCHEDULER};
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
+pub use self::knative::{Knative, Part, Serving};
 pub use self::kubelet::KubeletNode;
 pub use self::node::Node;
 pub use self::registry::{Registry, USER};
@@ -76,15 +79,15 @@ pub struct Options {
     pub nodes: usize,
     /// Whether there is a registry with TLS and password.
     pub tls_registry: bool,
-    /// Whether the stand-ins for Knative's CRDs are installed from the start.
-    pub knative: bool,
+    /// How much of Knative there is from the start.
+    pub knative: Knative,
     /// Whether the shipped manifests (`deploy/`) are applied from the start.
     pub deploy: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 1, tls_registry: false, knative: true, deploy: true }
+        Self { nodes: 1, tls_registry: false, knative: Knative::StandIn, deploy: true }
     }
 }
 
@@ -94,6 +97,7 @@ pub struct Cluster {
     imagewarm: Mutex<Vec<Arc<Imagewarm>>>,
     background: Option<Background>,
     nodes: Mutex<Vec<Arc<Node>>>,
+    serving: Option<Serving>,
     control_plane: ControlPlane,
     /// The registry on loopback, plain HTTP and open to all.
     pub registry_plain: Registry,
@@ -156,6 +160,7 @@ impl Cluster {
             imagewarm: Mutex::default(),
             background: Some(background),
             nodes: Mutex::default(),
+            serving: None,
             control_plane,
             registry_plain,
             registry_tls,
@@ -172,15 +177,21 @@ impl Cluster {
     }
 
     async fn populate(&mut self, options: &Options) -> Result<()> {
-        if options.knative {
-            self.install_knative().await?;
+        match options.knative {
+            Knative::None => {}
+            Knative::StandIn => self.install_knative().await?,
+            Knative::Real => self.install_serving().await?,
         }
         if options.deploy {
             self.apply_deploy().await?;
         }
         let (programs, folder) = (self.programs.clone(), self.folder().to_owned());
         if programs.contains(Prerequisite::KubeControllerManager) {
-            self.control_plane.start_controller_manager(&programs, &folder)?;
+            let controllers = match options.knative {
+                Knative::Real => format!("{CONTROLLERS},{}", knative::CONTROLLERS),
+                Knative::None | Knative::StandIn => CONTROLLERS.to_owned(),
+            };
+            self.control_plane.start_controller_manager(&programs, &folder, &controllers)?;
         }
         let ca_file = self.dispatch_ca_file();
         if let Some(parent) = ca_file.parent() {
@@ -191,9 +202,17 @@ impl Cluster {
         }
         let names: Vec<String> = (1..=options.nodes).map(|n| format!("node-{n}")).collect();
         try_join_all(names.iter().map(|name| self.add_node(name, &[]))).await?;
+        if options.knative == Knative::Real {
+            self.serving = Some(self.start_serving().await?);
+        }
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(())
+    }
+
+    /// Knative's programs, where the options ask for [`Knative::Real`].
+    pub fn serving(&self) -> Result<&Serving> {
+        self.serving.as_ref().context("the cluster runs without Knative Serving")
     }
 
     /// Starts the scheduler, which a cluster does without otherwise. It binds only Pods whose
@@ -424,6 +443,9 @@ impl Drop for Cluster {
         self.background = None;
         for node in self.nodes() {
             node.kill();
+        }
+        if let Some(serving) = &self.serving {
+            serving.stop();
         }
         self.control_plane.stop();
         self.registry_plain.stop();

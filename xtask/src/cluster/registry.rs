@@ -7,17 +7,16 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use rand::RngExt as _;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::certificates::{Authority, Identity};
 use super::control_plane::write_private;
+use super::network::{Network, run};
 use crate::images::TestImage;
 use crate::ports::Port;
 use crate::prerequisites::{Prerequisite, Programs};
 use crate::process::{Process, Program, Signal};
-use crate::wait::wait_for;
 
 /// User name that the registry with TLS asks for.
 pub const USER: &str = "warm";
@@ -169,69 +168,6 @@ impl Registry {
     }
 }
 
-/// A network namespace, kept alive by one waiting process, with a link to this machine's own. When
-/// that process ends, the kernel removes both.
-pub(super) struct Network {
-    /// The address inside.
-    pub(super) address: String,
-    /// A process inside, by which others find it.
-    pub(super) holder: Process,
-}
-
-impl Network {
-    pub(super) async fn create(programs: &Programs, folder: &Path, sandbox: &Path) -> Result<Self> {
-        let keep = folder.join("network");
-        fs::write(&keep, "")?;
-        let program = Program::new("unshare").args(["--net", "--", "tail", "-f"]).arg(&keep);
-        let holder = Process::start("network", program, sandbox)?;
-        let pid = holder.pid();
-        let ours = fs::read_link("/proc/self/ns/net")?;
-        holder
-            .wait_until(Duration::from_secs(5), async || {
-                fs::read_link(format!("/proc/{pid}/ns/net")).ok().filter(|its| *its != ours)
-            })
-            .await?;
-        let ip = programs.path(Prerequisite::Ip)?;
-        for _ in 0..20 {
-            // 198.18.0.0/15 is set aside for tests of network devices (RFC 2544): nobody's address.
-            let subnet = 0xc612_0000u32 + 4 * rand::rng().random_range(0..0x8000u32);
-            let [here, there] = [subnet + 1, subnet + 2].map(std::net::Ipv4Addr::from);
-            let taken = run(Command::new(ip).args(["-4", "-o", "addr", "show"]))?;
-            if taken.contains(&format!(" {here}/")) {
-                continue;
-            }
-            let link = format!("iw{subnet:08x}");
-            let inside = format!(
-                "ip addr add {there}/30 dev eth0 && ip link set eth0 up && ip link set lo up"
-            );
-            let pid = pid.to_string();
-            let command = || Command::new(ip);
-            let peer = ["type", "veth", "peer", "name", "eth0", "netns", &pid];
-            run(command().args(["link", "add", &link]).args(peer))?;
-            run(command().args(["addr", "add", &format!("{here}/30"), "dev", &link]))?;
-            run(command().args(["link", "set", &link, "up"]))?;
-            run(Command::new("nsenter").args(["-t", &pid, "-n", "sh", "-c", &inside]))?;
-            let link_up = format!("/sys/class/net/{link}/operstate");
-            wait_for(Duration::from_secs(5), "the registry's network link", async || {
-                let state = fs::read_to_string(&link_up).ok()?;
-                (state.trim() == "up").then_some(())
-            })
-            .await?;
-            return Ok(Self { address: there.to_string(), holder });
-        }
-        bail!("no free subnet in 198.18.0.0/15")
-    }
-
-    /// Makes an address of elsewhere the network's own, so that somebody can listen there.
-    pub(super) fn claim(&self, programs: &Programs, address: std::net::IpAddr) -> Result<()> {
-        let target = format!("--target={}", self.holder.pid());
-        let ip = programs.path(Prerequisite::Ip)?;
-        let mut command = Command::new("nsenter");
-        command.args([&target, "--net", "--"]).arg(ip);
-        run(command.args(["addr", "add", &address.to_string(), "dev", "lo"])).map(drop)
-    }
-}
-
 fn write_settings(
     folder: &Path,
     http: serde_json::Value,
@@ -269,13 +205,4 @@ fn client(
         config.auth_info.password = Some(password.to_owned().into());
     }
     Ok(kube::Client::try_from(config)?)
-}
-
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("start {command:?}"))?;
-    if !output.status.success() {
-        let program = command.get_program().to_string_lossy().into_owned();
-        bail!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

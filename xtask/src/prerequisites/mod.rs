@@ -2,8 +2,8 @@
 //!
 //! Callers say which ones they need; nothing else is prepared. Each is looked for in
 //! `KUBEBUILDER_ASSETS` and `PATH`. What Debian packages is installed when we are root
-//! ([`debian`]); Kubernetes' own programs, CRI-O and a newer containerd are built from Go modules
-//! into the user's cache ([`go`]).
+//! ([`debian`]); Kubernetes' own programs, CRI-O, a newer containerd and Knative Serving are built
+//! from Go modules into the user's cache ([`go`]).
 
 mod debian;
 mod go;
@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use self::debian::Packaged;
-use self::go::GoProgram;
+use self::go::{GoFolders, GoProgram};
 
 /// The Kubernetes version that `xtask/kubernetes/go.mod` names.
 pub const KUBERNETES_VERSION: &str = "v1.36.3";
@@ -27,6 +27,9 @@ pub const CRIO_VERSION: &str = "v1.34.0";
 
 /// The containerd version that `xtask/containerd/go.mod` names, beside Debian's older one.
 pub const CONTAINERD_VERSION: &str = "v2.2.3";
+
+/// The version of Knative Serving that `xtask/knative/go.mod` names.
+pub const KNATIVE_VERSION: &str = "v0.42.2";
 
 /// A program that a development cluster may need. Those that are built stand in the order of their
 /// builds: the first of Kubernetes' programs compiles most of the others.
@@ -57,12 +60,33 @@ pub enum Prerequisite {
     #[value(name = "containerd-2")]
     Containerd2,
     Crio,
+    KnativeController,
+    KnativeWebhook,
+    KnativeAutoscaler,
+    KnativeActivator,
+    /// The sidecar of every Pod that Knative makes.
+    KnativeQueue,
+    /// A folder: the manifests of Knative Serving and of the modules that it is made of.
+    KnativeManifests,
 }
 
 impl Prerequisite {
     /// All of them, which tests and benchmarks need.
     pub fn all() -> &'static [Self] {
         Self::value_variants()
+    }
+
+    /// What [`crate::cluster::Knative::Real`] needs.
+    pub fn knative() -> &'static [Self] {
+        &[
+            Self::Ip,
+            Self::KnativeController,
+            Self::KnativeWebhook,
+            Self::KnativeAutoscaler,
+            Self::KnativeActivator,
+            Self::KnativeQueue,
+            Self::KnativeManifests,
+        ]
     }
 
     /// The packaged programs that it needs; one that Debian packages is the first itself.
@@ -91,7 +115,13 @@ impl Prerequisite {
             Self::KubeApiserver
             | Self::KubeControllerManager
             | Self::KubeScheduler
-            | Self::Kubectl => &[],
+            | Self::Kubectl
+            | Self::KnativeController
+            | Self::KnativeWebhook
+            | Self::KnativeAutoscaler
+            | Self::KnativeActivator
+            | Self::KnativeQueue
+            | Self::KnativeManifests => &[],
         }
     }
 
@@ -107,6 +137,17 @@ impl Prerequisite {
             any_version: true,
             about: Duration::from_secs(seconds),
         };
+        // Programs of those names may be others: only what is built here is taken.
+        let knative = |name, package, seconds| GoProgram {
+            name,
+            module: "knative",
+            version: KNATIVE_VERSION,
+            package,
+            tags: "",
+            version_variable: None,
+            any_version: false,
+            about: Duration::from_secs(seconds),
+        };
         Some(match self {
             Self::Etcd
             | Self::DockerRegistry
@@ -117,7 +158,8 @@ impl Prerequisite {
             | Self::HostLocal
             | Self::Busybox
             | Self::Ext4
-            | Self::Faketime => return None,
+            | Self::Faketime
+            | Self::KnativeManifests => return None,
             Self::KubeApiserver => {
                 kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 360)
             }
@@ -153,10 +195,40 @@ impl Prerequisite {
                 any_version: true,
                 about: Duration::from_secs(120),
             },
+            Self::KnativeController => {
+                knative("knative-controller", "knative.dev/serving/cmd/controller", 300)
+            }
+            Self::KnativeWebhook => {
+                knative("knative-webhook", "knative.dev/serving/cmd/webhook", 10)
+            }
+            Self::KnativeAutoscaler => {
+                knative("knative-autoscaler", "knative.dev/serving/cmd/autoscaler", 10)
+            }
+            Self::KnativeActivator => {
+                knative("knative-activator", "knative.dev/serving/cmd/activator", 10)
+            }
+            Self::KnativeQueue => knative("knative-queue", "knative.dev/serving/cmd/queue", 10),
+        })
+    }
+
+    /// Which folders of Go modules it is, if it is no program.
+    fn copied(self) -> Option<GoFolders> {
+        (self == Self::KnativeManifests).then_some(GoFolders {
+            name: "manifests",
+            module: "knative",
+            version: KNATIVE_VERSION,
+            sources: &[
+                ("serving", "knative.dev/serving", "config/core"),
+                ("networking", "knative.dev/networking", "config"),
+                ("caching", "knative.dev/caching", "config"),
+            ],
         })
     }
 
     fn find(self) -> Result<Option<PathBuf>> {
+        if let Some(folders) = self.copied() {
+            return folders.find();
+        }
         match (self.built(), self.packaged()) {
             (Some(program), _) => program.find(),
             (None, packaged) => Ok(packaged.first().and_then(|(program, _)| find(program))),
@@ -200,6 +272,9 @@ pub async fn ensure(asked: &[Prerequisite]) -> Result<Programs> {
     let build = async {
         for program in asked.iter().filter_map(|program| program.built()) {
             program.ensure().await?;
+        }
+        for folders in asked.iter().filter_map(|program| program.copied()) {
+            folders.ensure().await?;
         }
         Ok(())
     };
@@ -284,6 +359,7 @@ mod tests {
             ("kubernetes", format!("k8s.io/kubernetes {KUBERNETES_VERSION}")),
             ("crio", format!("github.com/cri-o/cri-o {CRIO_VERSION}")),
             ("containerd", format!("github.com/containerd/containerd/v2 {CONTAINERD_VERSION}")),
+            ("knative", format!("knative.dev/serving {KNATIVE_VERSION}")),
         ];
         for (module, wanted) in modules {
             let path = workspace().join("xtask").join(module).join("go.mod");
@@ -295,7 +371,9 @@ mod tests {
     #[test]
     fn every_program_is_packaged_or_built_and_the_api_server_is_built_first() {
         for program in Prerequisite::all() {
-            let known = program.built().is_some() || !program.packaged().is_empty();
+            let known = program.built().is_some()
+                || program.copied().is_some()
+                || !program.packaged().is_empty();
             assert!(known, "{program:?} comes from nowhere");
         }
         let built: Vec<&str> =

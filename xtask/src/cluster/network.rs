@@ -1,0 +1,164 @@
+//! Network namespaces: small networks of their own for what must not, or cannot, listen on the
+//! machine's addresses, and what is reached from within them.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rand::RngExt as _;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use super::Cluster;
+use crate::prerequisites::{Prerequisite, Programs};
+use crate::process::{Process, Program};
+use crate::wait::wait_for;
+
+/// A network namespace, kept alive by one waiting process, with a link to this machine's own. When
+/// that process ends, the kernel removes both.
+pub(super) struct Network {
+    /// The address inside.
+    pub(super) address: String,
+    /// A process inside, by which others find it.
+    pub(super) holder: Process,
+}
+
+impl Network {
+    pub(super) async fn create(programs: &Programs, folder: &Path, sandbox: &Path) -> Result<Self> {
+        let keep = folder.join("network");
+        fs::write(&keep, "")?;
+        let program = Program::new("unshare").args(["--net", "--", "tail", "-f"]).arg(&keep);
+        let holder = Process::start("network", program, sandbox)?;
+        let pid = holder.pid();
+        let ours = fs::read_link("/proc/self/ns/net")?;
+        holder
+            .wait_until(Duration::from_secs(5), async || {
+                fs::read_link(format!("/proc/{pid}/ns/net")).ok().filter(|its| *its != ours)
+            })
+            .await?;
+        let ip = programs.path(Prerequisite::Ip)?;
+        for _ in 0..20 {
+            // 198.18.0.0/15 is set aside for tests of network devices (RFC 2544): nobody's address.
+            let subnet = 0xc612_0000u32 + 4 * rand::rng().random_range(0..0x8000u32);
+            let [here, there] = [subnet + 1, subnet + 2].map(std::net::Ipv4Addr::from);
+            let taken = run(Command::new(ip).args(["-4", "-o", "addr", "show"]))?;
+            if taken.contains(&format!(" {here}/")) {
+                continue;
+            }
+            let link = format!("iw{subnet:08x}");
+            let inside = format!(
+                "ip addr add {there}/30 dev eth0 && ip link set eth0 up && ip link set lo up"
+            );
+            let pid = pid.to_string();
+            let command = || Command::new(ip);
+            let peer = ["type", "veth", "peer", "name", "eth0", "netns", &pid];
+            run(command().args(["link", "add", &link]).args(peer))?;
+            run(command().args(["addr", "add", &format!("{here}/30"), "dev", &link]))?;
+            run(command().args(["link", "set", &link, "up"]))?;
+            run(Command::new("nsenter").args(["-t", &pid, "-n", "sh", "-c", &inside]))?;
+            let link_up = format!("/sys/class/net/{link}/operstate");
+            wait_for(Duration::from_secs(5), "the registry's network link", async || {
+                let state = fs::read_to_string(&link_up).ok()?;
+                (state.trim() == "up").then_some(())
+            })
+            .await?;
+            return Ok(Self { address: there.to_string(), holder });
+        }
+        bail!("no free subnet in 198.18.0.0/15")
+    }
+
+    /// Makes an address of elsewhere the network's own, so that somebody can listen there.
+    pub(super) fn claim(&self, programs: &Programs, address: std::net::IpAddr) -> Result<()> {
+        let target = format!("--target={}", self.holder.pid());
+        let ip = programs.path(Prerequisite::Ip)?;
+        let mut command = Command::new("nsenter");
+        command.args([&target, "--net", "--"]).arg(ip);
+        run(command.args(["addr", "add", &address.to_string(), "dev", "lo"])).map(drop)
+    }
+
+    /// Listens on an address inside. The future hands each connection to an address of here.
+    pub(super) fn forward(
+        &self,
+        inside: SocketAddr,
+        target: SocketAddr,
+    ) -> Result<impl Future<Output = ()> + use<>> {
+        let listener = listen_inside(self.holder.pid(), inside)
+            .with_context(|| format!("listen on {inside} in a network of its own"))?;
+        listener.set_nonblocking(true)?;
+        Ok(forward(tokio::net::TcpListener::from_std(listener)?, target))
+    }
+
+    /// The same program inside.
+    pub(super) fn program(&self, program: Program) -> Program {
+        let target = format!("--target={}", self.holder.pid());
+        Program::new("nsenter").args([target.as_str(), "--net", "--"]).followed_by(program)
+    }
+}
+
+impl Cluster {
+    /// Makes the API server and the registries reachable in that network.
+    pub(super) fn forward_into(&self, network: &Network) -> Result<JoinSet<()>> {
+        let api = self.server_url().trim_start_matches("https://");
+        let mut forwards = JoinSet::new();
+        let registries = self.registries().into_iter().map(|one| one.address.as_str());
+        for address in std::iter::once(api).chain(registries) {
+            let address: SocketAddr = address.parse()?;
+            if !address.ip().is_loopback() {
+                network.claim(&self.programs, address.ip())?;
+            }
+            forwards.spawn(network.forward(address, address)?);
+        }
+        Ok(forwards)
+    }
+}
+
+/// A listener on that address in the network namespace of process `pid`. Who accepts from it needs
+/// not be there.
+fn listen_inside(pid: u32, address: SocketAddr) -> io::Result<TcpListener> {
+    let network = File::open(format!("/proc/{pid}/ns/net"))?;
+    // Only this thread goes there, and it ends there.
+    let thread = std::thread::spawn(move || {
+        enter_network(&network)?;
+        TcpListener::bind(address)
+    });
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the listening thread panicked")))
+}
+
+#[allow(unsafe_code)] // Neither the standard library nor a crate of ours wraps setns(2).
+fn enter_network(network: &File) -> io::Result<()> {
+    // SAFETY: setns(2) takes an open descriptor and a number, and touches no memory.
+    match unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+async fn forward(listener: tokio::net::TcpListener, target: SocketAddr) {
+    // Aborted together with the loop.
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok((mut from, _)) = listener.accept().await else { continue };
+        connections.spawn(async move {
+            let Ok(mut to) = TcpStream::connect(target).await else { return };
+            let _ = from.set_nodelay(true);
+            let _ = to.set_nodelay(true);
+            let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+        });
+    }
+}
+
+/// Runs a short command to its end; an error, with what it printed, when it failed.
+pub(super) fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("start {command:?}"))?;
+    if !output.status.success() {
+        let program = command.get_program().to_string_lossy().into_owned();
+        bail!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -41,7 +41,7 @@ impl Target {
         }
         let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let mut request = format!(
-            "POST {path}?timeout=2s HTTP/1.1\r\nhost: {name}\r\n\
+            "POST {path}?timeout=1s HTTP/1.1\r\nhost: {name}\r\n\
              content-type: application/json\r\naccept: application/json\r\n\
              content-length: {}\r\n\r\n",
             body.len()

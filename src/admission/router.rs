@@ -143,7 +143,7 @@ impl Webhook {
     }
 }
 
-/// The timeout that the API server announces: `?timeout=2s`, whole seconds up to 30.
+/// The timeout that the API server announces: `?timeout=1s`, whole seconds up to 30.
 fn announced_timeout(query: &str) -> Duration {
     let announced = query.split('&').find_map(|pair| pair.strip_prefix("timeout="));
     announced

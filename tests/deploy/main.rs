@@ -252,7 +252,7 @@ fn webhooks_hold_up_only_what_they_must() {
             json!([
                 "revisions.caching.knative.dev",
                 "Ignore",
-                2,
+                1,
                 "NoneOnDryRun",
                 null,
                 ["revisions"],

@@ -170,7 +170,7 @@ const ALLOWED: fn() -> Value = || json!({"uid": "7d1a", "allowed": true});
 async fn a_revision_is_forwarded_and_not_changed() {
     let bench = bench();
     let review: Value = serde_json::from_str(REVISION).unwrap();
-    let response = bench.ask(&format!("{REVISIONS}?timeout=2s"), &review).await;
+    let response = bench.ask(&format!("{REVISIONS}?timeout=1s"), &review).await;
     assert_eq!(response, json!({"uid": review["request"]["uid"], "allowed": true}));
     assert_eq!(bench.forwarded(), ["default/hello-00001"]);
     let revision = bench.forwarded.lock().unwrap()[0].clone();

@@ -38,6 +38,7 @@ const TREES: &[Tree] = &[
     Tree { name: "cluster", folder: "benches/cluster" },
     Tree { name: "monkey", folder: "tests/monkey" },
     Tree { name: "e2e", folder: "tests/e2e" },
+    Tree { name: "knative", folder: "tests/knative" },
 ];
 
 /// The path of a module within its crate: `["plan", "diff"]`.

@@ -1,0 +1,93 @@
+//! Objects as JSON, by kind: what is sent is what a person writes, and nothing is lost of what comes
+//! back.
+
+use anyhow::Result;
+use http::{Method, Request};
+use kube::Client;
+use serde_json::Value;
+
+/// A kind of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the names say it all
+pub enum Kind {
+    Configuration,
+    Deployment,
+    Image,
+    /// Knative's own.
+    Ingress,
+    Pod,
+    PodAutoscaler,
+    Revision,
+    Service,
+}
+
+impl Kind {
+    /// Path of all objects in a namespace.
+    fn path(self, namespace: &str) -> String {
+        let (group, plural) = match self {
+            Kind::Configuration => ("apis/serving.knative.dev/v1", "configurations"),
+            Kind::Deployment => ("apis/apps/v1", "deployments"),
+            Kind::Image => ("apis/caching.internal.knative.dev/v1alpha1", "images"),
+            Kind::Ingress => ("apis/networking.internal.knative.dev/v1alpha1", "ingresses"),
+            Kind::Pod => ("api/v1", "pods"),
+            Kind::PodAutoscaler => {
+                ("apis/autoscaling.internal.knative.dev/v1alpha1", "podautoscalers")
+            }
+            Kind::Revision => ("apis/serving.knative.dev/v1", "revisions"),
+            Kind::Service => ("apis/serving.knative.dev/v1", "services"),
+        };
+        format!("/{group}/namespaces/{namespace}/{plural}")
+    }
+}
+
+pub async fn create(client: &Client, kind: Kind, namespace: &str, body: &Value) -> Result<Value> {
+    let request = Request::post(kind.path(namespace)).header("content-type", "application/json");
+    Ok(client.request(request.body(serde_json::to_vec(body)?)?).await?)
+}
+
+/// Creates what belongs to an object, such as a Pod's binding.
+pub async fn create_part(
+    client: &Client,
+    kind: Kind,
+    (namespace, name, part): (&str, &str, &str),
+    body: &Value,
+) -> Result<()> {
+    let path = format!("{}/{name}/{part}", kind.path(namespace));
+    let request = Request::post(path).header("content-type", "application/json");
+    client.request::<Value>(request.body(serde_json::to_vec(body)?)?).await?;
+    Ok(())
+}
+
+/// Merges into an object, or into its part such as `status`.
+pub async fn merge(
+    client: &Client,
+    kind: Kind,
+    (namespace, name, part): (&str, &str, &str),
+    body: &Value,
+) -> Result<Value> {
+    let path = format!("{}/{name}/{part}", kind.path(namespace));
+    let request = Request::patch(path.trim_end_matches('/'))
+        .header("content-type", "application/merge-patch+json");
+    Ok(client.request(request.body(serde_json::to_vec(body)?)?).await?)
+}
+
+pub async fn get(client: &Client, kind: Kind, namespace: &str, name: &str) -> Result<Value> {
+    let path = format!("{}/{name}", kind.path(namespace));
+    Ok(client.request(Request::get(path).body(vec![])?).await?)
+}
+
+pub async fn list(client: &Client, kind: Kind, namespace: &str) -> Result<Vec<Value>> {
+    let path = kind.path(namespace);
+    let mut list: Value = client.request(Request::get(path).body(vec![])?).await?;
+    match list["items"].take() {
+        Value::Array(items) => Ok(items),
+        _ => Ok(vec![]),
+    }
+}
+
+pub async fn delete(client: &Client, kind: Kind, namespace: &str, name: &str) -> Result<()> {
+    let path = format!("{}/{name}", kind.path(namespace));
+    let request = Request::builder().method(Method::DELETE).uri(path);
+    client.request::<Value>(request.body(vec![])?).await?;
+    Ok(())
+}

@@ -15,6 +15,7 @@ mod lifecycle;
 mod many;
 mod outages;
 mod stage;
+mod stand_ins;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(SIDE_BY_SIDE);
     let runtime = Arc::new(Runtime::new().expect("a tokio runtime can be made"));
     let shared = Shared::default();
-    let together = [admission::TESTS, deploys::TESTS, lifecycle::TESTS];
+    let together = [admission::TESTS, deploys::TESTS, lifecycle::TESTS, stand_ins::TESTS];
     let together = together.into_iter().flatten().map(|test| (test, false));
     let alone = [many::TESTS, outages::TESTS].into_iter().flatten().map(|test| (test, true));
     let trials = together.chain(alone).map(|(&(name, test), alone)| {

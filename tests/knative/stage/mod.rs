@@ -17,7 +17,7 @@ use xtask::wait::wait_for;
 
 pub use audit::{Audited, Order};
 pub use namespace::{Namespace, condition, containers};
-pub use objects::Kind;
+pub use objects::{Kind, try_create, try_merge_status};
 
 /// How long anything may take on a slow machine before it counts as never.
 pub const DEADLINE: Duration = Duration::from_secs(90);

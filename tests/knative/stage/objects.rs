@@ -4,7 +4,7 @@
 use anyhow::Result;
 use http::{Method, Request};
 use kube::Client;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A kind of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,4 +90,51 @@ pub async fn delete(client: &Client, kind: Kind, namespace: &str, name: &str) ->
     let request = Request::builder().method(Method::DELETE).uri(path);
     client.request::<Value>(request.body(vec![])?).await?;
     Ok(())
+}
+
+/// Creates an object of Knative's with this spec in the namespace `default`; inside, why the API
+/// server refused it.
+pub async fn try_create(
+    client: &Client,
+    kind: Kind,
+    name: &str,
+    spec: &Value,
+    dry_run: bool,
+) -> Result<Result<Value, String>> {
+    let version = match kind {
+        Kind::Image => "caching.internal.knative.dev/v1alpha1",
+        _ => "serving.knative.dev/v1",
+    };
+    let body = json!({
+        "apiVersion": version, "kind": format!("{kind:?}"), "metadata": {"name": name},
+        "spec": spec,
+    });
+    let dry_run = if dry_run { "?dryRun=All" } else { "" };
+    let path = format!("{}{dry_run}", kind.path("default"));
+    let request = Request::post(path).header("content-type", "application/json");
+    verdict(client.request(request.body(serde_json::to_vec(&body)?)?).await)
+}
+
+/// Merges into the status of an object in the namespace `default`, as a dry run.
+pub async fn try_merge_status(
+    client: &Client,
+    kind: Kind,
+    name: &str,
+    status: &Value,
+) -> Result<Result<Value, String>> {
+    let path = format!("{}/{name}/status?dryRun=All", kind.path("default"));
+    let request = Request::patch(path).header("content-type", "application/merge-patch+json");
+    let body = serde_json::to_vec(&json!({"status": status}))?;
+    verdict(client.request(request.body(body)?).await)
+}
+
+/// An object that is refused, apart from a request that failed otherwise.
+fn verdict(answer: kube::Result<Value>) -> Result<Result<Value, String>> {
+    match answer {
+        Ok(object) => Ok(Ok(object)),
+        Err(kube::Error::Api(status)) if [400, 422].contains(&status.code) => {
+            Ok(Err(status.message))
+        }
+        Err(error) => Err(error.into()),
+    }
 }

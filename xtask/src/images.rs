@@ -27,6 +27,8 @@ pub struct TestImage {
     bomb: Option<usize>,
     /// Number of empty files in a layer of their own.
     files: Option<usize>,
+    /// Who runs it; root if empty.
+    user: String,
     program: Option<ProgramFile>,
     seed: u64,
     platforms: Vec<(String, String)>,
@@ -48,6 +50,7 @@ impl TestImage {
             layers: layers.to_vec(),
             bomb: None,
             files: None,
+            user: String::new(),
             program: None,
             seed: rand::random(),
             platforms: vec![("linux".to_owned(), architecture().to_owned())],
@@ -64,6 +67,12 @@ impl TestImage {
     /// Adds a layer with so many bytes of zeros (a multiple of 1 MiB), a thousandth as large to download.
     pub fn bomb(mut self, size: usize) -> Self {
         self.bomb = Some(size);
+        self
+    }
+
+    /// Runs as the user of this number.
+    pub fn user(mut self, number: u32) -> Self {
+        self.user = number.to_string();
         self
     }
 
@@ -146,7 +155,7 @@ impl TestImage {
             let configuration = json!({
                 "os": os,
                 "architecture": arch,
-                "config": {"Cmd": command},
+                "config": {"Cmd": command, "User": self.user},
                 "rootfs": {
                     "type": "layers",
                     // Layers that are not compressed: a diff id is the layer's own digest.

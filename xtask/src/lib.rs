@@ -10,6 +10,7 @@
 pub mod bench;
 mod cargo;
 pub mod cluster;
+pub mod cold_start;
 pub mod demo;
 pub mod http_get;
 pub mod images;

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use super::certificates::Identity;
 use super::containerd::{ContainerdVersion, Pods};
-use super::network::Network;
+use super::network::{Link, NODES, Network};
 use super::{Cluster, Node};
 use crate::images::TestImage;
 use crate::prerequisites::Prerequisite;
@@ -129,11 +129,33 @@ impl Cluster {
 
     /// The same with these fields of the KubeletConfiguration too.
     pub async fn add_kubelet_node_with(&self, name: &str, fields: &Value) -> Result<KubeletNode> {
+        self.add_kubelet(name, fields, 0, &Link::default()).await
+    }
+
+    /// Starts the same as the node `node-NUMBER` of a cluster with Knative: its Pods and those of other
+    /// such nodes reach each other, and Knative reaches them. Images come to it over this link.
+    pub async fn add_pod_node(&self, number: u8, link: &Link) -> Result<KubeletNode> {
+        ensure!(NODES.contains(&number), "a node's number must be one of {NODES:?}");
+        let name = format!("node-{number}");
+        self.add_kubelet(&name, &json!({}), number, link).await
+    }
+
+    /// On the segment, if there is one, unless the number is 0.
+    async fn add_kubelet(
+        &self,
+        name: &str,
+        fields: &Value,
+        number: u8,
+        link: &Link,
+    ) -> Result<KubeletNode> {
         let folder = self.folder().join(name);
         fs::create_dir_all(&folder)?;
         let network = Network::create(&self.programs, &folder, self.folder()).await?;
-        let forwards = self.forward_into(&network)?;
-        let node = Arc::new(self.runtime_for_pods(name, &folder, &network).await?);
+        let forwards = self.forward_into(&network, link)?;
+        if let Some(segment) = self.segment.as_ref().filter(|_| number > 0) {
+            segment.attach(&network, number)?;
+        }
+        let node = Arc::new(self.runtime_for_pods(name, &folder, &network, number).await?);
         node.start_runtime().await?;
         self.nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(node.clone());
         let kubelet = self.start_kubelet(&node, &folder, &network.address, fields).await?;
@@ -145,7 +167,13 @@ impl Cluster {
         image.running(self.programs.path(Prerequisite::Busybox)?)
     }
 
-    async fn runtime_for_pods(&self, name: &str, folder: &Path, network: &Network) -> Result<Node> {
+    async fn runtime_for_pods(
+        &self,
+        name: &str,
+        folder: &Path,
+        network: &Network,
+        number: u8,
+    ) -> Result<Node> {
         let registry = &self.registry_plain;
         registry.push(&self.running_image(TestImage::new(&[]))?, "pause", "v1").await?;
         let networks = folder.join("networks");
@@ -156,8 +184,11 @@ impl Cluster {
             "plugins": [{
                 "type": "bridge",
                 "bridge": "pods",
-                "isGateway": true,
-                "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/24"}]]},
+                "isDefaultGateway": true,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": format!("10.88.{number}.0/24")}]],
+                },
             }],
         });
         fs::write(networks.join("pods.conflist"), settings.to_string())?;

@@ -46,6 +46,7 @@ use serde_json::Value;
 use self::background::Background;
 use self::control_plane::{CONTROLLERS, ControlPlane};
 use self::name_server::NameServer;
+use self::network::Segment;
 use crate::prerequisites::{self, Prerequisite, Programs};
 use crate::process::Process;
 use crate::sandbox::Sandbox;
@@ -58,6 +59,7 @@ pub use self::control_plane::{ApiServer, SCHEDULER};
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
 pub use self::knative::{Knative, Part, Serving};
 pub use self::kubelet::KubeletNode;
+pub use self::network::Link;
 pub use self::node::Node;
 pub use self::registry::{Registry, USER};
 pub use self::registry_proxy::{Fault, RegistryProxy};
@@ -98,6 +100,8 @@ pub struct Cluster {
     background: Option<Background>,
     nodes: Mutex<Vec<Arc<Node>>>,
     serving: Option<Serving>,
+    /// Joins the networks of Knative's programs and of nodes whose Pods they reach.
+    segment: Option<Segment>,
     control_plane: ControlPlane,
     /// The registry on loopback, plain HTTP and open to all.
     pub registry_plain: Registry,
@@ -161,6 +165,7 @@ impl Cluster {
             background: Some(background),
             nodes: Mutex::default(),
             serving: None,
+            segment: None,
             control_plane,
             registry_plain,
             registry_tls,
@@ -203,6 +208,9 @@ impl Cluster {
         let names: Vec<String> = (1..=options.nodes).map(|n| format!("node-{n}")).collect();
         try_join_all(names.iter().map(|name| self.add_node(name, &[]))).await?;
         if options.knative == Knative::Real {
+            let folder = self.folder().join("segment");
+            std::fs::create_dir_all(&folder)?;
+            self.segment = Some(Segment::create(&self.programs, &folder, self.folder()).await?);
             self.serving = Some(self.start_serving().await?);
         }
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -258,6 +266,11 @@ impl Cluster {
     /// The kubeconfig of that client, for kubectl.
     pub fn kubeconfig_path(&self) -> &Path {
         &self.control_plane.kubeconfig
+    }
+
+    /// A program that was prepared.
+    pub fn program(&self, program: Prerequisite) -> Result<&Path> {
+        self.programs.path(program)
     }
 
     /// kubectl, as found or built.

@@ -6,6 +6,7 @@ mod arrival;
 mod arrivals;
 mod board;
 mod build;
+mod first_request;
 mod scene;
 
 use std::collections::BTreeSet;
@@ -33,6 +34,10 @@ pub struct DemoArgs {
     /// Which runtime the nodes have; with `all` they take turns, so that three nodes have one each.
     #[arg(long, value_enum, default_value_t = DemoRuntime::Docker)]
     runtime: DemoRuntime,
+    /// Beside Knative Serving itself, on two nodes with kubelet and containerd: a request to a Service that
+    /// is scaled to zero, with imagewarm and without.
+    #[arg(long, conflicts_with_all = ["nodes", "runtime", "keep"])]
+    knative: bool,
     /// Leave everything running at the end, until Ctrl-C.
     #[arg(long)]
     keep: bool,
@@ -84,6 +89,9 @@ impl DemoArgs {
     /// What a demo with these options runs.
     fn prerequisites(&self) -> BTreeSet<Prerequisite> {
         let control_plane = [Prerequisite::Etcd, Prerequisite::KubeApiserver];
+        if self.knative {
+            return crate::cold_start::prerequisites();
+        }
         // Of the private registry: its password and its network.
         let registries = [Prerequisite::DockerRegistry, Prerequisite::Htpasswd, Prerequisite::Ip];
         let nodes = (0..self.nodes).map(|number| self.runtime.of_node(number).prerequisite());
@@ -107,6 +115,9 @@ pub async fn run(arguments: DemoArgs) -> Result<ExitCode> {
     };
     // Side by side: the one loads modules and packages while the other compiles.
     let (programs, binary) = tokio::try_join!(prerequisites::ensure(&asked), binary)?;
+    if arguments.knative {
+        return first_request::show(programs, &binary).await;
+    }
     let nodes = arguments.nodes;
     say(&format!("starting a control plane, two registries and {nodes} nodes"));
     let options = Options { nodes: 0, tls_registry: true, ..Options::default() };
@@ -247,6 +258,7 @@ mod tests {
     #[test]
     fn the_options_choose_the_programs() {
         let always = [Etcd, KubeApiserver, DockerRegistry, Htpasswd, Ip];
+        assert!(prerequisites(&["--knative"]).contains(&Kubelet));
         let table: [(&[&str], &[Prerequisite]); 8] = [
             (&[], &[Dockerd]),
             (&["--nodes", "20"], &[Dockerd]),

@@ -24,7 +24,7 @@ use kube::core::GroupVersionKind;
 use serde_json::json;
 
 use self::part::{Place, program};
-use super::network::Network;
+use super::network::{Link, Network};
 use super::{Cluster, manifests};
 use crate::images::TestImage;
 use crate::ports::Port;
@@ -88,7 +88,8 @@ impl Cluster {
     /// Applies all that Knative needs before it starts, its image of queue-proxy among it.
     pub(super) async fn install_serving(&self) -> Result<()> {
         let queue = self.programs.path(Prerequisite::KnativeQueue)?;
-        let image = TestImage::new(&[]).program(queue, &["/knative-queue"])?;
+        // As in its own image; Knative's Pods refuse to run it as root.
+        let image = TestImage::new(&[]).program(queue, &["/knative-queue"])?.user(65532);
         self.registry_plain.push(&image, "knative/queue", KNATIVE_VERSION).await?;
         let image = self.registry_plain.image("knative/queue", KNATIVE_VERSION);
         let manifests = self.programs.path(Prerequisite::KnativeManifests)?;
@@ -101,9 +102,8 @@ impl Cluster {
         let kubeconfig = self.kubeconfig_for(NAMESPACE, "controller").await?;
         let ports = [Port::reserve()?, Port::reserve()?, Port::reserve()?];
         let webhook = self.start_webhook(&kubeconfig, &ports).await?;
-        let place = async || self.place().await;
-        let (controller, autoscaler) = (place().await?, place().await?);
-        let activator = self.activator(place().await?, &autoscaler).await?;
+        let (controller, autoscaler) = (self.place(101).await?, self.place(102).await?);
+        let activator = self.activator(self.place(103).await?, &autoscaler).await?;
         let controller = self.controller(controller, &kubeconfig)?;
         let autoscaler = self.autoscaler(autoscaler, &kubeconfig)?;
         tokio::try_join!(controller.start(), autoscaler.start())?;
@@ -122,10 +122,14 @@ impl Cluster {
         .await
     }
 
-    async fn place(&self) -> Result<Place> {
+    /// In a network of its own; on the segment it has this number.
+    async fn place(&self, number: u8) -> Result<Place> {
         let folder = tempfile::Builder::new().prefix("knative-").tempdir_in(self.folder())?.keep();
         let network = Network::create(&self.programs, &folder, self.folder()).await?;
-        let forwards = self.forward_into(&network)?;
+        let forwards = self.forward_into(&network, &Link::default())?;
+        if let Some(segment) = &self.segment {
+            segment.attach(&network, number)?;
+        }
         Ok(Place { network, forwards })
     }
 
@@ -207,7 +211,7 @@ impl Cluster {
     async fn activator(&self, mut place: Place, autoscaler: &Place) -> Result<Part> {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, PROBES));
         let autoscaler = inside(&autoscaler.network, PROBES)?;
-        place.forwards.spawn(place.network.forward(local, autoscaler)?);
+        place.forwards.spawn(place.network.forward(local, autoscaler, Link::default())?);
         let names = self.folder().join("knative-activator-hosts");
         std::fs::write(&names, format!("127.0.0.1 autoscaler.{NAMESPACE}.svc.cluster.local\n"))?;
         manifests::apply(&self.client, objects::activator(&place.network.address)).await?;

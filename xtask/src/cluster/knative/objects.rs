@@ -35,6 +35,8 @@ const WEBHOOKS: &[&str] = &[
 /// Settings that differ from the defaults: ConfigMap, key, value.
 const SETTINGS: &[(&str, &str, &str)] = &[
     ("config-features", "kubernetes.podspec-init-containers", "enabled"),
+    // Pods are bound only where a test names a scheduler.
+    ("config-features", "kubernetes.podspec-schedulername", "enabled"),
     // A Revision without a single Pod becomes ready: nodes without kubelet have no others.
     ("config-autoscaler", "allow-zero-initial-scale", "true"),
     // The shortest that it takes.
@@ -138,7 +140,10 @@ mod tests {
         let image = json!({"kind": "Image", "metadata": {"name": "q"}, "spec": {"image": QUEUE}});
         let table = [
             (queue, json!({"queue-sidecar-image": "r/q:v1", "_example": "a"})),
-            (map("config-features", Value::Null), json!({SETTINGS[0].1: "enabled"})),
+            (
+                map("config-features", Value::Null),
+                json!({SETTINGS[0].1: "enabled", SETTINGS[1].1: "enabled"}),
+            ),
             (map("config-gc", json!({"_example": "b"})), json!({"_example": "b"})),
         ];
         for (object, data) in table {

@@ -1,0 +1,248 @@
+//! Cold starts, seen by a user: Knative Serving, two nodes with kubelet and containerd, and requests to
+//! Services that are scaled to zero. The image of each Service is new, so nobody has it.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::future::try_join_all;
+use kube::Api;
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
+use kube::core::GroupVersionKind;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::cluster::{Cluster, Knative, KubeletNode, Link, Options, SCHEDULER, manifests};
+use crate::images::TestImage;
+use crate::prerequisites::{Prerequisite, Programs};
+use crate::wait::wait_for;
+
+/// A namespace whose Services are warmed.
+pub const WARMED: &str = "warmed";
+/// A namespace that is left out.
+pub const LEFT_OUT: &str = "left-out";
+
+/// Megabits a second from the registry to each node.
+pub const MEGABITS: u32 = 240;
+
+const NODES: u8 = 2;
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The programs that are needed.
+pub fn prerequisites() -> BTreeSet<Prerequisite> {
+    use Prerequisite::*;
+    [
+        Etcd,
+        DockerRegistry,
+        Ip,
+        Containerd,
+        HostLocal,
+        Busybox,
+        KubeApiserver,
+        KubeControllerManager,
+        KubeScheduler,
+        Kubelet,
+    ]
+    .into_iter()
+    .chain(Prerequisite::knative().iter().copied())
+    .collect()
+}
+
+/// A running system.
+pub struct ColdStarts {
+    /// The cluster.
+    pub cluster: Cluster,
+    nodes: Vec<KubeletNode>,
+}
+
+impl ColdStarts {
+    /// Starts everything, with a controller and a warmer for each node, each with a link of its own.
+    pub async fn start(programs: Programs, binary: &Path) -> Result<Self> {
+        let options = Options { nodes: 0, knative: Knative::Real, ..Options::default() };
+        let mut cluster = Cluster::start_from(programs, options, &[]).await?;
+        cluster.start_scheduler()?;
+        let nodes = (1..=NODES).map(|number| (number, Link::of_megabits(MEGABITS)));
+        let adding = nodes.map(|(number, link)| {
+            let cluster = &cluster;
+            async move { cluster.add_pod_node(number, &link).await }
+        });
+        let nodes = try_join_all(adding).await?;
+        let started = ColdStarts { cluster, nodes };
+        started.start_imagewarm(binary).await?;
+        Ok(started)
+    }
+
+    async fn start_imagewarm(&self, binary: &Path) -> Result<()> {
+        let cluster = &self.cluster;
+        let mut processes = vec![cluster.start_controller(binary, "controller-1", &[]).await?];
+        for node in &self.nodes {
+            processes.push(cluster.start_warmer(binary, node, &[]).await?);
+        }
+        for process in processes {
+            let health = process.health().context("no health port")?;
+            process.wait_ready(health, "/readyz", DEADLINE).await?;
+        }
+        let namespace = |name: &str, warm: &str| {
+            json!({
+                "apiVersion": "v1", "kind": "Namespace",
+                "metadata": {"name": name, "labels": {"caching.knative.dev/warm": warm}},
+            })
+        };
+        let namespaces = vec![namespace(WARMED, "true"), namespace(LEFT_OUT, "false")];
+        manifests::apply(&cluster.client(), namespaces).await?;
+        // Every Pod has queue-proxy; its image is there in all cases.
+        let images =
+            self.api("caching.internal.knative.dev", "v1alpha1", "Image", "knative-serving");
+        wait_for(DEADLINE, "queue-proxy to be warm", async || {
+            let image = images.get("queue-proxy").await.ok()?;
+            let condition = image.data["status"]["conditions"].as_array()?.first()?;
+            (condition["status"] == "True").then_some(())
+        })
+        .await
+    }
+
+    /// Pushes a new image of so many bytes that serves HTTP, and returns its name.
+    pub async fn image(&self, repository: &str, bytes: usize) -> Result<String> {
+        let busybox = self.cluster.program(Prerequisite::Busybox)?;
+        let command = ["/busybox", "httpd", "-f", "-p", "8080", "-h", "/"];
+        let image = TestImage::new(&[bytes / 4; 4]).program(busybox, &command)?;
+        let registry = &self.cluster.registry_plain;
+        registry.push(&image, repository, "v1").await?;
+        Ok(registry.image(repository, "v1"))
+    }
+
+    /// Makes a Service that is scaled to zero, and waits until Knative has made all but its Pods.
+    pub async fn service(&self, namespace: &str, name: &str, image: &str) -> Result<()> {
+        let service = serde_json::from_value(json!({
+            "apiVersion": "serving.knative.dev/v1", "kind": "Service",
+            "metadata": {"name": name},
+            "spec": {"template": {
+                "metadata": {"annotations": {
+                    "autoscaling.knative.dev/initial-scale": "0",
+                    "autoscaling.knative.dev/window": "6s",
+                    // The activator stays in the path: there is no ingress to take it out.
+                    "autoscaling.knative.dev/target-burst-capacity": "-1",
+                }},
+                "spec": {
+                    "schedulerName": SCHEDULER,
+                    "containers": [{"image": image}],
+                },
+            }},
+        }))?;
+        self.serving(namespace, "Service").create(&PostParams::default(), &service).await?;
+        let revisions = self.serving(namespace, "Revision");
+        wait_for(DEADLINE, &format!("Service {name} to be at zero"), async || {
+            let revision = revisions.get(&format!("{name}-00001")).await.ok()?;
+            let conditions = revision.data["status"]["conditions"].as_array()?;
+            let is_ready = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
+            conditions.iter().any(is_ready).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until the image of a Service is on every node.
+    pub async fn until_warm(&self, namespace: &str, name: &str) -> Result<()> {
+        let warms = self.api("caching.knative.dev", "v1alpha1", "ImageWarm", namespace);
+        let repository = format!("/{name}");
+        wait_for(DEADLINE, &format!("the image of {name} to be warm"), async || {
+            let mut warms: Vec<DynamicObject> =
+                warms.list(&ListParams::default()).await.ok()?.items;
+            warms.retain(|warm| {
+                let image = warm.data["spec"]["image"].as_str().unwrap_or_default();
+                let is_ready = warm.data["status"]["conditions"][0]["status"] == "True";
+                is_ready && image.contains(&repository)
+            });
+            let nodes: BTreeSet<String> =
+                warms.iter().map(|warm| warm.data["spec"]["nodeName"].to_string()).collect();
+            (nodes.len() == self.nodes.len()).then_some(())
+        })
+        .await
+    }
+
+    /// Asks the Service's first Revision, through the activator as an ingress does, and returns how
+    /// long the first byte of the answer took.
+    pub async fn first_byte(&self, namespace: &str, name: &str) -> Result<Duration> {
+        let activator = self.cluster.serving()?.activator.address();
+        let revision = format!("{name}-00001");
+        let asked = first_byte(activator, namespace, &revision);
+        let answered = tokio::time::timeout(DEADLINE, asked).await;
+        match answered {
+            Ok(answered) => answered,
+            Err(_) => {
+                let seen = self.seen(namespace).await?;
+                bail!("Service {name} does not answer within {DEADLINE:?}:\n{seen}")
+            }
+        }
+    }
+
+    /// The Pods of a namespace, and what was said of them, for people.
+    async fn seen(&self, namespace: &str) -> Result<String> {
+        let all = ListParams::default();
+        let pods = self.api("", "v1", "Pod", namespace).list(&all).await?.items;
+        let pods = pods.iter().map(|pod| {
+            let (node, status) = (&pod.data["spec"]["nodeName"], &pod.data["status"]);
+            format!(
+                "{:?} on {node}: {} {}",
+                pod.metadata.name, status["phase"], status["conditions"]
+            )
+        });
+        let events = self.api("", "v1", "Event", namespace).list(&all).await?.items;
+        let events = events.iter().map(|event| {
+            let (of, reason) = (&event.data["involvedObject"], &event.data["reason"]);
+            format!("{} {}: {reason} {}", of["kind"], of["name"], event.data["message"])
+        });
+        Ok(pods.chain(events).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Deletes a Service and waits until its Pods are gone.
+    pub async fn delete(&self, namespace: &str, name: &str) -> Result<()> {
+        self.serving(namespace, "Service").delete(name, &DeleteParams::default()).await?;
+        let pods = self.api("", "v1", "Pod", namespace);
+        // The program heeds no signal, and Knative gives it five minutes.
+        let at_once = DeleteParams::default().grace_period(1);
+        wait_for(DEADLINE, &format!("the Pods of {name} to go"), async || {
+            let left = pods.list(&ListParams::default()).await.ok()?.items;
+            for pod in &left {
+                let _ = pods.delete(pod.metadata.name.as_deref()?, &at_once).await;
+            }
+            left.is_empty().then_some(())
+        })
+        .await
+    }
+
+    /// Ends the nodes in good order, and then everything else.
+    pub async fn stop(self) -> Result<()> {
+        for node in self.nodes {
+            node.stop().await?;
+        }
+        Ok(())
+    }
+
+    fn serving(&self, namespace: &str, kind: &str) -> Api<DynamicObject> {
+        self.api("serving.knative.dev", "v1", kind, namespace)
+    }
+
+    fn api(&self, group: &str, version: &str, kind: &str, namespace: &str) -> Api<DynamicObject> {
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        Api::namespaced_with(self.cluster.client(), namespace, &kind)
+    }
+}
+
+async fn first_byte(activator: SocketAddr, namespace: &str, revision: &str) -> Result<Duration> {
+    let request = format!(
+        "GET /busybox HTTP/1.0\r\nHost: service\r\nKnative-Serving-Namespace: {namespace}\r\n\
+         Knative-Serving-Revision: {revision}\r\n\r\n"
+    );
+    let began = Instant::now();
+    let mut stream = TcpStream::connect(activator).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = [0; 64];
+    let read = stream.read(&mut answer).await?;
+    let took = began.elapsed();
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    ensure!(answer.split(' ').nth(1) == Some("200"), "{revision} answered {answer:?}");
+    Ok(took)
+}

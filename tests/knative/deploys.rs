@@ -153,9 +153,7 @@ async fn a_direct_revision_is_left_to_the_leader(stage: &Stage) -> Result<()> {
     let namespace = stage.namespace("direct").await?;
     let app = stage.push("direct", "v1").await?;
     namespace.make(Kind::Revision, "hello", containers(&[&app.tag])).await?;
-    let order = namespace.order("hello", &[&app.tag]).await?;
-    stage.remember(&format!("{} hello (the leader's)", namespace.name), order);
-    namespace.until_all_ready(&[&app.tag]).await.map(drop)
+    namespace.until_made_up_for(&app).await
 }
 
 async fn queue_proxy_is_warmed_everywhere(stage: &Stage) -> Result<()> {

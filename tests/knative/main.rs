@@ -41,7 +41,7 @@ macro_rules! tests {
 }
 
 /// How many tests run at the same time; they mostly wait.
-const SIDE_BY_SIDE: usize = 6;
+const SIDE_BY_SIDE: usize = 3;
 
 /// Who takes parts of the system away holds this alone.
 static TURNS: RwLock<()> = RwLock::const_new(());

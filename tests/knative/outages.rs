@@ -2,7 +2,7 @@
 //! and what was missed is made up for.
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use xtask::process::Signal;
 
 use crate::stage::{Audited, Kind, Namespace, Stage, containers, eventually};
@@ -57,8 +57,7 @@ async fn a_stopped_webhook_is_made_up_for(stage: &Stage) -> Result<()> {
     let deployed = deploy_without_us(stage, &namespace, &app.tag).await;
     stage.start_controller().await?;
     report("stopped", &deployed?);
-    // Knative has resolved the tag meanwhile.
-    namespace.until_all_ready(&[&app.digest]).await.map(drop)
+    namespace.until_made_up_for(&app).await
 }
 
 async fn a_frozen_webhook_costs_one_timeout(stage: &Stage) -> Result<()> {
@@ -69,7 +68,7 @@ async fn a_frozen_webhook_costs_one_timeout(stage: &Stage) -> Result<()> {
     let deployed = deploy_without_us(stage, &namespace, &app.tag).await;
     controller.signal(Signal::Continue);
     report("frozen", &deployed?);
-    namespace.until_all_ready(&[&app.digest]).await.map(drop)
+    namespace.until_made_up_for(&app).await
 }
 
 /// Deploys a Service of which our webhook learns nothing; returns the creation of its Revision.
@@ -83,9 +82,6 @@ async fn deploy_without_us(
         namespace.list(Kind::Deployment).await.ok().filter(|all| !all.is_empty())
     })
     .await?;
-    let is_resolved = |revision: &Value| revision["status"]["containerStatuses"].is_array();
-    let revision = (Kind::Revision, "hello-00001");
-    namespace.until(revision, "resolved", is_resolved).await?;
     let warms = namespace.image_warms().await?;
     ensure!(warms.is_empty(), "ImageWarms without a controller: {warms:?}");
     let mut audited = stage.audited()?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::audit::Order;
 use super::objects::{self, Kind};
-use super::{NODES, Stage, eventually};
+use super::{NODES, Pushed, Stage, eventually};
 
 /// The label of all that Knative makes for a Revision.
 const REVISION: &str = "serving.knative.dev/revision";
@@ -232,6 +232,22 @@ impl<'a> Namespace<'a> {
     /// Waits until the images are warm on every node, and no others are asked for.
     pub async fn until_all_ready(&self, images: &[&str]) -> Result<Vec<ImageWarm>> {
         self.until_warm(images, &[Reason::Pulled, Reason::AlreadyPresent]).await
+    }
+
+    /// Waits until the image is warm on every node: by its digest where Knative had resolved it when
+    /// the leader made up for what was missed, else by its tag.
+    pub async fn until_made_up_for(&self, image: &Pushed) -> Result<()> {
+        let what = format!("{} in {} is warm on every node", image.tag, self.name);
+        eventually(&what, async || {
+            let mut warms = self.image_warms().await.ok()?;
+            warms.retain(|warm| {
+                let is_it = warm.spec.image == image.tag || warm.spec.image == image.digest;
+                is_it && matches!(warm.reason(), Some(Reason::Pulled | Reason::AlreadyPresent))
+            });
+            let nodes: BTreeSet<_> = warms.iter().map(|warm| &warm.spec.node_name).collect();
+            (nodes.len() == NODES).then_some(())
+        })
+        .await
     }
 
     /// Waits until there is no ImageWarm.

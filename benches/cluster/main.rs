@@ -5,6 +5,7 @@
 mod admission;
 mod api_server;
 mod bursts;
+mod cold_start;
 mod deploys;
 mod fairness;
 mod fake_warmers;
@@ -79,6 +80,7 @@ benchmarks![
     admission,
     revision_create,
     bursts,
+    cold_start,
     fan_out,
     fake_warmers,
     api_server,

@@ -33,8 +33,10 @@ const ACCEPT_TIMEOUT: Duration = Duration::from_secs(45);
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-/// A new leader has its warmers back within about this time. Not shorter: thousands of warmers ask.
+/// The longest back-off while no leader is there: a new one has its warmers back within about this time.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// The same after a rejection: each attempt costs a review of the token.
+const MAX_BACKOFF_REJECTED: Duration = Duration::from_secs(10);
 /// A stream that lasted this long resets the back-off.
 const HEALTHY: Duration = Duration::from_secs(10);
 /// Capacity of the channel of messages from the main loop to the connection.
@@ -126,6 +128,18 @@ pub enum StreamError {
     /// The server rejected the stream, or terminated it.
     #[error("the stream terminated: {} ({:?})", printable(.0.message(), MESSAGE_MAX), .0.code())]
     Ended(Box<Status>),
+}
+
+impl StreamError {
+    /// Whether a controller has answered, and will have none of it.
+    fn is_rejection(&self) -> bool {
+        match self {
+            StreamError::Ended(status) => status.code() != Code::Unavailable,
+            StreamError::Connect { .. } | StreamError::NotLeading(_) => false,
+            // Files may be created later; kubelets take a minute or so to replace them.
+            StreamError::File { .. } | StreamError::Content { .. } | StreamError::Tls(_) => false,
+        }
+    }
 }
 
 impl From<Status> for StreamError {
@@ -246,6 +260,28 @@ enum State {
     Open(Box<Session>),
 }
 
+/// The delays by what went wrong.
+struct Backoffs {
+    no_leader: Backoff,
+    rejected: Backoff,
+}
+
+impl Default for Backoffs {
+    fn default() -> Self {
+        Backoffs {
+            no_leader: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
+            rejected: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF_REJECTED),
+        }
+    }
+}
+
+impl Backoffs {
+    fn after(&mut self, error: &StreamError) -> Duration {
+        let backoff = if error.is_rejection() { &mut self.rejected } else { &mut self.no_leader };
+        backoff.next_with_jitter()
+    }
+}
+
 /// The stream, or the attempt to open the next one.
 pub(super) struct Link {
     settings: StreamSettings,
@@ -253,7 +289,9 @@ pub(super) struct Link {
     /// The leader's reported address; tried once before the configured address.
     leader: Option<ServerAddress>,
     failures: u32,
-    backoff: Backoff,
+    backoff: Backoffs,
+    /// Before the next attempt.
+    delay: Duration,
     opened_at: Option<tokio::time::Instant>,
 }
 
@@ -264,7 +302,8 @@ impl Link {
             state: State::Closed,
             leader: None,
             failures: 0,
-            backoff: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
+            backoff: Backoffs::default(),
+            delay: Duration::ZERO,
             opened_at: None,
         }
     }
@@ -289,7 +328,7 @@ impl Link {
         // A redirect is followed at once at most twice in a row: replicas may point at each other.
         let backoff = match (&redirected, self.failures) {
             (_, 0) | (Some(_), 1..=2) => Duration::ZERO,
-            _ => self.backoff.next_with_jitter(),
+            _ => self.delay,
         };
         let target = redirected.unwrap_or_else(|| self.settings.server.clone());
         let settings = self.settings.clone();
@@ -331,7 +370,7 @@ impl Link {
 
     fn reset_backoff(&mut self) {
         self.failures = 0;
-        self.backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
+        self.backoff = Backoffs::default();
     }
 
     fn lost(&mut self, error: StreamError) -> LinkEvent {
@@ -343,6 +382,7 @@ impl Link {
             self.reset_backoff();
         }
         self.failures = self.failures.saturating_add(1);
+        self.delay = self.backoff.after(&error);
         if let StreamError::NotLeading(leader) = &error {
             self.leader.clone_from(leader);
         }
@@ -382,6 +422,24 @@ mod tests {
         assert!(matches!(status.into(), StreamError::NotLeading(None)));
         let error = StreamError::from(Status::unauthenticated("x"));
         assert!(matches!(error, StreamError::Ended(_)));
+    }
+
+    #[test]
+    fn a_rejected_warmer_asks_less_often_than_one_without_a_leader() {
+        let longest = |error: StreamError| {
+            let mut backoff = Backoffs::default();
+            (0..40).map(|_| backoff.after(&error)).max().unwrap()
+        };
+        let ended = |status| StreamError::Ended(Box::new(status));
+        let connect = || StreamError::Connect { address: "a:1".into(), problem: "refused".into() };
+        for absent in [connect(), StreamError::NotLeading(None), ended(Status::unavailable("x"))] {
+            let (text, longest) = (absent.to_string(), longest(absent));
+            assert!(longest <= MAX_BACKOFF && longest > MAX_BACKOFF / 2, "{text}: {longest:?}");
+        }
+        for rejected in [Status::unauthenticated("x"), Status::permission_denied("x")] {
+            let longest = longest(ended(rejected));
+            assert!(longest > MAX_BACKOFF_REJECTED / 2, "{longest:?}");
+        }
     }
 
     #[test]

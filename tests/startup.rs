@@ -189,6 +189,10 @@ fn unusable_kubeconfig() {
 #[test]
 fn unusable_parts_of_a_kubeconfig() {
     let place = Place::new();
+    // As openssl x509 -req issues it without extensions.
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/certificates");
+    let version_1 =
+        format!(", client-certificate: {folder}/version-1.crt, client-key: {folder}/version-1.key");
     let table = [
         (", certificate-authority: /nowhere/ca.crt", "", vec!["/nowhere/ca.crt", "No such file"]),
         (", certificate-authority: /", "", vec!["certificate authority", "\"/\""]),
@@ -197,6 +201,11 @@ fn unusable_parts_of_a_kubeconfig() {
             "",
             ", client-certificate: /nowhere/me.crt, client-key: /nowhere/me.key",
             vec!["client certificate", "/nowhere/me.crt", "No such file"],
+        ),
+        (
+            "",
+            &version_1,
+            vec!["client certificate of the kubeconfig", "X.509 version 1", "version 3"],
         ),
     ];
     for (cluster, user, parts) in table {

@@ -62,6 +62,12 @@ pub(crate) enum ClientError {
         /// What is wrong.
         cause: String,
     },
+    /// The kubeconfig's client certificate cannot be used.
+    #[error("cannot use the client certificate of the kubeconfig: {problem}")]
+    ClientCertificate {
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
     /// The API server did not answer.
     #[error("cannot reach the API server: {0}")]
     Unreachable(String),
@@ -83,8 +89,12 @@ impl ClientArgs {
         // Else the time that a pooled connection lay idle would count as reading.
         config.reset_reader_on_write = true;
         let server = config.cluster_url.to_string();
-        let builder = ClientBuilder::try_from(config)
-            .map_err(|error| ClientError::Setup { server, cause: error.to_string() })?;
+        let builder = ClientBuilder::try_from(config).map_err(|error| {
+            match client_certificate_problem(&error) {
+                Some(problem) => ClientError::ClientCertificate { problem },
+                None => ClientError::Setup { server, cause: error.to_string() },
+            }
+        })?;
         Ok(builder.with_layer(&TimeoutLayer::new(HEAD_TIMEOUT)).build())
     }
 
@@ -119,6 +129,26 @@ impl ClientArgs {
             },
         }
     }
+}
+
+/// What is wrong with the client certificate, if that is what is wrong. The TLS library calls the
+/// certificate that it checks the peer's, whoever it belongs to.
+fn client_certificate_problem(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(problem)) = error.downcast_ref() {
+            let text = format!("{problem:?}");
+            return Some(if text.contains("UnsupportedCertVersion") {
+                "it is of X.509 version 1 or 2: it must be of version 3, which one with extensions \
+                 is, such as extendedKeyUsage = clientAuth"
+                    .to_owned()
+            } else {
+                printable(&text, MESSAGE_MAX)
+            });
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// Errors of the YAML parser go on with an excerpt of the file, which may hold a credential.

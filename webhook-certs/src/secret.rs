@@ -241,6 +241,8 @@ impl SecretStore {
         }
     }
 
+    /// Waits for a response for so long as is useful here. The library's own: whoever uses it has
+    /// other clients, timeouts and errors.
     async fn request<T>(
         &self,
         verb: &'static str,

@@ -128,28 +128,11 @@ impl TestImage {
         tag: &str,
     ) -> Result<String> {
         let target = Target { registry, repository };
-        let mut layers = Vec::new();
-        if let Some(program) = &self.program {
-            layers.push(target.blob(LAYER, program_layer(program)).await?);
-        }
+        let (layers, unpacked) = self.push_layers(&target).await?;
         let command = match &self.program {
             Some(program) => program.command.clone(),
             None => vec!["/nothing".to_owned()],
         };
-        for (number, size) in self.layers.iter().enumerate() {
-            let (size, seed) = (*size, self.seed.wrapping_add(number as u64));
-            let layer = tokio::task::spawn_blocking(move || layer(size, seed)).await?;
-            layers.push(target.blob(LAYER, layer).await?);
-        }
-        if let Some(count) = self.files {
-            layers.push(target.blob(LAYER, layer_of_files(count)).await?);
-        }
-        let mut unpacked: Vec<Value> = layers.iter().map(|layer| layer["digest"].clone()).collect();
-        if let Some(size) = self.bomb {
-            layers.push(target.blob(GZIP_LAYER, bomb(size)?).await?);
-            // Its true digest is that of all the zeros: nobody unpacks it to the end.
-            unpacked.push(json!(format!("sha256:{}", "0".repeat(64))));
-        }
         let mut manifests = Vec::new();
         for (os, arch) in &self.platforms {
             let configuration = json!({
@@ -158,7 +141,6 @@ impl TestImage {
                 "config": {"Cmd": command, "User": self.user},
                 "rootfs": {
                     "type": "layers",
-                    // Layers that are not compressed: a diff id is the layer's own digest.
                     "diff_ids": unpacked,
                 },
                 // Two images without layers would otherwise be one.
@@ -183,6 +165,30 @@ impl TestImage {
             manifests.pop().context("an image needs a platform")?
         };
         Ok(pushed["digest"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Returns the descriptors of the layers, and the digest of what is in each.
+    async fn push_layers(&self, target: &Target<'_>) -> Result<(Vec<Value>, Vec<Value>)> {
+        let mut layers = Vec::new();
+        if let Some(program) = &self.program {
+            layers.push(target.blob(LAYER, program_layer(program)).await?);
+        }
+        for (number, size) in self.layers.iter().enumerate() {
+            let (size, seed) = (*size, self.seed.wrapping_add(number as u64));
+            let layer = tokio::task::spawn_blocking(move || layer(size, seed)).await?;
+            layers.push(target.blob(LAYER, layer).await?);
+        }
+        if let Some(count) = self.files {
+            layers.push(target.blob(LAYER, layer_of_files(count)).await?);
+        }
+        // Layers that are not compressed: what is in one has the layer's own digest.
+        let mut unpacked: Vec<Value> = layers.iter().map(|layer| layer["digest"].clone()).collect();
+        if let Some(size) = self.bomb {
+            layers.push(target.blob(GZIP_LAYER, bomb(size)?).await?);
+            // Its true digest is that of all the zeros: nobody unpacks it to the end.
+            unpacked.push(json!(format!("sha256:{}", "0".repeat(64))));
+        }
+        Ok((layers, unpacked))
     }
 }
 

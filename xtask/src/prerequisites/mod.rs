@@ -70,6 +70,34 @@ pub enum Prerequisite {
     KnativeManifests,
 }
 
+/// One of Kubernetes' own programs, of any version if it is installed.
+fn kubernetes(name: &'static str, package: &'static str, seconds: u64) -> GoProgram {
+    GoProgram {
+        name,
+        module: "kubernetes",
+        version: KUBERNETES_VERSION,
+        package,
+        tags: "",
+        version_variable: Some("k8s.io/component-base/version.gitVersion"),
+        any_version: true,
+        about: Duration::from_secs(seconds),
+    }
+}
+
+/// One of Knative Serving's. Programs of those names may be others: only what is built here is taken.
+fn knative(name: &'static str, package: &'static str, seconds: u64) -> GoProgram {
+    GoProgram {
+        name,
+        module: "knative",
+        version: KNATIVE_VERSION,
+        package,
+        tags: "",
+        version_variable: None,
+        any_version: false,
+        about: Duration::from_secs(seconds),
+    }
+}
+
 impl Prerequisite {
     /// All of them, which tests and benchmarks need.
     pub fn all() -> &'static [Self] {
@@ -127,27 +155,6 @@ impl Prerequisite {
 
     /// How it is built, for those that are.
     fn built(self) -> Option<GoProgram> {
-        let kubernetes = |name, package, seconds| GoProgram {
-            name,
-            module: "kubernetes",
-            version: KUBERNETES_VERSION,
-            package,
-            tags: "",
-            version_variable: Some("k8s.io/component-base/version.gitVersion"),
-            any_version: true,
-            about: Duration::from_secs(seconds),
-        };
-        // Programs of those names may be others: only what is built here is taken.
-        let knative = |name, package, seconds| GoProgram {
-            name,
-            module: "knative",
-            version: KNATIVE_VERSION,
-            package,
-            tags: "",
-            version_variable: None,
-            any_version: false,
-            about: Duration::from_secs(seconds),
-        };
         Some(match self {
             Self::Etcd
             | Self::DockerRegistry

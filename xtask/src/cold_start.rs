@@ -134,11 +134,20 @@ impl ColdStarts {
         }))?;
         self.serving(namespace, "Service").create(&PostParams::default(), &service).await?;
         let revisions = self.serving(namespace, "Revision");
+        let scalers =
+            self.api("autoscaling.internal.knative.dev", "v1alpha1", "PodAutoscaler", namespace);
+        let revision = format!("{name}-00001");
         wait_for(DEADLINE, &format!("Service {name} to be at zero"), async || {
-            let revision = revisions.get(&format!("{name}-00001")).await.ok()?;
-            let conditions = revision.data["status"]["conditions"].as_array()?;
-            let is_ready = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
-            conditions.iter().any(is_ready).then_some(())
+            let revision_is_ready = {
+                let revision = revisions.get(&revision).await.ok()?;
+                let conditions = revision.data["status"]["conditions"].as_array()?.clone();
+                let is_ready = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
+                conditions.iter().any(is_ready)
+            };
+            // The autoscaler has looked at it: a request before that would wait for its next look.
+            let scaler = scalers.get(&revision).await.ok()?;
+            let is_scaled = scaler.data["status"]["desiredScale"] == 0;
+            (revision_is_ready && is_scaled).then_some(())
         })
         .await
     }

@@ -355,8 +355,8 @@ fn images() -> Vec<Case> {
             nodes().image(TAG, None, "Unknown", ["2", "0", "0"]),
             &["missing: ", "missing: "],
         ),
-        ("without content", nodes().image("", None, "True", none), &[]),
-        ("without content, undecided", nodes().image("", None, "Unknown", none), wrong),
+        ("nothing is known without content", nodes().image("", None, "Unknown", none), &[]),
+        ("without content, and said to be there", nodes().image("", None, "True", none), wrong),
         (
             "never True for want of nodes",
             nodes().change(|s| s.nodes.clear()).image(TAG, None, "True", ["0", "0", "0"]),

@@ -9,8 +9,9 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose,
 };
 
-/// Certificates are valid from this long before they are issued, for clients whose clock is behind.
-pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(1);
+/// Certificates are valid from this long before they are issued, for clients whose clock is behind, and
+/// for replicas: with clocks further apart they would replace each other's.
+pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(3);
 
 /// Lifetimes of new certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

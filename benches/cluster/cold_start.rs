@@ -2,7 +2,6 @@
 //! 240 Mbit/s to each, and a request to a Service that is scaled to zero.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Result;
 use xtask::cold_start::{ColdStarts, LEFT_OUT, WARMED, prerequisites};
@@ -22,13 +21,15 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let (mut beside_present, mut beside_cold) = (Series::default(), Series::default());
     for round in 0..scale.pick(2, 5) {
         let (cold, warmed) = (format!("cold-{round}"), format!("warmed-{round}"));
-        let without = first_request(&cold_starts, LEFT_OUT, &cold, &cold, bytes).await?;
-        let with = first_request(&cold_starts, WARMED, &warmed, &warmed, bytes).await?;
+        let image = cold_starts.image(&cold, bytes).await?;
+        let without = first_request(&cold_starts, LEFT_OUT, &cold, &image).await?;
+        let image = cold_starts.image(&warmed, bytes).await?;
+        let with = first_request(&cold_starts, WARMED, &warmed, &image).await?;
         // The same image once more, which both nodes have now.
         let again = format!("again-{round}");
-        let present = first_request(&cold_starts, LEFT_OUT, &again, &warmed, bytes).await?;
-        beside_present.round(with.as_secs_f64(), present.as_secs_f64());
-        beside_cold.round(with.as_secs_f64(), without.as_secs_f64());
+        let present = first_request(&cold_starts, LEFT_OUT, &again, &image).await?;
+        beside_present.round(with, present);
+        beside_cold.round(with, without);
     }
     cold_starts.stop().await?;
     let what = "first request to a Service at zero";
@@ -38,23 +39,14 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A Service of a new image, or of one that was pushed before.
+/// Seconds; the Service is deleted after it.
 async fn first_request(
     cold_starts: &ColdStarts,
     namespace: &str,
     name: &str,
     image: &str,
-    bytes: usize,
-) -> Result<Duration> {
-    let image = match name == image {
-        true => cold_starts.image(image, bytes).await?,
-        false => cold_starts.cluster.registry_plain.image(image, "v1"),
-    };
-    cold_starts.service(namespace, name, &image).await?;
-    if namespace == WARMED {
-        cold_starts.until_warm(namespace, name).await?;
-    }
-    let took = cold_starts.first_byte(namespace, name).await?;
+) -> Result<f64> {
+    let took = cold_starts.first_request(namespace, name, image).await?;
     cold_starts.delete(namespace, name).await?;
-    Ok(took)
+    Ok(took.as_secs_f64())
 }

@@ -23,6 +23,7 @@ use super::{WebhookArgs, WebhookMetrics};
 use crate::listener::{
     Accepted, Connection, ConnectionLimits, HandshakeError, Places, TlsListener,
 };
+use crate::telemetry::metrics::Counted;
 use imagewarm_core::throttle::connections;
 
 /// What the TLS configuration offers. API servers call webhooks with HTTP/1.1 only, so that their
@@ -91,22 +92,6 @@ pub async fn serve(
     info!("webhook server stopped");
 }
 
-/// Counts a connection as long as it lives, however it ends.
-struct Open(WebhookMetrics);
-
-impl Open {
-    fn new(metrics: &WebhookMetrics) -> Self {
-        metrics.connections.inc();
-        Open(metrics.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.connections.dec();
-    }
-}
-
 /// Serves one connection.
 struct Server {
     router: Router,
@@ -117,7 +102,7 @@ struct Server {
 
 impl Server {
     async fn run(self, accepted: Accepted) {
-        let _open = Open::new(&self.metrics);
+        let _open = Counted::new(&self.metrics.connections);
         if let Some(connection) = self.handshake(accepted).await {
             self.converse(connection).await;
         }

@@ -7,7 +7,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::Stream;
-use prometheus_client::metrics::gauge::Gauge;
 use prost::Message as _;
 use rustls::server::ResolvesServerCert;
 use tokio::net::TcpListener;
@@ -29,6 +28,7 @@ use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::{TokenError, TokenReviewer, WarmerIdentity};
 use crate::listener::{ConnectionLimits, Place, Places, TlsListener};
 use crate::protocol::dispatch_server::{Dispatch, DispatchServer as Service};
+use crate::telemetry::metrics::Counted;
 use imagewarm_core::api::names::NodeName;
 use imagewarm_core::assignment::StreamEnd;
 use imagewarm_core::protocol::{FromController, FromWarmer, Hello, from_warmer};
@@ -39,7 +39,7 @@ use imagewarm_core::throttle::stream::{Excess, MessageLimit};
 const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_ANSWER: Duration = Duration::from_secs(10);
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
-/// How long a warmer waits here for a leader to be known, instead of asking again and again.
+/// How long a warmer waits here for a leader to be known, instead of opening streams again and again.
 const LEADER_WAIT: Duration = Duration::from_secs(10);
 /// How many may wait so: fewer than may be unproven.
 const WAITING: usize = UNPROVEN / 2;
@@ -252,22 +252,6 @@ impl Dispatch for Sessions {
         };
         self.readers.spawn(reader.run());
         Ok(Response::new(SessionStream { messages: opened.messages, _end: ended.drop_guard() }))
-    }
-}
-
-/// Counts in a gauge while it lives.
-struct Counted(Gauge);
-
-impl Counted {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Counted(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 
 use imagewarm_core::label::Label;
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder, text};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 /// Content type of [`encode`]'s text.
@@ -27,6 +28,22 @@ pub struct OptionalLabelValue<L>(pub Option<L>);
 impl<L: Label> EncodeLabelValue for OptionalLabelValue<L> {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         self.0.map_or("None", L::as_str).encode(encoder)
+    }
+}
+
+/// Counts something in a gauge as long as it lives, however it ends.
+pub(crate) struct Counted(Gauge);
+
+impl Counted {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

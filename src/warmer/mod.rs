@@ -5,6 +5,7 @@
 mod args;
 mod disk;
 mod introduction;
+mod link;
 mod metrics;
 mod pull;
 mod removals;
@@ -32,10 +33,11 @@ use imagewarm_core::protocol::from_controller::Message;
 use imagewarm_core::protocol::{FromController, Hello, Outcome, Progress, PullGrant};
 use imagewarm_core::report::outbox::Outbox;
 use imagewarm_core::runtime::RuntimeVersion;
+use link::{Link, LinkEvent};
 pub use metrics::WarmerMetrics;
 use pull::{JobEvent, PullTimeouts};
 use removals::Removals;
-use stream::{Link, LinkEvent, StreamSettings};
+use stream::StreamSettings;
 pub use stream::{ServerAddress, StreamError};
 
 /// Capacity of the channel of job events to the main loop.

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
+use xtask::cold_start::first_byte;
 
 use crate::stage::{Kind, Namespace, Stage, containers, eventually};
 
@@ -72,28 +73,38 @@ async fn scaling_to_zero_and_back_leaves_the_images_where_they_are(stage: &Stage
     until_scaled(&namespace, 0).await?;
     let before = uids(&namespace).await?;
 
-    let asked = tokio::spawn(ask(stage, &namespace.name, "hello-00001")?);
-    until_scaled(&namespace, 1).await?;
+    let asked = async {
+        // It waits for a Pod; the address of the Pod below leads nowhere.
+        let _ = first_byte(&stage.cluster, &namespace.name, "hello-00001").await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = asked => {}
+        scaled = scales_up(stage, &namespace, &app.digest) => scaled?,
+    }
+    // Nobody asks any more.
+    until_scaled(&namespace, 0).await?;
+    ensure!(uids(&namespace).await? == before, "ImageWarms were made again");
+    namespace.until_all_ready(&[&app.tag]).await.map(drop)
+}
+
+/// A Pod is made, of an image that every node has, and becomes ready.
+async fn scales_up(stage: &Stage, namespace: &Namespace<'_>, digest: &str) -> Result<()> {
+    until_scaled(namespace, 1).await?;
     let pods = eventually("the Pod is there", async || {
         namespace.list(Kind::Pod).await.ok().filter(|pods| !pods.is_empty())
     });
     let pods = pods.await?;
     let image = &pods[0]["spec"]["containers"][0]["image"];
-    ensure!(*image == app.digest, "the Pod is to run {image}");
+    ensure!(*image == digest, "the Pod is to run {image}");
     for node in stage.cluster.nodes() {
-        ensure!(node.holds(&app.digest).await, "{} does not hold {}", node.name, app.digest);
+        ensure!(node.holds(digest).await, "{} does not hold {digest}", node.name);
     }
     let pod = pods[0]["metadata"]["name"].as_str().context("a nameless Pod")?;
     namespace.pretend_to_run(pod, "node-1").await?;
     let scaler = (Kind::PodAutoscaler, "hello-00001");
     let is_active = |scaler: &Value| crate::stage::condition(scaler, "Active")["status"] == "True";
-    namespace.until(scaler, "active", is_active).await?;
-
-    // Nobody asks any more.
-    asked.abort();
-    until_scaled(&namespace, 0).await?;
-    ensure!(uids(&namespace).await? == before, "ImageWarms were made again");
-    namespace.until_all_ready(&[&app.tag]).await.map(drop)
+    namespace.until(scaler, "active", is_active).await.map(drop)
 }
 
 /// Waits until Knative's autoscaler has set the Deployment to so many Pods.
@@ -107,25 +118,4 @@ async fn uids(namespace: &Namespace<'_>) -> Result<Vec<Option<String>>> {
     let mut uids: Vec<_> = namespace.image_warms().await?.iter().map(|warm| warm.uid()).collect();
     uids.sort();
     Ok(uids)
-}
-
-/// A request for a Revision, as an ingress hands it to the activator; it waits for a Pod.
-fn ask(
-    stage: &Stage,
-    namespace: &str,
-    revision: &str,
-) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-    let address = stage.serving()?.activator.address();
-    let request = format!(
-        "GET / HTTP/1.0\r\nHost: hello\r\nKnative-Serving-Namespace: {namespace}\r\n\
-         Knative-Serving-Revision: {revision}\r\n\r\n"
-    );
-    Ok(async move {
-        let mut stream = tokio::net::TcpStream::connect(address).await?;
-        stream.write_all(request.as_bytes()).await?;
-        stream.read_to_end(&mut vec![]).await?;
-        Ok(())
-    })
 }

@@ -27,11 +27,7 @@ async fn the_first_request_to_a_service_at_zero_waits_for_no_pull() -> Result<()
 async fn both(cold_starts: &ColdStarts) -> Result<()> {
     for (namespace, name, is_there) in [(LEFT_OUT, "cold", false), (WARMED, "warmed", true)] {
         let image = cold_starts.image(name, BYTES).await?;
-        cold_starts.service(namespace, name, &image).await?;
-        if is_there {
-            cold_starts.until_warm(namespace, name).await?;
-        }
-        let took = cold_starts.first_byte(namespace, name).await?;
+        let took = cold_starts.first_request(namespace, name, &image).await?;
         println!("{name}: answered after {:.2} s", took.as_secs_f32());
         let events: Api<Event> = Api::namespaced(cold_starts.cluster.client(), namespace);
         let events = events.list(&ListParams::default()).await?.items;

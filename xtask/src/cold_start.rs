@@ -2,7 +2,6 @@
 //! Services that are scaled to zero. The image of each Service is new, so nobody has it.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -171,12 +170,26 @@ impl ColdStarts {
         .await
     }
 
+    /// Makes a Service of the image, warms it where Services are warmed, and returns how long its first
+    /// request took.
+    pub async fn first_request(
+        &self,
+        namespace: &str,
+        name: &str,
+        image: &str,
+    ) -> Result<Duration> {
+        self.service(namespace, name, image).await?;
+        if namespace == WARMED {
+            self.until_warm(namespace, name).await?;
+        }
+        self.first_byte(namespace, name).await
+    }
+
     /// Asks the Service's first Revision, through the activator as an ingress does, and returns how
     /// long the first byte of the answer took.
     pub async fn first_byte(&self, namespace: &str, name: &str) -> Result<Duration> {
-        let activator = self.cluster.serving()?.activator.address();
         let revision = format!("{name}-00001");
-        let asked = first_byte(activator, namespace, &revision);
+        let asked = first_byte(&self.cluster, namespace, &revision);
         let answered = tokio::time::timeout(DEADLINE, asked).await;
         match answered {
             Ok(answered) => answered,
@@ -240,7 +253,10 @@ impl ColdStarts {
     }
 }
 
-async fn first_byte(activator: SocketAddr, namespace: &str, revision: &str) -> Result<Duration> {
+/// Asks a Revision, as an ingress asks the activator; returns how long the first byte of a good answer
+/// took, which waits for a Pod.
+pub async fn first_byte(cluster: &Cluster, namespace: &str, revision: &str) -> Result<Duration> {
+    let activator = cluster.serving()?.activator.address();
     let request = format!(
         "GET /busybox HTTP/1.0\r\nHost: service\r\nKnative-Serving-Namespace: {namespace}\r\n\
          Knative-Serving-Revision: {revision}\r\n\r\n"

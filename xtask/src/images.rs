@@ -101,7 +101,7 @@ impl TestImage {
             );
         }
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let command = command.iter().map(|&word| word.to_owned()).collect();
+        let command = command.iter().map(|&part| part.to_owned()).collect();
         self.program = Some(ProgramFile { name, content, command });
         Ok(self)
     }

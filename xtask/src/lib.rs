@@ -19,6 +19,7 @@ pub mod ports;
 pub mod prerequisites;
 pub mod process;
 pub mod progress;
+mod restartable;
 pub mod sandbox;
 pub mod test;
 pub mod wait;

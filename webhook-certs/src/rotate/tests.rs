@@ -59,6 +59,19 @@ fn replacements_and_whether_the_ca_survives() {
     assert_eq!(fault.reason(), "WrongNames");
 }
 
+/// Else they would replace each other's for ever.
+#[test]
+fn replicas_with_clocks_two_hours_apart_keep_each_others_certificates() {
+    let ahead = now() + SignedDuration::from_hours(2);
+    for (issued_at, seen_at) in [(now(), ahead), (ahead, now())] {
+        let step = take(issued(issued_at), seen_at);
+        assert!(
+            matches!(step, Step::Keep(_)),
+            "issued at {issued_at}, seen at {seen_at}: {step:?}"
+        );
+    }
+}
+
 #[test]
 fn certificates_with_a_longer_lifetime_are_replaced() {
     let minutes = SignedDuration::from_mins;

@@ -187,7 +187,7 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Writes objects of a custom resource to etcd as the API server would, by key: a hundred times
+    /// Writes objects of a custom resource to etcd as the API server would, by key: several times
     /// quicker, and without admission.
     pub(super) async fn store(&self, objects: impl Iterator<Item = (String, Value)>) -> Result<()> {
         let mut put = objects.map(|(key, object)| {

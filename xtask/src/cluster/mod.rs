@@ -391,12 +391,12 @@ impl Cluster {
 
     /// Installs the stand-ins for Knative's CRDs.
     pub async fn install_knative(&self) -> Result<()> {
-        self.apply_manifests(&knative_crds(), Some).await
+        self.apply_manifests(&stand_in_crds(), Some).await
     }
 
     /// Removes Knative's CRDs, and with them all their objects.
     pub async fn remove_knative(&self) -> Result<()> {
-        for crd in manifests::read(&knative_crds())? {
+        for crd in manifests::read(&stand_in_crds())? {
             manifests::delete(&self.client, &crd).await?;
         }
         Ok(())
@@ -477,6 +477,6 @@ pub fn require_root() -> Result<()> {
     }
 }
 
-fn knative_crds() -> PathBuf {
+fn stand_in_crds() -> PathBuf {
     workspace().join("tests/knative-crds")
 }

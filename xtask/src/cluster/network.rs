@@ -55,7 +55,7 @@ impl Network {
             run(command().args(["link", "set", &link, "up"]))?;
             run(Command::new("nsenter").args(["-t", &pid, "-n", "sh", "-c", &inside]))?;
             let link_up = format!("/sys/class/net/{link}/operstate");
-            wait_for(Duration::from_secs(5), "the registry's network link", async || {
+            wait_for(Duration::from_secs(5), "the link of a network", async || {
                 let state = fs::read_to_string(&link_up).ok()?;
                 (state.trim() == "up").then_some(())
             })

@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,10 +15,13 @@ use super::network::{Network, run};
 use crate::images::TestImage;
 use crate::ports::Port;
 use crate::prerequisites::{Prerequisite, Programs};
-use crate::process::{Process, Program, Signal};
+use crate::process::Program;
+use crate::restartable::Restartable;
 
 /// User name that the registry with TLS asks for.
 pub const USER: &str = "warm";
+
+const START: Duration = Duration::from_secs(20);
 
 /// A running registry.
 pub struct Registry {
@@ -30,10 +32,7 @@ pub struct Registry {
     /// The authority that a client must trust, where the registry speaks TLS.
     pub ca_pem: Option<String>,
     client: kube::Client,
-    program: Program,
-    name: &'static str,
-    sandbox: PathBuf,
-    process: Mutex<Option<Process>>,
+    program: Restartable,
     // Dropped after the registry that runs in it.
     _network: Option<Network>,
     _port: Option<Port>,
@@ -50,12 +49,7 @@ impl Registry {
             address,
             password: None,
             ca_pem: None,
-            program: Program::new(programs.path(Prerequisite::DockerRegistry)?)
-                .arg("serve")
-                .arg(settings),
-            name: "registry-plain",
-            sandbox: sandbox.to_owned(),
-            process: Mutex::new(None),
+            program: Restartable::new("registry-plain", program(programs, &settings)?, sandbox),
             _network: None,
             _port: Some(port),
         };
@@ -88,20 +82,16 @@ impl Registry {
         });
         let auth = json!({"htpasswd": {"realm": "development", "path": passwords}});
         let settings = write_settings(&folder, http, Some(auth))?;
-        let target = format!("--target={}", network.holder.pid());
         let registry = Self {
             client: client(&format!("https://{address}"), Some(&authority), Some(&password))?,
             address,
             password: Some(password),
             ca_pem: Some(authority.pem()),
-            program: Program::new("nsenter")
-                .args([target.as_str(), "--net", "--"])
-                .arg(programs.path(Prerequisite::DockerRegistry)?)
-                .arg("serve")
-                .arg(settings),
-            name,
-            sandbox: sandbox.to_owned(),
-            process: Mutex::new(None),
+            program: Restartable::new(
+                name,
+                network.program(program(programs, &settings)?),
+                sandbox,
+            ),
             _network: Some(network),
             _port: None,
         };
@@ -132,40 +122,37 @@ impl Registry {
 
     /// Everything that it logged, an access log among it.
     pub fn log(&self) -> String {
-        self.with_process(Process::log).unwrap_or_default()
+        self.program.log()
     }
 
     /// Starts it again after [`Registry::stop`].
     pub async fn start(&self) -> Result<()> {
-        let process = Process::start(self.name, self.program.clone(), &self.sandbox)?;
-        process
-            .wait_until(Duration::from_secs(20), async || {
-                let request = http::Request::get("/v2/").body(Vec::new()).ok()?;
-                self.client.request_text(request).await.ok().map(drop)
-            })
-            .await?;
-        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
-        Ok(())
+        let answers = async || {
+            let request = http::Request::get("/v2/").body(Vec::new()).ok()?;
+            self.client.request_text(request).await.ok()
+        };
+        self.program.start(START, answers).await
     }
 
     /// Kills it; connections are refused from now on. What was pushed is kept.
     pub fn stop(&self) {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.program.kill();
     }
 
     /// Freezes it: connections are taken and never answered.
     pub fn freeze(&self) {
-        self.with_process(|process| process.signal(Signal::Stop));
+        self.program.freeze();
     }
 
     /// Ends a [`Registry::freeze`].
     pub fn thaw(&self) {
-        self.with_process(|process| process.signal(Signal::Continue));
+        self.program.thaw();
     }
+}
 
-    fn with_process<T>(&self, ask: impl FnOnce(&Process) -> T) -> Option<T> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(ask)
-    }
+fn program(programs: &Programs, settings: &Path) -> Result<Program> {
+    let registry = programs.path(Prerequisite::DockerRegistry)?;
+    Ok(Program::new(registry).arg("serve").arg(settings))
 }
 
 fn write_settings(

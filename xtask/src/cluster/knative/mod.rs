@@ -207,7 +207,7 @@ impl Cluster {
         Ok(Part::new("knative-autoscaler", program, address, self.folder(), Some(place)))
     }
 
-    /// Tells Knative where the activator will be; the activator knows the autoscaler by its name.
+    /// Writes the endpoints of the activator's Service; the activator knows the autoscaler by its name.
     async fn activator(&self, mut place: Place, autoscaler: &Place) -> Result<Part> {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, PROBES));
         let autoscaler = inside(&autoscaler.network, PROBES)?;

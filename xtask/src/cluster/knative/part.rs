@@ -1,8 +1,7 @@
 //! One of Knative's programs: started, restarted, frozen, and asked for its log.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -11,19 +10,17 @@ use tokio::task::JoinSet;
 
 use super::NAMESPACE;
 use crate::cluster::network::Network;
-use crate::process::{Process, Program, Signal};
+use crate::process::Program;
+use crate::restartable::Restartable;
 
 const START: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(60);
 
 /// A program that runs, or is stopped.
 pub struct Part {
-    name: &'static str,
-    program: Program,
+    program: Restartable,
     /// Where it listens once it works.
     address: SocketAddr,
-    sandbox: PathBuf,
-    process: Mutex<Option<Process>>,
     // Dropped after the process.
     _place: Option<Place>,
 }
@@ -47,8 +44,7 @@ impl Part {
             Some(place) => place.network.program(program),
             None => program,
         };
-        let sandbox = sandbox.to_owned();
-        Self { name, program, address, sandbox, process: Mutex::default(), _place: place }
+        Self { program: Restartable::new(name, program, sandbox), address, _place: place }
     }
 
     /// Where it listens.
@@ -58,44 +54,34 @@ impl Part {
 
     /// Starts it and waits until it listens.
     pub async fn start(&self) -> Result<()> {
-        let process = Process::start(self.name, self.program.clone(), &self.sandbox)?;
-        let listens = async || TcpStream::connect(self.address).await.ok().map(drop);
-        process.wait_until(START, listens).await?;
-        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
-        Ok(())
+        let listens = async || TcpStream::connect(self.address).await.ok();
+        self.program.start(START, listens).await
     }
 
     /// Ends it as a rollout does, and starts it again.
     pub async fn restart(&self) -> Result<()> {
-        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(process) = process {
-            process.terminate(END).await?;
-        }
+        self.program.terminate(END).await?;
         self.start().await
     }
 
     /// Kills it.
     pub fn stop(&self) {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.program.kill();
     }
 
     /// Freezes it: it does nothing any more, and connections are taken and never answered.
     pub fn freeze(&self) {
-        self.with_process(|process| process.signal(Signal::Stop));
+        self.program.freeze();
     }
 
     /// Ends a [`Part::freeze`].
     pub fn thaw(&self) {
-        self.with_process(|process| process.signal(Signal::Continue));
+        self.program.thaw();
     }
 
     /// Its output, of all its runs.
     pub fn log(&self) -> String {
-        self.with_process(Process::log).unwrap_or_default()
-    }
-
-    fn with_process<T>(&self, ask: impl FnOnce(&Process) -> T) -> Option<T> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(ask)
+        self.program.log()
     }
 }
 

@@ -152,15 +152,14 @@ async fn metadata_is_bounded_by_the_api_server(world: &World) -> Result<()> {
             .collect::<Map<_, _>>()
             .into()
     };
-    let owner = |at: usize| {
-        let uid = format!("u{at}");
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": uid})
-    };
+    let owner =
+        |uid: String| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": uid});
     let cases = [
         ("labels", many(33, "x"), "at most 32 labels"),
         ("annotations", many(17, "x"), "at most 16 annotations"),
         ("annotations", many(1, &"x".repeat(2_049)), "at most 2048 characters"),
-        ("ownerReferences", (0..9).map(owner).collect(), "at most 8 owners"),
+        ("ownerReferences", (0..9).map(|at| owner(format!("u{at}"))).collect(), "at most 8 owners"),
+        ("ownerReferences", json!([owner("u".repeat(2_000))]), "at most 1024 characters"),
         (
             "finalizers",
             (0..9).map(|at| format!("example.com/{at}")).collect(),

@@ -120,7 +120,7 @@ async fn two_leaders(world: &World) -> Result<()> {
     let knative: Api<KnativeImage> = namespace.api();
     namespace.image("same", json!({"image": images[0]}), None).await?;
     // The pulls take a while, so that there is a state for the second leader to be wrong about.
-    world.registries.freeze();
+    world.registries.freeze(world.registries.open());
     namespace.revision("hello-00001", containers(&images)).await?;
     eventually("the second leader misses the warmers", async || {
         let warms = namespace.image_warms().await?;
@@ -128,7 +128,7 @@ async fn two_leaders(world: &World) -> Result<()> {
         Ok((warms.len() == 9 && warms.iter().any(wrong)).then_some(()))
     })
     .await?;
-    world.registries.thaw();
+    world.registries.open().thaw();
     namespace.all_ready(9).await?;
     // Both repair what is deleted, and neither makes it twice.
     for victim in namespace.image_warms().await? {

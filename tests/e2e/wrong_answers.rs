@@ -74,15 +74,17 @@ async fn empty_lists_delete_nothing(world: &World) -> Result<()> {
 /// Makes the controller list this resource anew, and returns once it has the answer.
 async fn list_anew(proxy: &ApiProxy, resource: &str, answer: Option<Answer>) -> Result<()> {
     let listed = |answer| Rule::new(&[Verb::List], resource, answer);
-    let mut rules: Vec<Rule> = answer.into_iter().map(listed).collect();
-    rules.push(Rule::new(&[Verb::Watch], resource, Answer::Status(410)).times(1));
     let lists = proxy.count(Verb::List, resource);
-    proxy.set_rules(rules);
+    // Until it does: a single refusal could be lost with a connection that is cut.
+    let expired = Rule::new(&[Verb::Watch], resource, Answer::Status(410));
+    proxy.set_rules(answer.into_iter().map(listed).chain([expired]).collect());
     proxy.cut_connections();
-    eventually("the controller lists anew", async || {
+    eventually(&format!("the controller lists {resource} anew"), async || {
         Ok((proxy.count(Verb::List, resource) > lists).then_some(()))
     })
-    .await
+    .await?;
+    proxy.set_rules(answer.into_iter().map(listed).collect());
+    Ok(())
 }
 
 /// What is there before the faults, and must be there after them.

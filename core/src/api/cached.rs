@@ -19,6 +19,8 @@ use super::{
 
 /// Longest annotation that we set, in bytes: a uid and a name, or a name.
 const LONGEST_ANNOTATION: usize = 512;
+/// Longest uid of an owner, in bytes. The API server gives 36, but takes any from users.
+const LONGEST_UID: usize = 64;
 /// An ImageWarm has one owner at most that is an Image.
 const MAX_OWNERS: usize = 4;
 
@@ -76,7 +78,10 @@ impl Common {
                 && value.len() <= LONGEST_ANNOTATION
         });
         owners.retain(|owner| {
-            owner.kind == KnativeImage::kind(&()) && owner.name.len() <= MAX_SUBDOMAIN
+            owner.kind == KnativeImage::kind(&())
+                && owner.api_version == KnativeImage::api_version(&())
+                && owner.name.len() <= MAX_SUBDOMAIN
+                && owner.uid.len() <= LONGEST_UID
         });
         owners.truncate(MAX_OWNERS);
         secrets.retain(|secret| secret.name.len() <= MAX_SUBDOMAIN);

@@ -59,7 +59,14 @@ impl Index {
             let retry_after = retry_after_ms(message, &key.1).map(|ms| ms as i64);
             self.backoffs += u64::from(self.budgets.back_off(uid, retry_after, now));
         }
-        let released = self.canaries.ended(key, uid, Some((reason, message)), now);
+        let node = self.assignments.get(uid).map(|assignment| assignment.warm.node_name.clone());
+        let released = match (reason, node) {
+            (Reason::Unauthorized | Reason::NotFound, Some(node)) => {
+                let verdict = Verdict { node, uid: uid.clone(), reason, message: message.into() };
+                self.canaries.failed(key, verdict, now)
+            }
+            _ => self.canaries.ended(key, uid),
+        };
         self.release(released, now);
     }
 

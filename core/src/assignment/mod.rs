@@ -371,7 +371,7 @@ impl Index {
             }
             // The image of an ImageWarm is immutable, but nothing here relies on it.
             Some(old) => {
-                let released = self.canaries.withdrawn(&old.key(), uid, now);
+                let released = self.canaries.withdrawn(&old.key(), uid);
                 self.release(released, now);
                 self.canaries.assigned(key);
             }
@@ -386,7 +386,7 @@ impl Index {
         self.awaiting_credentials.forget(uid);
         self.outages.forget(uid);
         self.sizes.forget(&assignment.image);
-        let released = self.canaries.withdrawn(&assignment.key(), uid, now);
+        let released = self.canaries.withdrawn(&assignment.key(), uid);
         self.release(released, now);
         self.end_pull(uid, now);
         let name = &assignment.warm.node_name;
@@ -491,7 +491,7 @@ impl Index {
     fn end_pull(&mut self, uid: &Uid, now: i64) {
         if let Some(assignment) = self.assignments.get_mut(uid) {
             assignment.pull = None;
-            let released = self.canaries.ended(&assignment.key(), uid, None, now);
+            let released = self.canaries.ended(&assignment.key(), uid);
             self.release(released, now);
         }
         for next in self.budgets.end(uid, now) {

@@ -58,11 +58,11 @@ impl Default for Bounds {
         Bounds {
             namespaces: NamespaceSelection::OptOut,
             images_per_revision: 50,
-            // Ten images on 5,000 nodes. One namespace alone never takes all places.
-            image_warms_per_namespace: 50_000,
-            // At 1 kB each what fits into the shipped memory limit of 512 MiB beside the streams of
-            // 2,000 nodes (65 kB each) and all request bodies (64 MiB).
-            image_warms: 200_000,
+            // Ten images on 2,500 nodes. One namespace alone never takes all places.
+            image_warms_per_namespace: 25_000,
+            // What fits into the shipped memory limit, whatever they hold, beside the streams of 2,000
+            // nodes (65 kB each) and all request bodies (64 MiB).
+            image_warms: 100_000,
         }
     }
 }

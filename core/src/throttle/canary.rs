@@ -41,7 +41,7 @@ pub struct Candidate {
     pub reports_progress: bool,
 }
 
-/// The failure of a canary, as it applies to the others.
+/// The failure of one node's pull, as it applies to the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// The node that was refused.
@@ -152,8 +152,8 @@ impl Canaries {
     }
 
     /// One node no longer is to hold the image.
-    pub fn withdrawn(&mut self, key: &Key, uid: &str, now: i64) -> Released {
-        let released = self.ended(key, uid, None, now);
+    pub fn withdrawn(&mut self, key: &Key, uid: &str) -> Released {
+        let released = self.ended(key, uid);
         if let Some(image) = self.images.get_mut(key) {
             image.assignments = image.assignments.saturating_sub(1);
             if image.assignments == 0 {
@@ -203,45 +203,59 @@ impl Canaries {
         Answer::Go
     }
 
-    /// The assignment's pull ended: with this failure, or `None` when it succeeded or was stopped.
-    pub fn ended(
-        &mut self,
-        key: &Key,
-        uid: &str,
-        failure: Option<(Reason, &str)>,
-        now: i64,
-    ) -> Released {
+    /// The assignment's pull ended without an answer that holds for other nodes, too: it succeeded, was
+    /// stopped, or failed in a way that may concern its node alone.
+    pub fn ended(&mut self, key: &Key, uid: &str) -> Released {
+        self.wait_ended(key, uid);
         let Some(image) = self.images.get_mut(key) else { return Released::default() };
-        if self.waiting.remove(uid) {
-            image.waiting.retain(|waiting| waiting.uid != *uid);
-        }
         if !image.is_canary(uid) {
             return Released::default();
         }
-        let State::Trying { canary, suspicion, .. } = std::mem::take(&mut image.state) else {
-            return Released::default();
-        };
+        // It proves nothing: the next node that asks becomes the canary.
+        image.state = State::Untried;
+        let go = image.release();
         self.trying.remove(key);
-        let Some((reason @ (Reason::Unauthorized | Reason::NotFound), message)) = failure else {
-            // Other failures may concern this node alone, and a stopped pull proves nothing: the
-            // next node becomes the canary.
-            let go = image.release();
-            self.forget_waiting(&go);
-            return Released::go(go);
-        };
-        let message = message.to_owned();
-        let verdict = Verdict { node: canary.node, uid: canary.uid, reason, message };
+        self.forget_waiting(&go);
+        Released::go(go)
+    }
+
+    /// A pull failed for a reason that holds for every node. It counts as its node's word whether it was
+    /// the canary or began before there was one.
+    pub fn failed(&mut self, key: &Key, verdict: Verdict, now: i64) -> Released {
+        self.wait_ended(key, &verdict.uid);
+        let Some(image) = self.images.get_mut(key) else { return Released::default() };
+        let is_canary = image.is_canary(&verdict.uid);
         let until = now + REFUSED_MS;
-        if suspicion.is_some() {
+        let suspicion = match &mut image.state {
+            // Whoever was served knows better, and a refusal needs no third node.
+            State::Open { until } | State::Refused { until, .. } if now < *until => {
+                return Released::default();
+            }
+            State::Trying { suspicion, .. } => suspicion.take(),
+            State::Suspected { verdict, until } if now < *until => Some(verdict.clone()),
+            State::Untried
+            | State::Open { .. }
+            | State::Suspected { .. }
+            | State::Refused { .. } => None,
+        };
+        if suspicion.is_some_and(|suspicion| suspicion.node != verdict.node) {
             image.state = State::Refused { verdict: verdict.clone(), until };
             let refused = image.release();
+            self.trying.remove(key);
             self.forget_waiting(&refused);
             return Released { go: Vec::new(), refused: Some((refused, verdict)) };
+        }
+        if let State::Trying { suspicion, .. } = &mut image.state
+            && !is_canary
+        {
+            *suspicion = Some(verdict);
+            return Released::default();
         }
         let second = image.waiting.iter().position(|waiting| waiting.node != verdict.node);
         let Some(second) = second.and_then(|at| image.waiting.remove(at)) else {
             image.state = State::Suspected { verdict, until };
             let go = image.release();
+            self.trying.remove(key);
             self.forget_waiting(&go);
             return Released::go(go);
         };
@@ -250,6 +264,14 @@ impl Canaries {
         self.trying.insert(key.clone());
         self.waiting.remove(&go);
         Released::go(vec![go])
+    }
+
+    fn wait_ended(&mut self, key: &Key, uid: &str) {
+        if self.waiting.remove(uid)
+            && let Some(image) = self.images.get_mut(key)
+        {
+            image.waiting.retain(|waiting| waiting.uid != *uid);
+        }
     }
 
     /// The image is being downloaded or is on a node: the others need not wait.
@@ -339,10 +361,10 @@ mod tests {
             requests(&mut canaries, &["a", "b", "c", "b", "a"], 0),
             [Go, Wait, Wait, Wait, Go]
         );
-        let first = canaries.ended(&key(), "a", Some((Reason::Unauthorized, "no")), 100);
+        let first = canaries.failed(&key(), verdict("a", Reason::Unauthorized), 100);
         assert_eq!(first, Released::go(vec!["b".into()]), "the second witness");
         assert_eq!(requests(&mut canaries, &["b", "d"], 101), [Go, Wait]);
-        let refused = canaries.ended(&key(), "b", Some((Reason::Unauthorized, "no")), 150);
+        let refused = canaries.failed(&key(), verdict("b", Reason::Unauthorized), 150);
         let verdict = verdict("b", Reason::Unauthorized);
         assert_eq!(refused.refused, Some((vec!["c".into(), "d".into()], verdict.clone())));
         assert_eq!(requests(&mut canaries, &["d"], 5_149), [Answer::Refused(verdict)]);
@@ -361,31 +383,32 @@ mod tests {
             // The second node is served.
             let mut canaries = five();
             requests(&mut canaries, &["a", "b", "c"], 0);
-            assert_eq!(canaries.ended(&key(), "a", Some((reason, "no")), 1).go, ["b"]);
+            assert_eq!(canaries.failed(&key(), verdict("a", reason), 1).go, ["b"]);
             assert_eq!(canaries.opened(&key(), 2), ["c"]);
             // Nobody waits: the next node that asks is the witness, but not the same node.
             let mut canaries = five();
             requests(&mut canaries, &["a"], 0);
-            assert_eq!(canaries.ended(&key(), "a", Some((reason, "no")), 1), Released::default());
+            assert_eq!(canaries.failed(&key(), verdict("a", reason), 1), Released::default());
             let again = Candidate { uid: "a2".into(), ..candidate("a") };
             assert_eq!(canaries.request(&key(), again, 2), Go);
-            assert_eq!(canaries.ended(&key(), "a2", Some((reason, "no")), 3), Released::default());
+            let again = Verdict { uid: "a2".into(), ..verdict("a", reason) };
+            assert_eq!(canaries.failed(&key(), again, 3), Released::default());
             assert_eq!(requests(&mut canaries, &["b", "c"], 4), [Go, Wait]);
-            let refused = canaries.ended(&key(), "b", Some((reason, "no")), 5).refused;
+            let refused = canaries.failed(&key(), verdict("b", reason), 5).refused;
             assert_eq!(refused, Some((vec!["c".into()], verdict("b", reason))));
             // A node that has two assignments of the image does not confirm itself.
             let mut canaries = five();
             requests(&mut canaries, &["a"], 0);
             let twin = Candidate { uid: "a2".into(), ..candidate("a") };
             assert_eq!(canaries.request(&key(), twin, 0), Wait);
-            assert_eq!(canaries.ended(&key(), "a", Some((reason, "no")), 1).go, ["a2"]);
+            assert_eq!(canaries.failed(&key(), verdict("a", reason), 1).go, ["a2"]);
             assert_eq!(requests(&mut canaries, &["b", "c"], 2), [Go, Wait]);
             // A suspicion does not last.
             let mut canaries = five();
             requests(&mut canaries, &["a"], 0);
-            canaries.ended(&key(), "a", Some((reason, "no")), 0);
+            canaries.failed(&key(), verdict("a", reason), 0);
             assert_eq!(requests(&mut canaries, &["b", "c"], REFUSED_MS), [Go, Wait]);
-            assert_eq!(canaries.ended(&key(), "b", Some((reason, "no")), REFUSED_MS).go, ["c"]);
+            assert_eq!(canaries.failed(&key(), verdict("b", reason), REFUSED_MS).go, ["c"]);
         }
     }
 
@@ -411,16 +434,58 @@ mod tests {
 
     #[test]
     fn a_canary_that_goes_away_frees_the_others() {
-        for failure in [None, Some((Reason::RegistryUnreachable, "down"))] {
-            let mut canaries = five();
-            requests(&mut canaries, &["a", "b", "c"], 0);
-            canaries.ended(&key(), "c", None, 1);
-            assert!(!canaries.is_waiting("c") && canaries.is_waiting("b"));
-            assert_eq!(canaries.ended(&key(), "a", failure, 2).go, ["b"]);
-        }
+        let mut canaries = five();
+        requests(&mut canaries, &["a", "b", "c"], 0);
+        canaries.ended(&key(), "c");
+        assert!(!canaries.is_waiting("c") && canaries.is_waiting("b"));
+        assert_eq!(canaries.ended(&key(), "a").go, ["b"]);
         let mut canaries = five();
         requests(&mut canaries, &["a", "b"], 0);
-        assert_eq!(canaries.withdrawn(&key(), "a", 1).go, ["b"]);
+        assert_eq!(canaries.withdrawn(&key(), "a").go, ["b"]);
+    }
+
+    /// The ImageWarms of a Revision come one after the other: the first are there, and refused, before
+    /// there are enough of them for a canary.
+    #[test]
+    fn what_failed_before_there_was_a_canary_counts() {
+        use Answer::{Go, Refused, Wait};
+        let before = || {
+            let mut canaries = Canaries::new(Settings { nodes: 3, timeout_ms: 1_000 });
+            (0..2).for_each(|_| canaries.assigned(key()));
+            assert_eq!(requests(&mut canaries, &["a", "b"], 0), [Go, Go]);
+            canaries
+        };
+        let verdict = |uid| verdict(uid, Reason::Unauthorized);
+        // Both before the third.
+        let mut canaries = before();
+        assert_eq!(canaries.failed(&key(), verdict("a"), 1), Released::default());
+        let refused = canaries.failed(&key(), verdict("b"), 2).refused;
+        assert_eq!(refused, Some((vec![], verdict("b"))));
+        canaries.assigned(key());
+        assert_eq!(requests(&mut canaries, &["c"], 3), [Refused(verdict("b"))]);
+        // One before, and one after the third has become the canary.
+        let mut canaries = before();
+        canaries.failed(&key(), verdict("a"), 1);
+        (0..2).for_each(|_| canaries.assigned(key()));
+        assert_eq!(requests(&mut canaries, &["c", "d"], 2), [Go, Wait]);
+        let refused = canaries.failed(&key(), verdict("b"), 3).refused;
+        assert_eq!(refused, Some((vec!["d".into()], verdict("b"))));
+        // One after, and then the canary.
+        let mut canaries = before();
+        (0..2).for_each(|_| canaries.assigned(key()));
+        assert_eq!(requests(&mut canaries, &["c", "d"], 1), [Go, Wait]);
+        assert_eq!(canaries.failed(&key(), verdict("a"), 2), Released::default());
+        assert_eq!(canaries.failed(&key(), verdict("a"), 3), Released::default(), "the same node");
+        let refused = canaries.failed(&key(), verdict("c"), 4).refused;
+        assert_eq!(refused, Some((vec!["d".into()], verdict("c"))));
+        // Who was served knows better.
+        let mut canaries = before();
+        canaries.opened(&key(), 1);
+        for uid in ["a", "b"] {
+            assert_eq!(canaries.failed(&key(), verdict(uid), 2), Released::default());
+        }
+        canaries.assigned(key());
+        assert_eq!(requests(&mut canaries, &["c"], 3), [Go]);
     }
 
     #[test]
@@ -430,7 +495,7 @@ mod tests {
         assert_eq!(requests(&mut canaries, &["a", "b"], 0), [Answer::Go, Answer::Go]);
         let mut canaries = five();
         requests(&mut canaries, &["a"], 0);
-        canaries.ended(&key(), "a", Some((Reason::NotFound, "no")), 1);
+        canaries.failed(&key(), verdict("a", Reason::NotFound), 1);
         canaries.forget(&key());
         assert_eq!(requests(&mut canaries, &["b", "c"], 2), [Answer::Go, Answer::Wait]);
         let mut off = Canaries::new(Settings { nodes: 0, timeout_ms: 1_000 });
@@ -453,7 +518,7 @@ mod tests {
         let mut canaries = five();
         requests(&mut canaries, &["a", "b"], 0);
         for uid in ["a", "b", "c", "d", "e"] {
-            canaries.withdrawn(&key(), uid, 1);
+            canaries.withdrawn(&key(), uid);
         }
         assert!(canaries.images.is_empty() && canaries.trying.is_empty());
         assert!(canaries.waiting.is_empty());

@@ -75,18 +75,15 @@ impl Registries {
         Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
     }
 
-    /// Lets every request to the open registry hang.
-    pub fn freeze(&self) {
+    /// Lets every request to a registry hang.
+    pub fn freeze(&self, registry: &Registry) {
         let registries = self.clone();
         self.undo.register("frozen registry", async move || {
-            registries.thaw();
+            registries.open().thaw();
+            registries.private()?.thaw();
             Ok(())
         });
-        self.open().freeze();
-    }
-
-    pub fn thaw(&self) {
-        self.open().thaw();
+        registry.freeze();
     }
 
     fn proxy(&self) -> &RegistryProxy {

@@ -41,14 +41,13 @@ pub struct Rule {
     resource: String,
     namespace: Option<String>,
     answer: Answer,
-    times: Option<usize>,
 }
 
 impl Rule {
     /// For calls with one of these verbs on a resource (plural; no subresource of it).
     pub fn new(verbs: &[Verb], resource: &str, answer: Answer) -> Self {
         let (verbs, resource) = (verbs.to_vec(), resource.to_owned());
-        Self { verbs, resource, namespace: None, answer, times: None }
+        Self { verbs, resource, namespace: None, answer }
     }
 
     /// Only for calls in this namespace.
@@ -57,15 +56,8 @@ impl Rule {
         self
     }
 
-    /// Only for so many calls.
-    pub fn times(mut self, times: usize) -> Self {
-        self.times = Some(times);
-        self
-    }
-
     fn applies(&self, call: &Call) -> bool {
-        self.times != Some(0)
-            && self.verbs.contains(&call.verb)
+        self.verbs.contains(&call.verb)
             && self.resource == call.resource
             && call.subresource.is_empty()
             && self.namespace.as_ref().is_none_or(|namespace| *namespace == call.namespace)
@@ -134,11 +126,8 @@ impl State {
                 }
             }
         }
-        match self.rules.iter_mut().find(|rule| rule.applies(call)) {
-            Some(rule) => {
-                rule.times = rule.times.map(|times| times - 1);
-                Decision::Instead(rule.answer)
-            }
+        match self.rules.iter().find(|rule| rule.applies(call)) {
+            Some(rule) => Decision::Instead(rule.answer),
             None => Decision::Forward,
         }
     }
@@ -207,11 +196,6 @@ impl ApiProxy {
     /// From now on these rules apply; the first that fits a call decides.
     pub fn set_rules(&self, rules: Vec<Rule>) {
         self.shared.lock().rules = rules;
-    }
-
-    /// How often the rule at this place among those that were set may still apply.
-    pub fn times_left(&self, rule: usize) -> Option<usize> {
-        self.shared.lock().rules.get(rule)?.times
     }
 
     /// Closes all connections, watches too. Clients may connect again at once.

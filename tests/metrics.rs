@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use imagewarm::admission::WebhookMetrics;
 use imagewarm::fan_out::FanOutMetrics;
-use imagewarm::leader::ControllerMetrics;
+use imagewarm::leader::{ControllerMetrics, StartMetrics};
 use imagewarm::sessions::metrics::DispatchMetrics;
 use imagewarm::telemetry::certificates::CertificateMetrics;
 use imagewarm::telemetry::metrics;
@@ -65,6 +65,7 @@ fn controller() -> Vec<Metric> {
     WebhookMetrics::register(&mut registry);
     FanOutMetrics::register(&mut registry);
     ControllerMetrics::register(&mut registry);
+    StartMetrics::register(&mut registry);
     DispatchMetrics::register(&mut registry);
     CertificateMetrics::register(&mut registry);
     described(&registry)

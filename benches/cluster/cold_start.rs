@@ -11,42 +11,65 @@ use crate::Scale;
 use crate::report::{Limit, Report, Series};
 use crate::stage::BINARY;
 
-/// Row: seconds from the request to the first byte of the answer with imagewarm, beside the same with
-/// an image that is there already, and without imagewarm.
+/// Rows: seconds from the request to the first byte of the answer, and from the creation of a second Pod, on
+/// the other node, until it is Ready: with imagewarm, beside the same with an image that is there already,
+/// and without imagewarm. Milliseconds from a Revision to its Deployment, with and without imagewarm.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let programs: Vec<_> = prerequisites().into_iter().collect();
     let programs = prerequisites::ensure(&programs).await?;
     let cold_starts = ColdStarts::start(programs, Path::new(BINARY)).await?;
     let bytes = scale.pick(50_000_000, 200_000_000);
-    let (mut beside_present, mut beside_cold) = (Series::default(), Series::default());
+    let mut rows: [(&str, [Series; 2]); 2] = [
+        ("first request to a Service at zero", Default::default()),
+        ("a second Pod on the other node, until it is Ready", Default::default()),
+    ];
+    let mut deployment = Series::default();
     for round in 0..scale.pick(2, 5) {
         let (cold, warmed) = (format!("cold-{round}"), format!("warmed-{round}"));
         let image = cold_starts.image(&cold, bytes).await?;
-        let without = first_request(&cold_starts, LEFT_OUT, &cold, &image).await?;
+        let without = deploy(&cold_starts, LEFT_OUT, &cold, &image).await?;
         let image = cold_starts.image(&warmed, bytes).await?;
-        let with = first_request(&cold_starts, WARMED, &warmed, &image).await?;
+        let with = deploy(&cold_starts, WARMED, &warmed, &image).await?;
         // The same image once more, which both nodes have now.
         let again = format!("again-{round}");
-        let present = first_request(&cold_starts, LEFT_OUT, &again, &image).await?;
-        beside_present.round(with, present);
-        beside_cold.round(with, without);
+        let present = deploy(&cold_starts, LEFT_OUT, &again, &image).await?;
+        for (at, (_, [beside_present, beside_cold])) in rows.iter_mut().enumerate() {
+            beside_present.round(with.starts[at], present.starts[at]);
+            beside_cold.round(with.starts[at], without.starts[at]);
+        }
+        deployment.round(with.deployment_ms, without.deployment_ms);
     }
     cold_starts.stop().await?;
-    let what = "first request to a Service at zero";
-    let name = format!("{what}, beside an image that is there");
-    report.add(name, "s", beside_present, Limit::Ratio(1.15));
-    report.add(format!("{what}, beside one without imagewarm"), "s", beside_cold, Limit::None);
+    for (what, [beside_present, beside_cold]) in rows {
+        let name = format!("{what}, beside an image that is there");
+        report.add(name, "s", beside_present, Limit::Ratio(1.15));
+        report.add(format!("{what}, beside one without imagewarm"), "s", beside_cold, Limit::None);
+    }
+    let name = "from a Revision to its Deployment, beside one without imagewarm";
+    report.add(name, "ms", deployment, Limit::Ratio(1.15));
     Ok(())
 }
 
-/// Seconds; the Service is deleted after it.
-async fn first_request(
+struct Deploy {
+    deployment_ms: f64,
+    /// Seconds of the first request, and of the second Pod.
+    starts: [f64; 2],
+}
+
+/// The Service is deleted after it.
+async fn deploy(
     cold_starts: &ColdStarts,
     namespace: &str,
     name: &str,
     image: &str,
-) -> Result<f64> {
-    let took = cold_starts.first_request(namespace, name, image).await?;
+) -> Result<Deploy> {
+    let deployment = cold_starts.service(namespace, name, image).await?;
+    if namespace == WARMED {
+        cold_starts.until_warm(namespace, name).await?;
+    }
+    let first = cold_starts.first_byte(namespace, name).await?;
+    let second = cold_starts.scale_out(namespace, name, image).await?;
     cold_starts.delete(namespace, name).await?;
-    Ok(took.as_secs_f64())
+    let starts = [first.as_secs_f64(), second.as_secs_f64()];
+    Ok(Deploy { deployment_ms: deployment.as_secs_f64() * 1e3, starts })
 }

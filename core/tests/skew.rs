@@ -76,8 +76,8 @@ impl Leader {
             };
             let context = PullContext {
                 identities: vec![identity],
-                check_for: None,
                 priority: 100 - at as i64,
+                ..PullContext::default()
             };
             index.apply(Arc::new(CachedImageWarm::from(warm)), context, 0);
         }

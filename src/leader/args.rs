@@ -132,6 +132,17 @@ pub struct ControllerArgs {
         value_parser = clap::value_parser!(u16).range(1..=1024)
     )]
     pub repair_concurrency: u16,
+
+    /// Count how many containers found their image on the node. The leader watches kubelets' Events for
+    /// it
+    #[arg(
+        long,
+        env = "IMAGEWARM_COUNT_CONTAINER_STARTS",
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        default_value_t = true
+    )]
+    pub count_container_starts: bool,
 }
 
 impl ControllerArgs {

@@ -5,10 +5,11 @@
 //! `election` determines the leader. `reconcile` is the loop: observe (the caches), plan (pure, in
 //! `imagewarm_core::plan`), apply (through `kubernetes::writes`). `garbage_collection` reads the
 //! live objects before it deletes anything. `image_status` writes the Images' statuses, `events`
-//! the Events. `ca_publication` publishes the CA that signs what admission and sessions serve.
+//! the Events; `container_starts` reads those of kubelets. `ca_publication` publishes the CA that signs what admission and sessions serve.
 
 pub(crate) mod args;
 pub mod ca_publication;
+pub(crate) mod container_starts;
 pub(crate) mod election;
 mod events;
 mod garbage_collection;
@@ -20,6 +21,7 @@ mod refused_namespaces;
 mod still_leading;
 
 pub use args::{ControllerArgs, LeaseArgs};
+pub use container_starts::StartMetrics;
 pub use election::Elector;
 pub use metrics::ControllerMetrics;
 pub use reconcile::Controller;

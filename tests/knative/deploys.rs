@@ -1,10 +1,10 @@
 //! What people deploy: each way in which Knative makes a Revision, and each kind of image in it.
 
 use anyhow::{Result, ensure};
-use imagewarm_core::api::Reason;
+use imagewarm_core::api::{ConditionStatus, ImageWarm, Reason};
 use serde_json::json;
 
-use crate::stage::{Kind, Stage, condition, containers, eventually};
+use crate::stage::{Kind, NODES, Stage, condition, containers, eventually};
 
 crate::tests![
     a_service_by_tag,
@@ -111,7 +111,17 @@ async fn a_service_whose_tag_cannot_be_resolved(stage: &Stage) -> Result<()> {
     // Pushed after all: both find it, each in its own time.
     let late = stage.push("missing", "v1").await?;
     ensure!(late.tag == absent, "{} is not {absent}", late.tag);
-    namespace.is_ahead("hello-00001", &[&absent]).await
+    namespace.is_ahead("hello-00001", &[&absent]).await?;
+    // Once Knative has found it, nodes do not wait for the end of their back-off.
+    eventually("the tag is pulled, too", async || {
+        let warms = namespace.image_warms().await.ok()?;
+        let is_pulled = |one: &&ImageWarm| {
+            one.spec.image == absent
+                && one.reason().is_some_and(|why| why.ready() == ConditionStatus::True)
+        };
+        (warms.iter().filter(is_pulled).count() == NODES).then_some(())
+    })
+    .await
 }
 
 async fn a_service_that_names_its_revision(stage: &Stage) -> Result<()> {

@@ -17,7 +17,8 @@ use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::Mutex;
-use xtask::cluster::{Cluster, Knative, KubeletNode, Options};
+use xtask::cluster::{Cluster, Imagewarm, Knative, KubeletNode, Options};
+use xtask::http_get::http_get;
 use xtask::images::TestImage;
 use xtask::wait::wait_for;
 
@@ -48,10 +49,9 @@ async fn a_warmed_image_is_already_there_for_the_kubelet() -> Result<()> {
 
 /// Returns the ids of the containers that still run.
 async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
-    for process in [
-        cluster.start_controller(BINARY.as_ref(), "controller-1", &[]).await?,
-        cluster.start_warmer(BINARY.as_ref(), node, &[]).await?,
-    ] {
+    let controller = cluster.start_controller(BINARY.as_ref(), "controller-1", &[]).await?;
+    let warmer = cluster.start_warmer(BINARY.as_ref(), node, &[]).await?;
+    for process in [&controller, &warmer] {
         let health = process.health().context("no health port")?;
         process.wait_ready(health, "/readyz", DEADLINE).await?;
     }
@@ -92,14 +92,48 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
     let pulling = ("Pulling".to_owned(), format!("Pulling image \"{cold}\""));
     let said = pods.events("cold").await?;
     ensure!(said.contains(&pulling), "not warmed: {said:?}");
-    // The others still run when everything ends.
     pods.remove("cold").await?;
+    // An ImageWarm that comes too late: nobody pulls for it.
+    warmer.kill();
+    let late = push(cluster, "late", 1_000_000).await?;
+    let body = serde_json::from_value(json!({
+        "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+        "metadata": {"name": "late"}, "spec": {"image": late, "nodeName": node.name},
+    }))?;
+    warms.create(&PostParams::default(), &body).await?;
+    let late_took = pods.start("late", &late).await?;
+    starts_were_counted(&controller, warmed_took + late_took).await?;
+    // The others still run when everything ends.
     let containers = node.containers()?;
     ensure!(
         container_groups()?.iter().any(|group| containers.iter().any(|c| group.ends_with(c))),
         "no control group is called like one of {containers:?}"
     );
     Ok(containers)
+}
+
+/// Of the four Pods two had an image with an ImageWarm: one found it, one waited.
+async fn starts_were_counted(controller: &Imagewarm, both_took: Duration) -> Result<()> {
+    let health = controller.health().context("no health port")?;
+    let metric = async |name: &str| -> Option<f64> {
+        let (_, text) = http_get(health, "/metrics").await.ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        line.parse().ok()
+    };
+    wait_for(DEADLINE, "one warm and one cold start to be counted", async || {
+        let warm = metric("imagewarm_image_starts_total{result=\"Warm\"}").await?;
+        let cold = metric("imagewarm_image_starts_total{result=\"Cold\"}").await?;
+        (warm == 1.0 && cold == 1.0).then_some(())
+    })
+    .await?;
+    let value = async |name: &str| metric(name).await.with_context(|| format!("no {name}"));
+    let lead = value("imagewarm_image_start_lead_seconds_sum").await?;
+    let saved = value("imagewarm_image_start_saved_seconds_total").await?;
+    let waited = value("imagewarm_image_start_waited_seconds_total").await?;
+    println!("lead {lead:.2} s, saved {saved:.2} s, waited {waited:.2} s");
+    ensure!(lead > 0.0 && saved > 0.0, "lead {lead} s, saved {saved} s");
+    ensure!(waited > 0.0 && waited < both_took.as_secs_f64(), "{waited} s of {both_took:?}");
+    Ok(())
 }
 
 async fn push(cluster: &Cluster, repository: &str, size: usize) -> Result<String> {

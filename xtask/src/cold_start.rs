@@ -113,8 +113,9 @@ impl ColdStarts {
         Ok(registry.image(repository, "v1"))
     }
 
-    /// Makes a Service that is scaled to zero, and waits until Knative has made all but its Pods.
-    pub async fn service(&self, namespace: &str, name: &str, image: &str) -> Result<()> {
+    /// Makes a Service that is scaled to zero, and waits until Knative has made all but its Pods. Returns how
+    /// long its Deployment came after its Revision.
+    pub async fn service(&self, namespace: &str, name: &str, image: &str) -> Result<Duration> {
         let service = serde_json::from_value(json!({
             "apiVersion": "serving.knative.dev/v1", "kind": "Service",
             "metadata": {"name": name},
@@ -133,9 +134,16 @@ impl ColdStarts {
         }))?;
         self.serving(namespace, "Service").create(&PostParams::default(), &service).await?;
         let revisions = self.serving(namespace, "Revision");
+        let deployments = self.api("apps", "v1", "Deployment", namespace);
         let scalers =
             self.api("autoscaling.internal.knative.dev", "v1alpha1", "PodAutoscaler", namespace);
         let revision = format!("{name}-00001");
+        let what = format!("the Revision of {name}");
+        soon(&what, async || revisions.get_opt(&revision).await.ok()?.map(drop)).await?;
+        let (began, deployment) = (Instant::now(), format!("{revision}-deployment"));
+        let what = format!("the Deployment of {name}");
+        soon(&what, async || deployments.get_opt(&deployment).await.ok()?.map(drop)).await?;
+        let deployment_took = began.elapsed();
         wait_for(DEADLINE, &format!("Service {name} to be at zero"), async || {
             let revision_is_ready = {
                 let revision = revisions.get(&revision).await.ok()?;
@@ -148,7 +156,8 @@ impl ColdStarts {
             let is_scaled = scaler.data["status"]["desiredScale"] == 0;
             (revision_is_ready && is_scaled).then_some(())
         })
-        .await
+        .await?;
+        Ok(deployment_took)
     }
 
     /// Waits until the image of a Service is on every node.
@@ -198,6 +207,39 @@ impl ColdStarts {
                 bail!("Service {name} does not answer within {DEADLINE:?}:\n{seen}")
             }
         }
+    }
+
+    /// Makes one more Pod of a Service's image on the node that has none, as when the Service is scaled out,
+    /// and returns how long it took from its creation until it was Ready. [`ColdStarts::delete`] deletes it,
+    /// too.
+    pub async fn scale_out(&self, namespace: &str, name: &str, image: &str) -> Result<Duration> {
+        let pods = self.api("", "v1", "Pod", namespace);
+        let of_service =
+            ListParams::default().labels(&format!("serving.knative.dev/service={name}"));
+        let taken: Vec<Value> = pods
+            .list(&of_service)
+            .await?
+            .items
+            .into_iter()
+            .map(|pod| pod.data["spec"]["nodeName"].clone())
+            .collect();
+        let free = self.nodes.iter().find(|node| !taken.iter().any(|taken| *taken == *node.name));
+        let free = free.with_context(|| format!("Pods of {name} on all nodes: {taken:?}"))?;
+        let second = format!("{name}-second");
+        let pod = serde_json::from_value(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": second},
+            "spec": {"nodeName": free.name, "containers": [{"name": "user-container", "image": image}]},
+        }))?;
+        let began = Instant::now();
+        pods.create(&PostParams::default(), &pod).await?;
+        soon(&format!("Pod {second} to be Ready"), async || {
+            let pod = pods.get(&second).await.ok()?;
+            let conditions = pod.data["status"]["conditions"].as_array()?;
+            let is_ready = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
+            conditions.iter().any(is_ready).then_some(())
+        })
+        .await?;
+        Ok(began.elapsed())
     }
 
     /// The Pods of a namespace, and what was said of them, for people.
@@ -251,6 +293,20 @@ impl ColdStarts {
         let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         Api::namespaced_with(self.cluster.client(), namespace, &kind)
     }
+}
+
+/// Waits for what is measured: seldom is too late.
+async fn soon<T>(what: &str, probe: impl AsyncFn() -> Option<T>) -> Result<T> {
+    let seen = async {
+        loop {
+            if let Some(seen) = probe().await {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let seen = tokio::time::timeout(DEADLINE, seen).await;
+    seen.with_context(|| format!("waited {DEADLINE:?} in vain for {what}"))
 }
 
 /// Asks a Revision, as an ingress asks the activator; returns how long the first byte of a good answer

@@ -112,7 +112,7 @@ async fn run(command: Command) -> Result<ExitCode> {
             let all = Prerequisite::all();
             let asked = if programs.is_empty() { all } else { &programs };
             let programs = prerequisites::ensure(asked).await?;
-            println!("{programs:#?}");
+            print!("{programs}");
             Ok(ExitCode::SUCCESS)
         }
     }

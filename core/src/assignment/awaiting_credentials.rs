@@ -131,7 +131,7 @@ impl Index {
             if !is_changed {
                 continue;
             }
-            assignment.credential_changes += 1;
+            assignment.urgent_retries += 1;
             assignment.identity_mark = assignment.identity_mark.wrapping_add(1);
             self.canaries.forget(&assignment.key());
             let node = self.nodes.get(&*assignment.warm.node_name);

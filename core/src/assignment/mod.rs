@@ -113,9 +113,12 @@ struct Assignment {
     /// The same for pulls with the same credentials.
     account_mark: u64,
     known_size_bytes: u64,
-    /// The credentials of the last pull, and how often they have changed since.
+    /// The credentials of the last pull.
     credential_set: CredentialSet,
-    credential_changes: u64,
+    /// The digest for which a tag that did not exist was tried again.
+    retried_for: Option<String>,
+    /// How often the pull became worth another attempt at once.
+    urgent_retries: u64,
     /// Its node reported last that it does not hold the image; the status may not say so yet.
     reported_absent: bool,
     /// Set while a pull waits or runs: most assignments are settled.
@@ -321,8 +324,14 @@ impl Index {
         let mut old = self.assignments.remove(&uid);
         let pull = old.as_mut().and_then(|old| old.pull.take());
         let (image, known_size_bytes) = self.sizes.note(image, &warm, old.is_none());
-        let credential_changes = old.as_ref().map_or(0, |old| old.credential_changes);
-        let identity_mark = identity_mark(&warm, &pull_context).wrapping_add(credential_changes);
+        let mut urgent_retries = old.as_ref().map_or(0, |old| old.urgent_retries);
+        let mut retried_for = old.as_mut().and_then(|old| old.retried_for.take());
+        // Knative has found what this node did not: once for each digest.
+        if warm.reason() == Some(Reason::NotFound) && retried_for != pull_context.resolved {
+            urgent_retries += u64::from(pull_context.resolved.is_some());
+            retried_for.clone_from(&pull_context.resolved);
+        }
+        let identity_mark = identity_mark(&warm, &pull_context).wrapping_add(urgent_retries);
         let account_mark = account_mark(&warm, &pull_context);
         self.awaiting_credentials.note(&uid, warm.reason(), now);
         if old.is_none() {
@@ -339,7 +348,8 @@ impl Index {
             known_size_bytes,
             credential_set: old.as_ref().map_or(CredentialSet::Unknown, |old| old.credential_set),
             pull,
-            credential_changes,
+            retried_for,
+            urgent_retries,
             reported_absent: old.as_ref().is_some_and(|old| old.reported_absent),
         };
         let node = self.node(&assignment.warm.node_name, now);

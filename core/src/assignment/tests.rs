@@ -38,7 +38,7 @@ fn with_ready(mut warm: ImageWarm, reason: Reason) -> ImageWarm {
 
 fn pull_context(priority: i64) -> PullContext {
     let identity = PullIdentity { secrets: vec!["regcred".into()], service_account: None };
-    PullContext { identities: vec![identity], check_for: None, priority }
+    PullContext { identities: vec![identity], priority, ..PullContext::default() }
 }
 
 fn hello(epoch: u64, pulling: &[&str]) -> Hello {
@@ -585,4 +585,31 @@ fn a_size_that_one_node_reported_helps_the_next() {
         (&*outcome.runtime.runtime, &*outcome.runtime.reports),
         ("containerd 2.2.3", "progress")
     );
+}
+
+#[test]
+fn a_tag_that_knative_found_is_tried_again_at_once() {
+    let mut index = index_with(&[("u1", "a")]);
+    index.open(1, &"a".into(), &hello(1, &[]), 0);
+    described(&mut index);
+    let missing = || {
+        let status = serde_json::json!({
+            "conditions": [{"type": "Ready", "status": "False", "reason": "NotFound"}],
+        });
+        let mut missing = warm("u1", "a", "registry.test/app:v1");
+        missing.status = Some(serde_json::from_value(status).unwrap());
+        kept(missing)
+    };
+    let resolved = |digest: &str| PullContext { resolved: Some(digest.into()), ..pull_context(1) };
+    index.apply(missing(), pull_context(1), 1);
+    assert!(described(&mut index).is_empty(), "nobody knows better");
+    index.apply(missing(), resolved("sha256:1"), 2);
+    assert_eq!(described(&mut index), ["1 assign u1"]);
+    index.apply(missing(), resolved("sha256:1"), 3);
+    assert!(described(&mut index).is_empty(), "once");
+    index.apply(kept(warm("u1", "a", "registry.test/app:v1")), resolved("sha256:1"), 4);
+    index.apply(missing(), resolved("sha256:1"), 5);
+    assert!(described(&mut index).is_empty(), "not again when it fails again");
+    index.apply(missing(), resolved("sha256:2"), 6);
+    assert_eq!(described(&mut index), ["1 assign u1"]);
 }

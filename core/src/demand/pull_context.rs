@@ -21,6 +21,9 @@ pub struct PullContext {
     pub check_for: Option<String>,
     /// Creation time of the newest consumer of the image, seconds since 1970; 0 without one.
     pub priority: i64,
+    /// The digest to which Knative has resolved the tag for the newest Revision: proof that the registry
+    /// has the image.
+    pub resolved: Option<String>,
 }
 
 /// The pull context of `warm`, from all demands of its namespace.
@@ -46,6 +49,7 @@ pub fn pull_context(
     let tag = image.filter(|image| image.tag().is_some() && !policy.paused);
     PullContext {
         identities,
+        resolved: tag.as_ref().and_then(|tag| resolved(tag, &wanting)),
         check_for: tag.and_then(|tag| check_for(warm, &tag, &wanting)),
         priority: wanting.iter().map(|one| one.by.created()).max().unwrap_or_default(),
     }
@@ -58,6 +62,12 @@ fn own_identity(warm: &CachedImageWarm) -> PullIdentity {
         secrets: warm.common.secrets.iter().map(|secret| secret.name.clone()).collect(),
         service_account: account.filter(|_| warm.is_managed()).map(str::to_owned),
     }
+}
+
+fn resolved(tag: &Reference, wanting: &[&ConsumerDemand]) -> Option<String> {
+    let images = wanting.iter().flat_map(|one| &one.demand.images);
+    let mut resolved = images.filter(|wanted| wanted.reference == *tag);
+    Some(resolved.find_map(|wanted| wanted.resolved.as_ref()?.digest())?.to_owned())
 }
 
 fn check_for(

@@ -1,5 +1,7 @@
-//! Reports: what one means for the status of an ImageWarm ([`status`]), and those that a warmer
-//! still has to send ([`outbox`]).
+//! Reports: what one means for the status of an ImageWarm ([`status`]), those that a warmer still has to
+//! send ([`outbox`]), and what kubelets say of the images of containers that start
+//! ([`container_start`]).
 
+pub mod container_start;
 pub mod outbox;
 pub mod status;

@@ -20,6 +20,7 @@ use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::ApiServerReviewer;
 use crate::kubernetes::webhook_configurations::{ConfigurationStates, ReplicaPaths, Role};
 use crate::leader::ca_publication::Publisher;
+use crate::leader::container_starts::ContainerStarts;
 use crate::leader::{Controller, ControllerMetrics, Elector};
 use crate::programs::{Parts, certificates};
 use crate::sessions::metrics::DispatchMetrics;
@@ -218,6 +219,11 @@ impl Replica<'_> {
         leadership: watch::Receiver<Leadership>,
         connected: Connected,
     ) {
+        if self.command.controller.count_container_starts {
+            let (client, stores) = (self.client.clone(), stores.clone());
+            let starts = ContainerStarts::new(client, stores, leadership.clone(), self.registry);
+            self.parts.spawn("container starts", |stop| starts.run(stop));
+        }
         let controller = Controller {
             client: self.client.clone(),
             stores: stores.clone(),

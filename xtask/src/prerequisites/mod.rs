@@ -9,6 +9,7 @@ mod debian;
 mod go;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -258,6 +259,17 @@ impl Programs {
     /// Whether it was asked for.
     pub fn contains(&self, program: Prerequisite) -> bool {
         self.0.contains_key(&program)
+    }
+}
+
+impl fmt::Display for Programs {
+    /// A line with name and path for each.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(program, path)| {
+            let value = program.to_possible_value();
+            let name = value.as_ref().map_or("", |value| value.get_name());
+            writeln!(f, "{name:<26}{}", path.display())
+        })
     }
 }
 

@@ -1,5 +1,3 @@
-//! Tests of `plan/want.rs`.
-
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -136,4 +134,15 @@ fn checks() {
     let paused = Policy { paused: true, ..Policy::default() };
     let context = context_under(&pulled(), &[Arc::new(second)], &paused);
     assert_eq!((context.check_for, context.priority), (None, 200));
+}
+
+#[test]
+fn a_resolved_tag_is_known_to_exist() {
+    let (old, mut new) = (revision("r-1", 100, &["app:v1"]), revision("r-2", 200, &["app:v1"]));
+    let by_tag = warm(&old, "app:v1", "node-1", 100);
+    assert_eq!(context_of(&by_tag, &[&old, &new]).resolved, None);
+    resolve(&mut new, 'a');
+    let digest = Some(crate::sample::digest('a'));
+    assert_eq!(context_of(&by_tag, &[&old, &new]).resolved, digest);
+    assert_eq!(context_of(&warm(&old, "app:v2", "node-1", 100), &[&old, &new]).resolved, None);
 }

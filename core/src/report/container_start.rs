@@ -1,0 +1,335 @@
+//! Whether containers found their image on the node: what kubelets say in Events when a container starts,
+//! and what of that concerns ImageWarms. Pure.
+//!
+//! Anybody who may create Events can say the same. Nothing is decided by it.
+
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+
+use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use crate::api::names::{NodeName, Uid};
+use crate::api::{CachedImageWarm, Reason};
+use crate::image::Reference;
+use crate::labels;
+
+/// `reason` of the kubelet's Event when a container's image is on the node.
+pub const PULLED: &str = "Pulled";
+/// The longest message that is read, in bytes: an image's name and a sentence.
+const LONGEST_MESSAGE: usize = 2_048;
+/// The longest time that one pull is taken to have lasted. Kubelets give up sooner.
+const LONGEST_PULL: SignedDuration = SignedDuration::from_hours(24);
+
+labels! {
+    /// What the first container of an image on a node found.
+    pub enum StartResult {
+        /// The image was there.
+        Warm,
+        /// The kubelet had to pull it.
+        Cold,
+    }
+}
+
+/// A container's image, as the kubelet found or pulled it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerStart {
+    namespace: String,
+    node: NodeName,
+    image: Reference,
+    at: Timestamp,
+    /// `None` when the image was on the node; else how long the container waited for it, zero where the
+    /// kubelet does not say.
+    waited: Option<SignedDuration>,
+}
+
+/// What is counted of a [`ContainerStart`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Counted {
+    /// What the container found.
+    pub result: StartResult,
+    /// Of a warm start: how long the image had been on the node, in seconds.
+    pub lead_seconds: Option<f64>,
+    /// Of a warm start: how long the node's own pull took, in seconds; 0 if it had the image before.
+    pub saved_seconds: f64,
+    /// Of a cold start: how long the container waited, in seconds.
+    pub waited_seconds: f64,
+}
+
+impl ContainerStart {
+    /// Reads the kubelet's Event `Pulled` of a Pod's container. `None` for everything else.
+    pub fn of(event: &Event) -> Option<Self> {
+        let namespace = event.metadata.namespace.clone()?;
+        let object = &event.involved_object;
+        let is_of_a_pod = object.kind.as_deref() == Some("Pod")
+            && object.namespace.as_deref() == Some(&namespace)
+            && event.reason.as_deref() == Some(PULLED);
+        let source = event.source.as_ref();
+        let component = source.and_then(|source| source.component.as_deref());
+        let component = component.or(event.reporting_component.as_deref());
+        if !is_of_a_pod || component != Some("kubelet") {
+            return None;
+        }
+        let node = source.and_then(|source| source.host.as_deref());
+        let node = node.or(event.reporting_instance.as_deref())?;
+        let times = [&event.last_timestamp, &event.first_timestamp];
+        let at = times.into_iter().flatten().map(|time| time.0).next();
+        let at = at.or(event.event_time.as_ref().map(|time| time.0))?;
+        let (image, waited) = parse(event.message.as_deref()?)?;
+        Some(ContainerStart { namespace, node: node.into(), image, at, waited })
+    }
+
+    /// Whether the ImageWarm is for this image on this node.
+    fn is_of(&self, warm: &CachedImageWarm) -> bool {
+        let Ok(image) = Reference::parse(&warm.image) else { return false };
+        if image == self.image {
+            return true;
+        }
+        // Knative gives Pods the digest of a tag.
+        let digest = image.digest().or(warm.digest());
+        image.repository() == self.image.repository()
+            && digest.is_some()
+            && digest == self.image.digest()
+    }
+}
+
+/// Image and waiting time of a message such as `Container image "app:v1" already present on machine` or
+/// `Successfully pulled image "app:v1" in 1.2s (1.5s including waiting). Image size: 5 bytes.`, in which
+/// the times and the size may be missing.
+fn parse(message: &str) -> Option<(Reference, Option<SignedDuration>)> {
+    if message.len() > LONGEST_MESSAGE {
+        return None;
+    }
+    let mut parts = message.splitn(3, '"');
+    let (before, image, after) = (parts.next()?, parts.next()?, parts.next()?);
+    let image = Reference::parse(image).ok()?;
+    match before {
+        "Container image " if after.starts_with(" already present on machine") => {
+            Some((image, None))
+        }
+        "Successfully pulled image " => Some((image, Some(waited(after).unwrap_or_default()))),
+        _ => None,
+    }
+}
+
+/// The time in ` in 1.2s (1.5s including waiting). …`: the one that includes waiting, if it is there.
+fn waited(text: &str) -> Option<SignedDuration> {
+    let text = text.strip_prefix(" in ")?;
+    let pulled = text.split([' ', '(']).next()?;
+    let with_waiting = text.split_once('(').and_then(|(_, rest)| rest.split_once(" including"));
+    let duration = with_waiting.map_or(pulled, |(duration, _)| duration);
+    let duration = SignedDuration::from_str(duration).ok()?;
+    Some(duration.clamp(SignedDuration::ZERO, LONGEST_PULL))
+}
+
+/// The ImageWarms whose image a container has used already on their node.
+#[derive(Debug, Default)]
+pub struct Used(HashSet<Uid>);
+
+impl Used {
+    /// What is to be counted of `starts`, beside all ImageWarms. Of each ImageWarm the first container
+    /// counts that finds the image: those that follow would find it without us. `since` is when the starts
+    /// began to be followed: of an image that was there before it is not known whether one had used it.
+    pub fn count<'a>(
+        &mut self,
+        starts: &[ContainerStart],
+        image_warms: impl Iterator<Item = &'a CachedImageWarm>,
+        since: Timestamp,
+    ) -> Vec<Counted> {
+        let mut of_node: HashMap<(&str, &str), Vec<usize>> = HashMap::new();
+        for (at, start) in starts.iter().enumerate() {
+            of_node.entry((&start.namespace, &start.node)).or_default().push(at);
+        }
+        let mut used = HashSet::new();
+        let mut candidates: HashMap<usize, Vec<&CachedImageWarm>> = HashMap::new();
+        for warm in image_warms {
+            if self.0.contains(&warm.uid) {
+                used.insert(warm.uid.clone());
+            }
+            let there = of_node.get(&(&*warm.namespace, &*warm.node_name)).into_iter().flatten();
+            for at in there.filter(|at| starts.get(**at).is_some_and(|start| start.is_of(warm))) {
+                candidates.entry(*at).or_default().push(warm);
+            }
+        }
+        // Of ImageWarms that are gone nothing is kept.
+        self.0 = used;
+        let in_order = starts.iter().enumerate();
+        in_order
+            .filter_map(|(at, start)| self.count_one(start, candidates.get(&at)?, since))
+            .collect()
+    }
+
+    fn count_one(
+        &mut self,
+        start: &ContainerStart,
+        warms: &[&CachedImageWarm],
+        since: Timestamp,
+    ) -> Option<Counted> {
+        let is_first = !warms.iter().any(|warm| self.0.contains(&warm.uid));
+        let finished = |warm: &CachedImageWarm| warm.status.as_ref()?.finished_at;
+        let ready = warms
+            .iter()
+            .filter(|warm| matches!(warm.reason(), Some(Reason::Pulled | Reason::AlreadyPresent)));
+        let ready = ready.filter_map(|warm| Some((finished(warm)?, *warm))).min_by_key(|one| one.0);
+        if let Some(waited) = start.waited {
+            self.0.extend(warms.iter().map(|warm| warm.uid.clone()));
+            return Some(Counted {
+                result: StartResult::Cold,
+                lead_seconds: None,
+                saved_seconds: 0.0,
+                waited_seconds: waited.as_secs_f64(),
+            });
+        }
+        // An image that is there for another's sake, and of which its own warmer has not reported yet.
+        let (finished_at, warm) = ready?;
+        self.0.extend(warms.iter().map(|warm| warm.uid.clone()));
+        if !is_first || finished_at < since {
+            return None;
+        }
+        let took = warm.status.as_ref().and_then(|status| status.took.as_deref());
+        let took = took.filter(|_| warm.reason() == Some(Reason::Pulled));
+        let took = took.and_then(|took| SignedDuration::from_str(took).ok()).unwrap_or_default();
+        Some(Counted {
+            result: StartResult::Warm,
+            lead_seconds: Some(start.at.duration_since(finished_at).as_secs_f64().max(0.0)),
+            saved_seconds: took.clamp(SignedDuration::ZERO, LONGEST_PULL).as_secs_f64(),
+            waited_seconds: 0.0,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::ImageWarm;
+
+    const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    fn event(message: &str) -> Event {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "ns", "name": "app.1"},
+            "involvedObject": {"kind": "Pod", "namespace": "ns", "name": "app"},
+            "reason": "Pulled", "message": message,
+            "source": {"component": "kubelet", "host": "node-1"},
+            "lastTimestamp": "2026-01-01T00:01:00Z",
+        }))
+        .unwrap()
+    }
+
+    fn present(image: &str) -> ContainerStart {
+        let message = format!("Container image \"{image}\" already present on machine");
+        ContainerStart::of(&event(&message)).unwrap()
+    }
+
+    fn warm(uid: &str, image: &str, reason: &str, took: &str) -> CachedImageWarm {
+        let finished_at = "2026-01-01T00:00:25Z";
+        let warm: ImageWarm = serde_json::from_value(json!({
+            "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
+            "metadata": {"namespace": "ns", "name": uid, "uid": uid},
+            "spec": {"image": image, "nodeName": "node-1"},
+            "status": {
+                "conditions": [{"type": "Ready", "status": "True", "reason": reason}],
+                "digest": DIGEST, "took": took, "finishedAt": finished_at,
+            },
+        }))
+        .unwrap();
+        warm.into()
+    }
+
+    fn start() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn kubelets_of_all_versions_are_understood() {
+        let of = |message: &str| ContainerStart::of(&event(message)).map(|start| start.waited);
+        let waited = |text: &str| Some(Some(text.parse::<SignedDuration>().unwrap()));
+        let cases = [
+            (r#"Container image "a.test/app:v1" already present on machine"#, Some(None)),
+            (
+                r#"Container image "app" already present on machine and can be accessed by the pod"#,
+                Some(None),
+            ),
+            (r#"Successfully pulled image "app:v1""#, waited("0s")),
+            (r#"Successfully pulled image "app:v1" in 1.5s"#, waited("1.5s")),
+            (
+                r#"Successfully pulled image "app:v1" in 850ms (2m3.25s including waiting)"#,
+                waited("2m3.25s"),
+            ),
+            (
+                r#"Successfully pulled image "app:v1" in 1.2s (1.3s including waiting). Image size: 52 bytes."#,
+                waited("1.3s"),
+            ),
+            (r#"Successfully pulled image "app:v1" in 9999999h"#, waited("24h")),
+            (r#"Successfully pulled image "app:v1" in a moment"#, waited("0s")),
+            (r#"Pulling image "app:v1""#, None),
+            (r#"Container image "NOT/an image" already present on machine"#, None),
+            ("Container image", None),
+            ("", None),
+        ];
+        for (message, expected) in cases {
+            assert_eq!(of(message), expected, "{message}");
+        }
+        assert_eq!(of(&format!("Successfully pulled image \"app\"{}", " ".repeat(3_000))), None);
+    }
+
+    #[test]
+    fn only_kubelets_speak_of_pods_of_the_same_namespace() {
+        let message = r#"Container image "app:v1" already present on machine"#;
+        let changed = |change: fn(&mut Event)| {
+            let mut event = event(message);
+            change(&mut event);
+            ContainerStart::of(&event).is_some()
+        };
+        assert!(changed(|_| {}));
+        assert!(changed(|event| {
+            event.source = None;
+            event.reporting_component = Some("kubelet".into());
+            event.reporting_instance = Some("node-1".into());
+        }));
+        assert!(!changed(|event| event.involved_object.namespace = Some("other".into())));
+        assert!(!changed(|event| event.involved_object.kind = Some("Job".into())));
+        assert!(!changed(|event| event.reason = Some("Pulling".into())));
+        assert!(!changed(|event| event.source = None));
+        assert!(!changed(|event| event.last_timestamp = None));
+    }
+
+    #[test]
+    fn the_first_container_of_an_image_counts_once() {
+        let warms = [warm("u1", "a.test/app:v1", "Pulled", "1m2.5s")];
+        let mut used = Used::default();
+        let by_digest = present(&format!("a.test/app@{DIGEST}"));
+        let others = [present("a.test/other:v1"), present("b.test/app:v1")];
+        assert_eq!(used.count(&others, warms.iter(), start()), []);
+        let counted = used.count(&[by_digest.clone(), by_digest.clone()], warms.iter(), start());
+        let expected = Counted {
+            result: StartResult::Warm,
+            lead_seconds: Some(35.0),
+            saved_seconds: 62.5,
+            waited_seconds: 0.0,
+        };
+        assert_eq!(counted, [expected]);
+        assert_eq!(used.count(std::slice::from_ref(&by_digest), warms.iter(), start()), []);
+        // What was pulled again by the kubelet was missing again.
+        let cold = ContainerStart { waited: Some(SignedDuration::from_secs(7)), ..by_digest };
+        let counted = used.count(&[cold], warms.iter(), start());
+        assert_eq!((counted[0].result, counted[0].waited_seconds), (StartResult::Cold, 7.0));
+        used.count(&[], [].iter(), start());
+        assert!(used.0.is_empty(), "nothing is kept of ImageWarms that are gone");
+    }
+
+    #[test]
+    fn an_image_that_nobody_pulled_saves_nothing_and_an_old_one_is_not_judged() {
+        let there = [warm("u1", "a.test/app:v1", "AlreadyPresent", "0.1s")];
+        let starts = [present("a.test/app:v1")];
+        let counted = Used::default().count(&starts, there.iter(), start());
+        assert_eq!((counted[0].result, counted[0].saved_seconds), (StartResult::Warm, 0.0));
+        let later = "2026-01-01T00:00:30Z".parse().unwrap();
+        assert_eq!(Used::default().count(&starts, there.iter(), later), []);
+        let pulling = [warm("u1", "a.test/app:v1", "Pulling", "0.1s")];
+        assert_eq!(Used::default().count(&starts, pulling.iter(), start()), []);
+    }
+}

@@ -123,6 +123,8 @@ impl ColdStarts {
                 "metadata": {"annotations": {
                     "autoscaling.knative.dev/initial-scale": "0",
                     "autoscaling.knative.dev/window": "6s",
+                    // Until it is deleted: while it scales down, its Pod takes minutes to go.
+                    "autoscaling.knative.dev/scale-to-zero-pod-retention-period": "2m",
                     // The activator stays in the path: there is no ingress to take it out.
                     "autoscaling.knative.dev/target-burst-capacity": "-1",
                 }},
@@ -267,14 +269,18 @@ impl ColdStarts {
         let pods = self.api("", "v1", "Pod", namespace);
         // The program heeds no signal, and Knative gives it five minutes.
         let at_once = DeleteParams::default().grace_period(1);
-        wait_for(DEADLINE, &format!("the Pods of {name} to go"), async || {
+        let what = format!("the Pods of {name} to go");
+        let gone = wait_for(DEADLINE, &what, async || {
             let left = pods.list(&ListParams::default()).await.ok()?.items;
             for pod in &left {
                 let _ = pods.delete(pod.metadata.name.as_deref()?, &at_once).await;
             }
             left.is_empty().then_some(())
-        })
-        .await
+        });
+        match gone.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.context(self.seen(namespace).await?)),
+        }
     }
 
     /// Ends the nodes in good order, and then everything else.

@@ -15,11 +15,11 @@ use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Client};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::clock::wall_clock;
+use crate::clock::{sleep_until, wall_clock};
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::request::one_line;
@@ -134,7 +134,7 @@ impl ContainerStarts {
         let end = loop {
             let event = tokio::select! {
                 event = timeout(WATCH_TIMEOUT, stream.next()) => event,
-                () = due(count_at) => {
+                () = sleep_until(count_at) => {
                     self.count(&std::mem::take(&mut starts), used, since);
                     count_at = None;
                     continue;
@@ -165,13 +165,6 @@ impl ContainerStarts {
         let image_warms = self.stores.image_warms.state();
         let counted = used.count(starts, image_warms.iter().map(AsRef::as_ref), since);
         counted.iter().for_each(|one| self.metrics.counted(one));
-    }
-}
-
-async fn due(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
     }
 }
 

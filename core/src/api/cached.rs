@@ -396,13 +396,16 @@ mod tests {
         // Also what looks like ours is bounded.
         let metadata = &mut stuffed.metadata;
         metadata.annotations = Some([(CREATED_FOR_ANNOTATION.into(), "x".repeat(513))].into());
-        metadata.owner_references = Some(vec![owner; 1_000]);
+        let long = OwnerReference { uid: "u".repeat(65), ..owner.clone() };
+        let other = OwnerReference { api_version: "x".repeat(1_000), ..owner.clone() };
+        metadata.owner_references = Some([vec![long, other], vec![owner.clone(); 1_000]].concat());
         let secret = SecretReference { name: "s".into() };
         stuffed.spec.image_pull_secrets = vec![secret; 1_000];
         stuffed.spec.image_pull_secrets.insert(0, SecretReference { name: "s".repeat(254) });
         let cached = CachedImageWarm::from(stuffed).common.clone();
         assert!(cached.annotations.is_empty());
         assert_eq!((cached.owners.len(), cached.secrets.len()), (4, 16));
+        assert_eq!(cached.owners[0], owner);
         assert_eq!(cached.secrets[0].name, "s");
     }
 

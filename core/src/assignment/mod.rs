@@ -327,8 +327,11 @@ impl Index {
         let mut urgent_retries = old.as_ref().map_or(0, |old| old.urgent_retries);
         let mut retried_for = old.as_mut().and_then(|old| old.retried_for.take());
         // Knative has found what this node did not: once for each digest.
-        if warm.reason() == Some(Reason::NotFound) && retried_for != pull_context.resolved {
-            urgent_retries += u64::from(pull_context.resolved.is_some());
+        if warm.reason() == Some(Reason::NotFound)
+            && pull_context.resolved.is_some()
+            && retried_for != pull_context.resolved
+        {
+            urgent_retries += 1;
             retried_for.clone_from(&pull_context.resolved);
         }
         let identity_mark = identity_mark(&warm, &pull_context).wrapping_add(urgent_retries);

@@ -610,6 +610,9 @@ fn a_tag_that_knative_found_is_tried_again_at_once() {
     index.apply(kept(warm("u1", "a", "registry.test/app:v1")), resolved("sha256:1"), 4);
     index.apply(missing(), resolved("sha256:1"), 5);
     assert!(described(&mut index).is_empty(), "not again when it fails again");
+    index.apply(missing(), pull_context(1), 5);
+    index.apply(missing(), resolved("sha256:1"), 5);
+    assert!(described(&mut index).is_empty(), "nor when the Revision comes back");
     index.apply(missing(), resolved("sha256:2"), 6);
     assert_eq!(described(&mut index), ["1 assign u1"]);
 }

@@ -219,8 +219,8 @@ impl Canaries {
         Released::go(go)
     }
 
-    /// A pull failed for a reason that holds for every node. It counts as its node's word whether it was
-    /// the canary or began before there was one.
+    /// A pull failed for a reason that holds for every node. It counts whether it was the canary or
+    /// began before there was one.
     pub fn failed(&mut self, key: &Key, verdict: Verdict, now: i64) -> Released {
         self.wait_ended(key, &verdict.uid);
         let Some(image) = self.images.get_mut(key) else { return Released::default() };

@@ -54,7 +54,7 @@ pub(crate) struct ContainerStarts {
 enum End {
     Refused(String),
     Failed(String),
-    /// The server no longer knows the version, or ended the watch.
+    /// The server ended the watch, or no longer knows the version.
     Again,
 }
 
@@ -93,9 +93,9 @@ impl ContainerStarts {
     async fn follow(&mut self) {
         let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         let since = wall_clock();
-        let mut used = Used::default();
+        let (mut used, mut version) = (Used::default(), None);
         loop {
-            let pause = match self.watch(&mut used, since).await {
+            let pause = match self.watch(&mut version, &mut used, since).await {
                 End::Again => {
                     backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
                     BACKOFF_MIN
@@ -113,17 +113,21 @@ impl ContainerStarts {
         }
     }
 
-    async fn watch(&self, used: &mut Used, since: Timestamp) -> End {
+    /// Goes on from `version`, and leaves there where to go on next time.
+    async fn watch(&self, version: &mut Option<String>, used: &mut Used, since: Timestamp) -> End {
         let fields = format!("involvedObject.kind=Pod,reason={PULLED}");
         // Only for the version: what was said before is over.
         let newest = ListParams::default().fields(&fields).limit(1);
-        let version = match timeout(ANSWER_TIMEOUT, self.events.list_metadata(&newest)).await {
-            Ok(Ok(list)) => list.metadata.resource_version.unwrap_or_default(),
-            Ok(Err(error)) => return end_of(&error),
-            Err(_) => return End::Failed("no answer in time".into()),
+        let mut seen = match version.take() {
+            Some(version) => version,
+            None => match timeout(ANSWER_TIMEOUT, self.events.list_metadata(&newest)).await {
+                Ok(Ok(list)) => list.metadata.resource_version.unwrap_or_default(),
+                Ok(Err(error)) => return end_of(&error),
+                Err(_) => return End::Failed("no answer in time".into()),
+            },
         };
         let parameters = WatchParams::default().fields(&fields).timeout(WATCH_SECONDS);
-        let stream = match timeout(ANSWER_TIMEOUT, self.events.watch(&parameters, &version)).await {
+        let stream = match timeout(ANSWER_TIMEOUT, self.events.watch(&parameters, &seen)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return end_of(&error),
             Err(_) => return End::Failed("no answer in time".into()),
@@ -143,6 +147,9 @@ impl ContainerStarts {
             match event {
                 // An Event that repeats is modified.
                 Ok(Some(Ok(WatchEvent::Added(event) | WatchEvent::Modified(event)))) => {
+                    if let Some(version) = &event.metadata.resource_version {
+                        seen.clone_from(version);
+                    }
                     if let Some(start) = ContainerStart::of(&event)
                         && starts.len() < BATCH_MAX
                     {
@@ -150,11 +157,18 @@ impl ContainerStarts {
                         count_at.get_or_insert(Instant::now() + BATCH);
                     }
                 }
-                Ok(Some(Ok(WatchEvent::Deleted(_) | WatchEvent::Bookmark(_)))) => {}
+                Ok(Some(Ok(WatchEvent::Deleted(_)))) => {}
+                Ok(Some(Ok(WatchEvent::Bookmark(bookmark)))) => {
+                    seen = bookmark.metadata.resource_version;
+                }
                 Ok(Some(Err(kube::Error::SerdeError(error)))) => {
                     break End::Failed(error.to_string());
                 }
-                Ok(Some(Ok(WatchEvent::Error(_)) | Err(_)) | None) | Err(_) => break End::Again,
+                Ok(Some(Ok(WatchEvent::Error(_)))) => break End::Again,
+                Ok(Some(Err(_)) | None) | Err(_) => {
+                    *version = Some(seen);
+                    break End::Again;
+                }
             }
         };
         self.count(&starts, used, since);

@@ -83,6 +83,7 @@ async fn a_service_with_an_init_container(stage: &Stage) -> Result<()> {
 async fn a_service_of_a_registry_that_knative_skips(stage: &Stage) -> Result<()> {
     let namespace = stage.namespace("skipped").await?;
     namespace.service("hello", containers(&["dev.local/app:v1"])).await?;
+    namespace.release("hello-00001").await?;
     let images = eventually("Knative has made its Image", async || {
         namespace.list(Kind::Image).await.ok().filter(|images| !images.is_empty())
     });

@@ -2,9 +2,10 @@
 //! development cluster for all tests, the shipped manifests, a controller, and a warmer for each of
 //! two nodes with dockerd. Pods stay unscheduled; only what Knative does up to them is of interest.
 //!
-//! Wherever there is a Deployment, the API server's audit log must show that every ImageWarm was
-//! created before Knative asked for the Deployment. By how much is printed at the end, and nothing
-//! is asserted of it.
+//! Wherever there is a Deployment, every ImageWarm must have come before it, from the webhook's
+//! fan-out. Knative makes no Deployment before a test lets it, so that this does not depend on which
+//! of two processes is faster; by how much ImageWarms were ahead of Knative's first request for the
+//! Deployment, by the API server's audit log, is printed at the end, and nothing is asserted of it.
 //!
 //! The tests of [`outages`] take parts of the system away, and those of [`many`] keep Knative busy:
 //! they run alone. The others run side by side, each in namespaces of its own.

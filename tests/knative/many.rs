@@ -1,6 +1,6 @@
 //! Many Services at once.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use futures::future::try_join_all;
 
 use crate::stage::{NODES, Stage, containers, eventually};
@@ -18,12 +18,16 @@ async fn fifty_services_at_once(stage: &Stage) -> Result<()> {
         namespace.service_at_zero(name, containers(&[&image.tag]))
     });
     try_join_all(created).await?;
-    let mut orders = vec![];
-    for (name, image) in names.iter().zip(&images) {
-        orders.push(namespace.order(&format!("{name}-00001"), &[&image.tag]).await?);
+    let revisions: Vec<String> = names.iter().map(|name| format!("{name}-00001")).collect();
+    let mut image_warms = vec![];
+    for (revision, image) in revisions.iter().zip(&images) {
+        image_warms.push(namespace.is_fanned_out(revision, &[&image.tag]).await?);
     }
-    let late: Vec<_> = orders.iter().filter(|order| !order.is_ahead()).collect();
-    ensure!(late.is_empty(), "Deployments came before their ImageWarms: {late:#?}");
+    try_join_all(revisions.iter().map(|revision| namespace.release(revision))).await?;
+    let mut orders = vec![];
+    for (revision, image_warms) in revisions.iter().zip(&image_warms) {
+        orders.push(namespace.order(revision, image_warms).await?);
+    }
     orders.sort_by_key(|order| order.lead());
     for (name, order) in [("least", 0), ("median", SERVICES / 2), ("most", SERVICES - 1)] {
         stage.remember(&format!("{} {name} of {SERVICES}", namespace.name), orders[order]);

@@ -77,6 +77,7 @@ async fn deploy_without_us(
     namespace: &Namespace<'_>,
     image: &str,
 ) -> Result<Audited> {
+    namespace.release("hello-00001").await?;
     namespace.service("hello", containers(&[image])).await?;
     eventually("the Deployment is there", async || {
         namespace.list(Kind::Deployment).await.ok().filter(|all| !all.is_empty())

@@ -51,10 +51,12 @@ impl Audited {
 
     /// Whether it made an object of that resource in the namespace.
     pub fn created(&self, resource: &str, namespace: &str) -> bool {
-        self.verb == "create"
-            && self.status == 201
-            && self.resource == resource
-            && self.namespace == namespace
+        self.status == 201 && self.asked_for(resource, namespace)
+    }
+
+    /// Whether it was to make one, however it ended.
+    fn asked_for(&self, resource: &str, namespace: &str) -> bool {
+        self.verb == "create" && self.resource == resource && self.namespace == namespace
     }
 }
 
@@ -81,7 +83,7 @@ pub struct Order {
     pub revision: Timestamp,
     /// The last ImageWarm was there.
     pub image_warms: Timestamp,
-    /// The Deployment's request arrived.
+    /// Knative asked for the Deployment for the first time, which the test may have refused.
     pub deployment: Timestamp,
 }
 
@@ -103,16 +105,14 @@ impl Order {
             .iter()
             .map(|name| created("imagewarms", name).map(|one| one.answered))
             .collect();
-        Some(Order {
-            revision: created("revisions", revision)?.received,
-            image_warms: last?.into_iter().max()?,
-            deployment: created("deployments", deployment)?.received,
-        })
-    }
-
-    /// Whether all ImageWarms were there before the Deployment was asked for.
-    pub fn is_ahead(&self) -> bool {
-        self.image_warms < self.deployment
+        let revision = created("revisions", revision)?.received;
+        let asked_for = audited.iter().find(|one| {
+            one.asked_for("deployments", namespace)
+                && one.name == deployment
+                && one.received > revision
+        });
+        let image_warms = last?.into_iter().max()?;
+        Some(Order { revision, image_warms, deployment: asked_for?.received })
     }
 
     /// By how many milliseconds; negative where they came later.

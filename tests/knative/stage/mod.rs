@@ -1,6 +1,7 @@
 //! The running system: the cluster with Knative Serving, and what of imagewarm runs in it.
 
 mod audit;
+mod hold;
 mod namespace;
 mod objects;
 
@@ -57,6 +58,7 @@ impl Stage {
             next: AtomicUsize::new(1),
             orders: Mutex::default(),
         };
+        hold::install(&stage.client()).await?;
         stage.start_controller().await?;
         for node in stage.cluster.nodes() {
             let warmer = stage.cluster.start_warmer(BINARY.as_ref(), &node, &[]).await?;
@@ -70,7 +72,9 @@ impl Stage {
     pub fn stop(self, failed: bool) {
         let mut orders = std::mem::take(&mut *locked(&self.orders));
         orders.sort_by(|(a, _), (b, _)| a.cmp(b));
-        println!("\nmilliseconds from the last ImageWarm's creation to the Deployment's request:");
+        println!(
+            "\nmilliseconds from the last ImageWarm's creation to the first request for the Deployment:"
+        );
         for (name, order) in orders {
             println!("{name}: {order}");
         }
@@ -90,7 +94,8 @@ impl Stage {
         self.cluster.serving()
     }
 
-    /// A new namespace whose name begins with `prefix`.
+    /// A new namespace whose name begins with `prefix`, in which Knative makes no Deployment before
+    /// the test lets it.
     pub async fn namespace(&self, prefix: &str) -> Result<Namespace<'_>> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         Namespace::create(self, format!("{prefix}-{number}")).await

@@ -6,15 +6,15 @@ use anyhow::{Context, Result, ensure};
 use imagewarm_core::api::{ImageWarm, Reason};
 use k8s_openapi::api::core::v1::{Namespace as Object, Secret, ServiceAccount};
 use kube::api::PostParams;
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::audit::Order;
 use super::objects::{self, Kind};
-use super::{NODES, Pushed, Stage, eventually};
+use super::{NODES, Pushed, Stage, eventually, hold};
 
 /// The label of all that Knative makes for a Revision.
-const REVISION: &str = "serving.knative.dev/revision";
+pub const REVISION: &str = "serving.knative.dev/revision";
 
 pub struct Namespace<'a> {
     pub name: String,
@@ -32,18 +32,17 @@ pub fn containers(images: &[&str]) -> Value {
 
 impl<'a> Namespace<'a> {
     pub async fn create(stage: &'a Stage, name: String) -> Result<Namespace<'a>> {
-        let object: Object = serde_json::from_value(json!({"metadata": {"name": name}}))?;
-        Api::all(stage.client()).create(&PostParams::default(), &object).await?;
-        let accounts: Api<ServiceAccount> = Api::namespaced(stage.client(), &name);
-        eventually("the namespace's default ServiceAccount", async || {
-            accounts.get_opt("default").await.ok().flatten()
-        })
-        .await?;
+        make(&stage.client(), &name).await?;
         Ok(Namespace { name, stage })
     }
 
     pub fn existing(stage: &'a Stage, name: String) -> Namespace<'a> {
         Namespace { name, stage }
+    }
+
+    /// Lets Knative make the Deployment of a Revision.
+    pub async fn release(&self, revision: &str) -> Result<()> {
+        hold::release(&self.stage.client(), &self.name, revision).await
     }
 
     /// A Service whose template has this spec.
@@ -255,36 +254,66 @@ impl<'a> Namespace<'a> {
         self.until_warm(&[], &[]).await.map(drop)
     }
 
-    /// When the images' ImageWarms, the Revision and its Deployment were created, once all are.
-    pub async fn order(&self, revision: &str, images: &[&str]) -> Result<Order> {
+    /// Checks that the webhook's fan-out has created all ImageWarms of the images while the Revision
+    /// has no Deployment; returns their names.
+    pub async fn is_fanned_out(&self, revision: &str, images: &[&str]) -> Result<BTreeSet<String>> {
+        let what = format!("{revision} in {} has its ImageWarms", self.name);
+        let names = eventually(&what, async || {
+            let warms = self.image_warms().await.ok()?;
+            let of_it = warms.iter().filter(|warm| images.contains(&warm.spec.image.as_str()));
+            let names: BTreeSet<String> = of_it.map(|warm| warm.name_any()).collect();
+            (names.len() == images.len() * NODES).then_some(names)
+        })
+        .await?;
+        self.controller_says(revision, names.len()).await?;
+        ensure!(self.deployment(revision).await?.is_none(), "{revision} has a Deployment already");
+        Ok(names)
+    }
+
+    /// When the ImageWarms, the Revision and its Deployment were asked for, once all are there.
+    pub async fn order(&self, revision: &str, image_warms: &BTreeSet<String>) -> Result<Order> {
         let what = format!("{revision} in {} has its Deployment", self.name);
-        let deployment = eventually(&what, async || {
-            let all = self.list(Kind::Deployment).await.ok()?;
-            all.into_iter().find(|one| one["metadata"]["labels"][REVISION] == revision)
-        });
-        let deployment = deployment.await?;
         let deployment =
-            deployment["metadata"]["name"].as_str().context("a nameless Deployment")?;
+            eventually(&what, async || self.deployment(revision).await.ok().flatten()).await?;
         let what = format!("the audit log has all that came of {revision} in {}", self.name);
         eventually(&what, async || {
-            let warms = self.image_warms().await.ok()?;
-            let names: BTreeSet<String> = warms
-                .iter()
-                .filter(|warm| images.contains(&warm.spec.image.as_str()))
-                .map(|warm| warm.name_any())
-                .collect();
             let audited = self.stage.audited().ok()?;
-            let order = Order::read(&audited, &self.name, revision, &names, deployment)?;
-            (names.len() == images.len() * NODES).then_some(order)
+            Order::read(&audited, &self.name, revision, image_warms, &deployment)
         })
         .await
     }
 
-    /// Checks that all ImageWarms of the images were there before the Deployment was asked for.
+    /// The name of a Revision's Deployment, once it is there.
+    async fn deployment(&self, revision: &str) -> Result<Option<String>> {
+        let all = self.list(Kind::Deployment).await?;
+        let found = all.into_iter().find(|one| one["metadata"]["labels"][REVISION] == revision);
+        Ok(found.and_then(|one| one["metadata"]["name"].as_str().map(str::to_owned)))
+    }
+
+    /// Waits until the controller says of a Revision that its fan-out has created so many ImageWarms:
+    /// they did not come from the leader, which makes up for what is missing seconds later.
+    async fn controller_says(&self, revision: &str, image_warms: usize) -> Result<()> {
+        let parts = [
+            "revision fanned out".to_owned(),
+            format!("namespace={}", self.name),
+            format!("revision=\"{revision}\""),
+            format!("created={image_warms}"),
+        ];
+        let controller = self.stage.controller()?;
+        eventually(&format!("the log has {parts:?}"), async || {
+            let log = controller.log();
+            let said = log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+            said.then_some(())
+        })
+        .await
+    }
+
+    /// Checks that all ImageWarms of the images are there before the Deployment, which comes then.
     pub async fn is_ahead(&self, revision: &str, images: &[&str]) -> Result<()> {
-        let order = self.order(revision, images).await?;
+        let image_warms = self.is_fanned_out(revision, images).await?;
+        self.release(revision).await?;
+        let order = self.order(revision, &image_warms).await?;
         self.stage.remember(&format!("{} {revision}", self.name), order);
-        ensure!(order.is_ahead(), "the Deployment came before its ImageWarms: {order}");
         Ok(())
     }
 
@@ -303,6 +332,20 @@ impl<'a> Namespace<'a> {
         })
         .await
     }
+}
+
+/// Makes a namespace whose Deployments are held, with its default ServiceAccount.
+pub async fn make(client: &Client, name: &str) -> Result<()> {
+    let object: Object = serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {hold::HELD: ""}},
+    }))?;
+    Api::all(client.clone()).create(&PostParams::default(), &object).await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
+    eventually("the namespace's default ServiceAccount", async || {
+        accounts.get_opt("default").await.ok().flatten()
+    })
+    .await
+    .map(drop)
 }
 
 /// The condition of that type, or null.

@@ -188,6 +188,9 @@ impl Node {
                 let job = self.jobs.remove(at);
                 answers.extend(self.pull(&job, !grant.credentials.is_empty()));
             }
+            Some(Message::SuspendPull(_) | Message::ReportProgress(_)) => {
+                panic!("no Pod waits in this stream")
+            }
             None => {}
         }
         while let Some(job) = self.queue.next(NOW) {

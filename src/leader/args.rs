@@ -143,6 +143,17 @@ pub struct ControllerArgs {
         default_value_t = true
     )]
     pub count_container_starts: bool,
+
+    /// While a Pod waits for an image that is being warmed, suspend pulls from the same registry on other
+    /// nodes, if they take bandwidth from it. The leader watches kubelets' Events for it
+    #[arg(
+        long,
+        env = "IMAGEWARM_PREEMPTION",
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        default_value_t = true
+    )]
+    pub preemption: bool,
 }
 
 impl ControllerArgs {

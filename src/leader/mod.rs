@@ -5,7 +5,8 @@
 //! `election` determines the leader. `reconcile` is the loop: observe (the caches), plan (pure, in
 //! `imagewarm_core::plan`), apply (through `kubernetes::writes`). `garbage_collection` reads the
 //! live objects before it deletes anything. `image_status` writes the Images' statuses, `events`
-//! the Events; `container_starts` reads those of kubelets. `ca_publication` publishes the CA that signs what admission and sessions serve.
+//! the Events; `kubelet_events` reads those of kubelets, and `container_starts` counts what they say.
+//! `ca_publication` publishes the CA that signs what admission and sessions serve.
 
 pub(crate) mod args;
 pub mod ca_publication;
@@ -14,6 +15,7 @@ pub(crate) mod election;
 mod events;
 mod garbage_collection;
 mod image_status;
+pub(crate) mod kubelet_events;
 pub(crate) mod metrics;
 mod owners;
 mod reconcile;

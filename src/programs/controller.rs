@@ -91,10 +91,10 @@ pub async fn controller(command: ControllerCommand) -> anyhow::Result<Exit> {
     let stores = replica.caches().await;
     let leadership = replica.election();
     let certificates = replica.certificates(&leadership)?;
-    let connected = replica.sessions(ports.dispatch, &stores, &leadership, &certificates);
+    let sessions = replica.sessions(ports.dispatch, &stores, &leadership, &certificates);
     let fan_out = replica.fan_out(&stores);
     replica.admission(ports.webhook, &stores, fan_out, &certificates).await?;
-    replica.leader(&stores, leadership, connected);
+    replica.leader(&stores, leadership, sessions);
     parts::health(&mut parts, ports.health, registry, &stores, certificates);
     parts.run().await
 }

@@ -18,7 +18,7 @@ use super::credentials::{ApiServerCredentials, CredentialResolver, CredentialSou
 use super::metrics::DispatchMetrics;
 use super::pull_contexts::PullContexts;
 use super::status_writer::{ApiServerSink, StatusSink, StatusWriter};
-use super::stream::{Input, Opened, Outgoing, end_status};
+use super::stream::{Input, Opened, Outgoing, PodImages, end_status};
 use crate::clock::{Clock, sleep_until};
 use crate::kubernetes::caches::{Change, Stores};
 use crate::kubernetes::leadership::Leadership;
@@ -145,6 +145,11 @@ impl Dispatcher {
         self.inputs_sender.clone()
     }
 
+    /// Where to tell what kubelets say of the images of Pods.
+    pub(crate) fn pod_images(&self) -> PodImages {
+        PodImages(self.inputs_sender.clone())
+    }
+
     /// Names of the nodes whose warmer has an open stream to this replica.
     pub fn connected(&self) -> watch::Receiver<Arc<BTreeSet<NodeName>>> {
         self.connected.subscribe()
@@ -185,7 +190,7 @@ impl Dispatcher {
                     self.on_resolved(resolved);
                 }
                 () = sleep_until(settle_at), if settle_at.is_some() => self.settle(),
-                _ = soon.tick(), if self.index.pulls().1 > 0 => self.index.begin_waiting(self.now()),
+                _ = soon.tick(), if self.index.has_waiting() => self.index.begin_waiting(self.now()),
                 _ = tick.tick() => {
                     self.index.tick(self.now());
                     self.credentials.sweep();
@@ -298,6 +303,8 @@ impl Dispatcher {
                 Input::Message(session, message) => {
                     self.index.message(session, &message, self.now())
                 }
+                Input::PodWaits(image) => self.index.pod_waits(&image, self.now()),
+                Input::PodStarted(image) => self.index.pod_started(&image, self.now()),
                 Input::Closed(session, end) => {
                     sessions_changed = true;
                     self.end_stream(session, end);
@@ -429,6 +436,8 @@ impl Dispatcher {
         self.metrics.registry_backoffs.inc_by(backoffs);
         self.metrics.canary_refusals.inc_by(refused);
         self.metrics.pull_retries.inc_by(self.index.take_retries());
+        self.metrics.pulls_suspended.inc_by(self.index.take_suspended());
+        self.metrics.pods_waiting.set(self.index.waiting_pods() as i64);
         self.metrics.assignments.set(self.index.assignments() as i64);
         let (running, waiting) = self.index.pulls();
         self.metrics.pulls_in_flight.set(running as i64);

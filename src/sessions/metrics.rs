@@ -82,6 +82,10 @@ pub struct DispatchMetrics {
     pub canary_refusals: Counter,
     /// Failed pulls that were tried again since their registry may answer again.
     pub pull_retries: Counter,
+    /// Pods whose kubelet pulls an image that is being warmed.
+    pub pods_waiting: Gauge,
+    /// Running pulls that were suspended for such a Pod.
+    pub pulls_suspended: Counter,
     /// Reads of pull secrets that failed.
     pub credentials_refused: Counter,
     credentials_granted: Family<NodeLabels, Counter>,
@@ -97,6 +101,7 @@ impl DispatchMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = DispatchMetrics::default();
         metrics.register_pulls(registry);
+        metrics.register_preemption(registry);
         metrics.register_streams(registry);
         metrics
     }
@@ -157,6 +162,19 @@ impl DispatchMetrics {
             "dispatch_credentials_refused",
             "Reads of pull secrets that failed",
             all.credentials_refused.clone(),
+        );
+    }
+
+    fn register_preemption(&self, registry: &mut Registry) {
+        registry.register(
+            "dispatch_pods_waiting",
+            "Pods whose kubelet pulls an image that is being warmed, and for which pulls may be suspended",
+            self.pods_waiting.clone(),
+        );
+        registry.register(
+            "dispatch_pulls_suspended",
+            "Running pulls that were suspended since a Pod on another node waits for the same registry",
+            self.pulls_suspended.clone(),
         );
     }
 

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 pub use dispatcher::Dispatcher;
 pub use metrics::DispatchMetrics;
 pub use server::{DispatchServer, ServeError};
+pub(crate) use stream::PodImages;
 
 /// Settings of the dispatch server.
 #[derive(clap::Args, Clone, Debug)]

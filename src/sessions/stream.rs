@@ -9,6 +9,7 @@ use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::WarmerIdentity;
 use imagewarm_core::assignment::{SessionId, StreamEnd};
 use imagewarm_core::protocol::{FromController, Hello, LEADER_METADATA, from_warmer};
+use imagewarm_core::report::pod_image::PodImage;
 
 /// An event from a stream.
 pub(crate) enum Input {
@@ -18,6 +19,27 @@ pub(crate) enum Input {
     Message(SessionId, from_warmer::Message),
     /// A stream ended.
     Closed(SessionId, StreamEnd),
+    /// A kubelet has begun to pull an image for a Pod.
+    PodWaits(PodImage),
+    /// A container starts, its image is on the node.
+    PodStarted(PodImage),
+}
+
+/// Tells the dispatcher what kubelets say of the images of Pods.
+#[derive(Clone)]
+pub(crate) struct PodImages(pub(super) mpsc::Sender<Input>);
+
+impl PodImages {
+    /// A kubelet has begun to pull the image. Lost when too much waits: the Pod then waits as it would
+    /// without.
+    pub(crate) fn waits(&self, image: PodImage) {
+        let _ = self.0.try_send(Input::PodWaits(image));
+    }
+
+    /// The image is on the node. Where it is lost, its node's outcome says the same.
+    pub(crate) fn started(&self, image: PodImage) {
+        let _ = self.0.try_send(Input::PodStarted(image));
+    }
 }
 
 /// A stream that is open in the index.

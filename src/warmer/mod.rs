@@ -274,6 +274,10 @@ impl Warmer {
                 }
             }
             Some(Message::RetryPull(retry)) => self.queue.retry(&retry.uid, self.clock.now()),
+            Some(Message::SuspendPull(suspend)) => self.suspend(&suspend.uid),
+            Some(Message::ReportProgress(report)) => {
+                self.report_every(&report.uid.into(), report.interval_ms);
+            }
             // From a newer controller.
             None => {}
         }
@@ -315,6 +319,22 @@ impl Warmer {
                 self.report(report);
             }
             None => self.queue.stopped(&job.uid, self.clock.now()),
+        }
+    }
+
+    /// Cancels a running pull; it is due again, and waits for its next grant.
+    fn suspend(&mut self, uid: &str) {
+        if self.pulling.contains(uid)
+            && let Some((job, handle)) = self.running.values().find(|(job, _)| job.uid == *uid)
+        {
+            tracing::info!(image = job.image.as_str(), "pull suspended: a Pod waits elsewhere");
+            handle.abort();
+        }
+    }
+
+    fn report_every(&mut self, uid: &Uid, interval_ms: u32) {
+        if self.queue.knows(uid) {
+            self.outbox.report_every(uid, interval_ms);
         }
     }
 

@@ -25,6 +25,7 @@ mod mounted;
 mod nodes;
 mod outages;
 mod pod_security;
+mod preemption;
 mod private;
 #[path = "../rights/mod.rs"]
 mod rights;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         nodes::TESTS,
         outages::TESTS,
         pod_security::TESTS,
+        preemption::TESTS,
         private::TESTS,
         room::TESTS,
         trust::TESTS,

@@ -70,8 +70,9 @@ impl Index {
         self.release(released, now);
     }
 
-    /// Starts waiting pulls that have become due.
+    /// Starts waiting pulls that have become due, and suspends what takes from Pods that wait.
     pub fn begin_waiting(&mut self, now: i64) {
+        self.preempt(now);
         for uid in self.canaries.tick(now) {
             self.admit(&uid, now);
         }

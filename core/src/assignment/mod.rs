@@ -5,6 +5,7 @@ mod awaiting_credentials;
 mod budget;
 mod messages;
 mod outages;
+mod preemption;
 mod reports;
 mod sessions;
 mod sizes;
@@ -25,6 +26,7 @@ use crate::report::status::{
     NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUEUED_QUIET_MS, QUIET_MS, Report,
 };
 use crate::throttle::canary::{self, Canaries, Key};
+use crate::throttle::preemption::Preemption;
 use crate::throttle::registry::{self, Limits, RegistryBudgets};
 pub use stream_end::StreamEnd;
 
@@ -225,6 +227,7 @@ pub struct Index {
     sessions: HashMap<SessionId, NodeName>,
     budgets: RegistryBudgets,
     canaries: Canaries,
+    preemption: Preemption,
     awaiting_credentials: AwaitingCredentials,
     outages: Outages,
     sizes: Sizes,
@@ -236,6 +239,7 @@ pub struct Index {
     backoffs: u64,
     refused: u64,
     retries: u64,
+    suspended: u64,
 }
 
 impl Index {
@@ -249,6 +253,7 @@ impl Index {
             sessions: HashMap::new(),
             budgets: RegistryBudgets::new(budget.registry),
             canaries: Canaries::new(budget.canary),
+            preemption: Preemption::default(),
             awaiting_credentials: AwaitingCredentials::default(),
             outages: Outages::default(),
             sizes: Sizes::default(),
@@ -259,6 +264,7 @@ impl Index {
             backoffs: 0,
             refused: 0,
             retries: 0,
+            suspended: 0,
         }
     }
 
@@ -286,6 +292,11 @@ impl Index {
     pub fn pulls(&self) -> (usize, usize) {
         let (running, waiting) = self.budgets.counts();
         (running, waiting + self.canaries.waiting())
+    }
+
+    /// Whether [`Index::begin_waiting`] is to be called soon.
+    pub fn has_waiting(&self) -> bool {
+        self.pulls().1 > 0 || self.waiting_pods() > 0
     }
 
     /// The ImageWarm of an assignment.
@@ -396,6 +407,7 @@ impl Index {
     pub fn delete(&mut self, uid: &str, now: i64) {
         let Some((uid, assignment)) = self.assignments.remove_entry(uid) else { return };
         let uid = &uid;
+        self.preemption.ended(uid, now);
         self.awaiting_credentials.forget(uid);
         self.outages.forget(uid);
         self.sizes.forget(&assignment.image);

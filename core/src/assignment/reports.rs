@@ -67,6 +67,9 @@ impl Index {
             self.effects.push(Effect::Send(session, ToWarmer::PullGrant(grant)));
             return;
         }
+        if self.preemption.is_waited_for(uid) {
+            return self.admit(uid, now);
+        }
         match self.canaries.request(&assignment.key(), candidate, now) {
             Answer::Go => self.admit(uid, now),
             Answer::Wait => {}
@@ -76,6 +79,10 @@ impl Index {
 
     fn progress_reported(&mut self, uid: &Uid, progress: &protocol::Progress, now: i64) {
         let Some(assignment) = self.assignments.get_mut(uid) else { return };
+        if !progress.queued {
+            let (downloaded, total) = (progress.downloaded_bytes, progress.total_bytes);
+            self.preemption.progress(uid, downloaded, total, now);
+        }
         let pull_moved = assignment.pull().moved(progress.downloaded_bytes);
         if is_due(assignment, progress, now) {
             let report = Report::from(progress);
@@ -105,6 +112,9 @@ impl Index {
         let report = Report::Outcome(outcome);
         self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
         self.outages.note(uid, key.1.domain(), Some(reason), now);
+        if present || self.budgets.is_in_flight(uid) {
+            self.preemption.ended(uid, now);
+        }
         if self.budgets.is_in_flight(uid) {
             self.record_outcome(uid, &key, present, (reason, &message), now);
             if present || shows_an_answer(reason) {

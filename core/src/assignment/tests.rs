@@ -8,6 +8,7 @@ use crate::protocol::{Progress, PullRequest};
 
 mod budget;
 mod hostile;
+mod preemption;
 
 const GRACE: i64 = 8_000;
 
@@ -74,6 +75,10 @@ fn described(index: &mut Index) -> Vec<String> {
         }
         Effect::Send(to, ToWarmer::Withdraw(withdraw)) => format!("{to} withdraw {}", withdraw.uid),
         Effect::Send(to, ToWarmer::RetryPull(retry)) => format!("{to} retry {}", retry.uid),
+        Effect::Send(to, ToWarmer::SuspendPull(suspend)) => format!("{to} suspend {}", suspend.uid),
+        Effect::Send(to, ToWarmer::ReportProgress(report)) => {
+            format!("{to} report {} every {} ms", report.uid, report.interval_ms)
+        }
         Effect::Send(to, ToWarmer::Synced(_)) => format!("{to} synced"),
         Effect::Send(to, ToWarmer::PullGrant(grant)) => {
             format!("{to} grant {} {}{}", grant.uid, grant.credentials.len(), grant.refused_reason)

@@ -9,15 +9,11 @@ use std::str::FromStr;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use crate::api::names::{NodeName, Uid};
+use super::pod_image::{PULLED, PodImage, of_a_kubelet};
+use crate::api::names::Uid;
 use crate::api::{CachedImageWarm, Reason};
-use crate::image::Reference;
 use crate::labels;
 
-/// `reason` of the kubelet's Event when a container's image is on the node.
-pub const PULLED: &str = "Pulled";
-/// The longest message that is read, in bytes: an image's name and a sentence.
-const LONGEST_MESSAGE: usize = 2_048;
 /// The longest time that one pull is taken to have lasted. Kubelets give up sooner.
 const LONGEST_PULL: SignedDuration = SignedDuration::from_hours(24);
 
@@ -34,9 +30,8 @@ labels! {
 /// A container's image, as the kubelet found or pulled it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerStart {
-    namespace: String,
-    node: NodeName,
-    image: Reference,
+    /// The image.
+    pub image: PodImage,
     at: Timestamp,
     /// `None` when the image was on the node; else how long the container waited for it, zero where the
     /// kubelet does not say.
@@ -59,56 +54,16 @@ pub struct Counted {
 impl ContainerStart {
     /// Reads the kubelet's Event `Pulled` of a Pod's container. `None` for everything else.
     pub fn of(event: &Event) -> Option<Self> {
-        let namespace = event.metadata.namespace.clone()?;
-        let object = &event.involved_object;
-        let is_of_a_pod = object.kind.as_deref() == Some("Pod")
-            && object.namespace.as_deref() == Some(&namespace)
-            && event.reason.as_deref() == Some(PULLED);
-        let source = event.source.as_ref();
-        let component = source.and_then(|source| source.component.as_deref());
-        let component = component.or(event.reporting_component.as_deref());
-        if !is_of_a_pod || component != Some("kubelet") {
-            return None;
-        }
-        let node = source.and_then(|source| source.host.as_deref());
-        let node = node.or(event.reporting_instance.as_deref())?;
+        let said = of_a_kubelet(event, PULLED)?;
         let times = [&event.last_timestamp, &event.first_timestamp];
         let at = times.into_iter().flatten().map(|time| time.0).next();
         let at = at.or(event.event_time.as_ref().map(|time| time.0))?;
-        let (image, waited) = parse(event.message.as_deref()?)?;
-        Some(ContainerStart { namespace, node: node.into(), image, at, waited })
-    }
-
-    /// Whether the ImageWarm is for this image on this node.
-    fn is_of(&self, warm: &CachedImageWarm) -> bool {
-        let Ok(image) = Reference::parse(&warm.image) else { return false };
-        if image == self.image {
-            return true;
-        }
-        // Knative gives Pods the digest of a tag.
-        let digest = image.digest().or(warm.digest());
-        image.repository() == self.image.repository()
-            && digest.is_some()
-            && digest == self.image.digest()
-    }
-}
-
-/// Image and waiting time of a message such as `Container image "app:v1" already present on machine` or
-/// `Successfully pulled image "app:v1" in 1.2s (1.5s including waiting). Image size: 5 bytes.`, in which
-/// the times and the size may be missing.
-fn parse(message: &str) -> Option<(Reference, Option<SignedDuration>)> {
-    if message.len() > LONGEST_MESSAGE {
-        return None;
-    }
-    let mut parts = message.splitn(3, '"');
-    let (before, image, after) = (parts.next()?, parts.next()?, parts.next()?);
-    let image = Reference::parse(image).ok()?;
-    match before {
-        "Container image " if after.starts_with(" already present on machine") => {
-            Some((image, None))
-        }
-        "Successfully pulled image " => Some((image, Some(waited(after).unwrap_or_default()))),
-        _ => None,
+        let waited = match said.before {
+            "Container image " if said.after.starts_with(" already present on machine") => None,
+            "Successfully pulled image " => Some(waited(said.after).unwrap_or_default()),
+            _ => return None,
+        };
+        Some(ContainerStart { image: said.image, at, waited })
     }
 }
 
@@ -138,7 +93,8 @@ impl Used {
     ) -> Vec<Counted> {
         let mut of_node: HashMap<(&str, &str), Vec<usize>> = HashMap::new();
         for (at, start) in starts.iter().enumerate() {
-            of_node.entry((&start.namespace, &start.node)).or_default().push(at);
+            let PodImage { namespace, node, .. } = &start.image;
+            of_node.entry((namespace, node)).or_default().push(at);
         }
         let mut used = HashSet::new();
         let mut candidates: HashMap<usize, Vec<&CachedImageWarm>> = HashMap::new();
@@ -147,7 +103,9 @@ impl Used {
                 used.insert(warm.uid.clone());
             }
             let there = of_node.get(&(&*warm.namespace, &*warm.node_name)).into_iter().flatten();
-            for at in there.filter(|at| starts.get(**at).is_some_and(|start| start.is_of(warm))) {
+            for at in
+                there.filter(|at| starts.get(**at).is_some_and(|start| start.image.is_of(warm)))
+            {
                 candidates.entry(*at).or_default().push(warm);
             }
         }

@@ -1,5 +1,6 @@
 //! Messages that wait to be sent to the controller: the newest of each kind for each assignment, so
-//! that the queue is bounded on a slow stream, and progress at most once a second. Pure.
+//! that the queue is bounded on a slow stream, and progress at most once a second or as often as the
+//! controller asks. Pure.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -8,6 +9,8 @@ use crate::protocol::from_warmer::Message;
 use crate::protocol::{FromWarmer, Outcome, Progress, PullRequest};
 
 const PROGRESS_EVERY_MS: i64 = 1_000;
+/// The shortest interval that the controller may ask for.
+const SHORTEST_INTERVAL_MS: i64 = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Kind {
@@ -22,6 +25,8 @@ pub struct Outbox {
     turns: VecDeque<(Kind, Uid)>,
     messages: HashMap<(Kind, Uid), Message>,
     progress_at: HashMap<Uid, i64>,
+    /// Intervals that the controller asked for.
+    intervals: HashMap<Uid, i64>,
 }
 
 impl Outbox {
@@ -46,13 +51,22 @@ impl Outbox {
         let uid = Uid::from(outcome.uid.as_str());
         self.take_back(Kind::Progress, &uid);
         self.progress_at.remove(&uid);
+        self.intervals.remove(&uid);
         self.put((Kind::Outcome, uid), Message::Outcome(outcome));
     }
 
-    /// Queues the progress of a pull, unless the last was queued less than a second before.
+    /// Progress of this assignment is to be sent at this interval, until its next outcome.
+    pub fn report_every(&mut self, uid: &Uid, interval_ms: u32) {
+        let interval_ms = i64::from(interval_ms).clamp(SHORTEST_INTERVAL_MS, PROGRESS_EVERY_MS);
+        self.intervals.insert(uid.clone(), interval_ms);
+    }
+
+    /// Queues the progress of a pull, unless the last was queued less than an interval before.
     pub fn progress(&mut self, progress: Progress, now: i64) {
-        let last = self.progress_at.get(progress.uid.as_str());
-        if last.is_none_or(|last| now - last >= PROGRESS_EVERY_MS) {
+        let uid = progress.uid.as_str();
+        let interval_ms = self.intervals.get(uid).copied().unwrap_or(PROGRESS_EVERY_MS);
+        let last = self.progress_at.get(uid);
+        if last.is_none_or(|last| now - last >= interval_ms) {
             let uid = Uid::from(progress.uid.as_str());
             self.progress_at.insert(uid.clone(), now);
             self.put((Kind::Progress, uid), Message::Progress(progress));
@@ -62,6 +76,7 @@ impl Outbox {
     /// Drops the messages of an assignment that was withdrawn.
     pub fn forget(&mut self, uid: &Uid) {
         self.progress_at.remove(uid);
+        self.intervals.remove(uid);
         for kind in [Kind::Request, Kind::Outcome, Kind::Progress] {
             self.take_back(kind, uid);
         }

@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
+use super::preemption::{Limit, Others};
 use crate::api::names::{NodeName, Uid};
 
 /// The first back-off after a rate limit; each further one is twice as long.
@@ -132,13 +133,31 @@ struct Registry {
     /// The current slice of time, and pulls that began in it.
     slice: i64,
     begun: usize,
+    /// Set while Pods wait.
+    preempted: Option<Limit>,
 }
 
 impl Registry {
-    fn has_place(&self, limits: Limits, now: i64) -> bool {
+    /// Whether one more pull may run. The node of a Pod that waits needs no place: its kubelet pulls
+    /// anyway.
+    fn has_place(&self, node: &NodeName, limits: Limits, now: i64) -> bool {
+        match &self.preempted {
+            Some(limit) if limit.nodes.contains(node) => true,
+            Some(limit) if self.others(&limit.nodes) >= limit.others => false,
+            _ => !self.is_full(limits, now),
+        }
+    }
+
+    fn is_full(&self, limits: Limits, now: i64) -> bool {
         let (slice, most) = limits.slice(now);
         let begun = if self.slice == slice { self.begun } else { 0 };
-        self.in_flight < limits.pulls() && begun < most
+        self.in_flight >= limits.pulls() || begun >= most
+    }
+
+    /// Running pulls of other nodes.
+    fn others(&self, nodes: &BTreeSet<NodeName>) -> usize {
+        let of = |node| self.by_node.get(node).copied().unwrap_or(0);
+        self.in_flight.saturating_sub(nodes.iter().map(of).sum())
     }
 
     /// Whether the shares of namespace and node, and the account's back-off, let the pull begin.
@@ -180,17 +199,19 @@ impl Registry {
 
     /// The next pull that may begin: of the namespace with the fewest, the one with the greatest
     /// priority, then the first that came.
-    fn next(&self, nodes: &HashMap<Uid, Held>, limits: Limits, now: i64) -> Option<Turn> {
-        let pulls = limits.pulls();
-        let lines = self.lines.iter().filter(|(account, line)| {
-            line.may_begin(now) && self.of_namespace(&account.namespace) < namespace_share(pulls)
-        });
-        let firsts = lines.filter_map(|(account, line)| {
-            // At most a few are skipped: those of nodes that have their share.
+    fn next(&self, places: &HashMap<Uid, Held>, limits: Limits, now: i64) -> Option<Turn> {
+        if self.preempted.is_none() && self.is_full(limits, now) {
+            return None;
+        }
+        let firsts = self.lines.iter().filter_map(|(account, line)| {
+            // Few are skipped: those of nodes that have their share. While Pods wait it may be all of
+            // them.
             let mut turns = line.waiting.iter();
             let first = turns.find(|(_, _, uid)| {
-                let node = nodes.get(uid).and_then(|held| self.by_node.get(&held.pull.node));
-                node.copied().unwrap_or(0) < node_share(pulls)
+                let node = places.get(uid).map(|held| &held.pull.node);
+                node.is_some_and(|node| {
+                    self.has_place(node, limits, now) && self.may_begin(account, node, limits, now)
+                })
             })?;
             Some((self.of_namespace(&account.namespace), first))
         });
@@ -260,7 +281,7 @@ impl RegistryBudgets {
         }
         let Pull { uid, node, account, priority, .. } = &pull;
         let registry = self.registries.entry(pull.registry.clone()).or_default();
-        let granted = registry.has_place(self.limits, now)
+        let granted = registry.has_place(node, self.limits, now)
             && registry.may_begin(account, node, self.limits, now);
         let place = if granted {
             registry.begin(account, node, self.limits, now);
@@ -360,13 +381,51 @@ impl RegistryBudgets {
         self.expire(now);
         self.registries.retain(|_, registry| {
             registry.lines.retain(|_, line| !line.is_idle(now));
-            !registry.lines.is_empty()
+            !registry.lines.is_empty() || registry.preempted.is_some()
         });
         let has_waiting =
             |registry: &Registry| registry.lines.values().any(|line| !line.waiting.is_empty());
         let waiting = self.registries.iter().filter(|(_, registry)| has_waiting(registry));
         let registries: Vec<String> = waiting.map(|(name, _)| name.clone()).collect();
         registries.iter().flat_map(|registry| self.begin_waiting(registry, now)).collect()
+    }
+
+    /// The pulls of a registry by other nodes than these.
+    pub fn others(&self, registry: &str, nodes: &BTreeSet<NodeName>) -> Others {
+        let Some(found) = self.registries.get(registry) else { return Others::default() };
+        let turns = found.lines.values().flat_map(|line| &line.waiting);
+        let waiting = turns.filter(|(_, _, uid)| {
+            self.places.get(uid).is_some_and(|held| !nodes.contains(&held.pull.node))
+        });
+        Others { running: found.others(nodes), waiting: waiting.count() }
+    }
+
+    /// Limits the registries to these, and no others, while Pods wait. Returns the running pulls that are
+    /// to be suspended, those that began last; call [`RegistryBudgets::end`] for each.
+    pub fn preempt(&mut self, limits: Vec<(String, Limit)>) -> Vec<Uid> {
+        for registry in self.registries.values_mut() {
+            registry.preempted = None;
+        }
+        let mut suspended = Vec::new();
+        for (name, limit) in limits {
+            let registry = self.registries.entry(name.clone()).or_default();
+            if registry.others(&limit.nodes) > limit.others {
+                let of_others = self.places.iter().filter_map(|(uid, held)| match held.place {
+                    Place::InFlight { since, .. }
+                        if held.pull.registry == name && !limit.nodes.contains(&held.pull.node) =>
+                    {
+                        Some((since, uid))
+                    }
+                    _ => None,
+                });
+                let mut of_others: Vec<(i64, &Uid)> = of_others.collect();
+                of_others.sort();
+                suspended
+                    .extend(of_others.into_iter().skip(limit.others).map(|(_, uid)| uid.clone()));
+            }
+            registry.preempted = Some(limit);
+        }
+        suspended
     }
 
     /// Whether `uid` may run now.
@@ -398,9 +457,7 @@ impl RegistryBudgets {
     fn begin_waiting(&mut self, name: &str, now: i64) -> Vec<Uid> {
         let mut started = Vec::new();
         let Some(registry) = self.registries.get_mut(name) else { return started };
-        while registry.has_place(self.limits, now)
-            && let Some(turn) = registry.next(&self.places, self.limits, now)
-        {
+        while let Some(turn) = registry.next(&self.places, self.limits, now) {
             let Some(held) = self.places.get_mut(&turn.2) else { break };
             if let Some(line) = registry.lines.get_mut(&held.pull.account) {
                 line.waiting.remove(&turn);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Event;
 use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -21,15 +22,18 @@ use crate::kubernetes::token_review::ApiServerReviewer;
 use crate::kubernetes::webhook_configurations::{ConfigurationStates, ReplicaPaths, Role};
 use crate::leader::ca_publication::Publisher;
 use crate::leader::container_starts::ContainerStarts;
+use crate::leader::kubelet_events::KubeletEvents;
 use crate::leader::{Controller, ControllerMetrics, Elector};
 use crate::programs::{Parts, certificates};
 use crate::sessions::metrics::DispatchMetrics;
 use crate::sessions::server::PROOF;
-use crate::sessions::{DispatchServer, Dispatcher};
+use crate::sessions::{DispatchServer, Dispatcher, PodImages};
 use crate::telemetry::certificates::CertificateMetrics;
 use crate::telemetry::health::{self, Readiness};
 use imagewarm_core::api::names::NodeName;
 use imagewarm_core::policy::Policy;
+use imagewarm_core::report::container_start::ContainerStart;
+use imagewarm_core::report::pod_image::{PULLED, PULLING, PodImage};
 use imagewarm_core::webhook_paths::ServedPaths;
 use imagewarm_webhook_certs::{Resolver, Served};
 
@@ -51,8 +55,12 @@ pub(super) struct Certificates {
     paths: watch::Receiver<ServedPaths>,
 }
 
-/// Nodes whose warmer has an open stream.
-pub(super) type Connected = watch::Receiver<Arc<BTreeSet<NodeName>>>;
+/// What the leader's work needs of the warmers' streams.
+pub(super) struct Sessions {
+    /// Nodes whose warmer has an open stream.
+    connected: watch::Receiver<Arc<BTreeSet<NodeName>>>,
+    pod_images: PodImages,
+}
 
 impl Replica<'_> {
     /// Watches the API server.
@@ -130,7 +138,7 @@ impl Replica<'_> {
         stores: &Stores,
         leadership: &watch::Receiver<Leadership>,
         certificates: &Certificates,
-    ) -> Connected {
+    ) -> Sessions {
         let metrics = DispatchMetrics::register(self.registry);
         let dispatcher = Dispatcher::new(
             self.client.clone(),
@@ -140,7 +148,7 @@ impl Replica<'_> {
             self.command.dispatch.clone(),
             metrics.clone(),
         );
-        let connected = dispatcher.connected();
+        let (connected, pod_images) = (dispatcher.connected(), dispatcher.pod_images());
         let server = DispatchServer {
             inputs: dispatcher.inputs(),
             leader: leadership.clone(),
@@ -156,7 +164,7 @@ impl Replica<'_> {
         let stop = self.parts.stop.clone();
         self.parts.add("dispatch server", async move { Ok(server.serve(listener, stop).await?) });
         self.parts.spawn("dispatcher", |stop| dispatcher.run(stop));
-        connected
+        Sessions { connected, pod_images }
     }
 
     /// Makes the ImageWarms of admitted Revisions.
@@ -217,13 +225,9 @@ impl Replica<'_> {
         &mut self,
         stores: &Stores,
         leadership: watch::Receiver<Leadership>,
-        connected: Connected,
+        Sessions { connected, pod_images }: Sessions,
     ) {
-        if self.command.controller.count_container_starts {
-            let (client, stores) = (self.client.clone(), stores.clone());
-            let starts = ContainerStarts::new(client, stores, leadership.clone(), self.registry);
-            self.parts.spawn("container starts", |stop| starts.run(stop));
-        }
+        self.kubelet_events(stores, &leadership, pod_images);
         let controller = Controller {
             client: self.client.clone(),
             stores: stores.clone(),
@@ -234,6 +238,43 @@ impl Replica<'_> {
             metrics: ControllerMetrics::register(self.registry),
         };
         self.parts.spawn("controller", |stop| controller.run(stop));
+    }
+
+    /// Follows what kubelets say of the images of Pods: for metrics, and for what must not be slowed down.
+    fn kubelet_events(
+        &mut self,
+        stores: &Stores,
+        leadership: &watch::Receiver<Leadership>,
+        pod_images: PodImages,
+    ) {
+        let args = &self.command.controller;
+        let pod_images = args.preemption.then_some(pod_images);
+        let counted = args.count_container_starts.then(|| {
+            let (starts, sender) =
+                ContainerStarts::new(stores.clone(), leadership.clone(), self.registry);
+            self.parts.spawn("container starts", |_| starts.run());
+            sender
+        });
+        if let Some(pod_images) = pod_images.clone() {
+            let pulling = KubeletEvents::new(self.client.clone(), leadership.clone(), PULLING);
+            let seen = move |event: &Event| {
+                PodImage::pulling(event).into_iter().for_each(|image| pod_images.waits(image));
+            };
+            self.parts.spawn("waiting Pods", |stop| pulling.run(seen, stop));
+        }
+        if pod_images.is_some() || counted.is_some() {
+            let pulled = KubeletEvents::new(self.client.clone(), leadership.clone(), PULLED);
+            let seen = move |event: &Event| {
+                let Some(start) = ContainerStart::of(event) else { return };
+                if let Some(pod_images) = &pod_images {
+                    pod_images.started(start.image.clone());
+                }
+                if let Some(counted) = &counted {
+                    let _ = counted.try_send(start);
+                }
+            };
+            self.parts.spawn("started containers", |stop| pulled.run(seen, stop));
+        }
     }
 }
 

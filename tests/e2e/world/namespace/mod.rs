@@ -76,6 +76,19 @@ impl Namespace {
         Api::namespaced(self.client(), &self.name)
     }
 
+    /// What a kubelet says of a Pod's image in an Event.
+    pub async fn kubelet_event(&self, reason: &str, node: &str, message: &str) -> Result<()> {
+        let event: Event = serde_json::from_value(json!({
+            "metadata": {"generateName": "app."},
+            "involvedObject": {"kind": "Pod", "namespace": self.name, "name": "app"},
+            "reason": reason, "message": message, "type": "Normal",
+            "source": {"component": "kubelet", "host": node},
+            "lastTimestamp": "2026-01-01T00:00:00Z",
+        }))?;
+        self.api().create(&PostParams::default(), &event).await?;
+        Ok(())
+    }
+
     pub async fn label(&self, key: &str, value: &str) -> Result<()> {
         let body = json!({"metadata": {"labels": {key: value}}});
         self.objects().patch(&self.name, &PatchParams::default(), &Patch::Merge(body)).await?;

@@ -1,0 +1,171 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+
+const MEGABYTE: u64 = 1_000_000;
+/// Bytes that one link carries in a millisecond: 30 MB/s.
+const LINK: u64 = 30_000;
+const IMAGE: u64 = 300 * MEGABYTE;
+const STEP_MS: i64 = 50;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Link {
+    /// One for all nodes.
+    Shared,
+    /// One for each node.
+    Own,
+}
+
+/// Nodes that pull the same image over links, beside the Pod's node.
+struct Cluster {
+    link: Link,
+    others: usize,
+    now: i64,
+    preemption: Preemption,
+}
+
+/// What became of one Pod.
+#[derive(Debug)]
+struct Waited {
+    /// Until its image was there, in milliseconds.
+    pod: i64,
+    /// How long other nodes did not pull meanwhile, the sum for all, in milliseconds.
+    idle: i64,
+}
+
+impl Cluster {
+    fn new(link: Link, others: usize) -> Self {
+        Cluster { link, others, now: 0, preemption: Preemption::default() }
+    }
+
+    /// A Pod's node pulls, and `others` nodes as far as they may.
+    fn deploy(&mut self, uid: &str) -> Waited {
+        let begun = self.now;
+        assert!(self.preemption.pod_waits(pod(uid, "team"), self.now));
+        let (mut downloaded, mut idle, mut running) = (0, 0, self.others);
+        while downloaded < IMAGE {
+            let counts = Others { running, waiting: self.others - running };
+            let limits = self.preemption.tick(|_, _| counts, self.now);
+            running =
+                limits.first().map_or(self.others, |(_, limit)| limit.others.min(self.others));
+            let sharing = if self.link == Link::Shared { running as u64 + 1 } else { 1 };
+            downloaded += LINK * STEP_MS as u64 / sharing;
+            idle += (self.others - running) as i64 * STEP_MS;
+            self.now += STEP_MS;
+            if self.now % 250 == 0 {
+                self.preemption.progress(uid, downloaded, IMAGE, self.now);
+            }
+        }
+        self.preemption.ended(uid, self.now);
+        Waited { pod: self.now - begun, idle }
+    }
+}
+
+fn pod(uid: &str, namespace: &str) -> WaitingPod {
+    WaitingPod {
+        uid: uid.into(),
+        node: "node-1".into(),
+        registry: "r.test".into(),
+        namespace: namespace.into(),
+    }
+}
+
+fn alone() -> i64 {
+    (IMAGE / LINK) as i64
+}
+
+#[test]
+fn on_a_shared_link_the_pod_has_it_nearly_for_itself() {
+    for others in [1, 2, 29, 1_000] {
+        let mut cluster = Cluster::new(Link::Shared, others);
+        let first = cluster.deploy("a");
+        assert!(first.pod <= alone() * 11 / 10, "{others} others: {first:?}");
+        let second = cluster.deploy("b");
+        assert!(second.pod <= alone() * 101 / 100, "{others} others: {second:?}");
+    }
+}
+
+#[test]
+fn where_each_node_has_its_link_the_others_go_on_after_a_moment() {
+    for (others, longest) in [(1, 2_000), (2, 4_000), (29, 6_000)] {
+        let mut cluster = Cluster::new(Link::Own, others);
+        let first = cluster.deploy("a");
+        assert_eq!(first.pod, alone());
+        assert!(first.idle <= others as i64 * longest, "{others} others: {first:?}");
+        assert_eq!(cluster.deploy("b").idle, 0, "{others} others");
+        // The result is not for ever.
+        cluster.now += RESULT_MS;
+        assert!(cluster.deploy("c").idle > 0);
+        // Many more may take what two did not.
+        if others == 2 {
+            cluster.others = 100;
+            assert!(cluster.deploy("d").idle > 0);
+        }
+    }
+}
+
+#[test]
+fn a_node_without_reports_is_alone_for_a_while_and_a_stalled_one_for_less() {
+    let mut preemption = Preemption::default();
+    let counts = Others { running: 0, waiting: 2 };
+    assert!(preemption.pod_waits(pod("a", "team"), 0));
+    assert!(!preemption.pod_waits(pod("a", "team"), 1), "the same Pod");
+    let limits = preemption.tick(|_, _| counts, UNMEASURED_MS);
+    assert_eq!(limits.first().unwrap().1.others, 0);
+    assert!(preemption.tick(|_, _| counts, UNMEASURED_MS + 1).is_empty());
+    assert!(preemption.pod_waits(pod("b", "team"), 40_000));
+    preemption.progress("b", 1, 9, 40_100);
+    preemption.progress("b", 1, 9, 43_000);
+    assert!(!preemption.tick(|_, _| counts, 43_100).is_empty());
+    assert!(preemption.tick(|_, _| counts, 43_101).is_empty());
+    assert!(!preemption.is_waited_for("b"));
+}
+
+#[test]
+fn a_pod_whose_bytes_are_all_there_takes_nothing_more() {
+    let mut preemption = Preemption::default();
+    assert!(preemption.pod_waits(pod("a", "team"), 0));
+    preemption.progress("a", 5, 9, 100);
+    assert!(preemption.is_waited_for("a"));
+    preemption.progress("a", 9, 9, 200);
+    assert!(!preemption.is_waited_for("a"));
+    assert!(preemption.tick(|_, _| Others::default(), 300).is_empty());
+}
+
+#[test]
+fn one_namespace_does_not_hold_up_the_others_for_ever() {
+    let mut preemption = Preemption::default();
+    let counts = Others { running: 0, waiting: 1 };
+    let (mut now, mut limited) = (0, 0);
+    // Pods that never end, one after the other, each of which shows bytes once a second.
+    for number in 0.. {
+        let uid = format!("u{number}");
+        if !preemption.pod_waits(pod(&uid, "greedy"), now) {
+            break;
+        }
+        for second in 1..=60 {
+            now += 1_000;
+            preemption.progress(&uid, second, u64::MAX, now);
+            limited += i64::from(!preemption.tick(|_, _| counts, now).is_empty()) * 1_000;
+        }
+        preemption.ended(&uid, now);
+    }
+    assert!(limited <= NAMESPACE_SHARE_MS + 60_000, "{limited}");
+    assert!(preemption.pod_waits(pod("other", "modest"), now), "others have their own share");
+    preemption.ended("other", now);
+    now += NAMESPACE_PERIOD_MS;
+    assert!(preemption.pod_waits(pod("later", "greedy"), now));
+}
+
+#[test]
+fn without_others_nothing_is_learned_of_them() {
+    let mut preemption = Preemption::default();
+    assert!(preemption.pod_waits(pod("a", "team"), 0));
+    for second in 1..=60 {
+        preemption.progress("a", second * MEGABYTE, IMAGE, second as i64 * 1_000);
+        preemption.tick(|_, _| Others::default(), second as i64 * 1_000);
+    }
+    assert!(preemption.known.is_empty());
+    // They come later, and are limited at once.
+    let counts = Others { running: 0, waiting: 3 };
+    assert_eq!(preemption.tick(|_, _| counts, 60_100).first().unwrap().1.others, 1);
+}

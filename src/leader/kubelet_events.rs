@@ -1,0 +1,151 @@
+//! Follows what kubelets say in Events of the images of Pods: that one is being pulled, and that one is
+//! there.
+//!
+//! What is lost while the API server does not answer is lost, and an API server that refuses the right to
+//! watch Events is asked again in five minutes: nothing that has to be right depends on it.
+
+use std::future::pending;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::kubernetes::leadership::Leadership;
+use crate::kubernetes::request::one_line;
+
+/// The server terminates a watch after this time; a stream silent for longer is dropped.
+const WATCH_SECONDS: u32 = 290;
+const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Interval between attempts where Events may not be watched.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(300);
+
+/// The Events about Pods that have this reason, while this replica leads.
+pub(crate) struct KubeletEvents {
+    events: Api<Event>,
+    leadership: watch::Receiver<Leadership>,
+    reason: &'static str,
+}
+
+/// Why a watch ended.
+enum End {
+    Refused(String),
+    Failed(String),
+    /// The server ended the watch, or no longer knows the version.
+    Again,
+}
+
+impl KubeletEvents {
+    /// Of this `reason`.
+    pub(crate) fn new(
+        client: Client,
+        leadership: watch::Receiver<Leadership>,
+        reason: &'static str,
+    ) -> Self {
+        KubeletEvents { events: Api::all(client), leadership, reason }
+    }
+
+    /// Calls `seen` for each, until `stop`.
+    pub(crate) async fn run(mut self, seen: impl Fn(&Event), stop: CancellationToken) {
+        loop {
+            let leads = self.leadership.borrow_and_update().leading;
+            let following = async {
+                match leads {
+                    true => self.follow(&seen).await,
+                    false => pending().await,
+                }
+            };
+            let mut leadership = self.leadership.clone();
+            tokio::select! {
+                () = following => {}
+                changed = leadership.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Watches, for ever.
+    async fn follow(&self, seen: &impl Fn(&Event)) {
+        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
+        let mut version = None;
+        loop {
+            let pause = match self.watch(&mut version, seen).await {
+                End::Again => {
+                    backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
+                    BACKOFF_MIN
+                }
+                End::Failed(error) => {
+                    tracing::debug!(error, "cannot watch Events");
+                    backoff.next_with_jitter()
+                }
+                End::Refused(error) => {
+                    tracing::info!(error, reason = self.reason, "Events of kubelets are not seen");
+                    REFUSED_INTERVAL
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+
+    /// Goes on from `version`, and leaves there where to go on next time.
+    async fn watch(&self, version: &mut Option<String>, seen: &impl Fn(&Event)) -> End {
+        let fields = format!("involvedObject.kind=Pod,reason={}", self.reason);
+        // Only for the version: what was said before is over.
+        let newest = ListParams::default().fields(&fields).limit(1);
+        let mut last = match version.take() {
+            Some(version) => version,
+            None => match timeout(ANSWER_TIMEOUT, self.events.list_metadata(&newest)).await {
+                Ok(Ok(list)) => list.metadata.resource_version.unwrap_or_default(),
+                Ok(Err(error)) => return end_of(&error),
+                Err(_) => return End::Failed("no answer in time".into()),
+            },
+        };
+        let parameters = WatchParams::default().fields(&fields).timeout(WATCH_SECONDS);
+        let stream = match timeout(ANSWER_TIMEOUT, self.events.watch(&parameters, &last)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return end_of(&error),
+            Err(_) => return End::Failed("no answer in time".into()),
+        };
+        let mut stream = pin!(stream);
+        loop {
+            match timeout(WATCH_TIMEOUT, stream.next()).await {
+                // An Event that repeats is modified.
+                Ok(Some(Ok(WatchEvent::Added(event) | WatchEvent::Modified(event)))) => {
+                    if let Some(version) = &event.metadata.resource_version {
+                        last.clone_from(version);
+                    }
+                    seen(&event);
+                }
+                Ok(Some(Ok(WatchEvent::Deleted(_)))) => {}
+                Ok(Some(Ok(WatchEvent::Bookmark(bookmark)))) => {
+                    last = bookmark.metadata.resource_version;
+                }
+                Ok(Some(Err(kube::Error::SerdeError(error)))) => {
+                    return End::Failed(error.to_string());
+                }
+                Ok(Some(Ok(WatchEvent::Error(_)))) => return End::Again,
+                Ok(Some(Err(_)) | None) | Err(_) => {
+                    *version = Some(last);
+                    return End::Again;
+                }
+            }
+        }
+    }
+}
+
+fn end_of(error: &kube::Error) -> End {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => End::Refused(one_line(error)),
+        kube::Error::Api(status) if status.code == 410 => End::Again,
+        error => End::Failed(one_line(error)),
+    }
+}

@@ -22,7 +22,7 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use xtask::cluster::{AUDIENCE, NAMESPACE, TokenFor, WARMER_ACCOUNT};
+use xtask::cluster::{AUDIENCE, Cluster, NAMESPACE, TokenFor, WARMER_ACCOUNT};
 use xtask::wait::wait_for;
 
 use crate::Scale;
@@ -147,7 +147,7 @@ impl FakeWarmers {
     ) -> Result<FakeWarmers> {
         let names: Vec<String> = (0..count).map(|at| format!("fake-{at:05}")).collect();
         stage.plain_nodes(names.clone()).await?;
-        let tokens = tokens(stage, &names).await?;
+        let tokens = tokens(&stage.cluster, &names).await?;
         let (tell, asked) = mpsc::unbounded_channel();
         let hold = watch::Sender::new(Held::Nothing);
         let (stop, mut tasks, mut connected) = (CancellationToken::new(), JoinSet::new(), vec![]);
@@ -156,7 +156,8 @@ impl FakeWarmers {
             let (tell, hold) = (tell.clone(), hold.subscribe());
             let runtime = Waiting { tell, hold, gate: gate.clone(), images: Mutex::default() };
             let metrics = WarmerMetrics::register(&mut Default::default());
-            let warmer = Warmer::with_runtime(Arc::new(runtime), &args(stage, token)?, metrics)?;
+            let warmer =
+                Warmer::with_runtime(Arc::new(runtime), &args(&stage.cluster, token)?, metrics)?;
             connected.push(warmer.connected());
             let run = warmer.run(stop.clone());
             tasks.spawn(async move {
@@ -214,8 +215,9 @@ impl Drop for FakeWarmers {
     }
 }
 
-async fn tokens(stage: &Stage, nodes: &[String]) -> Result<Vec<PathBuf>> {
-    let folder = stage.cluster.folder().join("tokens");
+/// A token for the warmer of each of these nodes, in a file.
+pub async fn tokens(cluster: &Cluster, nodes: &[String]) -> Result<Vec<PathBuf>> {
+    let folder = cluster.folder().join("tokens");
     std::fs::create_dir_all(&folder)?;
     let folder = &folder;
     futures::stream::iter(nodes)
@@ -229,7 +231,7 @@ async fn tokens(stage: &Stage, nodes: &[String]) -> Result<Vec<PathBuf>> {
                 seconds: 24 * 60 * 60,
             };
             let file = folder.join(node);
-            stage.cluster.write_token(&token, &file).await?;
+            cluster.write_token(&token, &file).await?;
             anyhow::Ok(file)
         })
         .buffer_unordered(CONCURRENCY)
@@ -237,11 +239,12 @@ async fn tokens(stage: &Stage, nodes: &[String]) -> Result<Vec<PathBuf>> {
         .await
 }
 
-fn args(stage: &Stage, token: PathBuf) -> Result<WarmerArgs> {
+/// The settings of a warmer that proves itself with this token.
+pub fn args(cluster: &Cluster, token: PathBuf) -> Result<WarmerArgs> {
     let command = WarmerArgs::augment_args(clap::Command::new("warmer"));
-    let server = format!("--dispatch-server=https://{}", stage.cluster.dispatch.address());
+    let server = format!("--dispatch-server=https://{}", cluster.dispatch.address());
     let name = format!("--dispatch-server-name=imagewarm-dispatch.{NAMESPACE}.svc");
-    let ca = format!("--dispatch-ca-file={}", stage.cluster.dispatch_ca_file().display());
+    let ca = format!("--dispatch-ca-file={}", cluster.dispatch_ca_file().display());
     let token = format!("--token-file={}", token.display());
     // Independent of this machine's free space: nothing is stored.
     let room = ["--keep-free-disk=0%", "--assumed-image-size=0"];

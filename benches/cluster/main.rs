@@ -5,11 +5,13 @@
 mod admission;
 mod api_server;
 mod bursts;
+mod byte_nodes;
 mod cold_start;
 mod deploys;
 mod fairness;
 mod fake_warmers;
 mod fan_out;
+mod first_pod;
 mod fit;
 mod growth;
 mod herd;
@@ -81,6 +83,7 @@ benchmarks![
     revision_create,
     bursts,
     cold_start,
+    first_pod,
     fan_out,
     fake_warmers,
     api_server,

@@ -117,32 +117,7 @@ impl Stage {
 
     /// Plain Node objects, Ready, without anything behind them.
     pub async fn plain_nodes(&self, names: Vec<String>) -> Result<()> {
-        let nodes: Api<Node> = Api::all(self.cluster.client());
-        let architecture = xtask::images::architecture();
-        futures::stream::iter(names.into_iter().map(Ok))
-            .try_for_each_concurrent(CONCURRENCY, |name| {
-                let nodes = nodes.clone();
-                async move {
-                    let node = json!({
-                        "metadata": {"name": name, "labels": {
-                            "kubernetes.io/hostname": name, "kubernetes.io/os": "linux",
-                            "kubernetes.io/arch": architecture,
-                        }},
-                        "status": {
-                            "conditions": [{"type": "Ready", "status": "True"}],
-                            "nodeInfo": {
-                                "architecture": architecture, "operatingSystem": "linux",
-                                "bootID": "", "containerRuntimeVersion": "docker://28.0.0",
-                                "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "",
-                                "machineID": "", "osImage": "", "systemUUID": "",
-                            },
-                        },
-                    });
-                    nodes.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
-                    anyhow::Ok(())
-                }
-            })
-            .await
+        plain_nodes(self.cluster.client(), names).await
     }
 
     /// Makes a namespace with a Configuration `app` in it, and returns what makes its Revisions.
@@ -384,4 +359,34 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     let (user, system) = (ticks(11).context("no utime")?, ticks(12).context("no stime")?);
     // Linux shows times to programs in hundredths, whatever it counts in itself.
     Ok((user + system) / 100.0)
+}
+
+/// Makes Node objects that nobody stands behind, and on which no Pod has room.
+pub async fn plain_nodes(client: Client, names: Vec<String>) -> Result<()> {
+    let nodes: Api<Node> = Api::all(client);
+    let architecture = xtask::images::architecture();
+    futures::stream::iter(names.into_iter().map(Ok))
+        .try_for_each_concurrent(CONCURRENCY, |name| {
+            let nodes = nodes.clone();
+            async move {
+                let node = json!({
+                    "metadata": {"name": name, "labels": {
+                        "kubernetes.io/hostname": name, "kubernetes.io/os": "linux",
+                        "kubernetes.io/arch": architecture,
+                    }},
+                    "status": {
+                        "conditions": [{"type": "Ready", "status": "True"}],
+                        "nodeInfo": {
+                            "architecture": architecture, "operatingSystem": "linux",
+                            "bootID": "", "containerRuntimeVersion": "docker://28.0.0",
+                            "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "",
+                            "machineID": "", "osImage": "", "systemUUID": "",
+                        },
+                    },
+                });
+                nodes.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
+                anyhow::Ok(())
+            }
+        })
+        .await
 }

@@ -60,10 +60,19 @@ pub struct ColdStarts {
 impl ColdStarts {
     /// Starts everything, with a controller and a warmer for each node, each with a link of its own.
     pub async fn start(programs: Programs, binary: &Path) -> Result<Self> {
+        Self::start_with_links(programs, binary, || Link::of_megabits(MEGABITS)).await
+    }
+
+    /// The same with these links from the registry to each node.
+    pub async fn start_with_links(
+        programs: Programs,
+        binary: &Path,
+        link: impl Fn() -> Link,
+    ) -> Result<Self> {
         let options = Options { nodes: 0, knative: Knative::Real, ..Options::default() };
         let mut cluster = Cluster::start_from(programs, options, &[]).await?;
         cluster.start_scheduler()?;
-        let nodes = (1..=NODES).map(|number| (number, Link::of_megabits(MEGABITS)));
+        let nodes = (1..=NODES).map(|number| (number, link()));
         let adding = nodes.map(|(number, link)| {
             let cluster = &cluster;
             async move { cluster.add_pod_node(number, &link).await }
@@ -116,25 +125,7 @@ impl ColdStarts {
     /// Makes a Service that is scaled to zero, and waits until Knative has made all but its Pods. Returns how
     /// long its Deployment came after its Revision.
     pub async fn service(&self, namespace: &str, name: &str, image: &str) -> Result<Duration> {
-        let service = serde_json::from_value(json!({
-            "apiVersion": "serving.knative.dev/v1", "kind": "Service",
-            "metadata": {"name": name},
-            "spec": {"template": {
-                "metadata": {"annotations": {
-                    "autoscaling.knative.dev/initial-scale": "0",
-                    "autoscaling.knative.dev/window": "6s",
-                    // Until it is deleted: while it scales down, its Pod takes minutes to go.
-                    "autoscaling.knative.dev/scale-to-zero-pod-retention-period": "2m",
-                    // The activator stays in the path: there is no ingress to take it out.
-                    "autoscaling.knative.dev/target-burst-capacity": "-1",
-                }},
-                "spec": {
-                    "schedulerName": SCHEDULER,
-                    "containers": [{"image": image}],
-                },
-            }},
-        }))?;
-        self.serving(namespace, "Service").create(&PostParams::default(), &service).await?;
+        self.create_service(namespace, name, image, "0").await?;
         let revisions = self.serving(namespace, "Revision");
         let deployments = self.api("apps", "v1", "Deployment", namespace);
         let scalers =
@@ -162,6 +153,49 @@ impl ColdStarts {
         Ok(deployment_took)
     }
 
+    async fn create_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        image: &str,
+        initial_scale: &str,
+    ) -> Result<()> {
+        let service = serde_json::from_value(json!({
+            "apiVersion": "serving.knative.dev/v1", "kind": "Service",
+            "metadata": {"name": name},
+            "spec": {"template": {
+                "metadata": {"annotations": {
+                    "autoscaling.knative.dev/initial-scale": initial_scale,
+                    "autoscaling.knative.dev/window": "6s",
+                    // Until it is deleted: while it scales down, its Pod takes minutes to go.
+                    "autoscaling.knative.dev/scale-to-zero-pod-retention-period": "2m",
+                    // The activator stays in the path: there is no ingress to take it out.
+                    "autoscaling.knative.dev/target-burst-capacity": "-1",
+                }},
+                "spec": {
+                    "schedulerName": SCHEDULER,
+                    "containers": [{"image": image}],
+                },
+            }},
+        }))?;
+        self.serving(namespace, "Service").create(&PostParams::default(), &service).await?;
+        Ok(())
+    }
+
+    /// Makes a Service with one Pod, and returns how long it took until that Pod was Ready.
+    pub async fn first_pod(&self, namespace: &str, name: &str, image: &str) -> Result<Duration> {
+        let pods = self.api("", "v1", "Pod", namespace);
+        let of_service =
+            ListParams::default().labels(&format!("serving.knative.dev/service={name}"));
+        let began = Instant::now();
+        self.create_service(namespace, name, image, "1").await?;
+        soon(&format!("the first Pod of {name} to be Ready"), async || {
+            pods.list(&of_service).await.ok()?.items.iter().any(is_ready).then_some(())
+        })
+        .await?;
+        Ok(began.elapsed())
+    }
+
     /// Waits until the image of a Service is on every node.
     pub async fn until_warm(&self, namespace: &str, name: &str) -> Result<()> {
         let warms = self.api("caching.knative.dev", "v1alpha1", "ImageWarm", namespace);
@@ -176,7 +210,7 @@ impl ColdStarts {
             });
             let nodes: BTreeSet<String> =
                 warms.iter().map(|warm| warm.data["spec"]["nodeName"].to_string()).collect();
-            (nodes.len() == self.nodes.len()).then_some(())
+            (nodes.len() >= self.nodes.len()).then_some(())
         })
         .await
     }
@@ -235,10 +269,7 @@ impl ColdStarts {
         let began = Instant::now();
         pods.create(&PostParams::default(), &pod).await?;
         soon(&format!("Pod {second} to be Ready"), async || {
-            let pod = pods.get(&second).await.ok()?;
-            let conditions = pod.data["status"]["conditions"].as_array()?;
-            let is_ready = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
-            conditions.iter().any(is_ready).then_some(())
+            pods.get(&second).await.ok().filter(is_ready)
         })
         .await?;
         Ok(began.elapsed())
@@ -299,6 +330,12 @@ impl ColdStarts {
         let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         Api::namespaced_with(self.cluster.client(), namespace, &kind)
     }
+}
+
+fn is_ready(pod: &DynamicObject) -> bool {
+    let conditions = pod.data["status"]["conditions"].as_array();
+    let is_ready = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
+    conditions.is_some_and(|conditions| conditions.iter().any(is_ready))
 }
 
 /// Waits for what is measured: seldom is too late.

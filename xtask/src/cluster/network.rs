@@ -180,7 +180,7 @@ impl Link {
     }
 
     /// Returns once so many bytes have passed.
-    async fn pass(&self, bytes: usize) {
+    pub async fn pass(&self, bytes: usize) {
         let Some(limit) = &self.0 else { return };
         let passed = {
             let mut free_at = limit.free_at.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,10 @@
 //! containerd and CRI-O over the Container Runtime Interface (gRPC on a Unix socket). A pull is one
-//! call without progress reports; a presence check follows it.
+//! call without progress reports; a presence check follows it. The bytes of a pull by containerd are
+//! read beside it (`content`).
 
 pub mod api;
+mod content;
+mod content_api;
 
 use std::error::Error as _;
 use std::fmt;
@@ -21,6 +24,7 @@ use api::{
     AuthConfig, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
     PullImageRequest, VersionRequest,
 };
+use content::ContentStore;
 use imagewarm_core::api::Reason;
 use imagewarm_core::error_chain::root_cause;
 use imagewarm_core::image::quoted::printable;
@@ -40,6 +44,7 @@ const KUBELET_API_VERSION: &str = "0.1.0";
 pub struct Cri {
     socket: PathBuf,
     channel: Channel,
+    content: ContentStore,
 }
 
 impl fmt::Debug for Cri {
@@ -59,7 +64,8 @@ impl Cri {
         });
         // The name is not resolved; the server only has to accept it.
         let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT);
-        Cri { socket: socket.to_owned(), channel: endpoint.connect_with_connector_lazy(connector) }
+        let channel = endpoint.connect_with_connector_lazy(connector);
+        Cri { socket: socket.to_owned(), content: ContentStore::new(channel.clone()), channel }
     }
 
     fn images(&self) -> ImageServiceClient<Channel> {
@@ -71,6 +77,7 @@ impl Cri {
         let request = VersionRequest { version: KUBELET_API_VERSION.into() };
         let found = in_time(client.version(request), None).await?;
         let version = &found.runtime_version;
+        self.content.belongs_to(&found.runtime_name);
         Ok(RuntimeVersion {
             name: found.runtime_name,
             version: version.strip_prefix('v').unwrap_or(version).to_owned(),
@@ -89,15 +96,26 @@ impl Cri {
         &self,
         image: &Reference,
         credential: Option<&Credential>,
+        progress: &(dyn Fn(PullProgress) + Send + Sync),
     ) -> Result<PulledImage, RuntimeError> {
-        let before = match self.check_presence(image).await? {
+        let (present, download) =
+            tokio::join!(self.check_presence(image), self.content.before_pull(image));
+        let before = match present? {
             Presence::Present(id, _) => Some(id),
             Presence::OtherPlatform(_) | Presence::Absent => None,
         };
         let request =
             PullImageRequest { image: Some(spec(image)), auth: credential.map(auth_config) };
         // No timeout here: the caller sets one.
-        self.images().pull_image(request).await.map_err(|status| failure(&status, Some(image)))?;
+        let mut images = self.images();
+        let mut pull = std::pin::pin!(images.pull_image(request));
+        let answer = tokio::select! {
+            biased;
+            answer = &mut pull => answer,
+            // It has nothing more to report.
+            () = self.content.watch(download, progress) => pull.await,
+        };
+        answer.map_err(|status| failure(&status, Some(image)))?;
         match self.check_presence(image).await? {
             Presence::Present(id, image) => {
                 Ok(PulledImage { image, downloaded: before.as_ref() != Some(&id) })
@@ -119,6 +137,7 @@ impl Runtime for Cri {
         Box::pin(self.request_version())
     }
 
+    // containerd's bytes show that a pull moves, but not that it is stuck: see `content`.
     fn reports_progress(&self) -> bool {
         false
     }
@@ -147,9 +166,9 @@ impl Runtime for Cri {
         &'a self,
         image: &'a Reference,
         credential: Option<&'a Credential>,
-        _progress: &'a (dyn Fn(PullProgress) + Send + Sync),
+        progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
-        Box::pin(self.pull_image(image, credential))
+        Box::pin(self.pull_image(image, credential, progress))
     }
 }
 

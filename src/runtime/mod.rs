@@ -33,8 +33,8 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// The runtime's name and version; fails with `RuntimeUnavailable` if the runtime is down.
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>>;
 
-    /// Whether `pull` calls its `progress`. Without it, a slow pull cannot be distinguished from a
-    /// stuck one.
+    /// Whether `pull` calls its `progress` as long as a pull moves. Without it, a slow pull cannot be
+    /// distinguished from a stuck one, even if some of its bytes are reported.
     fn reports_progress(&self) -> bool {
         true
     }
@@ -63,7 +63,7 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>>;
 
     /// Pulls `image`, always contacting the registry; returns once the runtime itself holds it.
-    /// Calls `progress` for every step that the runtime reports. Dropping the future cancels.
+    /// Calls `progress` for every step that the runtime shows. Dropping the future cancels.
     fn pull<'a>(
         &'a self,
         image: &'a Reference,

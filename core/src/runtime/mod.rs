@@ -1,5 +1,6 @@
 //! What a node's container runtime reports, and the typed reasons of its failures.
 
+pub mod containerd;
 pub mod cri_failure;
 pub mod failure;
 #[cfg(test)]

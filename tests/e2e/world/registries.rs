@@ -59,6 +59,17 @@ impl Registries {
         push_to(self.open(), &TestImage::new(&[30_000_000]), repository, tag).await
     }
 
+    /// Pushes an image of new random content with layers of these sizes; containers' files make each
+    /// a little larger.
+    pub async fn push_layers(
+        &self,
+        layers: &[usize],
+        repository: &str,
+        tag: &str,
+    ) -> Result<Pushed> {
+        push_to(self.open(), &TestImage::new(layers), repository, tag).await
+    }
+
     /// Pushes an image that has no variant for this machine.
     pub async fn push_for_other_platform(&self, repository: &str, tag: &str) -> Result<Pushed> {
         let image = TestImage::new(&[1_000]).platforms(&[("linux", "s390x")]);

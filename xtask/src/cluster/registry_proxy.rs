@@ -30,6 +30,8 @@ pub enum Fault {
     Status(u16, &'static str),
     /// Of each layer the first half comes, and no more while the fault lasts; the connection stays.
     Hold,
+    /// The same with so many percent of each layer; a greater value lets more of it through.
+    HoldAt(u64),
     /// The connection is closed after half of each layer, or at once when the rest is asked for.
     Truncate,
     /// Each layer's bytes are others than they should be.
@@ -158,7 +160,13 @@ impl RegistryProxy {
         mut client: TcpStream,
         left: u64,
     ) -> io::Result<()> {
-        let mut first = (&mut registry).take(left / 2);
+        let mut passed = 0;
+        while let Some(Fault::HoldAt(percent)) = self.fault(repository) {
+            let more = (left * percent / 100).saturating_sub(passed);
+            passed += tokio::io::copy(&mut (&mut registry).take(more), &mut client).await?;
+            self.hold(repository, &Fault::HoldAt(percent), &mut client).await?;
+        }
+        let mut first = (&mut registry).take((left / 2).saturating_sub(passed));
         tokio::io::copy(&mut first, &mut client).await?;
         match self.fault(repository) {
             Some(Fault::Truncate) => {
@@ -171,18 +179,23 @@ impl RegistryProxy {
                 rest.iter_mut().for_each(|byte| *byte = !*byte);
                 return client.write_all(&rest).await;
             }
-            Some(Fault::Hold) => self.hold(repository, &mut client).await?,
-            Some(Fault::Status(..)) | None => {}
+            Some(Fault::Hold) => self.hold(repository, &Fault::Hold, &mut client).await?,
+            Some(Fault::HoldAt(_) | Fault::Status(..)) | None => {}
         }
         tokio::io::copy(&mut registry, &mut client).await?;
         Ok(())
     }
 
     /// Returns when the fault is over; fails when the client goes away before.
-    async fn hold(&self, repository: &str, client: &mut TcpStream) -> io::Result<()> {
+    async fn hold(
+        &self,
+        repository: &str,
+        fault: &Fault,
+        client: &mut TcpStream,
+    ) -> io::Result<()> {
         let _held = Held::count(self, repository);
         let mut more = [0];
-        while self.fault(repository) == Some(Fault::Hold) {
+        while self.fault(repository).as_ref() == Some(fault) {
             match tokio::time::timeout(LOOK, client.read(&mut more)).await {
                 Ok(Ok(1..)) | Err(_) => {}
                 Ok(Ok(0)) => return Err(io::ErrorKind::ConnectionAborted.into()),

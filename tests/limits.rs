@@ -1,15 +1,16 @@
 //! As many ImageWarms as the limits allow that are set without a flag, in the memory limit that is
 //! shipped: the leader is not killed, denies what goes beyond, and everything else goes on. None of them
-//! shares anything with another: each has an image of its own.
+//! shares anything with another, and each is as large as what the leader keeps of one.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use imagewarm_core::api::{ImageWarm, Reason};
+use imagewarm_core::api::{ImageWarm, KnativeImage, Reason};
 use imagewarm_core::policy::Bounds;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource as _};
 use serde_json::{Value, json};
 use xtask::cluster::{Cluster, Options};
 use xtask::images::TestImage;
@@ -20,7 +21,6 @@ const BINARY: &str = env!("CARGO_BIN_EXE_imagewarm");
 /// A debug build reads a hundred thousand objects for a while.
 const DEADLINE: Duration = Duration::from_secs(300);
 const MODEST: &str = "modest";
-const LARGEST: &str = "greedy-1";
 /// How often somebody else deploys. Each time the leader plans anew, which takes memory, too; meanwhile its
 /// garbage collection looks at everything several times.
 const DEPLOYS: usize = 60;
@@ -36,8 +36,16 @@ async fn the_shipped_limits_fit_into_the_shipped_memory_limit() -> Result<()> {
         let body = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
         Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &body).await?;
     }
+    // Whose owner does not exist is deleted by Kubernetes.
+    let mut owners = vec![];
+    for namespace in &greedy {
+        owners.push(owner(&client, namespace).await?);
+    }
     // Room for one more in all, and none in the first namespace.
-    let objects = (0..all - 1).map(|number| stored(&greedy[number / each], number));
+    let objects = (0..all - 1).map(|number| {
+        let at = number / each;
+        stored(&greedy[at], &owners[at], number)
+    });
     let began = Instant::now();
     cluster.store(objects).await?;
     println!("{} ImageWarms stored in {:.0} s", all - 1, began.elapsed().as_secs_f32());
@@ -64,30 +72,60 @@ async fn the_shipped_limits_fit_into_the_shipped_memory_limit() -> Result<()> {
     Ok(())
 }
 
-/// An ImageWarm as a tenant makes it, with an image's name as long as some are. Those of the first namespace
-/// are as large as what the leader keeps of one.
-fn stored(namespace: &str, number: usize) -> (String, Value) {
-    let name = format!("by-hand-{number:06}");
-    let image = format!("registry.example.com/{}/app-{number}:v1", "team".repeat(25));
-    let mut object = json!({
+/// An Image with a long name that wants nothing to be warmed, as the reference of what it owns.
+async fn owner(client: &Client, namespace: &str) -> Result<OwnerReference> {
+    let image: KnativeImage = serde_json::from_value(json!({
+        "apiVersion": "caching.internal.knative.dev/v1alpha1", "kind": "Image",
+        "metadata": {"name": "o".repeat(253)},
+        // Of a registry that is skipped.
+        "spec": {"image": "dev.local/app:v1"},
+    }))?;
+    let images: Api<KnativeImage> = Api::namespaced(client.clone(), namespace);
+    let image = images.create(&PostParams::default(), &image).await?;
+    image.owner_ref(&()).context("an Image without uid")
+}
+
+/// An ImageWarm that is as large as what the leader keeps of one, as tenants may make them.
+fn stored(namespace: &str, owner: &OwnerReference, number: usize) -> (String, Value) {
+    let name = format!("by-hand-{number:06}{}", "-long".repeat(47));
+    // Another one in each, of so many characters.
+    let text = |part: usize, length: usize| {
+        let start = format!("{number:06}-{part:02}");
+        format!("{start}{}", "x".repeat(length - start.len()))
+    };
+    let object = json!({
         "apiVersion": "caching.knative.dev/v1alpha1", "kind": "ImageWarm",
         "metadata": {
             "name": name, "namespace": namespace, "generation": 1,
             "uid": format!("00000000-0000-0000-0000-{number:012x}"),
             "creationTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {
+                "caching.knative.dev/created-for": text(0, 512),
+                "caching.knative.dev/service-account": text(1, 512),
+            },
+            "ownerReferences": [owner],
         },
-        "spec": {"image": image, "nodeName": "no-such-node"},
+        "spec": {
+            // As long as a path, a tag and a digest may be.
+            "image": format!(
+                "registry.example.com/{}:{}@sha256:{number:064x}", text(4, 255), text(5, 128),
+            ),
+            "nodeName": "no-such-node",
+            "imagePullSecrets": (0..16).map(|secret| {
+                json!({"name": text(10 + secret, 64)})
+            }).collect::<Vec<_>>(),
+        },
+        "status": {
+            "observedGeneration": 1,
+            "conditions": [{
+                "type": "Ready", "status": "False", "reason": "Unauthorized",
+                "message": text(30, 1_024), "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }],
+            "annotations": {"runtime": "containerd 2.2.3", "runtimeReports": "progress"},
+            "attempts": 1, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:01Z",
+            "took": "1.0s",
+        },
     });
-    if namespace == LARGEST {
-        let long = |part: usize| format!("{number:06}-{part:02}{}", "-long".repeat(48));
-        object["metadata"]["annotations"] = json!({
-            "caching.knative.dev/created-for": long(0).repeat(2),
-            "caching.knative.dev/service-account": long(1).repeat(2),
-        });
-        object["spec"]["image"] = format!("{image}-{}", "x".repeat(1_024 - image.len() - 1)).into();
-        object["spec"]["imagePullSecrets"] =
-            (0..16).map(|part| json!({"name": long(part)})).collect();
-    }
     (format!("caching.knative.dev/imagewarms/{namespace}/{name}"), object)
 }
 

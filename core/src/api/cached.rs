@@ -11,7 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube_core::Resource;
 
 use super::condition::{Condition, READY, Reason};
-use super::names::{MAX_PULL_SECRETS, MAX_SUBDOMAIN, NodeName, Uid};
+use super::names::{MAX_PULL_SECRET_NAMES, MAX_PULL_SECRETS, MAX_SUBDOMAIN, NodeName, Uid};
 use super::{
     CREATED_FOR_ANNOTATION, ImageWarm, ImageWarmSpec, ImageWarmStatus, KnativeImage, MANAGED_BY,
     MANAGED_BY_LABEL, Progress, SERVICE_ACCOUNT_ANNOTATION, SecretReference,
@@ -21,8 +21,8 @@ use super::{
 const LONGEST_ANNOTATION: usize = 512;
 /// Longest uid of an owner, in bytes. The API server gives 36, but takes any from users.
 const LONGEST_UID: usize = 64;
-/// An ImageWarm has one owner at most that is an Image.
-const MAX_OWNERS: usize = 4;
+/// An ImageWarm has one owner at most that is an Image; of more, the first counts.
+const MAX_OWNERS: usize = 1;
 
 /// The cached fields of an ImageWarm: those that a decision or a status write depends on.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -86,6 +86,11 @@ impl Common {
         owners.truncate(MAX_OWNERS);
         secrets.retain(|secret| secret.name.len() <= MAX_SUBDOMAIN);
         secrets.truncate(MAX_PULL_SECRETS);
+        let mut bytes = 0;
+        secrets.retain(|secret| {
+            bytes += secret.name.len();
+            bytes <= MAX_PULL_SECRET_NAMES
+        });
         owners.shrink_to_fit();
         secrets.shrink_to_fit();
         Common { labels, annotations, owners, secrets }
@@ -404,9 +409,13 @@ mod tests {
         stuffed.spec.image_pull_secrets.insert(0, SecretReference { name: "s".repeat(254) });
         let cached = CachedImageWarm::from(stuffed).common.clone();
         assert!(cached.annotations.is_empty());
-        assert_eq!((cached.owners.len(), cached.secrets.len()), (4, 16));
+        assert_eq!((cached.owners.len(), cached.secrets.len()), (1, 16));
         assert_eq!(cached.owners[0], owner);
         assert_eq!(cached.secrets[0].name, "s");
+        let secrets = (0..16).map(|_| SecretReference { name: "s".repeat(253) });
+        let mut warm = whole("a");
+        warm.spec.image_pull_secrets = secrets.collect();
+        assert_eq!(CachedImageWarm::from(warm).common.secrets.len(), 4);
     }
 
     #[test]

@@ -65,9 +65,10 @@ pub struct ImageWarmSpec {
     pub node_name: String,
 
     /// Secrets of the same namespace that hold registry credentials (type
-    /// `kubernetes.io/dockerconfigjson` or `kubernetes.io/dockercfg`). At most 16.
+    /// `kubernetes.io/dockerconfigjson` or `kubernetes.io/dockercfg`). At most 16, whose names have at most 1024 characters together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(validation = Rule::new("self.map(secret, size(secret.name)).sum() <= 1024").message("the names of all imagePullSecrets together may have at most 1024 characters"))]
     pub image_pull_secrets: Vec<SecretReference>,
 }
 

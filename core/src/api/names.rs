@@ -8,6 +8,9 @@ use crate::shared_text::{from_any_text, shared_text};
 
 /// Maximum number of pull secrets of one ImageWarm.
 pub const MAX_PULL_SECRETS: usize = 16;
+/// Maximum length of the names of all pull secrets of one ImageWarm together, in bytes. Without it they
+/// could be four times as long as everything else that the leader keeps of it.
+pub const MAX_PULL_SECRET_NAMES: usize = 1_024;
 /// Maximum length of a DNS-1123 subdomain, in bytes.
 pub const MAX_SUBDOMAIN: usize = 253;
 /// Maximum length of a DNS-1123 label, in bytes.

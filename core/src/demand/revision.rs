@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 
 use super::PullIdentity;
 use crate::api::knative::{Container, ContainerStatus, ROUTING_STATE_LABEL};
-use crate::api::names::{MAX_PULL_SECRETS, is_dns_subdomain};
+use crate::api::names::{MAX_PULL_SECRET_NAMES, MAX_PULL_SECRETS, is_dns_subdomain};
 use crate::api::{KnativeImage, Revision, SecretReference, WARM_KEY};
 use crate::image::Reference;
 use crate::placement::PodConstraints;
@@ -183,8 +183,12 @@ fn identity(named: &[LocalObjectReference], account: &Option<String>) -> PullIde
 /// Those of the secrets that an `ImageWarm` can name.
 pub fn valid_secrets(names: &[String]) -> Vec<SecretReference> {
     let mut secrets: Vec<SecretReference> = Vec::new();
+    let mut bytes = 0;
     for name in names.iter().filter(|name| is_dns_subdomain(name)) {
-        if !secrets.iter().any(|known| known.name == *name) && secrets.len() < MAX_PULL_SECRETS {
+        let is_known = secrets.iter().any(|known| known.name == *name);
+        let fits = bytes + name.len() <= MAX_PULL_SECRET_NAMES && secrets.len() < MAX_PULL_SECRETS;
+        if !is_known && fits {
+            bytes += name.len();
             secrets.push(SecretReference { name: name.clone() });
         }
     }

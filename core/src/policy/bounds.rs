@@ -60,8 +60,8 @@ impl Default for Bounds {
             images_per_revision: 50,
             // Ten images on 2,500 nodes. One namespace alone never takes all places.
             image_warms_per_namespace: 25_000,
-            // What fits into the shipped memory limit, though those of one namespace be as large as can
-            // be, beside the streams of 2,000 nodes (65 kB each) and all request bodies (64 MiB).
+            // What fits into the shipped memory limit, though all of them be as large as can be, beside
+            // the streams of 2,000 nodes (65 kB each) and all request bodies (64 MiB).
             image_warms: 100_000,
         }
     }

@@ -19,12 +19,19 @@ enum Kind {
     Progress,
 }
 
+/// The progress that was last queued: when, and whether any bytes were downloaded.
+#[derive(Clone, Copy, Debug)]
+struct Reported {
+    at: i64,
+    has_bytes: bool,
+}
+
 /// Messages in the order in which they were first queued.
 #[derive(Debug, Default)]
 pub struct Outbox {
     turns: VecDeque<(Kind, Uid)>,
     messages: HashMap<(Kind, Uid), Message>,
-    progress_at: HashMap<Uid, i64>,
+    reported: HashMap<Uid, Reported>,
     /// Intervals that the controller asked for.
     intervals: HashMap<Uid, i64>,
 }
@@ -50,7 +57,7 @@ impl Outbox {
     pub fn outcome(&mut self, outcome: Outcome) {
         let uid = Uid::from(outcome.uid.as_str());
         self.take_back(Kind::Progress, &uid);
-        self.progress_at.remove(&uid);
+        self.reported.remove(&uid);
         self.intervals.remove(&uid);
         self.put((Kind::Outcome, uid), Message::Outcome(outcome));
     }
@@ -65,17 +72,21 @@ impl Outbox {
     pub fn progress(&mut self, progress: Progress, now: i64) {
         let uid = progress.uid.as_str();
         let interval_ms = self.intervals.get(uid).copied().unwrap_or(PROGRESS_EVERY_MS);
-        let last = self.progress_at.get(uid);
-        if last.is_none_or(|last| now - last >= interval_ms) {
+        let has_bytes = progress.downloaded_bytes > 0;
+        let is_due = self.reported.get(uid).is_none_or(|last| {
+            // The first bytes show that the registry authorizes the pull: others may wait for that.
+            now - last.at >= interval_ms || (has_bytes && !last.has_bytes)
+        });
+        if is_due {
             let uid = Uid::from(progress.uid.as_str());
-            self.progress_at.insert(uid.clone(), now);
+            self.reported.insert(uid.clone(), Reported { at: now, has_bytes });
             self.put((Kind::Progress, uid), Message::Progress(progress));
         }
     }
 
     /// Drops the messages of an assignment that was withdrawn.
     pub fn forget(&mut self, uid: &Uid) {
-        self.progress_at.remove(uid);
+        self.reported.remove(uid);
         self.intervals.remove(uid);
         for kind in [Kind::Request, Kind::Outcome, Kind::Progress] {
             self.take_back(kind, uid);
@@ -139,12 +150,47 @@ mod tests {
         let mut outbox = Outbox::default();
         for now in 0..3 {
             for uid in ["a", "b"] {
-                outbox.progress(progress(uid, now as u64), now * 600);
+                outbox.progress(progress(uid, now as u64 + 1), now * 600);
             }
         }
         outbox.forget(&"b".into());
         let sent = all(&mut outbox);
-        assert_eq!(sent, [Message::Progress(progress("a", 2))]);
+        assert_eq!(sent, [Message::Progress(progress("a", 3))]);
+    }
+
+    #[test]
+    fn the_first_bytes_are_sent_at_once() {
+        let mut outbox = Outbox::default();
+        let said = |outbox: &mut Outbox, bytes: u64, now: i64| {
+            outbox.progress(progress("a", bytes), now);
+            all(outbox).len()
+        };
+        assert_eq!(said(&mut outbox, 0, 0), 1);
+        assert_eq!(said(&mut outbox, 0, 10), 0);
+        assert_eq!(said(&mut outbox, 1, 20), 1);
+        assert_eq!(said(&mut outbox, 2, 30), 0);
+    }
+
+    #[test]
+    fn progress_is_sent_as_often_as_the_controller_asks_until_the_next_outcome() {
+        let mut outbox = Outbox::default();
+        let each = |outbox: &mut Outbox, from: i64| -> usize {
+            (from..from + 2_000)
+                .step_by(50)
+                .map(|now| {
+                    outbox.progress(progress("a", now as u64 + 1), now);
+                    all(outbox).len()
+                })
+                .sum()
+        };
+        assert_eq!(each(&mut outbox, 0), 2);
+        outbox.report_every(&"a".into(), 250);
+        assert_eq!(each(&mut outbox, 10_000), 8);
+        outbox.report_every(&"a".into(), 0);
+        assert_eq!(each(&mut outbox, 20_000), 20, "not more often than every 100 ms");
+        outbox.outcome(Outcome { uid: "a".into(), ..Outcome::default() });
+        all(&mut outbox);
+        assert_eq!(each(&mut outbox, 30_000), 2);
     }
 
     #[test]

@@ -267,8 +267,9 @@ impl Preemption {
         if downloaded > pod.downloaded {
             pod.moved_at = Some(now);
             pod.downloaded = downloaded;
+            // A report may only repeat what the runtime showed before.
+            registry.sample(now);
         }
-        registry.sample(now);
     }
 
     /// Whether a Pod waits for the image of this assignment.
@@ -295,6 +296,9 @@ impl Preemption {
         for (name, registry) in &mut self.registries {
             let nodes = registry.pods.values().map(|pod| pod.pod.node.clone()).collect();
             let counts = others(name, &nodes);
+            if registry.step == (Step::Alone { measure: false }) && !self.known.contains_key(name) {
+                registry.enter(Step::Alone { measure: true }, now);
+            }
             if let Some(others) = registry.advance(counts, now) {
                 self.known.insert(name.clone(), Known { others, until: now + RESULT_MS });
             }

@@ -14,6 +14,8 @@ pub enum Fault {
     Required,
     /// The list is too long.
     TooMany,
+    /// The value takes too many bytes.
+    TooLong,
     /// The operator does not allow it.
     Forbidden,
     /// The value names something that does not exist or cannot be used.
@@ -28,6 +30,7 @@ impl Fault {
             Fault::Invalid | Fault::Unusable => "Invalid value",
             Fault::Required => "Required value",
             Fault::TooMany => "Too many",
+            Fault::TooLong => "Too long",
             Fault::Forbidden => "Forbidden",
             Fault::NotJudged => "Internal error",
         }
@@ -39,6 +42,7 @@ impl Fault {
             Fault::Invalid | Fault::Unusable => "FieldValueInvalid",
             Fault::Required => "FieldValueRequired",
             Fault::TooMany => "FieldValueTooMany",
+            Fault::TooLong => "FieldValueTooLong",
             Fault::Forbidden => "FieldValueForbidden",
             Fault::NotJudged => "InternalError",
         }

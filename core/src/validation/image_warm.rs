@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::field_error::{Fault, FieldError};
-use crate::api::names::{MAX_PULL_SECRETS, MAX_SUBDOMAIN, is_dns_subdomain};
+use crate::api::names::{MAX_PULL_SECRET_NAMES, MAX_PULL_SECRETS, MAX_SUBDOMAIN, is_dns_subdomain};
 use crate::image::Reference;
 
 /// Longest image reference, as in the CRD.
@@ -110,6 +110,14 @@ fn check_secrets(secrets: &Value, errors: &mut Vec<FieldError>) {
             if secrets.len() > MAX_PULL_SECRETS {
                 let detail = format!("there may be at most {MAX_PULL_SECRETS}");
                 errors.push(FieldError::new(field, Fault::TooMany, &secrets.len().into(), detail));
+            }
+            let names = secrets.iter().filter_map(|secret| secret["name"].as_str());
+            let bytes: usize = names.map(str::len).sum();
+            if bytes > MAX_PULL_SECRET_NAMES {
+                let detail = format!(
+                    "all names together may have at most {MAX_PULL_SECRET_NAMES} characters"
+                );
+                errors.push(FieldError::new(field, Fault::TooLong, &bytes.into(), detail));
             }
             for (at, secret) in secrets.iter().take(MAX_PULL_SECRETS).enumerate() {
                 let element = format!("{field}[{at}]");
@@ -236,6 +244,12 @@ mod tests {
                 json!({"image": "a", "nodeName": "n",
                     "imagePullSecrets": vec![json!({"name": "s"}); 17]}),
                 "spec.imagePullSecrets: Too many: 17: there may be at most 16",
+            ),
+            (
+                json!({"image": "a", "nodeName": "n",
+                    "imagePullSecrets": vec![json!({"name": "s".repeat(205)}); 5]}),
+                "spec.imagePullSecrets: Too long: 1025: all names together may have at most 1024 \
+              characters",
             ),
         ];
         for (spec, message) in cases {

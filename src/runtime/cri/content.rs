@@ -28,12 +28,12 @@ use imagewarm_core::runtime::containerd::{
 const CONTAINERD: &str = "containerd";
 /// containerd's namespace for the images of the container runtime interface.
 const NAMESPACE: &str = "k8s.io";
-/// Interval between two looks at the store.
-const INTERVAL: Duration = Duration::from_millis(500);
-/// The longest look before a pull, which waits for it. It takes a millisecond or two, beside the
+/// Interval between two polls of the store.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// The longest poll before a pull, which waits for it. It takes a millisecond or two, beside the
 /// presence check.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
-/// The longest look while a pull runs.
+/// The longest poll while a pull runs.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit of the ingests, and of the blobs, that are read at a time.
 const MOST_ENTRIES: usize = 10_000;
@@ -93,14 +93,14 @@ impl ContentStore {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            within(TIMEOUT, self.look(&mut download)).await?;
+            within(TIMEOUT, self.poll(&mut download)).await?;
             if let Some(more) = download.progress() {
                 progress(more);
             }
         }
     }
 
-    async fn look(&self, download: &mut Download) -> Result<(), Status> {
+    async fn poll(&self, download: &mut Download) -> Result<(), Status> {
         download.ingests(self.ingests().await?);
         if download.needs_blobs() {
             let blobs = self.blobs(vec![filter_of_repository(download.image())]).await?;
@@ -175,9 +175,9 @@ impl ContentStore {
 
 async fn within<T>(
     longest: Duration,
-    look: impl Future<Output = Result<T, Status>>,
+    poll: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
-    tokio::time::timeout(longest, look)
+    tokio::time::timeout(longest, poll)
         .await
         .unwrap_or_else(|_| Err(Status::deadline_exceeded("the content store did not respond")))
 }

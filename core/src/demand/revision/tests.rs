@@ -1,4 +1,4 @@
-//! Tests of `plan/demand.rs`.
+//! What a Revision demands.
 
 #![allow(clippy::unwrap_used)]
 
@@ -127,4 +127,21 @@ fn identities() {
     }));
     assert_eq!(odd.secrets, ["a", "Upper", "", "", "a", "b.c"], "as written");
     assert_eq!(odd.service_account.as_deref(), Some("robot"));
+}
+
+#[test]
+fn secrets_are_taken_as_far_as_an_image_warm_can_name_them() {
+    let taken = |names: &[&str]| -> Vec<String> {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        valid_secrets(&names).into_iter().map(|secret| secret.name).collect()
+    };
+    assert_eq!(taken(&["a", "Upper", "", "a", "b.c"]), ["a", "b.c"]);
+    let many: Vec<String> = (0..20).map(|number| format!("s{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(taken(&many), many[..16]);
+    // All names together have 1,024 characters at most; a shorter one may still fit.
+    let long: Vec<String> = (0..5).map(|number| format!("{number}{}", "x".repeat(249))).collect();
+    let mut names: Vec<&str> = long.iter().map(String::as_str).collect();
+    names.push("last");
+    assert_eq!(taken(&names), [&names[..4], &names[5..]].concat());
 }

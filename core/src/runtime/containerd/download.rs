@@ -180,8 +180,8 @@ mod tests {
         Download::new(&Reference::parse(image).unwrap(), before.to_vec())
     }
 
-    /// One look at a store with these ingests, manifests and complete layers.
-    fn look(
+    /// One poll of a store with these ingests, manifests and complete layers.
+    fn poll(
         download: &mut Download,
         ingests: &[Ingest],
         manifests: &[(Blob, Manifest)],
@@ -206,28 +206,28 @@ mod tests {
     fn stored_layers_and_running_ingests_are_counted() {
         let image = [manifest('1', &[('a', 10), ('b', 20), ('c', 30)])];
         let mut pull = download("r.test/app:v1", &[]);
-        assert_eq!(look(&mut pull, &[], &[], &[]), None, "the manifest is not there yet");
-        assert_eq!(look(&mut pull, &[], &image, &['a']), None, "nothing runs");
+        assert_eq!(poll(&mut pull, &[], &[], &[]), None, "the manifest is not there yet");
+        assert_eq!(poll(&mut pull, &[], &image, &['a']), None, "nothing runs");
         let running = [ingest('b', 5), ingest('f', 1_000)];
-        assert_eq!(look(&mut pull, &running, &image, &['a']), Some((15, 60)));
-        assert_eq!(look(&mut pull, &running, &image, &['a']), None, "unchanged");
-        assert_eq!(look(&mut pull, &[ingest('c', 1)], &image, &['a', 'b']), Some((31, 60)));
+        assert_eq!(poll(&mut pull, &running, &image, &['a']), Some((15, 60)));
+        assert_eq!(poll(&mut pull, &running, &image, &['a']), None, "unchanged");
+        assert_eq!(poll(&mut pull, &[ingest('c', 1)], &image, &['a', 'b']), Some((31, 60)));
         // Gone, and not stored: it broke off.
-        assert_eq!(look(&mut pull, &[], &image, &['a', 'b']), None, "it never goes back");
+        assert_eq!(poll(&mut pull, &[], &image, &['a', 'b']), None, "it never goes back");
         let more = [ingest('c', 1_000)];
-        assert_eq!(look(&mut pull, &more, &image, &['a', 'b']), Some((60, 60)), "nor beyond");
-        assert_eq!(look(&mut pull, &[], &image, &['a', 'b', 'c']), None);
+        assert_eq!(poll(&mut pull, &more, &image, &['a', 'b']), Some((60, 60)), "nor beyond");
+        assert_eq!(poll(&mut pull, &[], &image, &['a', 'b', 'c']), None);
     }
 
     #[test]
     fn what_an_earlier_pull_left_behind_is_no_progress() {
         let image = [manifest('1', &[('a', 10), ('b', 20)])];
         let mut pull = download("r.test/app:v1", &[ingest('a', 7), ingest('b', 9)]);
-        assert_eq!(look(&mut pull, &[ingest('a', 7), ingest('b', 9)], &image, &[]), None);
+        assert_eq!(poll(&mut pull, &[ingest('a', 7), ingest('b', 9)], &image, &[]), None);
         // Continued, and begun anew.
-        assert_eq!(look(&mut pull, &[ingest('a', 8), ingest('b', 9)], &image, &[]), Some((8, 30)));
-        assert_eq!(look(&mut pull, &[ingest('a', 8), ingest('b', 1)], &image, &[]), Some((9, 30)));
-        assert_eq!(look(&mut pull, &[ingest('a', 8), ingest('b', 9)], &image, &[]), Some((17, 30)));
+        assert_eq!(poll(&mut pull, &[ingest('a', 8), ingest('b', 9)], &image, &[]), Some((8, 30)));
+        assert_eq!(poll(&mut pull, &[ingest('a', 8), ingest('b', 1)], &image, &[]), Some((9, 30)));
+        assert_eq!(poll(&mut pull, &[ingest('a', 8), ingest('b', 9)], &image, &[]), Some((17, 30)));
     }
 
     #[test]
@@ -236,12 +236,12 @@ mod tests {
             (manifest('1', &[('a', 10), ('b', 20)]), manifest('2', &[('a', 10), ('c', 40)]));
         let both = [first, second];
         let mut pull = download("r.test/app:v1", &[]);
-        assert_eq!(look(&mut pull, &[ingest('a', 5)], &both, &[]), None, "a layer of both");
-        assert_eq!(look(&mut pull, &[ingest('b', 5), ingest('c', 5)], &both, &['a']), None);
-        assert_eq!(look(&mut pull, &[ingest('c', 6)], &both, &['a', 'b']), Some((16, 50)));
+        assert_eq!(poll(&mut pull, &[ingest('a', 5)], &both, &[]), None, "a layer of both");
+        assert_eq!(poll(&mut pull, &[ingest('b', 5), ingest('c', 5)], &both, &['a']), None);
+        assert_eq!(poll(&mut pull, &[ingest('c', 6)], &both, &['a', 'b']), Some((16, 50)));
         // Another pull begins: it stays with the one.
         let all = [ingest('b', 5), ingest('c', 7)];
-        assert_eq!(look(&mut pull, &all, &both, &['a']), Some((17, 50)));
+        assert_eq!(poll(&mut pull, &all, &both, &['a']), Some((17, 50)));
     }
 
     #[test]
@@ -249,13 +249,13 @@ mod tests {
         let (small, large) = (manifest('1', &[('a', 10)]), manifest('2', &[('c', 40)]));
         let mut pull = download("r.test/app:v2", &[]);
         assert_eq!(
-            look(&mut pull, &[ingest('a', 5)], std::slice::from_ref(&small), &[]),
+            poll(&mut pull, &[ingest('a', 5)], std::slice::from_ref(&small), &[]),
             Some((5, 10))
         );
         let both = [small, large];
-        assert_eq!(look(&mut pull, &[ingest('c', 2)], &both, &['a']), Some((5, 40)));
-        assert_eq!(look(&mut pull, &[ingest('c', 30)], &both, &['a']), Some((30, 40)));
-        assert_eq!(look(&mut pull, &[ingest('a', 2)], &both, &[]), None);
+        assert_eq!(poll(&mut pull, &[ingest('c', 2)], &both, &['a']), Some((5, 40)));
+        assert_eq!(poll(&mut pull, &[ingest('c', 30)], &both, &['a']), Some((30, 40)));
+        assert_eq!(poll(&mut pull, &[ingest('a', 2)], &both, &[]), None);
     }
 
     #[test]
@@ -272,11 +272,11 @@ mod tests {
             [('1', Some((1, 10))), ('2', Some((2, 20))), ('3', Some((2, 20))), ('4', None)]
         {
             let mut pull = download(&format!("r.test/app@{}", digest(named)), &[]);
-            assert_eq!(look(&mut pull, &running, &store, &[]), expected, "{named}");
+            assert_eq!(poll(&mut pull, &running, &store, &[]), expected, "{named}");
         }
         for other in ["r.test/app2:v1", "other.test/app:v1"] {
             assert_eq!(
-                look(&mut download(other, &[]), &running, &store[..1], &[]),
+                poll(&mut download(other, &[]), &running, &store[..1], &[]),
                 None,
                 "{other}"
             );

@@ -157,6 +157,32 @@ fn one_namespace_does_not_hold_up_the_others_for_ever() {
 }
 
 #[test]
+fn where_pods_always_wait_it_is_measured_again() {
+    let mut cluster = Cluster::new(Link::Shared, 2);
+    cluster.deploy("a");
+    // Later each node has its own link, and one Pod or another always waits.
+    cluster.link = Link::Own;
+    let until = cluster.now + RESULT_MS;
+    let (mut uid, mut downloaded) = (0, 0);
+    let mut limits = vec![];
+    while cluster.now < until + 10_000 {
+        if downloaded % (20 * MEGABYTE) == 0 {
+            let next = pod(&format!("p{uid}"), &format!("team-{}", uid % 3));
+            assert!(cluster.preemption.pod_waits(next, cluster.now));
+            cluster.preemption.ended(&format!("p{}", uid - 1), cluster.now);
+            uid += 1;
+        }
+        downloaded += MEGABYTE;
+        let uid = format!("p{}", uid - 1);
+        cluster.preemption.progress(&uid, downloaded, u64::MAX, cluster.now);
+        let counts = Others { running: 2, waiting: 0 };
+        limits = cluster.preemption.tick(|_, _| counts, cluster.now);
+        cluster.now += 250;
+    }
+    assert!(limits.is_empty(), "{limits:?}");
+}
+
+#[test]
 fn without_others_nothing_is_learned_of_them() {
     let mut preemption = Preemption::default();
     assert!(preemption.pod_waits(pod("a", "team"), 0));

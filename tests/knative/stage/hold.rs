@@ -6,15 +6,16 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 
-use super::{eventually, namespace};
+use super::eventually;
+use super::objects::REVISION;
 
 /// The label of namespaces whose Deployments are held.
-pub const HELD: &str = "tests.example/deployments-held";
+const HELD: &str = "tests.example/deployments-held";
 
 const POLICY: &str = "deployments-held";
 
@@ -40,7 +41,7 @@ pub async fn install(client: &Client) -> Result<()> {
             },
             "validations": [{
                 "expression": format!(
-                    "object.metadata.labels['{}'] in params.data", namespace::REVISION,
+                    "object.metadata.labels['{}'] in params.data", REVISION,
                 ),
                 "message": "held by the test",
             }],
@@ -55,7 +56,7 @@ pub async fn install(client: &Client) -> Result<()> {
         },
     }))?;
     Api::all(client.clone()).create(&PostParams::default(), &binding).await?;
-    namespace::make(client, PROBES).await?;
+    namespace(client, PROBES).await?;
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), PROBES);
     let (probe, dry_run) = (probe()?, PostParams { dry_run: true, ..PostParams::default() });
     eventually("Deployments are held", async || match deployments.create(&dry_run, &probe).await {
@@ -78,10 +79,24 @@ pub async fn release(client: &Client, namespace: &str, revision: &str) -> Result
     Ok(())
 }
 
+/// Makes a namespace whose Deployments are held, with its default ServiceAccount.
+pub async fn namespace(client: &Client, name: &str) -> Result<()> {
+    let object: Namespace = serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {HELD: ""}},
+    }))?;
+    Api::all(client.clone()).create(&PostParams::default(), &object).await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
+    eventually("the namespace's default ServiceAccount", async || {
+        accounts.get_opt("default").await.ok().flatten()
+    })
+    .await
+    .map(drop)
+}
+
 fn probe() -> Result<Deployment> {
     let labels = json!({"app": "probe"});
     Ok(serde_json::from_value(json!({
-        "metadata": {"name": "probe", "labels": {namespace::REVISION: "probe"}},
+        "metadata": {"name": "probe", "labels": {REVISION: "probe"}},
         "spec": {
             "selector": {"matchLabels": labels},
             "template": {

@@ -4,17 +4,14 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use imagewarm_core::api::{ImageWarm, Reason};
-use k8s_openapi::api::core::v1::{Namespace as Object, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::api::PostParams;
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::audit::Order;
-use super::objects::{self, Kind};
+use super::objects::{self, Kind, REVISION};
 use super::{NODES, Pushed, Stage, eventually, hold};
-
-/// The label of all that Knative makes for a Revision.
-pub const REVISION: &str = "serving.knative.dev/revision";
 
 pub struct Namespace<'a> {
     pub name: String,
@@ -32,7 +29,7 @@ pub fn containers(images: &[&str]) -> Value {
 
 impl<'a> Namespace<'a> {
     pub async fn create(stage: &'a Stage, name: String) -> Result<Namespace<'a>> {
-        make(&stage.client(), &name).await?;
+        hold::namespace(&stage.client(), &name).await?;
         Ok(Namespace { name, stage })
     }
 
@@ -332,20 +329,6 @@ impl<'a> Namespace<'a> {
         })
         .await
     }
-}
-
-/// Makes a namespace whose Deployments are held, with its default ServiceAccount.
-pub async fn make(client: &Client, name: &str) -> Result<()> {
-    let object: Object = serde_json::from_value(json!({
-        "metadata": {"name": name, "labels": {hold::HELD: ""}},
-    }))?;
-    Api::all(client.clone()).create(&PostParams::default(), &object).await?;
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
-    eventually("the namespace's default ServiceAccount", async || {
-        accounts.get_opt("default").await.ok().flatten()
-    })
-    .await
-    .map(drop)
 }
 
 /// The condition of that type, or null.

@@ -6,6 +6,9 @@ use http::{Method, Request};
 use kube::Client;
 use serde_json::{Value, json};
 
+/// The label of all that Knative makes for a Revision.
+pub const REVISION: &str = "serving.knative.dev/revision";
+
 /// A kind of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names say it all

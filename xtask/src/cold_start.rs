@@ -60,14 +60,15 @@ pub struct ColdStarts {
 impl ColdStarts {
     /// Starts everything, with a controller and a warmer for each node, each with a link of its own.
     pub async fn start(programs: Programs, binary: &Path) -> Result<Self> {
-        Self::start_with_links(programs, binary, || Link::of_megabits(MEGABITS)).await
+        Self::start_with(programs, binary, || Link::of_megabits(MEGABITS), &[]).await
     }
 
-    /// The same with these links from the registry to each node.
-    pub async fn start_with_links(
+    /// The same with these links from the registry to each node, and with these flags of the controller.
+    pub async fn start_with(
         programs: Programs,
         binary: &Path,
         link: impl Fn() -> Link,
+        flags: &[&str],
     ) -> Result<Self> {
         let options = Options { nodes: 0, knative: Knative::Real, ..Options::default() };
         let mut cluster = Cluster::start_from(programs, options, &[]).await?;
@@ -79,13 +80,13 @@ impl ColdStarts {
         });
         let nodes = try_join_all(adding).await?;
         let started = ColdStarts { cluster, nodes };
-        started.start_imagewarm(binary).await?;
+        started.start_imagewarm(binary, flags).await?;
         Ok(started)
     }
 
-    async fn start_imagewarm(&self, binary: &Path) -> Result<()> {
+    async fn start_imagewarm(&self, binary: &Path, flags: &[&str]) -> Result<()> {
         let cluster = &self.cluster;
-        let mut processes = vec![cluster.start_controller(binary, "controller-1", &[]).await?];
+        let mut processes = vec![cluster.start_controller(binary, "controller-1", flags).await?];
         for node in &self.nodes {
             processes.push(cluster.start_warmer(binary, node, &[]).await?);
         }
@@ -101,13 +102,16 @@ impl ColdStarts {
         };
         let namespaces = vec![namespace(WARMED, "true"), namespace(LEFT_OUT, "false")];
         manifests::apply(&cluster.client(), namespaces).await?;
-        // Every Pod has queue-proxy; its image is there in all cases.
-        let images =
-            self.api("caching.internal.knative.dev", "v1alpha1", "Image", "knative-serving");
+        self.until_queue_proxy_is_warm(self.nodes.len()).await
+    }
+
+    /// Waits until so many nodes have the image of queue-proxy, which every Pod has, in all cases.
+    pub async fn until_queue_proxy_is_warm(&self, nodes: usize) -> Result<()> {
+        let warms = self.api("caching.knative.dev", "v1alpha1", "ImageWarm", "knative-serving");
         wait_for(DEADLINE, "queue-proxy to be warm", async || {
-            let image = images.get("queue-proxy").await.ok()?;
-            let condition = image.data["status"]["conditions"].as_array()?.first()?;
-            (condition["status"] == "True").then_some(())
+            let mut warms = warms.list(&ListParams::default()).await.ok()?.items;
+            warms.retain(|warm| warm.data["status"]["conditions"][0]["status"] == "True");
+            (warms.len() >= nodes).then_some(())
         })
         .await
     }
@@ -196,8 +200,13 @@ impl ColdStarts {
         Ok(began.elapsed())
     }
 
-    /// Waits until the image of a Service is on every node.
+    /// Waits until the image of a Service is on every node that has a kubelet.
     pub async fn until_warm(&self, namespace: &str, name: &str) -> Result<()> {
+        self.until_warm_on(self.nodes.len(), namespace, name).await
+    }
+
+    /// Waits until the image of a Service is on so many nodes.
+    pub async fn until_warm_on(&self, count: usize, namespace: &str, name: &str) -> Result<()> {
         let warms = self.api("caching.knative.dev", "v1alpha1", "ImageWarm", namespace);
         let repository = format!("/{name}");
         wait_for(DEADLINE, &format!("the image of {name} to be warm"), async || {
@@ -210,7 +219,7 @@ impl ColdStarts {
             });
             let nodes: BTreeSet<String> =
                 warms.iter().map(|warm| warm.data["spec"]["nodeName"].to_string()).collect();
-            (nodes.len() >= self.nodes.len()).then_some(())
+            (nodes.len() >= count).then_some(())
         })
         .await
     }

@@ -13,6 +13,10 @@ impl Index {
     pub fn pod_waits(&mut self, image: &PodImage, now: i64) {
         let Some(uid) = self.assignment_of(image) else { return };
         let Some(assignment) = self.assignments.get(&uid) else { return };
+        // With imagePullPolicy Always a kubelet says it of every container.
+        if ready(&assignment.warm) == ConditionStatus::True && !assignment.reported_absent {
+            return;
+        }
         let pod = WaitingPod {
             uid: uid.clone(),
             node: image.node.clone(),

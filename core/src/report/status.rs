@@ -163,7 +163,7 @@ pub fn next_status(old: &ImageWarm, report: &Report, now: Timestamp) -> Option<I
         // A decided condition does not change before the next outcome.
         Report::Queued if ready == ConditionStatus::Unknown => {
             next.progress = None;
-            set_ready(&mut next, Reason::Queued, "other pulls of the node come first", now);
+            set_ready(&mut next, Reason::Queued, "other pulls come first", now);
         }
         Report::Pulling(pulling) => {
             next.progress = Some(pulling.progress);

@@ -22,9 +22,9 @@ const SETTLE_ALONE_MS: i64 = 300;
 const SETTLE_PROBING_MS: i64 = 700;
 /// The least time between two reports that a rate is computed of.
 const MEASURE_MS: i64 = 600;
-/// Of the rate alone, what a node must keep for others to go on. One other node on a shared link leaves
-/// it a half.
-const KEPT: f64 = 0.7;
+/// Of the rate alone, what a node must keep for others to go on. On a shared link one other node takes a
+/// half of it, or less where the Pod's node downloads several layers at once.
+const KEPT: f64 = 0.85;
 /// Each step lets so many times as many nodes pull.
 const WIDENING: usize = 4;
 /// A Pod that shows no bytes for this long does not wait for the network, or not for this registry.

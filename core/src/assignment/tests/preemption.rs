@@ -108,6 +108,22 @@ fn only_a_pod_of_the_assignments_own_namespace_node_and_image_suspends() {
 }
 
 #[test]
+fn an_image_that_is_there_is_not_waited_for() {
+    let mut index = pulling();
+    index.message(1, &outcome("a1", Reason::Pulled), 5);
+    let held = with_ready(warm("a1", "a", IMAGE), Reason::Pulled);
+    index.apply(kept(held), pull_context(1), 5);
+    described(&mut index);
+    index.pod_waits(&pod("default", "a", IMAGE), 10);
+    assert!(described(&mut index).is_empty());
+    // Until its node reports that it is gone.
+    index.message(1, &outcome("a1", Reason::Removed), 20);
+    described(&mut index);
+    index.pod_waits(&pod("default", "a", IMAGE), 30);
+    assert_eq!(index.waiting_pods(), 1);
+}
+
+#[test]
 fn the_pods_own_node_waits_neither_for_a_canary_nor_for_a_place() {
     let canary = canary::Settings { nodes: 2, timeout_ms: 60_000 };
     let budget = Budget { registry: Limits { pulls: 1, per_second: 0 }, canary };

@@ -1,7 +1,7 @@
 //! The bounded writer of ImageWarm statuses: a few writes at a time, at most one for each object. A
 //! newer report replaces an older one, and a conflict is retried. A final state is never lost while
 //! this replica leads, and does not wait for progress: thousands of pulls that start at once report
-//! thousands of times, just when the API server is busy with creations.
+//! thousands of times, just when the API server is busy with creations. Namespaces take turns.
 
 mod pending;
 

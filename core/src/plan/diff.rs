@@ -13,6 +13,7 @@ use super::existing::ImageWarmIndex;
 use super::fan_out::{Origin, image_warm};
 use crate::api::{CachedImageWarm, ImageWarm};
 use crate::demand::consumers::{Consumer, ConsumerDemand, is_of_revision};
+use crate::demand::revision::WantedImage;
 use crate::image::Reference;
 use crate::labels;
 use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
@@ -104,6 +105,8 @@ labels! {
         NotDemanded,
         /// Only Revisions past the reserve grace period demand it.
         Reserve,
+        /// It is by a tag of which an ImageWarm by digest is on the node.
+        Resolved,
     }
 }
 
@@ -223,8 +226,8 @@ fn collect_garbage(
             Some(from) if from <= now => &mut in_reserve,
             _ => &mut wanted,
         };
-        for name in one.demand.images.iter().flat_map(|image| image.names()) {
-            names.add(one.by.namespace(), name, expires_at);
+        for image in &one.demand.images {
+            names.add(one.by.namespace(), image, expires_at);
         }
     }
     for warm in observed.image_warms.all {
@@ -233,12 +236,14 @@ fn collect_garbage(
         }
         let cause = if !nodes.contains(&*warm.node_name) {
             Cause::NodeGone
-        } else if let Some(until) = wanted.until(warm) {
+        } else if let Some(until) = wanted.until(warm, observed.image_warms) {
             if let Some(until) = until {
                 plan.recheck(until);
             }
             continue;
-        } else if in_reserve.until(warm).is_some() {
+        } else if wanted.is_resolved(warm) {
+            Cause::Resolved
+        } else if in_reserve.until(warm, observed.image_warms).is_some() {
             Cause::Reserve
         } else {
             Cause::NotDemanded
@@ -256,24 +261,62 @@ fn collect_garbage(
 
 /// Demanded images by namespace, each with the end of its demand, if it has one.
 #[derive(Default)]
-struct DemandedImages<'a>(HashMap<(&'a str, &'a str), Option<Timestamp>>);
+struct DemandedImages<'a> {
+    images: HashMap<(&'a str, &'a str), Option<Timestamp>>,
+    /// Those by a tag whose digest is known, for each digest: not demanded on a node that has an ImageWarm
+    /// by that digest.
+    resolved: HashMap<(&'a str, &'a str), BTreeMap<&'a Reference, Option<Timestamp>>>,
+}
 
 impl<'a> DemandedImages<'a> {
-    fn add(&mut self, namespace: &'a str, image: &'a Reference, until: Option<Timestamp>) {
-        let known = self.0.entry((namespace, image.as_str())).or_insert(until);
-        // `None` means without an end.
-        *known = known.and_then(|known| Some(known.max(until?)));
+    fn add(&mut self, namespace: &'a str, wanted: &'a WantedImage, until: Option<Timestamp>) {
+        let key = |image: &'a Reference| (namespace, image.as_str());
+        let by_name = match &wanted.resolved {
+            Some(digest) => {
+                longest(self.images.entry(key(digest)).or_insert(until), until);
+                let by_digest = self.resolved.entry(key(&wanted.reference)).or_default();
+                by_digest.entry(digest).or_insert(until)
+            }
+            None => self.images.entry(key(&wanted.reference)).or_insert(until),
+        };
+        longest(by_name, until);
     }
 
     /// `None` when the image of `warm` is not among them.
-    fn until(&self, warm: &CachedImageWarm) -> Option<Option<Timestamp>> {
-        let (namespace, text) = (&*warm.namespace, &*warm.image);
-        // Our own objects are canonical; a copy made by hand, with our labels, need not be.
-        self.0.get(&(namespace, text)).copied().or_else(|| {
-            let image = Reference::parse(text).ok()?;
-            self.0.get(&(namespace, image.as_str())).copied()
+    fn until(
+        &self,
+        warm: &CachedImageWarm,
+        existing: &ImageWarmIndex<'_>,
+    ) -> Option<Option<Timestamp>> {
+        let (namespace, node) = (&*warm.namespace, &*warm.node_name);
+        of_either_spelling(&warm.image, |image| {
+            let by_tag = self.resolved.get(&(namespace, image)).into_iter().flatten();
+            let by_tag = by_tag.filter(|(digest, _)| !existing.is_on(namespace, digest, node));
+            let whole = self.images.get(&(namespace, image)).copied();
+            whole.into_iter().chain(by_tag.map(|(_, until)| *until)).reduce(|mut known, until| {
+                longest(&mut known, until);
+                known
+            })
         })
     }
+
+    /// Whether the image of `warm` is by a tag whose digest is demanded.
+    fn is_resolved(&self, warm: &CachedImageWarm) -> bool {
+        let namespace = &*warm.namespace;
+        of_either_spelling(&warm.image, |image| self.resolved.get(&(namespace, image)).map(drop))
+            .is_some()
+    }
+}
+
+/// `None` means without an end.
+fn longest(known: &mut Option<Timestamp>, until: Option<Timestamp>) {
+    *known = known.and_then(|known| Some(known.max(until?)));
+}
+
+/// What is found for an image as it is written, else for its canonical name. Our own objects are
+/// canonical; a copy made by hand, with our labels, need not be.
+fn of_either_spelling<T>(image: &str, find: impl Fn(&str) -> Option<T>) -> Option<T> {
+    find(image).or_else(|| find(Reference::parse(image).ok()?.as_str()))
 }
 
 #[cfg(test)]

@@ -56,6 +56,12 @@ impl<'a> ImageWarmIndex<'a> {
         ImageWarmIndex { all, by_image }
     }
 
+    /// Whether there is an ImageWarm for exactly this image on the node.
+    pub(super) fn is_on(&self, namespace: &str, image: &Reference, node: &str) -> bool {
+        let found = self.by_image.get(&(namespace, image.clone()));
+        found.is_some_and(|image_warms| !image_warms.on(node).is_empty())
+    }
+
     /// The ImageWarms for one image that is demanded in `namespace`.
     pub(super) fn of<'o, 'w>(
         &'o self,

@@ -25,13 +25,52 @@ pub(super) struct Intent {
 pub(super) struct Pending {
     /// The report to write next: so bounded by the number of ImageWarms.
     waiting: HashMap<Uid, Intent>,
-    finals: VecDeque<Uid>,
+    finals: Turns,
     /// Uids whose report a final one may have replaced since.
-    progress: VecDeque<Uid>,
+    progress: Turns,
     /// Uids that are being written.
     running: HashMap<Uid, Running>,
     /// Final reports that are not written yet.
     unwritten: HashMap<Uid, Unwritten>,
+}
+
+/// Uids that wait. Namespaces take turns: one that has many does not hold up the others.
+#[derive(Default)]
+struct Turns {
+    of: HashMap<Arc<str>, VecDeque<Uid>>,
+    order: VecDeque<Arc<str>>,
+}
+
+impl Turns {
+    fn push(&mut self, namespace: &Arc<str>, uid: Uid) {
+        let queue = self.of.entry(namespace.clone()).or_default();
+        if queue.is_empty() {
+            self.order.push_back(namespace.clone());
+        }
+        queue.push_back(uid);
+    }
+
+    /// Takes the first of the next namespace that has one that `is_free`.
+    fn next(&mut self, is_free: impl Fn(&Uid) -> bool) -> Option<Uid> {
+        for _ in 0..self.order.len() {
+            let namespace = self.order.pop_front()?;
+            let queue = self.of.get_mut(&namespace)?;
+            let uid = queue.iter().position(&is_free).and_then(|at| queue.remove(at));
+            if queue.is_empty() {
+                self.of.remove(&namespace);
+            } else {
+                self.order.push_back(namespace);
+            }
+            if uid.is_some() {
+                return uid;
+            }
+        }
+        None
+    }
+
+    fn clear(&mut self) {
+        *self = Turns::default();
+    }
 }
 
 struct Running {
@@ -54,6 +93,7 @@ impl Pending {
         if replaced == Some(true) && !is_final {
             return;
         }
+        let namespace = intent.warm.namespace.clone();
         self.waiting.insert(uid.clone(), intent);
         if is_final {
             self.unwritten.entry(uid.clone()).or_insert_with(|| Unwritten {
@@ -64,7 +104,7 @@ impl Pending {
         }
         if replaced != Some(is_final) {
             let queue = if is_final { &mut self.finals } else { &mut self.progress };
-            queue.push_back(uid.clone());
+            queue.push(&namespace, uid.clone());
         }
     }
 
@@ -80,8 +120,7 @@ impl Pending {
         let queues = [(true, Some(&mut self.finals)), (false, progress)];
         for (is_final, queue) in queues {
             let Some(queue) = queue else { continue };
-            while let Some(at) = queue.iter().position(|uid| !self.running.contains_key(uid)) {
-                let uid = queue.remove(at)?;
+            while let Some(uid) = queue.next(|uid| !self.running.contains_key(uid)) {
                 if self.waiting.get(&uid).is_some_and(|one| one.report.is_final() == is_final) {
                     let intent = self.waiting.remove(&uid)?;
                     let cancelled = CancellationToken::new();
@@ -121,8 +160,9 @@ impl Pending {
     pub(super) fn retry(&mut self, uid: &Uid) {
         if let Some(unwritten) = self.unwritten.get_mut(uid)
             && std::mem::take(&mut unwritten.delayed)
+            && let Some(intent) = self.waiting.get(uid)
         {
-            self.finals.push_back(uid.clone());
+            self.finals.push(&intent.warm.namespace, uid.clone());
         }
     }
 

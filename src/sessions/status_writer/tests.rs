@@ -112,8 +112,13 @@ impl StatusSink for Recording {
 }
 
 fn submit(writer: &StatusWriter, name: &str, report: Report) {
+    submit_in(writer, "ns", name, report);
+}
+
+fn submit_in(writer: &StatusWriter, namespace: &str, name: &str, report: Report) {
     let mut warm = ImageWarm::default();
     warm.metadata.name = Some(name.into());
+    warm.metadata.namespace = Some(namespace.into());
     writer.submit(&name.into(), Arc::new(warm.into()), report);
 }
 
@@ -154,6 +159,21 @@ async fn final_states_do_not_wait_for_progress() {
     assert!(first[1..].iter().all(|name| name.starts_with("final")), "{names:?}");
     assert!(rest.iter().all(|name| name.starts_with("progress")), "{names:?}");
     assert!(begun.try_recv().is_err(), "more than {IN_FLIGHT} writes");
+}
+
+#[tokio::test]
+async fn namespaces_take_turns() {
+    let (writer, mut begun) = recording(true);
+    for number in 0..10_000 {
+        submit_in(&writer, "greedy", &format!("greedy-{number}"), outcome(Reason::InvalidImage));
+    }
+    for number in 0..2 {
+        submit_in(&writer, "modest", &format!("modest-{number}"), outcome(Reason::Pulled));
+    }
+    submit_in(&writer, "third", "third-0", outcome(Reason::Pulled));
+    let names = first_writes(writer, &mut begun, 6).await;
+    let expected = ["greedy-0", "modest-0", "third-0", "greedy-1", "modest-1", "greedy-2"];
+    assert_eq!(names, expected);
 }
 
 #[tokio::test]

@@ -165,7 +165,6 @@ fn digests_and_tags() {
         ("other platforms", vec![because(tag(), Reason::PlatformMismatch)], moved.clone()),
         ("tag moved", vec![holding(tag(), '2')], moved.clone()),
         ("pulled, digest unknown", vec![because(tag(), Reason::Pulled)], moved.clone()),
-        ("tag moved, digest ordered", vec![holding(tag(), '2'), by_digest.clone()], vec![]),
         ("digest alone", vec![by_digest.clone()], vec![]),
         ("digest on its way out", vec![leaving(by_digest.clone())], moved.clone()),
         ("tag on its way out", vec![leaving(holding(tag(), '1'))], moved.clone()),
@@ -244,14 +243,31 @@ fn collection() {
 }
 
 #[test]
-fn both_names_of_a_wanted_image_are_kept() {
+fn of_a_tag_and_its_digest_on_a_node_the_digest_stays() {
     let mut demanded = revision("r", 100, &["app:v1"]);
     resolve(&mut demanded, '1');
-    let warms = [
-        holding(warm(&demanded, "app:v1", "a", 100), '2'),
-        warm(&demanded, &format!("app@{}", digest('1')), "a", 100),
-    ];
-    assert!(idle(&World::new(&["a"], &[&demanded], &warms).plan(1000)));
+    let by_tag = |node| warm(&demanded, "app:v1", node, 100);
+    let by_digest = warm(&demanded, &format!("app@{}", digest('1')), "a", 100);
+    let plan = |by_tag: ImageWarm| {
+        let warms = [by_tag, by_digest.clone()];
+        World::new(&["a"], &[&demanded], &warms).plan(1000)
+    };
+    // The tag was pushed late, has moved, or is on the node as well.
+    let missing = because(by_tag("a"), Reason::NotFound);
+    for tag in [missing, holding(by_tag("a"), '2'), holding(by_tag("a"), '1')] {
+        let plan = plan(tag);
+        assert_eq!(deleted(&plan), ["app:v1 on a: Resolved"]);
+        assert_eq!(created(&plan), NOTHING);
+    }
+    let once = World::new(&["a"], &[&demanded], &[by_digest]).plan(1000);
+    assert!(idle(&once), "what is deleted does not come back");
+    // Alone, or for a Revision that is not resolved yet, the tag stays.
+    let alone = [holding(by_tag("a"), '1')];
+    assert!(idle(&World::new(&["a"], &[&demanded], &alone).plan(1000)));
+    let newer = revision("s", 100, &["app:v1"]);
+    let warms = [by_tag("a"), warm(&demanded, &format!("app@{}", digest('1')), "a", 100)];
+    let world = World::new(&["a"], &[&demanded, &newer], &warms);
+    assert_eq!(deleted(&world.plan(1000)), NOTHING);
 }
 
 #[test]

@@ -42,8 +42,7 @@ async fn a_deploys_first_pod(cold_starts: &ColdStarts) -> Result<()> {
     let took = cold_starts.first_pod(WARMED, "deployed", &image).await?;
     println!("deployed: the first Pod was Ready after {:.2} s", took.as_secs_f32());
     ensure!(suspended(cold_starts).await? > 0.0, "the other node's pull was not suspended");
-    cold_starts.until_warm(WARMED, "deployed").await?;
-    cold_starts.delete(WARMED, "deployed").await
+    cold_starts.until_warm(WARMED, "deployed").await
 }
 
 /// How many pulls the leader has suspended.

@@ -62,7 +62,7 @@ impl Index {
     /// Suspends what takes from Pods that wait, and lifts the limits of registries that none waits for.
     pub(super) fn preempt(&mut self, now: i64) {
         let budgets = &self.budgets;
-        let limits = self.preemption.tick(|name, nodes| budgets.others(name, nodes), now);
+        let limits = self.preemption.tick(|name, nodes| budgets.others(name, nodes, now), now);
         for uid in self.budgets.preempt(limits) {
             self.suspend(&uid, now);
         }

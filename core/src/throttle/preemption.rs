@@ -27,6 +27,9 @@ const MEASURE_MS: i64 = 600;
 const KEPT: f64 = 0.85;
 /// Each step lets so many times as many nodes pull.
 const WIDENING: usize = 4;
+/// Pulls that have run for longer are not suspended to find something out: containerd would begin them again
+/// from zero.
+const YOUNG_MS: i64 = 20_000;
 /// A Pod that shows no bytes for this long does not wait for the network, or not for this registry.
 const STALLED_MS: i64 = 3_000;
 /// How long a Pod's node may be alone that reports no bytes at all, as CRI-O's.
@@ -70,6 +73,8 @@ pub struct Others {
     pub running: usize,
     /// That wait for a permit.
     pub waiting: usize,
+    /// How long the first of those that run has been running.
+    pub longest_ms: i64,
 }
 
 impl Others {
@@ -124,11 +129,14 @@ struct Registry {
     first: Option<(i64, u64)>,
     /// The rate in this step, in bytes for each second, once it is known.
     rate: Option<f64>,
+    /// Whether nothing was limited yet.
+    is_new: bool,
 }
 
 impl Registry {
     fn new(step: Step, now: i64) -> Self {
-        Registry { pods: BTreeMap::new(), step, step_since: now, first: None, rate: None }
+        let (pods, first, rate) = (BTreeMap::new(), None, None);
+        Registry { pods, step, step_since: now, first, rate, is_new: true }
     }
 
     fn enter(&mut self, step: Step, now: i64) {
@@ -296,6 +304,13 @@ impl Preemption {
         for (name, registry) in &mut self.registries {
             let nodes = registry.pods.values().map(|pod| pod.pod.node.clone()).collect();
             let counts = others(name, &nodes);
+            let is_new = std::mem::take(&mut registry.is_new);
+            if is_new
+                && registry.step == (Step::Alone { measure: true })
+                && counts.longest_ms > YOUNG_MS
+            {
+                registry.enter(Step::Unlimited, now);
+            }
             if registry.step == (Step::Alone { measure: false }) && !self.known.contains_key(name) {
                 registry.enter(Step::Alone { measure: true }, now);
             }

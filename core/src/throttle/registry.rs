@@ -391,13 +391,22 @@ impl RegistryBudgets {
     }
 
     /// The pulls of a registry by other nodes than these.
-    pub fn others(&self, registry: &str, nodes: &BTreeSet<NodeName>) -> Others {
-        let Some(found) = self.registries.get(registry) else { return Others::default() };
-        let turns = found.lines.values().flat_map(|line| &line.waiting);
-        let waiting = turns.filter(|(_, _, uid)| {
-            self.places.get(uid).is_some_and(|held| !nodes.contains(&held.pull.node))
-        });
-        Others { running: found.others(nodes), waiting: waiting.count() }
+    pub fn others(&self, registry: &str, nodes: &BTreeSet<NodeName>, now: i64) -> Others {
+        let mut others = Others::default();
+        let places = self
+            .places
+            .values()
+            .filter(|held| held.pull.registry == registry && !nodes.contains(&held.pull.node));
+        for held in places {
+            match held.place {
+                Place::InFlight { since, .. } => {
+                    others.running += 1;
+                    others.longest_ms = others.longest_ms.max(now - since);
+                }
+                Place::Waiting(_) => others.waiting += 1,
+            }
+        }
+        others
     }
 
     /// Limits the registries to these, and no others, while Pods wait. Returns the running pulls that are

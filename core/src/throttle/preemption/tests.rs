@@ -43,7 +43,7 @@ impl Cluster {
         assert!(self.preemption.pod_waits(pod(uid, "team"), self.now));
         let (mut downloaded, mut idle, mut running) = (0, 0, self.others);
         while downloaded < IMAGE {
-            let counts = Others { running, waiting: self.others - running };
+            let counts = Others { running, waiting: self.others - running, longest_ms: 0 };
             let limits = self.preemption.tick(|_, _| counts, self.now);
             running =
                 limits.first().map_or(self.others, |(_, limit)| limit.others.min(self.others));
@@ -106,7 +106,7 @@ fn where_each_node_has_its_link_the_others_go_on_after_a_moment() {
 #[test]
 fn a_node_without_reports_is_alone_for_a_while_and_a_stalled_one_for_less() {
     let mut preemption = Preemption::default();
-    let counts = Others { running: 0, waiting: 2 };
+    let counts = Others { waiting: 2, ..Others::default() };
     assert!(preemption.pod_waits(pod("a", "team"), 0));
     assert!(!preemption.pod_waits(pod("a", "team"), 1), "the same Pod");
     let limits = preemption.tick(|_, _| counts, UNMEASURED_MS);
@@ -134,7 +134,7 @@ fn a_pod_whose_bytes_are_all_there_takes_nothing_more() {
 #[test]
 fn one_namespace_does_not_hold_up_the_others_for_ever() {
     let mut preemption = Preemption::default();
-    let counts = Others { running: 0, waiting: 1 };
+    let counts = Others { waiting: 1, ..Others::default() };
     let (mut now, mut limited) = (0, 0);
     // Pods that never end, one after the other, each of which shows bytes once a second.
     for number in 0.. {
@@ -175,11 +175,29 @@ fn where_pods_always_wait_it_is_measured_again() {
         downloaded += MEGABYTE;
         let uid = format!("p{}", uid - 1);
         cluster.preemption.progress(&uid, downloaded, u64::MAX, cluster.now);
-        let counts = Others { running: 2, waiting: 0 };
+        let counts = Others { running: 2, ..Others::default() };
         limits = cluster.preemption.tick(|_, _| counts, cluster.now);
         cluster.now += 250;
     }
     assert!(limits.is_empty(), "{limits:?}");
+}
+
+#[test]
+fn pulls_that_have_run_for_long_are_not_suspended_to_find_something_out() {
+    let running = |longest_ms| Others { running: 2, waiting: 0, longest_ms };
+    let mut preemption = Preemption::default();
+    assert!(preemption.pod_waits(pod("a", "team"), 0));
+    assert!(preemption.tick(|_, _| running(YOUNG_MS + 1), 0).is_empty());
+    assert!(preemption.tick(|_, _| running(0), 100).is_empty(), "nor those that follow");
+    preemption.ended("a", 200);
+    assert!(preemption.pod_waits(pod("b", "team"), 300));
+    assert!(!preemption.tick(|_, _| running(YOUNG_MS), 300).is_empty());
+    // What is known to take from the Pod is suspended nevertheless.
+    let mut cluster = Cluster::new(Link::Shared, 2);
+    cluster.deploy("a");
+    assert!(cluster.preemption.pod_waits(pod("b", "team"), cluster.now));
+    let limits = cluster.preemption.tick(|_, _| running(YOUNG_MS + 1), cluster.now);
+    assert_eq!(limits.first().unwrap().1.others, 0);
 }
 
 #[test]
@@ -192,6 +210,6 @@ fn without_others_nothing_is_learned_of_them() {
     }
     assert!(preemption.known.is_empty());
     // They come later, and are limited at once.
-    let counts = Others { running: 0, waiting: 3 };
+    let counts = Others { waiting: 3, ..Others::default() };
     assert_eq!(preemption.tick(|_, _| counts, 60_100).first().unwrap().1.others, 1);
 }

@@ -1,5 +1,5 @@
-//! Selects the runtime: the socket of `--runtime-endpoint` or, by default, the one well-known
-//! socket that exists; of several, the one whose runtime the kubelet reports.
+//! The sockets among which the runtime is: that of `--runtime-endpoint` or, by default, the well-known
+//! ones that exist. `selection` finds out which of them is the kubelet's.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -14,11 +14,14 @@ use imagewarm_core::image::quoted::quoted;
 
 /// Directories to search for sockets; the shipped manifests mount the node's `/run` at the last.
 const FOLDERS: [&str; 3] = ["/run", "/var/run", "/host/run"];
-/// Well-known sockets, their protocols, and the kubelet's names for the runtimes.
-const WELL_KNOWN: [(&str, Kind, &str); 3] = [
-    ("containerd/containerd.sock", Kind::Cri, "containerd"),
-    ("crio/crio.sock", Kind::Cri, "cri-o"),
-    ("docker.sock", Kind::Docker, "docker"),
+/// Well-known sockets and their protocols.
+const WELL_KNOWN: [(&str, Kind); 5] = [
+    ("containerd/containerd.sock", Kind::Cri),
+    ("crio/crio.sock", Kind::Cri),
+    ("docker.sock", Kind::Docker),
+    // k3s and RKE2.
+    ("k3s/containerd/containerd.sock", Kind::Cri),
+    ("k0s/containerd.sock", Kind::Cri),
 ];
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -29,58 +32,23 @@ enum Kind {
     Cri,
 }
 
-/// The runtime, or the candidates for it.
-#[derive(Debug)]
-pub enum Choice {
-    /// This runtime.
-    Made(Arc<dyn Runtime>),
-    /// One of these sockets, by the runtime that the kubelet uses: see [`choose`].
-    Among(Vec<PathBuf>),
-}
-
-/// The runtime behind `endpoint`, such as `unix:///var/run/docker.sock`; without one, those at
-/// well-known paths. The socket must exist; a runtime with a well-known socket may start to respond
-/// later. Requires a tokio runtime.
-pub fn connect(endpoint: Option<&str>) -> Result<Choice, EndpointError> {
-    let mut sockets = match endpoint {
-        Some(endpoint) => vec![named(endpoint)?],
-        None => found(&FOLDERS.map(PathBuf::from))?,
-    };
-    Ok(match sockets.pop() {
-        Some(only) if sockets.is_empty() => Choice::Made(behind(&only)?),
-        last => {
-            sockets.extend(last);
-            Choice::Among(sockets)
-        }
-    })
-}
-
-/// The one of several sockets whose runtime the kubelet uses. `kubelet` is the Node's
-/// `status.nodeInfo.containerRuntimeVersion`, such as `containerd://2.2.3`, or empty.
-pub fn choose(sockets: &[PathBuf], kubelet: &str) -> Result<Arc<dyn Runtime>, EndpointError> {
-    behind(chosen(sockets, kubelet)?)
-}
-
-fn chosen<'a>(sockets: &'a [PathBuf], kubelet: &str) -> Result<&'a Path, EndpointError> {
-    let Some((name, _)) = kubelet.split_once("://") else {
-        return Err(EndpointError::SeveralFound(sockets.to_vec()));
-    };
-    let mut fitting = sockets.iter().filter(|socket| {
-        well_known(socket).is_some_and(|(_, kubelets_name)| kubelets_name == name)
-    });
-    match (fitting.next(), fitting.next()) {
-        (Some(only), None) => Ok(only),
-        _ => Err(EndpointError::NoneOfThese { kubelet: quoted(kubelet), found: sockets.to_vec() }),
+/// The sockets that may be the runtime's, at least one: that of `endpoint`, such as
+/// `unix:///var/run/docker.sock`, which must exist; without one, those at well-known paths.
+pub fn sockets(endpoint: Option<&str>) -> Result<Vec<PathBuf>, EndpointError> {
+    match endpoint {
+        Some(endpoint) => Ok(vec![named(endpoint)?]),
+        None => found(&FOLDERS.map(PathBuf::from)),
     }
 }
 
-fn behind(socket: &Path) -> Result<Arc<dyn Runtime>, EndpointError> {
+/// The runtime behind a socket. One with a well-known name may start to respond later. Requires a tokio
+/// runtime.
+pub(super) fn behind(socket: &Path) -> Result<Arc<dyn Runtime>, EndpointError> {
     let kind = match well_known(socket) {
-        Some((kind, _)) => kind,
+        Some(kind) => kind,
         None => probe(socket)
             .map_err(|source| EndpointError::Silent { path: socket.to_owned(), source })?,
     };
-    tracing::info!(socket = %socket.display(), ?kind, "runtime selected");
     Ok(match kind {
         Kind::Docker => Arc::new(docker::Docker::connect(socket)?),
         Kind::Cri => Arc::new(cri::Cri::connect(socket)),
@@ -104,7 +72,7 @@ fn named(endpoint: &str) -> Result<PathBuf, EndpointError> {
 /// The well-known sockets below these directories, without duplicates; at least one.
 fn found(folders: &[PathBuf]) -> Result<Vec<PathBuf>, EndpointError> {
     let candidates =
-        folders.iter().flat_map(|folder| WELL_KNOWN.map(|(name, ..)| folder.join(name)));
+        folders.iter().flat_map(|folder| WELL_KNOWN.map(|(name, _)| folder.join(name)));
     let mut existing: Vec<PathBuf> = Vec::new();
     for path in candidates {
         let Ok(path) = path.canonicalize() else { continue };
@@ -120,10 +88,10 @@ fn found(folders: &[PathBuf]) -> Result<Vec<PathBuf>, EndpointError> {
     Ok(existing)
 }
 
-/// The protocol of a socket of this name, and the kubelet's name for the runtime.
-fn well_known(path: &Path) -> Option<(Kind, &'static str)> {
+/// The protocol of a socket of this name.
+fn well_known(path: &Path) -> Option<Kind> {
     let is = |name: &str| path.file_name() == Path::new(name).file_name();
-    WELL_KNOWN.iter().find(|(name, ..)| is(name)).map(|(_, kind, kubelet)| (*kind, *kubelet))
+    WELL_KNOWN.iter().find(|(name, _)| is(name)).map(|(_, kind)| *kind)
 }
 
 /// Detects the protocol. Docker responds to its ping over HTTP/1. A gRPC server responds in binary,
@@ -167,7 +135,7 @@ mod tests {
             ("unix:///dev/null", "is not a socket"),
         ];
         for (endpoint, text) in table {
-            let error = connect(Some(endpoint)).err().map(|error| error.to_string());
+            let error = sockets(Some(endpoint)).err().map(|error| error.to_string());
             let error = error.unwrap_or_default();
             assert!(error.contains(text), "{endpoint}: {error}");
         }
@@ -193,30 +161,6 @@ mod tests {
     }
 
     #[test]
-    fn of_several_sockets_the_kubelets_is_taken() {
-        let sockets: Vec<PathBuf> =
-            ["/run/containerd/containerd.sock", "/run/docker.sock"].map(Into::into).into();
-        for (kubelet, file) in
-            [("containerd://2.2.3", "containerd.sock"), ("docker://29.0.1", "docker.sock")]
-        {
-            assert!(chosen(&sockets, kubelet).unwrap().ends_with(file), "{kubelet}");
-        }
-        let table = [
-            ("", "more than one container runtime (/run/containerd/containerd.sock and "),
-            ("containerd", "more than one container runtime"),
-            ("cri-o://1.34.0", "uses \"cri-o://1.34.0\", which is not one of the runtimes found"),
-        ];
-        for (kubelet, text) in table {
-            let error = chosen(&sockets, kubelet).unwrap_err().to_string();
-            assert!(error.contains(text), "{kubelet}: {error}");
-            assert!(error.contains("--runtime-endpoint"), "{error}");
-        }
-        let twice: Vec<PathBuf> =
-            ["/run/docker.sock", "/host/run/docker.sock"].map(Into::into).into();
-        assert!(chosen(&twice, "docker://29").is_err(), "two sockets match");
-    }
-
-    #[test]
     fn a_socket_of_another_name_is_asked() {
         let folder = tempfile::tempdir().unwrap();
         let table = [
@@ -239,7 +183,7 @@ mod tests {
             server.join().unwrap();
         }
         assert!(probe(&folder.path().join("none.sock")).is_err());
-        assert_eq!(well_known(Path::new("/a/docker.sock")), Some((Kind::Docker, "docker")));
-        assert_eq!(well_known(Path::new("/a/crio.sock")), Some((Kind::Cri, "cri-o")));
+        assert_eq!(well_known(Path::new("/a/docker.sock")), Some(Kind::Docker));
+        assert_eq!(well_known(Path::new("/a/crio.sock")), Some(Kind::Cri));
     }
 }

@@ -39,28 +39,18 @@ pub enum EndpointError {
          --runtime-endpoint unix:///PATH"
     )]
     NoneFound(PathBuf),
-    /// No endpoint is set, and several were found.
+    /// No endpoint is set, several were found, and the Node does not say which the kubelet uses.
     #[error(
         "there is more than one container runtime ({}): set the kubelet's with \
          --runtime-endpoint unix:///PATH", list(.0)
     )]
     SeveralFound(Vec<PathBuf>),
-    /// No endpoint is set, and the kubelet's runtime matches none or several of those found.
-    #[error(
-        "the kubelet of this node uses {kubelet}, which is not one of the runtimes found ({}): set \
-         its socket with --runtime-endpoint unix:///PATH", list(.found)
-    )]
-    NoneOfThese {
-        /// `status.nodeInfo.containerRuntimeVersion` of the Node.
-        kubelet: Quoted,
-        /// The sockets.
-        found: Vec<PathBuf>,
-    },
     /// The client cannot be created.
     #[error("the runtime's client cannot be created: {0}")]
     Client(String),
 }
 
-fn list(paths: &[PathBuf]) -> String {
+/// The paths, for people.
+pub(super) fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
 }

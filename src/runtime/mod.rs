@@ -8,7 +8,8 @@ mod endpoint;
 mod endpoint_error;
 #[cfg(test)]
 pub(crate) mod fake;
-mod undecided;
+mod selection;
+mod withheld;
 
 use std::fmt;
 use std::future::Future;
@@ -21,9 +22,10 @@ use imagewarm_core::runtime::{
 
 use imagewarm_core::image::{Credential, Reference};
 
-pub use endpoint::{Choice, choose, connect};
+pub use endpoint::sockets;
 pub use endpoint_error::EndpointError;
-pub use undecided::Undecided;
+pub use selection::{Again, Selection, select};
+pub use withheld::Withheld;
 
 /// A future of a [`Runtime`] method.
 pub type RuntimeFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -32,6 +34,11 @@ pub type RuntimeFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Runtime: Send + Sync + fmt::Debug {
     /// The runtime's name and version; fails with `RuntimeUnavailable` if the runtime is down.
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>>;
+
+    /// Fails while nothing may be pulled, whatever the registry says: before a permit is asked for.
+    fn usable(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
 
     /// Whether `pull` calls its `progress` as long as a pull moves. Without it, a slow pull cannot be
     /// distinguished from a stuck one, even if some of its bytes are reported.

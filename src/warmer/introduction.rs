@@ -17,8 +17,13 @@ pub(super) async fn hello(
     pulling: Vec<String>,
     logged_version: Arc<OnceLock<RuntimeVersion>>,
 ) -> Hello {
-    let version = tokio::time::timeout(VERSION_TIMEOUT, runtime.version()).await;
+    // While none is selected there is none to ask.
+    let version = match runtime.usable() {
+        Ok(()) => tokio::time::timeout(VERSION_TIMEOUT, runtime.version()).await,
+        Err(_) => Ok(Ok(unknown_version())),
+    };
     let version = match version {
+        Ok(Ok(version)) if version.name.is_empty() => version,
         Ok(Ok(version)) => {
             if logged_version.set(version.clone()).is_ok() {
                 log_version(&version, runtime.as_ref());

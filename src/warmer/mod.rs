@@ -9,10 +9,10 @@ mod link;
 mod metrics;
 mod pull;
 mod removals;
+mod selector;
 mod stream;
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::runtime;
 use crate::clock::{Clock, unix_ms};
-use crate::runtime::{Choice, EndpointError, Runtime, Undecided};
+use crate::runtime::{EndpointError, Runtime, Selection, Withheld};
 pub use args::WarmerArgs;
 use disk::DiskGuard;
 use imagewarm_core::api::names::Uid;
@@ -37,6 +37,7 @@ use link::{Link, LinkEvent};
 pub use metrics::WarmerMetrics;
 use pull::{JobEvent, PullTimeouts};
 use removals::Removals;
+use selector::Selector;
 use stream::StreamSettings;
 pub use stream::{ServerAddress, StreamError};
 
@@ -59,8 +60,7 @@ pub enum WarmerError {
 /// A warmer, ready to run.
 pub struct Warmer {
     runtime: Arc<dyn Runtime>,
-    /// Runtime sockets to choose from; empty once the kubelet's runtime is known.
-    candidates: Vec<PathBuf>,
+    selector: Selector,
     /// The runtime's version, logged once.
     logged_version: Arc<OnceLock<RuntimeVersion>>,
     removals: Removals,
@@ -88,11 +88,9 @@ impl Warmer {
     /// A warmer over the runtime that `args` names. Returns an error for settings that can never
     /// work; files, the controller and the runtime may become available later.
     pub fn new(args: &WarmerArgs, metrics: WarmerMetrics) -> Result<Self, WarmerError> {
-        let (runtime, candidates) = match runtime::connect(args.runtime_endpoint.as_deref())? {
-            Choice::Made(runtime) => (runtime, Vec::new()),
-            Choice::Among(candidates) => (Arc::new(Undecided) as Arc<dyn Runtime>, candidates),
-        };
-        Ok(Warmer { candidates, ..Self::with_runtime(runtime, args, metrics)? })
+        let selector = Selector::new(runtime::sockets(args.runtime_endpoint.as_deref())?);
+        let undecided = Arc::new(Withheld::undecided());
+        Ok(Warmer { selector, ..Self::with_runtime(undecided, args, metrics)? })
     }
 
     /// The same over a given runtime; ignores the endpoint in `args`.
@@ -120,7 +118,7 @@ impl Warmer {
         Ok(Warmer {
             removals: Removals::listen(runtime.clone()),
             runtime,
-            candidates: Vec::new(),
+            selector: Selector::new(Vec::new()),
             logged_version: Arc::default(),
             link: Link::new(settings),
             clock: Clock::start(),
@@ -153,7 +151,7 @@ impl Warmer {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ended = loop {
             self.start_jobs();
-            if self.link.is_closed() {
+            if self.link.is_closed() && !self.selector.is_busy() {
                 let hello = self.hello();
                 self.link.begin(hello);
             }
@@ -161,14 +159,21 @@ impl Warmer {
             let wants_room = !self.outbox.is_empty();
             tokio::select! {
                 () = shutdown.cancelled() => break Ok(()),
-                event = self.link.next(wants_room) => if let Err(error) = self.on_link(event) {
-                    break Err(error.into());
-                },
+                event = self.link.next(wants_room) => self.on_link(event),
                 Some(event) = self.events.recv() => self.on_job_event(event),
                 Some(ended) = self.jobs.join_next_with_id() => self.on_ended(ended),
                 () = self.clock.sleep_until(wake_at) => {}
                 () = self.removals.seen() => self.queue.removal_seen(self.clock.now()),
-                _ = tick.tick() => self.report_waiting(),
+                selection = self.selector.selected() => if let Err(error) = self.on_selected(selection) {
+                    break Err(error.into());
+                },
+                _ = tick.tick() => {
+                    if self.selector.again() {
+                        // The next Welcome says what the kubelet reports by then.
+                        self.link.close();
+                    }
+                    self.report_waiting();
+                }
             }
         };
         self.show_connected(false);
@@ -202,7 +207,7 @@ impl Warmer {
         Box::pin(introduction::hello(runtime, epoch, pulling, self.logged_version.clone()))
     }
 
-    fn on_link(&mut self, event: LinkEvent) -> Result<(), EndpointError> {
+    fn on_link(&mut self, event: LinkEvent) {
         match event {
             // Connected only after the Welcome: until then the controller may reject the stream.
             LinkEvent::Opened => {}
@@ -216,29 +221,38 @@ impl Warmer {
                     error => tracing::warn!(%error, "no stream to the controller"),
                 }
             }
-            LinkEvent::Message(message) => return self.on_message(message),
+            LinkEvent::Message(message) => self.on_message(message),
             LinkEvent::Room(permit) => {
                 if let Some(message) = self.outbox.pop() {
                     permit.send(message);
                 }
             }
         }
+    }
+
+    /// Uses the runtime that was selected. The next stream begins with its version.
+    fn on_selected(
+        &mut self,
+        selection: Result<Selection, EndpointError>,
+    ) -> Result<(), EndpointError> {
+        let Selection { runtime, again } = selection?;
+        self.selector.ended(again);
+        if again.is_none() {
+            self.link.close();
+        }
+        let was_usable = self.runtime.usable().is_ok();
+        self.removals = Removals::listen(runtime.clone());
+        self.runtime = runtime;
+        if was_usable || again.is_none() {
+            self.queue.runtime_changed(self.clock.now());
+        }
         Ok(())
     }
 
-    /// Selects the kubelet's runtime and opens a new stream with its version.
-    fn select_runtime(&mut self, kubelet: &str) -> Result<(), EndpointError> {
-        self.runtime = runtime::choose(&self.candidates, kubelet)?;
-        self.candidates.clear();
-        self.removals = Removals::listen(self.runtime.clone());
-        self.link.close();
-        Ok(())
-    }
-
-    fn on_message(&mut self, message: FromController) -> Result<(), EndpointError> {
+    fn on_message(&mut self, message: FromController) {
         match message.message {
-            Some(Message::Welcome(welcome)) if !self.candidates.is_empty() => {
-                self.select_runtime(&welcome.kubelet_runtime)?;
+            Some(Message::Welcome(welcome)) if self.selector.begin(&welcome.kubelet_runtime) => {
+                self.link.close();
             }
             Some(Message::Welcome(welcome)) => {
                 let (node, controller) = (welcome.node_name, welcome.controller_version);
@@ -281,7 +295,6 @@ impl Warmer {
             // From a newer controller.
             None => {}
         }
-        Ok(())
     }
 
     fn on_job_event(&mut self, event: JobEvent) {

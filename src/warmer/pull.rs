@@ -51,6 +51,11 @@ pub(super) async fn run(
     events: mpsc::Sender<JobEvent>,
     timeouts: PullTimeouts,
 ) -> Ended {
+    if job.step != Step::CheckPresence
+        && let Err(RuntimeError { reason, message }) = runtime.usable()
+    {
+        return Ended::Refused(reason, message);
+    }
     match job.step {
         Step::CheckPresence => {
             let checked = tokio::time::timeout(PRESENCE_TIMEOUT, runtime.present(&job.image)).await;

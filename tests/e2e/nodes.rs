@@ -13,6 +13,7 @@ crate::tests![
     a_restarted_warmer_changes_no_ready_and_pulls_nothing_twice,
     a_node_without_a_warmer_is_reported,
     a_deleted_nodes_image_warms_are_deleted,
+    a_runtime_that_is_not_the_kubelets_is_not_used,
 ];
 
 async fn a_new_node_is_warmed(world: &World) -> Result<()> {
@@ -129,4 +130,25 @@ async fn a_deleted_nodes_image_warms_are_deleted(world: &World) -> Result<()> {
         Ok((warms.len() == 3).then_some(()))
     })
     .await
+}
+
+async fn a_runtime_that_is_not_the_kubelets_is_not_used(world: &World) -> Result<()> {
+    let namespace = world.namespace("other-runtime").await?;
+    let app = world.registries.push("other-runtime", "v1").await?;
+    let node = world.nodes.join("other-runtime").await?;
+    // Its Pods run elsewhere: dockerd is the only runtime that the warmer finds.
+    let reported = world.nodes.report_runtime(&node, "containerd://2.1.4").await?;
+    world.warmers.restart(&node).await?;
+    namespace.create_image_warm("app", &app.tag, &node, &[]).await?;
+    let refused = namespace.reaches("app", Reason::RuntimeMismatch).await?;
+    let message = refused.ready().map(|ready| ready.message.clone()).unwrap_or_default();
+    for part in ["containerd://2.1.4", "is docker ", "--runtime-endpoint unix:///PATH"] {
+        ensure!(message.contains(part), "no {part:?} in {message:?}");
+    }
+    ensure!(world.nodes.digest(&node, &app.tag).await?.is_none(), "it was pulled");
+    // As after an upgrade of the runtime, which the kubelet reports a moment later.
+    world.nodes.report_runtime(&node, &reported).await?;
+    namespace.reaches("app", Reason::Pulled).await?;
+    ensure!(world.nodes.digest(&node, &app.tag).await? == Some(app.digest.clone()));
+    Ok(())
 }

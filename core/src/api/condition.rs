@@ -95,6 +95,8 @@ labels! {
         TimedOut,
         /// The node's container runtime does not answer, or its own store is damaged.
         RuntimeUnavailable,
+        /// The runtime that the warmer reaches is not the kubelet's: what it holds serves no Pod.
+        RuntimeMismatch,
         /// The image reference cannot be parsed, or the image itself is broken.
         InvalidImage,
         /// A named pull secret does not exist, or is not a pull secret.
@@ -129,6 +131,7 @@ impl Reason {
             Reason::Unauthorized
                 | Reason::NotFound
                 | Reason::PlatformMismatch
+                | Reason::RuntimeMismatch
                 | Reason::InvalidImage
                 | Reason::SecretMissing
         )

@@ -175,8 +175,8 @@ impl Entry {
                 self.state = State::Due(Step::Pull, now.monotonic_ms);
                 None
             }
-            // A runtime that does not answer has not lost the image.
-            Err(_) if held_before => {
+            // A runtime that does not answer has not lost the image; another one never had it.
+            Err(error) if held_before && error.reason != Reason::RuntimeMismatch => {
                 self.attempts += 1;
                 let delay = retry_delay(self.attempts, Reason::RuntimeUnavailable, jitter);
                 self.state = State::Due(Step::CheckPresence, now.monotonic_ms + delay);

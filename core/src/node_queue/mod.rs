@@ -243,6 +243,15 @@ impl Queue {
         }
     }
 
+    /// The runtime is another one: nothing that was found holds any longer, and what failed may succeed.
+    pub fn runtime_changed(&mut self, now: Now) {
+        for entry in self.entries.values_mut() {
+            if let State::Due(..) = entry.state {
+                entry.state = State::Due(Step::CheckPresence, now.monotonic_ms);
+            }
+        }
+    }
+
     /// Removes an assignment. True when its job should be stopped: no other needs the image.
     pub fn withdraw(&mut self, uid: &str) -> bool {
         let Some(entry) = self.entries.remove(uid) else { return false };

@@ -179,6 +179,24 @@ fn a_runtime_that_does_not_answer_has_not_lost_the_image() {
 }
 
 #[test]
+fn what_another_runtime_holds_is_not_there_and_the_right_one_is_asked_at_once() {
+    let mut queue = queue();
+    queue.assign(Assign { believed_present: true, ..by_digest("d") }, 0);
+    let job = queue.next(0).unwrap();
+    let other = Ended::PresenceChecked(Err(error(Reason::RuntimeMismatch)));
+    let report = outcome_of(queue.ended(&job, other, 1, 0.5));
+    assert_eq!(report, Some((false, "RuntimeMismatch".into())));
+    assert_eq!(queue.next(2), None, "it backs off");
+    let now = queue.at(2);
+    queue.runtime_changed(now);
+    let job = queue.next(2).unwrap();
+    assert_eq!(job.step, Step::CheckPresence);
+    let report = queue.ended(&job, Ended::PresenceChecked(Ok(None)), 3, 0.5);
+    assert_eq!(outcome_of(report), None);
+    assert_eq!(queue.next(3).unwrap().step, Step::Pull);
+}
+
+#[test]
 fn pulls_are_limited_newest_revision_first_and_each_image_once() {
     let mut queue = queue();
     for (uid, image, priority) in

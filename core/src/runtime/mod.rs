@@ -3,6 +3,7 @@
 pub mod containerd;
 pub mod cri_failure;
 pub mod failure;
+pub mod kubelet;
 #[cfg(test)]
 mod metamorphic;
 mod names;

@@ -179,6 +179,16 @@ impl Nodes {
         self.system.node(node)?.start_runtime().await
     }
 
+    /// Lets the kubelet of a node report another runtime; returns what it reported before.
+    pub async fn report_runtime(&self, node: &str, runtime: &str) -> Result<String> {
+        let nodes: Api<Node> = Api::all(self.system.client());
+        let info = nodes.get(node).await?.status.and_then(|status| status.node_info);
+        let before = info.context("a node without information")?.container_runtime_version;
+        let change = json!({"status": {"nodeInfo": {"containerRuntimeVersion": runtime}}});
+        nodes.patch_status(node, &PatchParams::default(), &Patch::Merge(change)).await?;
+        Ok(before)
+    }
+
     /// A new node with dockerd and warmer; returns its name.
     pub async fn join(&self, name: &str) -> Result<String> {
         let name = self.joining(name);

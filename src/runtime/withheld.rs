@@ -1,4 +1,4 @@
-//! The placeholder until one of several runtimes is selected.
+//! The placeholder while no runtime is selected.
 
 use std::path::PathBuf;
 
@@ -9,35 +9,42 @@ use imagewarm_core::runtime::{
     PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
 };
 
-/// A runtime of which every call fails.
+/// A runtime of which every call fails, for this reason.
 #[derive(Debug)]
-pub struct Undecided;
+pub struct Withheld(pub RuntimeError);
 
-fn not_yet<'a, T: 'a>() -> RuntimeFuture<'a, Result<T, RuntimeError>> {
-    Box::pin(async {
-        Err(RuntimeError {
+impl Withheld {
+    /// Until the controller reports the kubelet's runtime.
+    pub fn undecided() -> Self {
+        Withheld(RuntimeError {
             reason: Reason::RuntimeUnavailable,
-            message:
-                "several runtimes were found; waiting for the controller to report the kubelet's"
-                    .into(),
+            message: "waiting for the controller to report the kubelet's runtime".into(),
         })
-    })
+    }
+
+    fn fails<'a, T: Send + 'a>(&self) -> RuntimeFuture<'a, Result<T, RuntimeError>> {
+        Box::pin(std::future::ready(Err(self.0.clone())))
+    }
 }
 
-impl Runtime for Undecided {
+impl Runtime for Withheld {
+    fn usable(&self) -> Result<(), RuntimeError> {
+        Err(self.0.clone())
+    }
+
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
-        not_yet()
+        self.fails()
     }
 
     fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
-        not_yet()
+        self.fails()
     }
 
     fn present<'a>(
         &'a self,
         _image: &'a Reference,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
-        not_yet()
+        self.fails()
     }
 
     fn pull<'a>(
@@ -46,6 +53,6 @@ impl Runtime for Undecided {
         _credential: Option<&'a Credential>,
         _progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
-        not_yet()
+        self.fails()
     }
 }

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use xtask::cluster::{Cluster, Link};
 
-use crate::fake_warmers::{args, tokens};
+use crate::fake_warmers::{args, docker_version, tokens};
 use crate::stage::{DEADLINE, plain_nodes};
 
 /// Running warmers.
@@ -160,14 +160,7 @@ fn held() -> PresentImage {
 
 impl Runtime for Downloading {
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
-        Box::pin(async {
-            Ok(RuntimeVersion {
-                name: "docker".into(),
-                version: "28.0.0".into(),
-                os: "linux".into(),
-                architecture: xtask::images::architecture().into(),
-            })
-        })
+        Box::pin(async { Ok(docker_version()) })
     }
 
     fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {

@@ -320,6 +320,16 @@ impl Waiting {
     }
 }
 
+/// The version that the Nodes of fake warmers report as well.
+pub fn docker_version() -> RuntimeVersion {
+    RuntimeVersion {
+        name: "docker".into(),
+        version: "28.0.0".into(),
+        os: "linux".into(),
+        architecture: xtask::images::architecture().into(),
+    }
+}
+
 fn held_image() -> PresentImage {
     PresentImage {
         digest: format!("sha256:{}", "d".repeat(64)).parse().ok(),
@@ -329,14 +339,7 @@ fn held_image() -> PresentImage {
 
 impl Runtime for Waiting {
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
-        Box::pin(async {
-            Ok(RuntimeVersion {
-                name: "docker".into(),
-                version: "28.0.0".into(),
-                os: "linux".into(),
-                architecture: xtask::images::architecture().into(),
-            })
-        })
+        Box::pin(async { Ok(docker_version()) })
     }
 
     fn present<'a>(

@@ -145,7 +145,7 @@ impl Dispatcher {
         self.inputs_sender.clone()
     }
 
-    /// Where to tell what kubelets say of the images of Pods.
+    /// Takes what kubelets report of the images of Pods.
     pub(crate) fn pod_images(&self) -> PodImages {
         PodImages(self.inputs_sender.clone())
     }

@@ -25,7 +25,7 @@ pub(crate) enum Input {
     PodStarted(PodImage),
 }
 
-/// Tells the dispatcher what kubelets say of the images of Pods.
+/// Passes on to the dispatcher what kubelets report of the images of Pods.
 #[derive(Clone)]
 pub(crate) struct PodImages(pub(super) mpsc::Sender<Input>);
 

@@ -17,23 +17,9 @@ pub(super) async fn hello(
     pulling: Vec<String>,
     logged_version: Arc<OnceLock<RuntimeVersion>>,
 ) -> Hello {
-    // While none is selected there is none to ask.
     let version = match runtime.usable() {
-        Ok(()) => tokio::time::timeout(VERSION_TIMEOUT, runtime.version()).await,
-        Err(_) => Ok(Ok(unknown_version())),
-    };
-    let version = match version {
-        Ok(Ok(version)) if version.name.is_empty() => version,
-        Ok(Ok(version)) => {
-            if logged_version.set(version.clone()).is_ok() {
-                log_version(&version, runtime.as_ref());
-            }
-            version
-        }
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "runtime does not respond");
-            unknown_version()
-        }
+        Ok(()) => version(runtime.as_ref(), &logged_version).await,
+        // None is selected yet.
         Err(_) => unknown_version(),
     };
     Hello {
@@ -46,6 +32,22 @@ pub(super) async fn hello(
         architecture: version.architecture,
         pulling,
         runtime_reports: reports(runtime.as_ref()).map(Into::into).collect(),
+    }
+}
+
+async fn version(runtime: &dyn Runtime, logged: &OnceLock<RuntimeVersion>) -> RuntimeVersion {
+    match tokio::time::timeout(VERSION_TIMEOUT, runtime.version()).await {
+        Ok(Ok(version)) => {
+            if logged.set(version.clone()).is_ok() {
+                log_version(&version, runtime);
+            }
+            version
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "runtime does not respond");
+            unknown_version()
+        }
+        Err(_) => unknown_version(),
     }
 }
 

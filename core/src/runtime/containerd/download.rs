@@ -1,5 +1,5 @@
 //! How far the download of one image is, from what the content store shows while it is pulled. The
-//! store does not tell which pull an ingest belongs to: the manifest of the image's repository whose
+//! store does not show which pull an ingest belongs to: the manifest of the image's repository whose
 //! layers are on their way is taken for the image's, and nothing is known while it may be several.
 
 use std::collections::{HashMap, HashSet};

@@ -15,10 +15,14 @@ impl Index {
 
     /// Starts a pull that has a permit, if its node is still connected.
     pub(super) fn start_next(&mut self, uid: &Uid, now: i64) {
-        let node = self.assignments.get(uid).map(|assignment| &*assignment.warm.node_name);
-        let session = node.and_then(|node| self.nodes.get(node)?.session);
-        if let Some((session, _)) = session {
+        let Some(assignment) = self.assignments.get(uid) else { return };
+        let is_probe = self.preemption.is_probing(assignment.image.domain());
+        let node = self.nodes.get(&*assignment.warm.node_name);
+        if let Some((session, _)) = node.and_then(|node| node.session) {
             self.start(uid, session, now);
+            if is_probe {
+                self.follow_progress(uid, session);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use crate::protocol::{ReportProgress, SuspendPull};
 use crate::report::pod_image::PodImage;
 use crate::throttle::preemption::WaitingPod;
 
-/// How often the node of a Pod that waits reports the bytes of its image.
+/// How often the node of a Pod that waits reports the bytes of its image, and others beside it.
 const PROGRESS_INTERVAL_MS: u32 = 250;
 
 impl Index {
@@ -28,9 +28,7 @@ impl Index {
         }
         let session = self.nodes.get(&image.node).and_then(|node| node.session);
         if let Some((session, _)) = session {
-            let interval_ms = PROGRESS_INTERVAL_MS;
-            let message = ReportProgress { uid: uid.to_string(), interval_ms };
-            self.effects.push(Effect::Send(session, ToWarmer::ReportProgress(message)));
+            self.follow_progress(&uid, session);
         }
         if self.canaries.is_waiting(&uid)
             && let Some(key) = self.assignments.get(&uid).map(Assignment::key)
@@ -66,6 +64,12 @@ impl Index {
         for uid in self.budgets.preempt(limits) {
             self.suspend(&uid, now);
         }
+    }
+
+    /// Asks a warmer to report the bytes of an image often.
+    pub(super) fn follow_progress(&mut self, uid: &Uid, session: SessionId) {
+        let message = ReportProgress { uid: uid.to_string(), interval_ms: PROGRESS_INTERVAL_MS };
+        self.effects.push(Effect::Send(session, ToWarmer::ReportProgress(message)));
     }
 
     /// Ends a running pull. Its warmer asks for another permit at once, and waits for it.

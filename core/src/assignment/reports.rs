@@ -81,7 +81,12 @@ impl Index {
         let Some(assignment) = self.assignments.get_mut(uid) else { return };
         if !progress.queued {
             let (downloaded, total) = (progress.downloaded_bytes, progress.total_bytes);
-            self.preemption.progress(uid, downloaded, total, now);
+            if self.preemption.is_waited_for(uid) {
+                self.preemption.progress(uid, downloaded, total, now);
+            } else if downloaded > 0 {
+                let registry = assignment.image.domain();
+                self.preemption.other_progress(registry, uid, downloaded, now);
+            }
         }
         let pull_moved = assignment.pull().moved(progress.downloaded_bytes);
         if is_due(assignment, progress, now) {

@@ -2,31 +2,39 @@
 //! bandwidth from it. Whether they do is measured and not assumed:
 //!
 //! ```text
-//!   a Pod waits          the rate of its node         kept up: four times as many
+//!   a Pod waits          the rate of its node         kept up, or the sum grew: four times as many
 //!  ───────────► Alone ──────────────────────► Probing ───────────────────────► … ──► Unlimited
 //!               no other node pulls           one other node pulls      all of them run
-//!                                                │ fell
+//!                                                │ fell, since others took it
 //!                                                ▼
 //!                                              Alone, until no Pod waits any more
 //! ```
 //!
 //! The result holds for the registry's next Pods, for a while. Pure; `now` is monotonic, in milliseconds.
 
+mod rates;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use self::rates::Rates;
 use crate::api::names::{NodeName, Uid};
 
 /// After other pulls were suspended or began, nothing is measured for this long: connections have to
 /// slow down, and to speed up.
 const SETTLE_ALONE_MS: i64 = 300;
 const SETTLE_PROBING_MS: i64 = 700;
-/// The least time between two reports that a rate is computed of.
-const MEASURE_MS: i64 = 600;
 /// Of the rate alone, what a node must keep for others to go on. On a shared link one other node takes a
 /// half of it, or less where the Pod's node downloads several layers at once.
 const KEPT: f64 = 0.85;
+/// Where it kept less, others go on all the same if all nodes, and the Pod's among them, get this part of
+/// the rate alone on average: then there is no link that they share. With one other on a shared link it is
+/// a half. The rate of one node also falls for other reasons, such as the end of a large layer.
+const ON_AVERAGE: f64 = 0.7;
 /// Each step lets so many times as many nodes pull.
 const WIDENING: usize = 4;
+/// Up to so many other nodes report their bytes as often as that of a Pod; of more, what they report anyway
+/// is enough.
+const PROBES_MAX: usize = 16;
 /// Pulls that have run for longer are not suspended to find something out: containerd would begin them again
 /// from zero.
 const YOUNG_MS: i64 = 20_000;
@@ -112,6 +120,15 @@ enum Step {
     Unlimited,
 }
 
+impl Step {
+    fn settling_ms(self) -> i64 {
+        match self {
+            Step::Alone { .. } => SETTLE_ALONE_MS,
+            Step::Probing { .. } | Step::Unlimited => SETTLE_PROBING_MS,
+        }
+    }
+}
+
 /// What the last measurement showed.
 #[derive(Clone, Copy, Debug)]
 struct Known {
@@ -124,44 +141,24 @@ struct Known {
 struct Registry {
     pods: BTreeMap<Uid, Pod>,
     step: Step,
-    step_since: i64,
-    /// The first report in this step, after it settled: when, and all bytes until then.
-    first: Option<(i64, u64)>,
-    /// The rate in this step, in bytes for each second, once it is known.
-    rate: Option<f64>,
+    /// Of this step.
+    rates: Rates,
     /// Whether nothing was limited yet.
     is_new: bool,
 }
 
 impl Registry {
     fn new(step: Step, now: i64) -> Self {
-        let (pods, first, rate) = (BTreeMap::new(), None, None);
-        Registry { pods, step, step_since: now, first, rate, is_new: true }
+        let pods = BTreeMap::new();
+        Registry { pods, step, rates: Rates::from(now + step.settling_ms()), is_new: true }
     }
 
     fn enter(&mut self, step: Step, now: i64) {
-        (self.step, self.step_since, self.first, self.rate) = (step, now, None, None);
+        (self.step, self.rates) = (step, Rates::from(now + step.settling_ms()));
     }
 
     fn bytes(&self) -> u64 {
         self.pods.values().map(|pod| pod.downloaded).fold(0, u64::saturating_add)
-    }
-
-    /// Notes a report of bytes.
-    fn sample(&mut self, now: i64) {
-        let settle = match self.step {
-            Step::Alone { .. } => SETTLE_ALONE_MS,
-            Step::Probing { .. } | Step::Unlimited => SETTLE_PROBING_MS,
-        };
-        if now - self.step_since < settle {
-            return;
-        }
-        let bytes = self.bytes();
-        let (at, before) = *self.first.get_or_insert((now, bytes));
-        if now - at >= MEASURE_MS {
-            let seconds = (now - at) as f64 / 1_000.0;
-            self.rate = Some(bytes.saturating_sub(before) as f64 / seconds);
-        }
     }
 
     /// Goes to the next step, if what was measured says so. Returns what is known from then on.
@@ -169,7 +166,7 @@ impl Registry {
         match self.step {
             // Without others nothing can be learned of them.
             Step::Alone { measure: true } if others.all() > 0 => {
-                let alone = self.rate.filter(|rate| *rate > 0.0)?;
+                let alone = self.rates.of_pods().filter(|rate| *rate > 0.0)?;
                 self.enter(Step::Probing { others: 1, alone }, now);
             }
             Step::Probing { others: limit, alone } => {
@@ -179,8 +176,8 @@ impl Registry {
                     self.enter(step, now);
                     return None;
                 }
-                let rate = self.rate?;
-                if rate < KEPT * alone {
+                let rate = self.rates.of_pods()?;
+                if rate < KEPT * alone && self.is_shared(rate, others.running, alone)? {
                     self.enter(Step::Alone { measure: false }, now);
                     return Some(0);
                 }
@@ -195,6 +192,12 @@ impl Registry {
             Step::Alone { .. } | Step::Unlimited => {}
         }
         None
+    }
+
+    /// Whether so many others take what the nodes with Pods no longer get, as far as that is known.
+    fn is_shared(&self, rate: f64, others: usize, alone: f64) -> Option<bool> {
+        let all = rate + self.rates.of_one_other()? * others as f64;
+        Some(all < ON_AVERAGE * alone * (others as f64 + 1.0))
     }
 
     fn limit(&self) -> Option<usize> {
@@ -276,8 +279,23 @@ impl Preemption {
             pod.moved_at = Some(now);
             pod.downloaded = downloaded;
             // A report may only repeat what the runtime showed before.
-            registry.sample(now);
+            let bytes = registry.bytes();
+            registry.rates.pods(bytes, now);
         }
+    }
+
+    /// A node without a Pod reports bytes of an image of this registry.
+    pub fn other_progress(&mut self, registry: &str, uid: &Uid, downloaded: u64, now: i64) {
+        if let Some(registry) = self.registries.get_mut(registry) {
+            registry.rates.other(uid, downloaded, now);
+        }
+    }
+
+    /// Whether the pulls of this registry that begin now are those by which is measured what they take.
+    pub fn is_probing(&self, registry: &str) -> bool {
+        self.registries.get(registry).is_some_and(|registry| {
+            matches!(registry.step, Step::Probing { others, .. } if others <= PROBES_MAX)
+        })
     }
 
     /// Whether a Pod waits for the image of this assignment.

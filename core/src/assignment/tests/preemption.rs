@@ -84,7 +84,8 @@ fn what_one_more_pull_takes_is_measured_and_then_left() {
         let effects = described(index);
         effects.into_iter().filter(|one| !one.starts_with("status")).collect::<Vec<_>>()
     };
-    assert_eq!(run(&mut index, 0, 2_000, 1_000), ["2 resolve b1"]);
+    let probing = ["2 resolve b1", "2 report b1 every 250 ms"];
+    assert_eq!(run(&mut index, 0, 2_000, 1_000), probing);
     // It gets less than before: that pull is suspended again, for as long as the Pod waits.
     assert_eq!(run(&mut index, 2_000, 4_000, 500), ["2 suspend b1"]);
     index.message(2, &request("b1"), 4_000);

@@ -13,18 +13,22 @@ enum Link {
     Shared,
     /// One for each node.
     Own,
+    /// One for each node, which all become slower by a quarter once others download too.
+    Slower,
 }
 
 /// Nodes that pull the same image over links, beside the Pod's node.
 struct Cluster {
     link: Link,
     others: usize,
+    /// Whether the others show bytes.
+    reports: bool,
     now: i64,
     preemption: Preemption,
 }
 
 /// What became of one Pod.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Waited {
     /// Until its image was there, in milliseconds.
     pod: i64,
@@ -34,25 +38,35 @@ struct Waited {
 
 impl Cluster {
     fn new(link: Link, others: usize) -> Self {
-        Cluster { link, others, now: 0, preemption: Preemption::default() }
+        Cluster { link, others, reports: true, now: 0, preemption: Preemption::default() }
     }
 
     /// A Pod's node pulls, and `others` nodes as far as they may.
     fn deploy(&mut self, uid: &str) -> Waited {
         let begun = self.now;
         assert!(self.preemption.pod_waits(pod(uid, "team"), self.now));
-        let (mut downloaded, mut idle, mut running) = (0, 0, self.others);
+        let (mut downloaded, mut others, mut idle, mut running) = (0, 0, 0, self.others);
         while downloaded < IMAGE {
             let counts = Others { running, waiting: self.others - running, longest_ms: 0 };
             let limits = self.preemption.tick(|_, _| counts, self.now);
             running =
                 limits.first().map_or(self.others, |(_, limit)| limit.others.min(self.others));
-            let sharing = if self.link == Link::Shared { running as u64 + 1 } else { 1 };
-            downloaded += LINK * STEP_MS as u64 / sharing;
+            let each = match self.link {
+                Link::Shared => LINK * STEP_MS as u64 / (running as u64 + 1),
+                Link::Slower if running > 0 => LINK * STEP_MS as u64 * 3 / 4,
+                Link::Own | Link::Slower => LINK * STEP_MS as u64,
+            };
+            downloaded += each;
+            others += each;
             idle += (self.others - running) as i64 * STEP_MS;
             self.now += STEP_MS;
             if self.now % 250 == 0 {
                 self.preemption.progress(uid, downloaded, IMAGE, self.now);
+            }
+            // Reports of the others come in between, and less often.
+            for other in (0..running).filter(|_| self.reports && (self.now - 150) % 500 == 0) {
+                let uid = format!("other-{other}").as_str().into();
+                self.preemption.other_progress("r.test", &uid, others, self.now);
             }
         }
         self.preemption.ended(uid, self.now);
@@ -101,6 +115,19 @@ fn where_each_node_has_its_link_the_others_go_on_after_a_moment() {
             assert!(cluster.deploy("d").idle > 0);
         }
     }
+}
+
+#[test]
+fn a_pod_that_gets_less_is_left_so_where_others_do_not_get_it() {
+    let mut cluster = Cluster::new(Link::Slower, 29);
+    let first = cluster.deploy("a");
+    assert!(first.idle <= 29 * 6_000, "{first:?}");
+    assert_eq!(cluster.deploy("b").idle, 0);
+    // Where others show no bytes, what they get is not known: the Pod comes first.
+    let mut cluster = Cluster { reports: false, ..Cluster::new(Link::Slower, 29) };
+    cluster.deploy("a");
+    let second = cluster.deploy("b");
+    assert_eq!(second, Waited { pod: alone(), idle: 29 * alone() });
 }
 
 #[test]

@@ -6,6 +6,7 @@ use clap::ArgAction;
 use clap::builder::BoolishValueParser;
 
 use imagewarm_core::image::quoted::quoted;
+use imagewarm_core::image::registry_pattern::{RegistryPattern, RegistryPatternError};
 use imagewarm_core::plan::diff::GracePeriods;
 use imagewarm_core::policy::bounds::NamespaceSelection;
 use imagewarm_core::policy::{Bounds, Policy};
@@ -28,15 +29,16 @@ pub struct ControllerArgs {
     )]
     pub paused: bool,
 
-    /// Registries whose images are never warmed; Knative does not resolve these by default
+    /// Registries whose images are never warmed, such as `docker.io` or `*.dkr.ecr.*.amazonaws.com`;
+    /// Knative does not resolve these by default
     #[arg(
         long,
         env = "IMAGEWARM_SKIPPED_REGISTRIES",
         value_name = "DOMAIN,…",
-        value_delimiter = ',',
-        default_value = "dev.local,kind.local,ko.local"
+        default_value = "dev.local,kind.local,ko.local",
+        value_parser = registry_patterns
     )]
-    pub skipped_registries: Vec<String>,
+    pub skipped_registries: RegistryPatterns,
 
     /// Keys of taints that only mark a starting node and so do not delay warming; `prefix*` for
     /// all keys with a prefix
@@ -164,7 +166,7 @@ impl ControllerArgs {
         };
         Policy {
             paused: self.paused,
-            skipped_registries: filled(&self.skipped_registries),
+            skipped_registries: self.skipped_registries.0.clone(),
             startup_taints: filled(&self.startup_taints),
             bounds: Bounds {
                 namespaces: self.namespace_selection,
@@ -182,6 +184,15 @@ impl ControllerArgs {
             reserve: self.reserve_delay,
         }
     }
+}
+
+/// The value of `--skipped-registries`; empty for none.
+#[derive(Clone, Debug)]
+pub struct RegistryPatterns(Vec<RegistryPattern>);
+
+fn registry_patterns(value: &str) -> Result<RegistryPatterns, RegistryPatternError> {
+    let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+    Ok(RegistryPatterns(parts.map(str::parse).collect::<Result<_, _>>()?))
 }
 
 fn namespace_selection(value: &str) -> Result<NamespaceSelection, String> {

@@ -31,7 +31,7 @@ use imagewarm_core::image::Credential;
 use imagewarm_core::policy::Policy;
 use imagewarm_core::protocol::{FromController, Hello, PullGrant, from_controller};
 use imagewarm_core::throttle::canary;
-use imagewarm_core::throttle::registry::Limits;
+use imagewarm_core::throttle::limits::RegistryLimits;
 
 /// Messages that a warmer may leave unread, in addition to two for each of its assignments.
 const UNREAD: usize = 1024;
@@ -541,9 +541,9 @@ impl Dispatcher {
 fn empty_index(args: &DispatchArgs, now: i64) -> Index {
     Index::new(
         Budget {
-            registry: Limits {
-                pulls: args.registry_pulls,
-                per_second: args.registry_pulls_per_second,
+            registry: RegistryLimits {
+                pulls: args.registry_pulls.clone(),
+                per_second: args.registry_pulls_per_second.clone(),
             },
             canary: canary::Settings {
                 nodes: args.canary_nodes,

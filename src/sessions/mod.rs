@@ -14,6 +14,8 @@ mod stream;
 
 use std::net::SocketAddr;
 
+use imagewarm_core::throttle::limits::PerRegistry;
+
 pub use dispatcher::Dispatcher;
 pub use metrics::DispatchMetrics;
 pub use server::{DispatchServer, ServeError};
@@ -32,19 +34,25 @@ pub struct DispatchArgs {
     pub dispatch_listen: SocketAddr,
 
     /// Maximum number of concurrent pulls from one registry, on all nodes together; 0 for no limit
-    /// and no back-off. After a 429 response no pull begins for a while, and then fewer run
-    #[arg(long, env = "IMAGEWARM_REGISTRY_PULLS", default_value_t = 500, value_name = "COUNT")]
-    pub registry_pulls: usize,
+    /// and no back-off. After a 429 response no pull begins for a while, and then fewer run. Registries may
+    /// have limits of their own: `500,docker.io=2,*.example.com=50`
+    #[arg(
+        long,
+        env = "IMAGEWARM_REGISTRY_PULLS",
+        default_value = "500",
+        value_name = "COUNT[,REGISTRY=COUNT…]"
+    )]
+    pub registry_pulls: PerRegistry,
 
     /// Maximum number of pulls from one registry that begin within a second, on all nodes
-    /// together; 0 for no limit
+    /// together; 0 for no limit. Written as --registry-pulls
     #[arg(
         long,
         env = "IMAGEWARM_REGISTRY_PULLS_PER_SECOND",
-        default_value_t = 100,
-        value_name = "COUNT"
+        default_value = "100",
+        value_name = "COUNT[,REGISTRY=COUNT…]"
     )]
-    pub registry_pulls_per_second: usize,
+    pub registry_pulls_per_second: PerRegistry,
 
     /// Minimum number of nodes assigned an image for which one node pulls it ahead of the others:
     /// if the image does not exist or the credentials are refused, the others do not contact the

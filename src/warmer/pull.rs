@@ -18,7 +18,7 @@ use imagewarm_core::api::names::Uid;
 use imagewarm_core::image::Credential;
 use imagewarm_core::node_queue::{Ended, Job, Step};
 use imagewarm_core::protocol::{Progress, PullGrant};
-use imagewarm_core::runtime::{PullProgress, PulledImage, RuntimeError};
+use imagewarm_core::runtime::{PresentImage, PullProgress, PulledImage, RuntimeError};
 
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Minimum interval of progress reports.
@@ -58,8 +58,8 @@ pub(super) async fn run(
     }
     match job.step {
         Step::CheckPresence => {
-            let checked = tokio::time::timeout(PRESENCE_TIMEOUT, runtime.present(&job.image)).await;
-            Ended::PresenceChecked(checked.unwrap_or_else(|_| {
+            let checked = tokio::time::timeout(PRESENCE_TIMEOUT, present(job, runtime.as_ref()));
+            Ended::PresenceChecked(checked.await.unwrap_or_else(|_| {
                 let message = "the runtime did not respond in time".into();
                 Err(RuntimeError { reason: Reason::RuntimeUnavailable, message })
             }))
@@ -84,7 +84,8 @@ pub(super) async fn run(
             let pull = within(timeouts.total, "pull", pull);
             tokio::select! {
                 result = pull => {
-                    Ended::Pulled(started, result.map_err(|error| without_secret(error, refusal)))
+                    let result = result.map_err(|error| without_secret(error, refusal));
+                    unless_present(job, runtime, started, result).await
                 }
                 message = disk.until_low(runtime) => Ended::OutOfRoom(message),
             }
@@ -106,6 +107,36 @@ pub(super) async fn run(
             let verify = within(timeouts.total, "verification", verify).await;
             Ended::Verified(verify.map_err(|error| without_secret(error, refusal)))
         }
+    }
+}
+
+/// What the node holds: the digest that the tag was resolved to, by whatever way that came, before another
+/// that the tag names.
+async fn present(job: &Job, runtime: &dyn Runtime) -> Result<Option<PresentImage>, RuntimeError> {
+    let held = runtime.present(&job.image).await?;
+    let held_digest = held.as_ref().and_then(|held| held.digest.as_deref());
+    match &job.resolved {
+        Some(resolved) if held_digest != resolved.digest() => {
+            Ok(runtime.present(resolved).await?.or(held))
+        }
+        _ => Ok(held),
+    }
+}
+
+/// The result of a pull; of a tag with what the node holds of it, where the registry answers nothing.
+async fn unless_present(
+    job: &Job,
+    runtime: &dyn Runtime,
+    started: i64,
+    result: Result<PulledImage, RuntimeError>,
+) -> Ended {
+    let error = match result {
+        Err(error) if job.image.digest().is_none() && error.reason.leaves_image_unknown() => error,
+        result => return Ended::Pulled(started, result),
+    };
+    match tokio::time::timeout(PRESENCE_TIMEOUT, runtime.present(&job.image)).await {
+        Ok(Ok(Some(held))) => Ended::Unchecked(started, held, error),
+        _ => Ended::Pulled(started, Err(error)),
     }
 }
 
@@ -283,6 +314,7 @@ mod tests {
             uid: "u".into(),
             step: Step::Pull,
             image: Reference::parse(image).unwrap(),
+            resolved: None,
             attempt: 1,
             check_for: String::new(),
             room_bytes: 1,
@@ -329,6 +361,7 @@ mod tests {
             Ended::Pulled(_, Ok(pulled)) => Ok(pulled.downloaded),
             Ended::Pulled(_, Err(error)) => Err(error.reason),
             Ended::Refused(reason, _) => Err(reason),
+            Ended::Unchecked(_, _, error) => Err(error.reason),
             Ended::NoRoom(_) | Ended::OutOfRoom(_) => Err(Reason::DiskPressure),
             Ended::PresenceChecked(_) | Ended::Verified(_) => Err(Reason::Removed),
         }

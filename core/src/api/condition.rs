@@ -136,6 +136,12 @@ impl Reason {
                 | Reason::SecretMissing
         )
     }
+
+    /// Whether the registry has answered nothing that concerns the image: the node's image of that tag may
+    /// still be the newest.
+    pub const fn leaves_image_unknown(self) -> bool {
+        matches!(self, Reason::RegistryUnreachable | Reason::TimedOut | Reason::RateLimited)
+    }
 }
 
 impl fmt::Display for Reason {

@@ -73,6 +73,7 @@ impl Assignment {
             identity_mark: self.identity_mark,
             known_size_bytes: self.known_size_bytes,
             account_mark: self.account_mark,
+            resolved_digest: pull_context.resolved.clone().unwrap_or_default(),
         }
     }
 
@@ -86,6 +87,7 @@ pub(super) fn needs_resend(old: &Assignment, new: &Assignment) -> bool {
     (new.pull_context.check_for.is_some()
         && new.pull_context.check_for != old.pull_context.check_for)
         || (old.is_believed_present() && !new.is_believed_present())
+        || (old.pull_context.resolved != new.pull_context.resolved && !new.is_believed_present())
         || old.pull_context.priority != new.pull_context.priority
         || old.identity_mark != new.identity_mark
         || old.account_mark != new.account_mark

@@ -26,8 +26,9 @@ use crate::report::status::{
     NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUEUED_QUIET_MS, QUIET_MS, Report,
 };
 use crate::throttle::canary::{self, Canaries, Key};
+use crate::throttle::limits::{Limits, RegistryLimits};
 use crate::throttle::preemption::Preemption;
-use crate::throttle::registry::{self, Limits, RegistryBudgets};
+use crate::throttle::registry::{self, RegistryBudgets};
 pub use stream_end::StreamEnd;
 
 use awaiting_credentials::{AwaitingCredentials, CredentialSet};
@@ -87,10 +88,10 @@ pub struct Refusal {
 }
 
 /// Limits on the requests of all nodes together to registries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Budget {
     /// Limits for each registry.
-    pub registry: Limits,
+    pub registry: RegistryLimits,
     /// The first node pulls an image before the others do.
     pub canary: canary::Settings,
 }
@@ -99,7 +100,7 @@ impl Budget {
     /// At most this many concurrent pulls for each registry, and no other limit.
     pub fn of_pulls(pulls: usize) -> Self {
         Budget {
-            registry: Limits { pulls, per_second: 0 },
+            registry: Limits { pulls, per_second: 0 }.into(),
             canary: canary::Settings { nodes: 0, timeout_ms: 0 },
         }
     }
@@ -117,8 +118,6 @@ struct Assignment {
     known_size_bytes: u64,
     /// The credentials of the last pull.
     credential_set: CredentialSet,
-    /// The digest for which a tag that did not exist was tried again.
-    retried_for: Option<String>,
     /// How often the pull became worth another attempt at once.
     urgent_retries: u64,
     /// Its node reported last that it does not hold the image; the status may not say so yet.
@@ -335,16 +334,7 @@ impl Index {
         let mut old = self.assignments.remove(&uid);
         let pull = old.as_mut().and_then(|old| old.pull.take());
         let (image, known_size_bytes) = self.sizes.note(image, &warm, old.is_none());
-        let mut urgent_retries = old.as_ref().map_or(0, |old| old.urgent_retries);
-        let mut retried_for = old.as_mut().and_then(|old| old.retried_for.take());
-        // Knative has found what this node did not: once for each digest.
-        if warm.reason() == Some(Reason::NotFound)
-            && pull_context.resolved.is_some()
-            && retried_for != pull_context.resolved
-        {
-            urgent_retries += 1;
-            retried_for.clone_from(&pull_context.resolved);
-        }
+        let urgent_retries = old.as_ref().map_or(0, |old| old.urgent_retries);
         let identity_mark = identity_mark(&warm, &pull_context).wrapping_add(urgent_retries);
         let account_mark = account_mark(&warm, &pull_context);
         self.awaiting_credentials.note(&uid, warm.reason(), now);
@@ -362,7 +352,6 @@ impl Index {
             known_size_bytes,
             credential_set: old.as_ref().map_or(CredentialSet::Unknown, |old| old.credential_set),
             pull,
-            retried_for,
             urgent_retries,
             reported_absent: old.as_ref().is_some_and(|old| old.reported_absent),
         };
@@ -536,6 +525,7 @@ fn absent(reason: Reason, message: String) -> Report {
         started_at: None,
         finished_at: None,
         checked_for: None,
+        unchecked: None,
         runtime: NodeRuntime::default(),
     })
 }

@@ -113,16 +113,18 @@ impl Index {
         let node = self.nodes.get(&*assignment.warm.node_name);
         outcome.runtime = node.map(|node| node.runtime.clone()).unwrap_or_default();
         let (key, reason, present) = (assignment.key(), outcome.reason, outcome.present);
-        let message = outcome.message.clone();
+        let (message, unchecked) = (outcome.message.clone(), outcome.unchecked);
         let report = Report::Outcome(outcome);
         self.effects.push(Effect::Status(uid.clone(), assignment.warm.clone(), report));
+        // What the registry did, which an image that is on the node anyway does not show.
+        let (served, reason) = (present && unchecked.is_none(), unchecked.unwrap_or(reason));
         self.outages.note(uid, key.1.domain(), Some(reason), now);
         if present || self.budgets.is_in_flight(uid) {
             self.preemption.ended(uid, now);
         }
         if self.budgets.is_in_flight(uid) {
-            self.record_outcome(uid, &key, present, (reason, &message), now);
-            if present || shows_an_answer(reason) {
+            self.record_outcome(uid, &key, served, (reason, &message), now);
+            if served || shows_an_answer(reason) {
                 self.registry_answered(key.1.domain(), now);
             }
         }

@@ -593,7 +593,7 @@ fn a_size_that_one_node_reported_helps_the_next() {
 }
 
 #[test]
-fn a_tag_that_knative_found_is_tried_again_at_once() {
+fn what_a_tag_was_resolved_to_is_sent_while_its_node_does_not_hold_it() {
     let mut index = index_with(&[("u1", "a")]);
     index.open(1, &"a".into(), &hello(1, &[]), 0);
     described(&mut index);
@@ -606,18 +606,24 @@ fn a_tag_that_knative_found_is_tried_again_at_once() {
         kept(missing)
     };
     let resolved = |digest: &str| PullContext { resolved: Some(digest.into()), ..pull_context(1) };
+    let sent = |index: &mut Index| -> Vec<String> {
+        let effects = index.take_effects().into_iter();
+        let digest = |effect| match effect {
+            Effect::Send(1, ToWarmer::Assign(assign)) => Some(assign.resolved_digest),
+            _ => None,
+        };
+        effects.filter_map(digest).collect()
+    };
     index.apply(missing(), pull_context(1), 1);
-    assert!(described(&mut index).is_empty(), "nobody knows better");
+    assert!(sent(&mut index).is_empty(), "nobody knows better");
     index.apply(missing(), resolved("sha256:1"), 2);
-    assert_eq!(described(&mut index), ["1 assign u1"]);
+    assert_eq!(sent(&mut index), ["sha256:1"]);
     index.apply(missing(), resolved("sha256:1"), 3);
-    assert!(described(&mut index).is_empty(), "once");
-    index.apply(kept(warm("u1", "a", "registry.test/app:v1")), resolved("sha256:1"), 4);
-    index.apply(missing(), resolved("sha256:1"), 5);
-    assert!(described(&mut index).is_empty(), "not again when it fails again");
+    assert!(sent(&mut index).is_empty(), "once");
     index.apply(missing(), pull_context(1), 5);
-    index.apply(missing(), resolved("sha256:1"), 5);
-    assert!(described(&mut index).is_empty(), "nor when the Revision comes back");
-    index.apply(missing(), resolved("sha256:2"), 6);
-    assert_eq!(described(&mut index), ["1 assign u1"]);
+    assert_eq!(sent(&mut index), [""], "a newer Revision is not resolved yet");
+    let held = with_ready(warm("u1", "a", "registry.test/app:v1"), Reason::Pulled);
+    index.apply(kept(held.clone()), pull_context(1), 6);
+    index.apply(kept(held), resolved("sha256:2"), 7);
+    assert!(sent(&mut index).is_empty(), "an ImageWarm by digest follows where it is another");
 }

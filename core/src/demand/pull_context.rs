@@ -1,12 +1,10 @@
 //! The pull context of one ImageWarm, from the Revisions and Images of its namespace: whose
 //! credentials apply, the priority, and whether the tag has to be checked again.
 
-use k8s_openapi::jiff::Timestamp;
-
 use super::PullIdentity;
 use super::consumers::{Consumer, ConsumerDemand};
 use crate::api::{
-    CREATED_FOR_ANNOTATION, CachedImageWarm, Revision, SERVICE_ACCOUNT_ANNOTATION, revision_token,
+    CREATED_FOR_ANNOTATION, CachedImageWarm, SERVICE_ACCOUNT_ANNOTATION, revision_token,
 };
 use crate::image::Reference;
 use crate::policy::Policy;
@@ -21,8 +19,8 @@ pub struct PullContext {
     pub check_for: Option<String>,
     /// Creation time of the newest consumer of the image, seconds since 1970; 0 without one.
     pub priority: i64,
-    /// The digest to which Knative has resolved the tag for the newest Revision: proof that the registry
-    /// has the image.
+    /// The digest to which Knative has resolved the tag for the newest Revision: its Pods use that, and the
+    /// registry has it.
     pub resolved: Option<String>,
 }
 
@@ -64,10 +62,11 @@ fn own_identity(warm: &CachedImageWarm) -> PullIdentity {
     }
 }
 
+/// The digest of the newest that is routable: that of an older one may be outdated.
 fn resolved(tag: &Reference, wanting: &[&ConsumerDemand]) -> Option<String> {
-    let images = wanting.iter().flat_map(|one| &one.demand.images);
-    let mut resolved = images.filter(|wanted| wanted.reference == *tag);
-    Some(resolved.find_map(|wanted| wanted.resolved.as_ref()?.digest())?.to_owned())
+    let newest = wanting.iter().find(|one| one.is_routable())?;
+    let wanted = newest.demand.images.iter().find(|wanted| wanted.reference == *tag)?;
+    Some(wanted.resolved.as_ref()?.digest()?.to_owned())
 }
 
 fn check_for(
@@ -91,16 +90,8 @@ fn check_for(
     }
     // Without `finishedAt` the first pull waits or runs: its outcome leads here again.
     let status = warm.status.as_ref().filter(|status| status.finished_at.is_some())?;
-    if status.checked_for.as_deref() == Some(&token) || started_after(status.started_at, newest) {
-        return None;
-    }
-    Some(token)
-}
-
-/// Whether an attempt certainly began after the Revision's creation, which has full seconds only.
-fn started_after(started: Option<Timestamp>, revision: &Revision) -> bool {
-    let created = revision.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second());
-    started.is_some_and(|started| started.as_second() > created)
+    // When the pull began says nothing: the node's clock and that of the API server may differ.
+    (status.checked_for.as_deref() != Some(&token)).then_some(token)
 }
 
 #[cfg(test)]

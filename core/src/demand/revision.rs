@@ -95,7 +95,7 @@ pub(super) fn of_image(image: &KnativeImage, reference: &Reference) -> Demand {
 
 /// Whether the operator excluded this registry from warming.
 pub(super) fn is_skipped(reference: &Reference, policy: &Policy) -> bool {
-    policy.skipped_registries.iter().any(|domain| domain == reference.domain())
+    policy.skipped_registries.iter().any(|skipped| skipped.matches(reference.domain()))
 }
 
 /// Whether the Revision has an image of this repository that is never to be pulled.

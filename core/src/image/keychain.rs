@@ -16,7 +16,7 @@ use std::fmt;
 
 use super::Reference;
 pub use docker_config::KeychainError;
-use location::Location;
+pub(crate) use location::Location;
 
 /// The key under which Docker Hub's credentials are stored, whatever the image's domain is called.
 const DEFAULT_REGISTRY: &[u8] = b"index.docker.io";

@@ -6,6 +6,7 @@ pub mod keychain;
 pub mod object_name;
 pub mod quoted;
 pub mod reference;
+pub mod registry_pattern;
 mod retry_after;
 
 pub use digest::Digest;

@@ -6,7 +6,7 @@ use super::removal::Removals;
 use super::{Job, Step};
 use crate::api::Reason;
 use crate::clock::Now;
-use crate::image::Reference;
+use crate::image::{Digest, Reference};
 use crate::protocol::{Assign, Outcome};
 use crate::runtime::{PresentImage, PulledImage, RuntimeError};
 
@@ -27,6 +27,10 @@ pub(super) enum State {
 pub(super) struct Entry {
     pub(super) assign: Assign,
     pub(super) image: Reference,
+    /// The image by the digest that its tag was resolved to, unless the tag has to be checked.
+    pub(super) resolved: Option<Reference>,
+    /// The digest for which a failed pull was last tried again at once.
+    pub(super) retried_for: Option<Reference>,
     pub(super) state: State,
     pub(super) arrived: u64,
     pub(super) attempts: u32,
@@ -73,11 +77,27 @@ impl Entry {
             && (self.image.digest() == digest || reported == digest)
     }
 
+    /// What is pulled. Once the digest is known, Pods no longer use the tag.
+    pub(super) fn target(&self) -> &Reference {
+        self.resolved.as_ref().unwrap_or(&self.image)
+    }
+
+    /// The image of a step.
+    pub(super) fn of(&self, step: Step) -> &Reference {
+        if step.uses_registry() { self.target() } else { &self.image }
+    }
+
+    /// Whether what the node holds is not what Pods use, as far as that is known.
+    fn is_outdated(&self, held: &PresentImage) -> bool {
+        let resolved = self.resolved.as_ref().and_then(Reference::digest);
+        resolved.is_some_and(|digest| held.digest.as_ref().is_none_or(|held| *held != digest))
+    }
+
     /// Its job ended with this report, if any. `rerun`: the assignment changed meanwhile.
     pub(super) fn after(&mut self, report: &Option<Outcome>, rerun: bool, now: Now) {
         if rerun {
             self.attempts = 0;
-            self.state = State::Due(first_step(&self.assign, &self.image), now.monotonic_ms);
+            self.state = State::Due(self.first_step(), now.monotonic_ms);
         }
         if std::mem::take(&mut self.recheck)
             && let State::Due(Step::CheckPresence, _) = self.state
@@ -149,6 +169,7 @@ impl Entry {
         jitter: f64,
     ) -> Option<Outcome> {
         let held_before = self.is_believed();
+        let result = result.map(|held| held.filter(|held| held_before || !self.is_outdated(held)));
         match result {
             Ok(Some(held)) => {
                 self.attempts = 0;
@@ -242,7 +263,13 @@ impl Entry {
 
     /// A tag has to be pulled: the image that the node holds under it may be outdated.
     fn step_after_failure(&self) -> Step {
-        if self.image.digest().is_some() { Step::CheckPresence } else { Step::Pull }
+        if self.target().digest().is_some() { Step::CheckPresence } else { Step::Pull }
+    }
+
+    /// A digest is immutable. A tag may have moved, unless the controller requires no check.
+    pub(super) fn first_step(&self) -> Step {
+        let is_current = self.assign.believed_present && self.assign.check_for.is_empty();
+        if is_current { Step::CheckPresence } else { self.step_after_failure() }
     }
 
     pub(super) fn failed(
@@ -266,13 +293,12 @@ impl Entry {
     }
 }
 
-/// A digest is immutable. A tag may have moved, unless the controller requires no check.
-pub(super) fn first_step(assign: &Assign, image: &Reference) -> Step {
-    if image.digest().is_some() || (assign.believed_present && assign.check_for.is_empty()) {
-        Step::CheckPresence
-    } else {
-        Step::Pull
-    }
+/// The image by the digest that its tag was resolved to. `None` where the tag has to be checked: then a newer
+/// Revision uses it.
+pub(super) fn resolved(assign: &Assign, image: &Reference) -> Option<Reference> {
+    let digest: Digest = assign.resolved_digest.parse().ok()?;
+    let is_used = image.digest().is_none() && assign.check_for.is_empty();
+    is_used.then(|| Reference::parse(&format!("{}@{digest}", image.repository())).ok()).flatten()
 }
 
 /// Transient failures are retried soon, those that require user action slowly; both with a back-off
@@ -310,6 +336,29 @@ pub(super) fn present(job: &Job, reason: Reason, held: PresentImage, now: Now) -
         finished_at_unix_ms: now.unix_ms,
         checked_for: job.check_for.clone(),
         ..Outcome::default()
+    }
+}
+
+/// A Pod that may use what is on the node runs, although the pull for its tag failed.
+pub(super) fn unchecked(
+    job: &Job,
+    held: PresentImage,
+    reason: Reason,
+    failure: Outcome,
+    now: Now,
+) -> Outcome {
+    let why = &failure.message;
+    let message = format!(
+        "the node holds an image of this tag; whether it is the newest is not known: {reason}: {why}"
+    );
+    Outcome {
+        message,
+        checked_for: String::new(),
+        attempt: failure.attempt,
+        started_at_unix_ms: failure.started_at_unix_ms,
+        retry_at_unix_ms: failure.retry_at_unix_ms,
+        unchecked_reason: reason.as_str().into(),
+        ..present(job, Reason::AlreadyPresent, held, now)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::image::Reference;
 use crate::protocol::{Assign, Outcome};
 use crate::runtime::{PresentImage, PulledImage, RuntimeError};
 use crate::throttle::registry::namespace_share;
-use entry::{Entry, State, absent, backoff_text, first_step};
+use entry::{Entry, State, absent, backoff_text, resolved, unchecked};
 use registry::{Account, Registries};
 use removal::Removals;
 
@@ -63,8 +63,10 @@ pub struct Job {
     pub uid: Uid,
     /// The step.
     pub step: Step,
-    /// The image.
+    /// The image: for a pull by digest, where that is known.
     pub image: Reference,
+    /// For a presence check of a tag: the image by digest, which counts where it is on the node.
+    pub resolved: Option<Reference>,
     /// Number of the attempt, from 1; 0 for a presence check.
     pub attempt: u32,
     /// `Assign.check_for` at the start.
@@ -80,6 +82,8 @@ pub enum Ended {
     PresenceChecked(Result<Option<PresentImage>, RuntimeError>),
     /// A pull that began at this time, in milliseconds since 1970.
     Pulled(i64, Result<PulledImage, RuntimeError>),
+    /// A pull that began at this time and failed, while the node holds an image of the same tag.
+    Unchecked(i64, PresentImage, RuntimeError),
     /// A verification of access with the registry.
     Verified(Result<(), RuntimeError>),
     /// The controller refused the pull.
@@ -181,8 +185,10 @@ impl Queue {
         };
         let Some(entry) = self.entries.get_mut(assign.uid.as_str()) else {
             self.arrivals += 1;
-            let entry = Entry {
-                state: State::Due(first_step(&assign, &image), now.monotonic_ms),
+            let mut entry = Entry {
+                state: State::Running,
+                resolved: resolved(&assign, &image),
+                retried_for: None,
                 image,
                 arrived: self.arrivals,
                 attempts: 0,
@@ -196,23 +202,32 @@ impl Queue {
                 unproven: None,
                 assign,
             };
+            entry.state = State::Due(entry.first_step(), now.monotonic_ms);
             self.entries.insert(entry.assign.uid.as_str().into(), entry);
             return None;
         };
         entry.confirmed = true;
         let old = std::mem::replace(&mut entry.assign, assign);
+        entry.resolved = resolved(&entry.assign, &image);
+        // Once for each digest, however often Revisions come and go.
+        let is_resolved = entry.resolved.is_some() && entry.resolved != entry.retried_for;
+        if is_resolved {
+            entry.retried_for.clone_from(&entry.resolved);
+        }
         let new = &entry.assign;
         let checked = entry.last.as_ref().map_or("", |last| last.checked_for.as_str());
         let to_check =
             !new.check_for.is_empty() && new.check_for != old.check_for && new.check_for != checked;
         let failed = entry.last.as_ref().is_some_and(|last| !last.present);
         // A newer Revision does not cause a present image to be pulled, but a failed one to be
-        // retried.
-        let credentials_changed =
-            failed && (new.identity_mark != old.identity_mark || new.priority > old.priority);
+        // retried. A digest may be on the node, and may be had where its tag may not.
+        let to_retry = failed
+            && (new.identity_mark != old.identity_mark
+                || new.priority > old.priority
+                || is_resolved);
         match entry.state {
             State::Running => {
-                entry.rerun |= to_check || credentials_changed;
+                entry.rerun |= to_check || to_retry;
                 // A presence check without a change reports nothing, and the controller may not
                 // have the last report.
                 let running = self.running.get(entry.assign.uid.as_str());
@@ -220,9 +235,9 @@ impl Queue {
                     running.is_some_and(|running| running.step == Step::CheckPresence);
                 entry.last.clone().filter(|_| checks_presence)
             }
-            State::Due(..) if to_check || credentials_changed || entry.image != image => {
-                entry.state = State::Due(first_step(new, &image), now.monotonic_ms);
+            State::Due(..) if to_check || to_retry || entry.image != image => {
                 entry.image = image;
+                entry.state = State::Due(entry.first_step(), now.monotonic_ms);
                 entry.attempts = 0;
                 entry.pull_not_before = now.monotonic_ms;
                 None
@@ -235,7 +250,7 @@ impl Queue {
     /// requests.
     pub fn retry(&mut self, uid: &str, now: Now) {
         if let Some(entry) = self.entries.get_mut(uid)
-            && entry.last.as_ref().is_some_and(|last| !last.present)
+            && entry.last.as_ref().is_some_and(is_to_be_retried)
             && let State::Due(_, at) = &mut entry.state
         {
             // After a removal the back-off holds.
@@ -272,7 +287,7 @@ impl Queue {
         let pulls = RunningPulls::new(self.running.values());
         let free_check = self.running.len() - pulls.all < PRESENCE_CHECKS;
         let due = self.entries.iter().filter_map(|(uid, entry)| match entry.state {
-            State::Due(step, at) if at <= now.monotonic_ms && !busy.contains(&entry.image) => {
+            State::Due(step, at) if at <= now.monotonic_ms && !busy.contains(entry.of(step)) => {
                 let (free, of_namespace) = match step {
                     Step::CheckPresence => (free_check, 0),
                     Step::Pull | Step::Verify => (
@@ -292,7 +307,8 @@ impl Queue {
             self.running.values().map(|job| job.room_bytes).fold(0, u64::saturating_add);
         let entry = self.entries.get_mut(&uid)?;
         entry.state = State::Running;
-        let image = entry.image.clone();
+        let image = entry.of(step).clone();
+        let resolved = entry.resolved.clone().filter(|_| step == Step::CheckPresence);
         let (attempt, room_bytes) = match step {
             Step::CheckPresence => (0, 0),
             Step::Verify => (entry.attempts + 1, 0),
@@ -308,7 +324,7 @@ impl Queue {
         self.running.insert(uid.clone(), running);
         let check_for = entry.assign.check_for.clone();
         let room_bytes = room_bytes.saturating_add(others);
-        Some(Job { uid, step, image, attempt, check_for, room_bytes })
+        Some(Job { uid, step, image, resolved, attempt, check_for, room_bytes })
     }
 
     /// Whether the limits let one more pull of this assignment begin.
@@ -332,7 +348,7 @@ impl Queue {
         };
         let namespace = &entry.assign.namespace;
         let mut holders = self.entries.iter().filter(|(other, holder)| {
-            *other != uid && holder.is_believed() && holder.holds_content_of(&entry.image)
+            *other != uid && holder.is_believed() && holder.holds_content_of(entry.target())
         });
         // An unverified image stays so when the assignments that brought it are withdrawn.
         let first = holders.next();
@@ -429,18 +445,14 @@ impl Queue {
                 self.registries.served((job.image.domain(), entry.assign.account_mark));
                 Some(entry.pulled(job, pulled, started, presence_interval_ms, now, jitter))
             }
-            Ended::Pulled(started, Err(mut error)) => {
-                let mut not_before = now.monotonic_ms;
-                if error.reason == Reason::RateLimited {
-                    let account = entry.assign.account_mark;
-                    let (image, message) = (&job.image, &error.message);
-                    not_before =
-                        self.registries.limited(image, account, message, not_before, jitter);
-                    error.message.push_str(&format!("; {}", backoff_text(now, not_before)));
-                }
-                let RuntimeError { reason, message } = error;
-                let outcome = entry.failed(job, reason, message, now, not_before, jitter);
-                Some(Outcome { started_at_unix_ms: started, ..outcome })
+            Ended::Pulled(started, Err(error)) => {
+                let registries = &mut self.registries;
+                Some(pull_failed(entry, registries, job, (started, error), now, jitter))
+            }
+            Ended::Unchecked(started, held, error) => {
+                let (registries, reason) = (&mut self.registries, error.reason);
+                let failure = pull_failed(entry, registries, job, (started, error), now, jitter);
+                Some(unchecked(job, held, reason, failure, now))
             }
             Ended::Verified(result) => {
                 entry.verified(job, result, presence_interval_ms, now, jitter)
@@ -466,6 +478,31 @@ impl Queue {
         entry.after(&report, rerun, now);
         report
     }
+}
+
+/// Whether the registry has still to be asked.
+fn is_to_be_retried(last: &Outcome) -> bool {
+    !last.present || !last.unchecked_reason.is_empty()
+}
+
+fn pull_failed(
+    entry: &mut Entry,
+    registries: &mut Registries,
+    job: &Job,
+    (started, mut error): (i64, RuntimeError),
+    now: Now,
+    jitter: f64,
+) -> Outcome {
+    let mut not_before = now.monotonic_ms;
+    if error.reason == Reason::RateLimited {
+        let account = entry.assign.account_mark;
+        let (image, message) = (&job.image, &error.message);
+        not_before = registries.limited(image, account, message, not_before, jitter);
+        error.message.push_str(&format!("; {}", backoff_text(now, not_before)));
+    }
+    let RuntimeError { reason, message } = error;
+    let outcome = entry.failed(job, reason, message, now, not_before, jitter);
+    Outcome { started_at_unix_ms: started, ..outcome }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod clocks;
+mod digests;
 mod limits;
 mod rights;
 

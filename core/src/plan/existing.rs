@@ -171,8 +171,7 @@ fn satisfies(warm: &CachedImageWarm, resolved: &Reference) -> bool {
         (Some(digest), _) if Some(digest) == resolved.digest() => true,
         (_, Some(Reason::Pulling)) => true,
         (Some(_), _) => false,
-        // The tag was deleted or moved; its digest may still exist.
-        (None, Some(Reason::NotFound | Reason::PlatformMismatch | Reason::InvalidImage)) => false,
+        // Where the pull fails, its warmer goes on with the digest.
         (None, reason) => reason.map(Reason::ready) != Some(ConditionStatus::True),
     }
 }

@@ -103,6 +103,8 @@ pub struct Outcome {
     pub finished_at: Option<Timestamp>,
     /// The Revision for which the tag was checked with the registry.
     pub checked_for: Option<String>,
+    /// Why the registry could not be asked whether the tag of a present image has moved.
+    pub unchecked: Option<Reason>,
     /// The runtime of the node.
     pub runtime: NodeRuntime,
 }
@@ -144,6 +146,8 @@ impl From<&protocol::Outcome> for Outcome {
             finished_at: instant(outcome.finished_at_unix_ms),
             checked_for: Some(outcome.checked_for.clone())
                 .filter(|token| !token.is_empty() && token.len() <= 512),
+            unchecked: Reason::from_name(&outcome.unchecked_reason)
+                .filter(|reason| outcome.present && reason.leaves_image_unknown()),
             runtime: NodeRuntime::default(),
         }
     }
@@ -281,6 +285,7 @@ mod tests {
             started_at: Some(at(10)),
             finished_at: Some(at(12)),
             checked_for: None,
+            unchecked: None,
             runtime: NodeRuntime { runtime: "docker 29".into(), reports: "progress".into() },
         }
     }

@@ -4,6 +4,7 @@
 
 pub mod canary;
 pub mod connections;
+pub mod limits;
 pub mod preemption;
 pub mod registry;
 pub mod stream;

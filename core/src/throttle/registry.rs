@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
+use super::limits::{Limits, RegistryLimits};
 use super::preemption::{Limit, Others};
 use crate::api::names::{NodeName, Uid};
 
@@ -26,36 +27,6 @@ const LONGEST_PERMIT_MS: i64 = 150 * 60_000;
 const EXPIRY_INTERVAL_MS: i64 = 10_000;
 
 type Turn = (Reverse<i64>, u64, Uid);
-
-/// Limits on one registry for all nodes together; 0 means no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Pulls at the same time.
-    pub pulls: usize,
-    /// Pulls that begin in one second.
-    pub per_second: usize,
-}
-
-impl Limits {
-    /// The number of the slice of time at `now`, and pulls that may begin in it. Slices are short, so
-    /// that no second begins with a burst; those of one second have its pulls together.
-    fn slice(self, now: i64) -> (i64, usize) {
-        match self.per_second {
-            0 => (now / 1_000, usize::MAX),
-            few @ ..10 => (now / 1_000, few),
-            many => {
-                let slice = now / 100;
-                let of_second = usize::try_from(slice.rem_euclid(10)).unwrap_or(0);
-                let until = |slices: usize| many.saturating_mul(slices) / 10;
-                (slice, until(of_second + 1) - until(of_second))
-            }
-        }
-    }
-
-    fn pulls(self) -> usize {
-        if self.pulls == 0 { usize::MAX } else { self.pulls }
-    }
-}
 
 /// Of `places`, those that one namespace may take. Of three and more one in eight, at least one, stays
 /// free for the others, so that a namespace whose pulls never end delays nobody else.
@@ -124,8 +95,9 @@ impl Line {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Registry {
+    limits: Limits,
     lines: HashMap<Account, Line>,
     in_flight: usize,
     by_namespace: HashMap<String, usize>,
@@ -138,20 +110,33 @@ struct Registry {
 }
 
 impl Registry {
-    /// Whether one more pull may run. The node of a Pod that waits needs no place: its kubelet pulls
-    /// anyway.
-    fn has_place(&self, node: &NodeName, limits: Limits, now: i64) -> bool {
-        match &self.preempted {
-            Some(limit) if limit.nodes.contains(node) => true,
-            Some(limit) if self.others(&limit.nodes) >= limit.others => false,
-            _ => !self.is_full(limits, now),
+    fn new(limits: Limits) -> Self {
+        Registry {
+            limits,
+            lines: HashMap::new(),
+            in_flight: 0,
+            by_namespace: HashMap::new(),
+            by_node: HashMap::new(),
+            slice: 0,
+            begun: 0,
+            preempted: None,
         }
     }
 
-    fn is_full(&self, limits: Limits, now: i64) -> bool {
-        let (slice, most) = limits.slice(now);
+    /// Whether one more pull may run. The node of a Pod that waits needs no place: its kubelet pulls
+    /// anyway.
+    fn has_place(&self, node: &NodeName, now: i64) -> bool {
+        match &self.preempted {
+            Some(limit) if limit.nodes.contains(node) => true,
+            Some(limit) if self.others(&limit.nodes) >= limit.others => false,
+            _ => !self.is_full(now),
+        }
+    }
+
+    fn is_full(&self, now: i64) -> bool {
+        let (slice, most) = self.limits.slice(now);
         let begun = if self.slice == slice { self.begun } else { 0 };
-        self.in_flight >= limits.pulls() || begun >= most
+        self.in_flight >= self.limits.pulls() || begun >= most
     }
 
     /// Running pulls of other nodes.
@@ -161,8 +146,8 @@ impl Registry {
     }
 
     /// Whether the shares of namespace and node, and the account's back-off, let the pull begin.
-    fn may_begin(&self, account: &Account, node: &NodeName, limits: Limits, now: i64) -> bool {
-        let pulls = limits.pulls();
+    fn may_begin(&self, account: &Account, node: &NodeName, now: i64) -> bool {
+        let pulls = self.limits.pulls();
         self.of_namespace(&account.namespace) < namespace_share(pulls)
             && self.by_node.get(node).copied().unwrap_or(0) < node_share(pulls)
             && self.lines.get(account).is_none_or(|line| line.may_begin(now))
@@ -172,8 +157,8 @@ impl Registry {
         self.by_namespace.get(namespace).copied().unwrap_or(0)
     }
 
-    fn begin(&mut self, account: &Account, node: &NodeName, limits: Limits, now: i64) {
-        let (slice, _) = limits.slice(now);
+    fn begin(&mut self, account: &Account, node: &NodeName, now: i64) {
+        let (slice, _) = self.limits.slice(now);
         if self.slice != slice {
             (self.slice, self.begun) = (slice, 0);
         }
@@ -199,8 +184,8 @@ impl Registry {
 
     /// The next pull that may begin: of the namespace with the fewest, the one with the greatest
     /// priority, then the first that came.
-    fn next(&self, places: &HashMap<Uid, Held>, limits: Limits, now: i64) -> Option<Turn> {
-        if self.preempted.is_none() && self.is_full(limits, now) {
+    fn next(&self, places: &HashMap<Uid, Held>, now: i64) -> Option<Turn> {
+        if self.preempted.is_none() && self.is_full(now) {
             return None;
         }
         let firsts = self.lines.iter().filter_map(|(account, line)| {
@@ -210,7 +195,7 @@ impl Registry {
             let first = turns.find(|(_, _, uid)| {
                 let node = places.get(uid).map(|held| &held.pull.node);
                 node.is_some_and(|node| {
-                    self.has_place(node, limits, now) && self.may_begin(account, node, limits, now)
+                    self.has_place(node, now) && self.may_begin(account, node, now)
                 })
             })?;
             Some((self.of_namespace(&account.namespace), first))
@@ -250,7 +235,7 @@ struct Held {
 /// Pulls that run, and pulls that wait for their registry.
 #[derive(Debug)]
 pub struct RegistryBudgets {
-    limits: Limits,
+    limits: RegistryLimits,
     registries: HashMap<String, Registry>,
     places: HashMap<Uid, Held>,
     /// Pulls that run or wait, by node.
@@ -261,9 +246,9 @@ pub struct RegistryBudgets {
 
 impl RegistryBudgets {
     /// Budgets with these limits for each registry.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: impl Into<RegistryLimits>) -> Self {
         RegistryBudgets {
-            limits,
+            limits: limits.into(),
             registries: HashMap::new(),
             places: HashMap::new(),
             by_node: HashMap::new(),
@@ -280,11 +265,10 @@ impl RegistryBudgets {
             None => {}
         }
         let Pull { uid, node, account, priority, .. } = &pull;
-        let registry = self.registries.entry(pull.registry.clone()).or_default();
-        let granted = registry.has_place(node, self.limits, now)
-            && registry.may_begin(account, node, self.limits, now);
+        let registry = registry(&mut self.registries, &self.limits, &pull.registry);
+        let granted = registry.has_place(node, now) && registry.may_begin(account, node, now);
         let place = if granted {
-            registry.begin(account, node, self.limits, now);
+            registry.begin(account, node, now);
             Place::InFlight { since: now, progress: now }
         } else {
             self.arrivals += 1;
@@ -301,7 +285,7 @@ impl RegistryBudgets {
     /// Counts a pull that already runs, even beyond the limit.
     pub fn hold(&mut self, pull: Pull, now: i64) {
         self.take_out(&pull.uid);
-        let registry = self.registries.entry(pull.registry.clone()).or_default();
+        let registry = registry(&mut self.registries, &self.limits, &pull.registry);
         registry.hold(&pull.account, &pull.node);
         *self.by_node.entry(pull.node.clone()).or_default() += 1;
         let place = Place::InFlight { since: now, progress: now };
@@ -330,11 +314,11 @@ impl RegistryBudgets {
     /// mistaken, or lie. Has no effect without a limit of pulls. Call before the pull's
     /// [`RegistryBudgets::end`]; true when the back-off applies.
     pub fn back_off(&mut self, uid: &str, retry_after_ms: Option<i64>, now: i64) -> bool {
-        let Some(Held { pull, .. }) = self.places.get(uid).filter(|_| self.limits.pulls != 0)
-        else {
+        let Some(Held { pull, .. }) = self.places.get(uid) else { return false };
+        let registry = registry(&mut self.registries, &self.limits, &pull.registry);
+        if registry.limits.pulls == 0 {
             return false;
-        };
-        let registry = self.registries.entry(pull.registry.clone()).or_default();
+        }
         let line = registry.lines.entry(pull.account.clone()).or_default();
         let before = line.last_limited.replace((pull.node.clone(), now));
         let is_confirmed = before
@@ -365,13 +349,14 @@ impl RegistryBudgets {
     pub fn served(&mut self, uid: &str) {
         let Some(Held { pull, .. }) = self.places.get(uid) else { return };
         let Some(registry) = self.registries.get_mut(&pull.registry) else { return };
+        let limit = registry.limits.pulls;
         let Some(line) = registry.lines.get_mut(&pull.account) else { return };
         let Some(reduced) = line.reduced else { return };
         (line.backoffs, line.served) = (0, line.served + 1);
         if line.served >= reduced {
             (line.served, line.reduced) = (0, Some(reduced + 1));
         }
-        if reduced + 1 >= self.limits.pulls {
+        if reduced + 1 >= limit {
             line.reduced = None;
         }
     }
@@ -417,7 +402,7 @@ impl RegistryBudgets {
         }
         let mut suspended = Vec::new();
         for (name, limit) in limits {
-            let registry = self.registries.entry(name.clone()).or_default();
+            let registry = registry(&mut self.registries, &self.limits, &name);
             if registry.others(&limit.nodes) > limit.others {
                 let of_others = self.places.iter().filter_map(|(uid, held)| match held.place {
                     Place::InFlight { since, .. }
@@ -466,12 +451,12 @@ impl RegistryBudgets {
     fn begin_waiting(&mut self, name: &str, now: i64) -> Vec<Uid> {
         let mut started = Vec::new();
         let Some(registry) = self.registries.get_mut(name) else { return started };
-        while let Some(turn) = registry.next(&self.places, self.limits, now) {
+        while let Some(turn) = registry.next(&self.places, now) {
             let Some(held) = self.places.get_mut(&turn.2) else { break };
             if let Some(line) = registry.lines.get_mut(&held.pull.account) {
                 line.waiting.remove(&turn);
             }
-            registry.begin(&held.pull.account, &held.pull.node, self.limits, now);
+            registry.begin(&held.pull.account, &held.pull.node, now);
             held.place = Place::InFlight { since: now, progress: now };
             started.push(turn.2);
         }
@@ -512,6 +497,14 @@ impl RegistryBudgets {
         }
         Some(pull.registry)
     }
+}
+
+fn registry<'a>(
+    registries: &'a mut HashMap<String, Registry>,
+    limits: &RegistryLimits,
+    name: &str,
+) -> &'a mut Registry {
+    registries.entry(name.to_owned()).or_insert_with(|| Registry::new(limits.of(name)))
 }
 
 #[cfg(test)]

@@ -290,6 +290,7 @@ impl Replica {
             #[command(flatten)]
             args: DispatchArgs,
         }
+        let registry_pulls = registry_pulls.into();
         let args = DispatchArgs { registry_pulls, ..Line::parse_from(["controller"]).args };
         let (leader, leader_view) = watch::channel(view);
         let parts = Parts { sink: cluster.clone(), credentials: Arc::new(TwoCredentials) };

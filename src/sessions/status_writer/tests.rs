@@ -53,6 +53,7 @@ fn outcome(reason: Reason) -> Report {
         started_at: None,
         finished_at: None,
         checked_for: None,
+        unchecked: None,
         runtime: Default::default(),
     })
 }

@@ -119,8 +119,10 @@ fn a_registry_that_had_enough_of_two_nodes_is_left_alone_by_all() {
 #[test]
 fn so_many_pulls_begin_in_a_second() {
     let budget = Budget::of_pulls(0);
-    let mut index =
-        five_nodes(Budget { registry: Limits { per_second: 2, ..budget.registry }, ..budget });
+    let mut index = five_nodes(Budget {
+        registry: RegistryLimits { per_second: 2.into(), ..budget.registry },
+        ..budget
+    });
     assert_eq!(all_ask(&mut index, 0), ["1 resolve u1", "2 resolve u2"]);
     index.tick(1_000);
     assert_eq!(described(&mut index), ["3 resolve u3", "4 resolve u4"]);

@@ -127,7 +127,7 @@ fn an_image_that_is_there_is_not_waited_for() {
 #[test]
 fn the_pods_own_node_waits_neither_for_a_canary_nor_for_a_place() {
     let canary = canary::Settings { nodes: 2, timeout_ms: 60_000 };
-    let budget = Budget { registry: Limits { pulls: 1, per_second: 0 }, canary };
+    let budget = Budget { registry: Limits { pulls: 1, per_second: 0 }.into(), canary };
     let mut index = Index::new(budget, GRACE, 0);
     assign(&mut index, &[("a1", "a"), ("b1", "b")]);
     for (session, node) in [(1, "a"), (2, "b")] {

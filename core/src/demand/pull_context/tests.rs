@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
+use crate::api::Revision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{ImageWarm, MANAGED_BY_LABEL, Reason, SecretReference};
@@ -121,7 +122,8 @@ fn checks() {
             vec![&second],
             token("r-2"),
         ),
-        ("pulled in the next second", tried(image_warm(), 201, Some(202)), vec![&second], None),
+        // By the clock of its node, which is not that of the API server.
+        ("pulled later", tried(image_warm(), 999, Some(1_000)), vec![&second], token("r-2")),
         ("checked", checked.clone(), vec![&first, &second], None),
         ("checked, and a newer one", checked, vec![&first, &second, &third], token("r-3")),
         ("digest known", pulled(), vec![&first, &resolved], None),
@@ -144,5 +146,11 @@ fn a_resolved_tag_is_known_to_exist() {
     resolve(&mut new, 'a');
     let digest = Some(crate::sample::digest('a'));
     assert_eq!(context_of(&by_tag, &[&old, &new]).resolved, digest);
+    // A newer one may have been resolved to another, and one in reserve has no Pods.
+    let newer = revision("r-3", 300, &["app:v1"]);
+    assert_eq!(context_of(&by_tag, &[&old, &new, &newer]).resolved, None);
+    let mut reserve = newer;
+    route(&mut reserve, "reserve");
+    assert_eq!(context_of(&by_tag, &[&old, &new, &reserve]).resolved, digest);
     assert_eq!(context_of(&warm(&old, "app:v2", "node-1", 100), &[&old, &new]).resolved, None);
 }

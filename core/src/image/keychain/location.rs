@@ -3,7 +3,7 @@
 //! Works on bytes, since percent-escapes can spell any.
 
 /// Host and path of a registry name or of an image.
-pub(super) struct Location {
+pub(crate) struct Location {
     host: Vec<u8>,
     path: Vec<u8>,
 }
@@ -23,7 +23,7 @@ pub(super) fn pattern_of(registry: &str) -> Option<Vec<u8>> {
 
 impl Location {
     /// What Go's `url.Parse` makes of `https://` and this text.
-    pub fn parse(text: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let (text, fragment) = cut(text, b'#');
         if text.iter().any(|byte| byte.is_ascii_control()) {
             return None;
@@ -41,7 +41,7 @@ impl Location {
 
     /// kubelet's `URLsMatch`: same port, as many host labels, each label's pattern matches, and
     /// the path is a prefix (by bytes, not by components).
-    pub fn matches(&self, target: &Self) -> bool {
+    pub(crate) fn matches(&self, target: &Self) -> bool {
         let (host, port) = split_port(&self.host);
         let (target_host, target_port) = split_port(&target.host);
         let labels = host.split(|&byte| byte == b'.');

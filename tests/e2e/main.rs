@@ -30,6 +30,7 @@ mod private;
 #[path = "../rights/mod.rs"]
 mod rights;
 mod room;
+mod tags;
 mod trust;
 mod undo;
 mod world;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         preemption::TESTS,
         private::TESTS,
         room::TESTS,
+        tags::TESTS,
         trust::TESTS,
         undo::TESTS,
         wrong_answers::TESTS,

@@ -8,8 +8,10 @@ pub mod quoted;
 pub mod reference;
 pub mod registry_pattern;
 mod retry_after;
+mod rewrites;
 
 pub use digest::Digest;
 pub use keychain::{Credential, Keychain};
 pub use reference::{Named, Reference, ReferenceError};
 pub use retry_after::retry_after_ms;
+pub use rewrites::{ImageRewrites, ImageRewritesError};

@@ -59,7 +59,12 @@ impl RegistryPattern {
 
 fn canonical(domain: &str) -> String {
     let domain = domain.to_ascii_lowercase();
-    if DOCKER_HUB_TOO.contains(&domain.as_str()) { DOCKER_HUB.into() } else { domain }
+    if is_docker_hub(&domain) { DOCKER_HUB.into() } else { domain }
+}
+
+/// Whether a domain, in lower case, is Docker Hub's.
+pub(super) fn is_docker_hub(domain: &str) -> bool {
+    domain == DOCKER_HUB || DOCKER_HUB_TOO.contains(&domain)
 }
 
 #[cfg(test)]

@@ -148,6 +148,12 @@ impl Nodes {
         of_repository.map(Some).with_context(|| format!("{node} holds {image} without a digest"))
     }
 
+    /// Pulls `repository@digest` on a node with dockerd behind everybody's back, as its kubelet does.
+    pub async fn pull(&self, node: &str, image: &str) -> Result<()> {
+        let (repository, digest) = image.split_once('@').context("an image by digest")?;
+        self.system.node(node)?.pull(repository, digest).await
+    }
+
     /// Removes an image from a node behind everybody's back.
     pub async fn remove_image(&self, node: &str, image: &str) -> Result<()> {
         self.system.node(node)?.remove_image(image).await

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bollard::Docker;
+use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -317,6 +318,15 @@ exec chroot "$root" "$@""#;
         let options = bollard::query_parameters::RemoveImageOptionsBuilder::default();
         let options = options.force(true).build();
         self.docker()?.remove_image(reference, Some(options), None).await?;
+        Ok(())
+    }
+
+    /// Pulls an image by digest as a kubelet does, with the dockerd of this node: `repository`, `digest`.
+    pub async fn pull(&self, repository: &str, digest: &str) -> Result<()> {
+        let options = bollard::query_parameters::CreateImageOptionsBuilder::default();
+        let options = options.from_image(repository).tag(digest).build();
+        let pull = self.docker()?.create_image(Some(options), None, None);
+        pull.try_collect::<Vec<_>>().await.with_context(|| format!("cannot pull {repository}"))?;
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use imagewarm::admission::review::Request;
 use imagewarm_core::api::cached::Shared;
 use imagewarm_core::api::{CachedImageWarm, KnativeImage, Revision};
 use imagewarm_core::assignment::{Budget, Index};
+use imagewarm_core::demand::Cluster;
 use imagewarm_core::demand::consumers::demands;
 use imagewarm_core::demand::pull_context::PullContext;
 use imagewarm_core::demand::revision::demand;
@@ -50,7 +51,7 @@ fn admission(criterion: &mut Criterion) {
     let see = || {
         let request = Request::parse(Some("application/json"), black_box(REVIEW)).unwrap();
         let admitted = request.admitted_revision().unwrap();
-        assert!(admitted.containers().is_some());
+        assert!(admitted.images().is_some());
         admitted
     };
     let read = || demand(&see().revision().unwrap(), false, &Policy::default());
@@ -130,7 +131,7 @@ fn plans(criterion: &mut Criterion) {
     group.bench_function("settled: 20 images on 5,000 nodes", |bencher| {
         bencher.iter(|| {
             let image_warms = ImageWarmIndex::new(&warms);
-            let demanded = demands(&revisions, &none, &BTreeSet::new(), &policy);
+            let demanded = demands(&revisions, &none, &Cluster::default(), &policy);
             let observed = Observed {
                 image_warms: &image_warms,
                 demands: &demanded.consumers,

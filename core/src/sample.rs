@@ -12,7 +12,8 @@ use serde_json::json;
 
 use crate::api::condition::READY;
 use crate::api::knative::{
-    Container, ContainerStatus, REVISION_LABEL, ROUTING_STATE_LABEL, RevisionStatus,
+    Container, ContainerStatus, ImageVolume, REVISION_LABEL, ROUTING_STATE_LABEL, RevisionStatus,
+    Volume,
 };
 use crate::api::{
     CachedImageWarm, Condition, ImageWarm, ImageWarmStatus, KnativeImage, Reason, Revision,
@@ -60,6 +61,12 @@ pub fn revision(name: &str, created: i64, images: &[&str]) -> Revision {
     };
     revision.spec.containers = images.iter().enumerate().map(container).collect();
     revision
+}
+
+/// A volume with this image.
+pub fn image_volume(image: &str, pull_policy: Option<&str>) -> Volume {
+    let pull_policy = pull_policy.map(Into::into);
+    Volume { image: Some(ImageVolume { reference: image.into(), pull_policy }) }
 }
 
 /// A Knative Image of the namespace `ns`; for `revision` the way Knative makes it, or by hand.

@@ -64,10 +64,10 @@ impl AdmissionBounds {
         Self::new(policy, cached)
     }
 
-    /// Whether a Revision with this many containers is within the limits whatever else it holds, as
+    /// Whether a Revision with this many images is within the limits whatever else it holds, as
     /// nearly all are.
-    pub(super) fn always_allow(&self, namespace: &str, containers: usize) -> bool {
-        self.policy.bounds.of_images(containers) == containers && self.reached(namespace).is_none()
+    pub(super) fn always_allow(&self, namespace: &str, images: usize) -> bool {
+        self.policy.bounds.of_images(images) == images && self.reached(namespace).is_none()
     }
 
     fn reached(&self, namespace: &str) -> Option<Limit> {

@@ -55,14 +55,14 @@ fn forward(reviewer: &Reviewer, request: &Request<'_>) -> Option<String> {
     warning
 }
 
-/// Decodes the Revision only if it has unusually many containers, or they cannot be counted.
+/// Decodes the Revision only if it has unusually many images, or they cannot be counted.
 fn warning(reviewer: &Reviewer, admitted: &AdmittedRevision) -> Option<String> {
     if !admitted.is_storable() {
         return None;
     }
     let bounds = reviewer.bounds.as_ref();
     let few = |count| bounds.is_none_or(|bounds| bounds.always_allow(&admitted.namespace, count));
-    match admitted.containers() {
+    match admitted.images() {
         Some((_, Some(invalid))) => {
             return Some(format!("imagewarm cannot warm an image of this Revision: {invalid}"));
         }

@@ -18,6 +18,7 @@ use crate::kubernetes::writes::{self, Created};
 use imagewarm_core::api::knative::configuration_owner;
 use imagewarm_core::api::names::Namespace;
 use imagewarm_core::api::{CachedObject, ImageWarm, Revision};
+use imagewarm_core::demand::Cluster;
 use imagewarm_core::demand::admitted::{AdmittedRevision, Unconfirmed, confirmed};
 use imagewarm_core::demand::revision::demand;
 use imagewarm_core::placement::NodeFacts;
@@ -240,22 +241,25 @@ impl FanOutWorker {
     /// The ImageWarms of the Revision; none if its namespace or the Revision has opted out. For
     /// thousands of nodes this takes milliseconds, so it runs on a thread for blocking work.
     async fn plan(&self, namespace: &Namespace, revision: Revision) -> Vec<ImageWarm> {
-        let opted_out = self.namespace_opted_out(namespace).await;
+        let Some(metadata) = self.namespace(namespace).await else { return Vec::new() };
         let worker = self.clone();
         let planned =
-            tokio::task::spawn_blocking(move || worker.plan_now(&revision, opted_out)).await;
+            tokio::task::spawn_blocking(move || worker.plan_now(&revision, &metadata)).await;
         planned.unwrap_or_else(|error| {
             tracing::error!(%error, "fan-out planning failed");
             Vec::new()
         })
     }
 
-    fn plan_now(&self, revision: &Revision, opted_out: bool) -> Vec<ImageWarm> {
-        let mut demand = demand(revision, opted_out, &self.policy);
+    fn plan_now(&self, revision: &Revision, namespace: &ObjectMeta) -> Vec<ImageWarm> {
+        let mut demand = demand(revision, false, &self.policy);
         if demand.images.is_empty() {
             return Vec::new();
         }
-        demand.placement = self.stores.runtime_classes().constrain(demand.placement);
+        let mut cluster = Cluster::new(&self.policy, self.stores.deployment_config());
+        cluster.add(namespace, &self.policy);
+        let placement = cluster.constrain(revision, demand.placement);
+        demand.placement = self.stores.runtime_classes().constrain(placement);
         let nodes = self.stores.nodes.state();
         let connected = BTreeSet::new();
         let nodes: Vec<_> = nodes.iter().map(|node| NodeFacts::new(node, &connected)).collect();
@@ -284,21 +288,22 @@ impl FanOutWorker {
         self.stores.image_warms.get(warm.namespace(), warm.name()).is_some()
     }
 
-    /// Whether the namespace is left out. Of a new one, whose event may follow, the label is read.
-    async fn namespace_opted_out(&self, namespace: &Namespace) -> bool {
+    /// The metadata of the namespace; `None` if it is left out. Of a new one, whose event may follow, it is
+    /// read.
+    async fn namespace(&self, namespace: &Namespace) -> Option<ObjectMeta> {
         let bounds = self.policy.bounds;
-        let opted_out = |metadata: &ObjectMeta| {
-            !bounds.selects(metadata.labels.as_ref()) || metadata.deletion_timestamp.is_some()
+        let is_warmed = |metadata: &ObjectMeta| {
+            bounds.selects(metadata.labels.as_ref()) && metadata.deletion_timestamp.is_none()
         };
         if let Some(found) = self.stores.namespace(namespace) {
-            return opted_out(&found.metadata);
+            return Some(found.metadata.clone()).filter(is_warmed);
         }
         match writes::read_namespace(&self.client, namespace).await {
-            Ok(Some(metadata)) => opted_out(&metadata),
-            Ok(None) => true,
+            Ok(found) => found.filter(is_warmed),
             Err(error) => {
                 tracing::warn!(%namespace, %error, "cannot read Namespace");
-                !bounds.selects_unknown()
+                let name = Some(namespace.to_string());
+                bounds.selects_unknown().then(|| ObjectMeta { name, ..ObjectMeta::default() })
             }
         }
     }

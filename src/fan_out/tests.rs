@@ -21,7 +21,7 @@ use imagewarm_core::api::WARM_KEY;
 use imagewarm_core::api::knative::{Configuration, ConfigurationSpec};
 use imagewarm_core::policy::Bounds;
 use imagewarm_core::policy::bounds::NamespaceSelection;
-use imagewarm_core::sample::{node, revision, warm};
+use imagewarm_core::sample::{image_volume, node, revision, warm};
 
 /// An API server that has the Configurations of some Revisions, answers every POST alike, and
 /// records these.
@@ -201,6 +201,71 @@ async fn a_runtime_class_restricts_the_nodes() {
         demanding.spec.runtime_class_name = Some(name.into());
         fan_out_all(&server, client, stores.clone(), 4, vec![demanding]).await;
         assert_eq!(server.posts(), expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn knatives_choice_of_a_runtime_class_restricts_the_nodes() {
+    let class = json!({
+        "metadata": {"name": "one"}, "handler": "h",
+        "scheduling": {"nodeSelector": {"kubernetes.io/hostname": "n1"}},
+    });
+    let config = json!({
+        "metadata": {"name": "config-deployment", "namespace": "knative-serving"},
+        "data": {"runtime-class-name": "one: {selector: {trust: low}}"},
+    });
+    let stores = stores(3, vec![], None)
+        .with_runtime_classes(vec![serde_json::from_value(class).unwrap()])
+        .with_deployment_config(serde_json::from_value(config).unwrap());
+    // The label counts where the Configuration's template has it, whatever the review says.
+    for (in_template, in_review, expected) in [(true, true, 1), (true, false, 1), (false, true, 3)]
+    {
+        let server = Server::default();
+        let client = server.client(StatusCode::CREATED, "");
+        let mut demanding = server.owned(revision("r-1", 0, &["a"]));
+        if in_template {
+            let mut configurations = server.configurations.lock().unwrap();
+            let template = &mut configurations.get_mut("of-r-1").unwrap().spec.template;
+            template.metadata.labels.insert("trust".into(), "low".into());
+        }
+        if in_review {
+            demanding.metadata.labels.get_or_insert_default().insert("trust".into(), "low".into());
+        }
+        fan_out_within(client, stores.clone(), 4, vec![demanding], Bounds::default()).await;
+        assert_eq!(server.posts(), expected, "{in_template} {in_review}");
+    }
+}
+
+#[tokio::test]
+async fn the_node_selector_of_the_namespace_restricts_the_nodes() {
+    for (selector, expected) in [("kubernetes.io/hostname=n1", 1), ("", 3), ("malformed", 0)] {
+        let server = Server::default();
+        let client = server.client(StatusCode::CREATED, "");
+        let annotations = json!({"openshift.io/node-selector": selector});
+        let namespace = json!({"metadata": {"name": "ns", "annotations": annotations}});
+        let nodes = (0..3).map(|n| node(&format!("n{n}"))).collect();
+        let namespace = serde_json::from_value(namespace).unwrap();
+        let stores = Stores::fixed(vec![], vec![], vec![], nodes, vec![namespace]);
+        fan_out_all(&server, client, stores, 4, vec![revision("r-1", 0, &["a"])]).await;
+        assert_eq!(server.posts(), expected, "{selector:?}");
+    }
+}
+
+#[tokio::test]
+async fn images_of_volumes_are_fanned_out_as_the_template_has_them() {
+    for (forged, expected) in [(false, 6), (true, 0)] {
+        let server = Server::default();
+        let client = server.client(StatusCode::CREATED, "");
+        let mut demanding = revision("r-1", 0, &["a"]);
+        demanding.spec.volumes =
+            vec![image_volume("model", None), image_volume("no", Some("Never"))];
+        let mut demanding = server.owned(demanding);
+        if forged {
+            demanding.spec.volumes.push(image_volume("other", None));
+        }
+        let stores = stores(3, vec![], None);
+        fan_out_within(client, stores, 4, vec![demanding], Bounds::default()).await;
+        assert_eq!(server.posts(), expected, "forged: {forged}");
     }
 }
 

@@ -12,7 +12,7 @@ mod store;
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
@@ -20,7 +20,8 @@ use tokio::sync::{broadcast, watch as watch_channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use imagewarm_core::api::{CachedImageWarm, ImageWarm, KnativeImage, Revision};
+use imagewarm_core::api::deployment_config::DEPLOYMENT_CONFIG;
+use imagewarm_core::api::{CachedImageWarm, DeploymentConfig, ImageWarm, KnativeImage, Revision};
 use imagewarm_core::placement::RuntimeClasses;
 use source::{Progress, Source, Watched};
 
@@ -40,6 +41,8 @@ pub struct Stores {
     pub images: Store<KnativeImage>,
     /// All Nodes (labels, taints, unschedulable, conditions; no images).
     pub nodes: Store<Node>,
+    /// Knative's ConfigMap `config-deployment`; empty where it is absent, or may not be read.
+    pub deployment_config: Store<DeploymentConfig>,
     /// Metadata of all Namespaces.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// All RuntimeClasses (name and scheduling).
@@ -67,6 +70,8 @@ pub enum Change {
     Namespace(String),
     /// Created, changed or deleted: name.
     RuntimeClass(String),
+    /// Knative's ConfigMap was created, changed or deleted.
+    DeploymentConfig,
     /// A store was relisted: receivers resynchronise.
     Relisted,
 }
@@ -74,7 +79,7 @@ pub enum Change {
 /// Which stores hold a complete and current list; false again while a watch cannot be renewed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Synced {
-    /// ImageWarms, Nodes, Namespaces and RuntimeClasses.
+    /// ImageWarms, Nodes, Namespaces and RuntimeClasses; and whether there is Knative's ConfigMap is known.
     pub own: bool,
     /// Revisions are listed, and their CRD is served.
     pub revisions: bool,
@@ -113,6 +118,7 @@ impl Stores {
             nodes: filled(nodes),
             namespaces: filled(namespaces),
             runtime_classes: Store::default(),
+            deployment_config: Store::default(),
             changes: broadcast::channel(CHANGES_CAPACITY).0,
             synced: watch_channel::channel(synced).1,
         }
@@ -122,12 +128,22 @@ impl Stores {
     pub(crate) fn with_runtime_classes(self, classes: Vec<RuntimeClass>) -> Stores {
         Stores { runtime_classes: filled(classes), ..self }
     }
+
+    /// The same with this ConfigMap of Knative's.
+    pub(crate) fn with_deployment_config(self, config: ConfigMap) -> Stores {
+        Stores { deployment_config: filled(vec![config]), ..self }
+    }
 }
 
 impl Stores {
     /// The scheduling constraints of all RuntimeClasses.
     pub fn runtime_classes(&self) -> RuntimeClasses {
         RuntimeClasses::new(self.runtime_classes.state().iter().map(AsRef::as_ref))
+    }
+
+    /// Knative's ConfigMap.
+    pub fn deployment_config(&self) -> Option<Arc<DeploymentConfig>> {
+        self.deployment_config.state().into_iter().next()
     }
 
     /// The Namespace of this name.
@@ -144,7 +160,11 @@ fn filled<K: Watched>(objects: Vec<K>) -> Store<K::CachedObject> {
 
 /// Starts all watches; the tasks stop after `shutdown`. Returns at once: `Stores::synced` reports
 /// when the stores are filled.
-pub(crate) async fn watch(client: Client, shutdown: CancellationToken) -> (Stores, JoinSet<()>) {
+pub(crate) async fn watch(
+    client: Client,
+    knative_namespace: &str,
+    shutdown: CancellationToken,
+) -> (Stores, JoinSet<()>) {
     let (changes, _) = broadcast::channel(CHANGES_CAPACITY);
     let (progress, synced) = Progress::new();
     let start = Start { client, changes: changes.clone(), progress, shutdown };
@@ -156,6 +176,7 @@ pub(crate) async fn watch(client: Client, shutdown: CancellationToken) -> (Store
         nodes: start.source::<Node>(&mut tasks),
         namespaces: start.source::<PartialObjectMeta<Namespace>>(&mut tasks),
         runtime_classes: start.source::<RuntimeClass>(&mut tasks),
+        deployment_config: start.one(knative_namespace, DEPLOYMENT_CONFIG, &mut tasks),
         changes,
         synced,
     };
@@ -170,12 +191,24 @@ struct Start {
 }
 
 impl Start {
+    /// All objects of a type.
     fn source<K: Watched>(&self, tasks: &mut JoinSet<()>) -> Store<K::CachedObject> {
-        let source = Source::<K>::new(
-            Api::all(self.client.clone()),
-            self.changes.clone(),
-            self.progress.clone(),
-        );
+        self.run::<K>(Api::all(self.client.clone()), None, tasks)
+    }
+
+    /// One ConfigMap.
+    fn one(&self, namespace: &str, name: &str, tasks: &mut JoinSet<()>) -> Store<DeploymentConfig> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        self.run(api, Some(format!("metadata.name={name}")), tasks)
+    }
+
+    fn run<K: Watched>(
+        &self,
+        api: Api<K>,
+        fields: Option<String>,
+        tasks: &mut JoinSet<()>,
+    ) -> Store<K::CachedObject> {
+        let source = Source::<K>::new(api, fields, self.changes.clone(), self.progress.clone());
         let store = source.store();
         let shutdown = self.shutdown.clone();
         tasks.spawn(async move {

@@ -5,8 +5,10 @@ use std::time::Duration;
 use clap::ArgAction;
 use clap::builder::BoolishValueParser;
 
+use imagewarm_core::api::names::Namespace;
 use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::image::registry_pattern::{RegistryPattern, RegistryPatternError};
+use imagewarm_core::placement::NodeSelector;
 use imagewarm_core::plan::diff::GracePeriods;
 use imagewarm_core::policy::bounds::NamespaceSelection;
 use imagewarm_core::policy::{Bounds, Policy};
@@ -62,8 +64,28 @@ pub struct ControllerArgs {
     )]
     pub namespace_selection: NamespaceSelection,
 
-    /// Maximum number of images of one Revision to warm, in the order of its containers; 0 for no
-    /// limit. When it is lowered, ImageWarms beyond it are deleted
+    /// Node selector (KEY=VALUE,…) of namespaces that have none of their own, as Pods get it: OpenShift's
+    /// `defaultNodeSelector`, or `clusterDefaultNodeSelector` of the plugin `PodNodeSelector`
+    #[arg(
+        long,
+        env = "IMAGEWARM_DEFAULT_NODE_SELECTOR",
+        value_name = "LABELS",
+        default_value = ""
+    )]
+    pub default_node_selector: NodeSelector,
+
+    /// Namespace of Knative Serving. Its ConfigMap `config-deployment` names the queue-proxy's image, and
+    /// the RuntimeClasses of Revisions by their labels
+    #[arg(
+        long,
+        env = "IMAGEWARM_KNATIVE_NAMESPACE",
+        value_name = "NAME",
+        default_value = "knative-serving"
+    )]
+    pub knative_namespace: Namespace,
+
+    /// Maximum number of images of one Revision to warm, in the order of its containers, then its volumes;
+    /// 0 for no limit. When it is lowered, ImageWarms beyond it are deleted
     #[arg(
         long,
         env = "IMAGEWARM_MAX_IMAGES_PER_REVISION",
@@ -168,6 +190,8 @@ impl ControllerArgs {
             paused: self.paused,
             skipped_registries: self.skipped_registries.0.clone(),
             startup_taints: filled(&self.startup_taints),
+            default_node_selector: self.default_node_selector.clone(),
+            knative_namespace: self.knative_namespace.to_string(),
             bounds: Bounds {
                 namespaces: self.namespace_selection,
                 images_per_revision: self.max_images_per_revision,
@@ -290,6 +314,8 @@ mod tests {
         assert_eq!(policy.startup_taints, default.startup_taints);
         assert!(!policy.paused);
         assert_eq!(policy.bounds, default.bounds);
+        assert_eq!(policy.default_node_selector, default.default_node_selector);
+        assert_eq!(policy.knative_namespace, default.knative_namespace);
         assert_eq!(args.collect_grace, GracePeriods::default().collect);
         assert_eq!(args.repair_delay, GracePeriods::default().fan_out);
         assert_eq!(args.reserve_delay, GracePeriods::default().reserve);

@@ -26,6 +26,7 @@ pub struct ControllerMetrics {
     waiting: Gauge,
     over_limit: Gauge,
     leading: Gauge,
+    deployment_config: Gauge,
     image_warms: Family<StateLabels, Gauge>,
 }
 
@@ -56,6 +57,7 @@ impl ControllerMetrics {
             waiting: Gauge::default(),
             over_limit: Gauge::default(),
             leading: Gauge::default(),
+            deployment_config: Gauge::default(),
             image_warms: Family::default(),
         };
         registry.register(
@@ -95,6 +97,12 @@ impl ControllerMetrics {
         );
         registry.register("leading", "1 while this replica leads", metrics.leading.clone());
         registry.register(
+            "knative_config_read",
+            "1 if Knative's ConfigMap config-deployment was read; 0 where it is absent, or the right to read \
+             it is missing; set by the leader",
+            metrics.deployment_config.clone(),
+        );
+        registry.register(
             "image_warms",
             "ImageWarms by the reason of their Ready condition; set by the leader",
             metrics.image_warms.clone(),
@@ -104,6 +112,11 @@ impl ControllerMetrics {
 
     pub(super) fn reconciled(&self, took: Duration) {
         self.reconcile.observe(took.as_secs_f64());
+    }
+
+    /// Whether Knative's ConfigMap was read.
+    pub(super) fn reads_deployment_config(&self, is_read: bool) {
+        self.deployment_config.set(i64::from(is_read));
     }
 
     pub(super) fn repaired(&self, repair: Repair) {

@@ -26,7 +26,10 @@ use crate::kubernetes::caches::{Change, Stores, Synced};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::writes::{self, ApplyError};
 use imagewarm_core::api::names::NodeName;
-use imagewarm_core::api::{CachedImageWarm, ImageWarm, KnativeImage, Reason, Revision};
+use imagewarm_core::api::{
+    CachedImageWarm, DeploymentConfig, ImageWarm, KnativeImage, Reason, Revision,
+};
+use imagewarm_core::demand::Cluster;
 use imagewarm_core::demand::consumers::demands;
 use imagewarm_core::placement::{NodeFacts, RuntimeClasses};
 use imagewarm_core::plan::diff::Creation;
@@ -80,6 +83,8 @@ struct Memory {
     events: EventRecorder,
     /// Namespaces that have reached their limit, as last logged.
     full: BTreeSet<String>,
+    /// What is wrong with Knative's ConfigMap, as last logged.
+    problem: Option<String>,
     /// How long the last plan took.
     planning: Duration,
 }
@@ -91,7 +96,7 @@ struct Snapshot {
     images: Vec<Arc<KnativeImage>>,
     nodes: Vec<Arc<Node>>,
     runtime_classes: RuntimeClasses,
-    opted_out: BTreeSet<String>,
+    cluster: Cluster,
     terminating: BTreeSet<String>,
     connected: Arc<BTreeSet<NodeName>>,
     may_delete: bool,
@@ -130,6 +135,7 @@ impl Controller {
             ),
             events: EventRecorder::new(self.client.clone(), self.instance.clone()),
             full: BTreeSet::new(),
+            problem: None,
             planning: Duration::ZERO,
         };
         let mut synced = self.stores.synced.clone();
@@ -177,6 +183,8 @@ impl Controller {
         still_leading: &StillLeading,
     ) -> Option<Instant> {
         let snapshot = self.observe()?;
+        self.metrics.reads_deployment_config(snapshot.cluster.deployment.is_some());
+        memory.log_problem(snapshot.cluster.deployment.as_deref());
         let (policy, grace_periods) = (self.args.policy(), self.args.grace_periods());
         let now = wall_clock();
         // With thousands of nodes, planning occupies a thread for longer than other tasks may wait.
@@ -211,33 +219,31 @@ impl Controller {
         if !before.own || !before.revisions {
             return None;
         }
+        let policy = self.args.policy();
         let mut snapshot = Snapshot {
             image_warms: self.stores.image_warms.state(),
             revisions: self.stores.revisions.state(),
             images: self.stores.images.state(),
             nodes: self.stores.nodes.state(),
             runtime_classes: self.stores.runtime_classes(),
-            opted_out: BTreeSet::new(),
+            cluster: Cluster::new(&policy, self.stores.deployment_config()),
             terminating: BTreeSet::new(),
             connected: self.connected.borrow().clone(),
             may_delete: before.may_delete(),
         };
-        let bounds = self.args.policy().bounds;
-        if !bounds.selects_unknown() {
+        if !policy.bounds.selects_unknown() {
             let revisions = snapshot.revisions.iter().map(|one| &one.metadata);
             let all = revisions.chain(snapshot.images.iter().map(|one| &one.metadata));
             let unknown = all
                 .filter_map(|metadata| metadata.namespace.as_deref())
                 .filter(|name| self.stores.namespace(name).is_none());
-            snapshot.opted_out.extend(unknown.map(Into::into));
+            snapshot.cluster.opted_out.extend(unknown.map(Into::into));
         }
         for namespace in self.stores.namespaces.state() {
-            let name = || namespace.metadata.name.clone().unwrap_or_default();
-            if !bounds.selects(namespace.metadata.labels.as_ref()) {
-                snapshot.opted_out.insert(name());
-            }
+            snapshot.cluster.add(&namespace.metadata, &policy);
             if namespace.metadata.deletion_timestamp.is_some() {
-                snapshot.terminating.insert(name());
+                let name = namespace.metadata.name.clone();
+                snapshot.terminating.insert(name.unwrap_or_default());
             }
         }
         // A cache that was emptied or filled during the read does not prove that an object is gone.
@@ -346,6 +352,15 @@ impl Controller {
 }
 
 impl Memory {
+    /// Logs once why no RuntimeClass can be read from Knative's ConfigMap.
+    fn log_problem(&mut self, deployment: Option<&DeploymentConfig>) {
+        let problem = deployment.and_then(|deployment| deployment.problem.clone());
+        if let Some(error) = problem.as_ref().filter(|_| problem != self.problem) {
+            tracing::warn!(%error, "runtime-class-name of config-deployment has no effect");
+        }
+        self.problem = problem;
+    }
+
     /// Logs each namespace that has newly reached its limit.
     fn log_limits(&mut self, over_limit: &BTreeMap<String, OverLimit>) {
         for (namespace, OverLimit { missing, limit }) in over_limit {
@@ -452,7 +467,7 @@ fn plan(
     let nodes: Vec<_> =
         snapshot.nodes.iter().map(|node| NodeFacts::new(node, &snapshot.connected)).collect();
     let image_warms = ImageWarmIndex::new(&snapshot.image_warms);
-    let demanded = demands(&snapshot.revisions, &snapshot.images, &snapshot.opted_out, policy);
+    let demanded = demands(&snapshot.revisions, &snapshot.images, &snapshot.cluster, policy);
     let observed = Observed {
         image_warms: &image_warms,
         demands: &demanded.consumers,

@@ -264,7 +264,12 @@ impl Dispatcher {
                         self.settle_at.get_or_insert(Instant::now() + SETTLE);
                     }
                 }
-                Ok(Change::Node(_) | Change::Namespace(_) | Change::RuntimeClass(_)) => {}
+                Ok(
+                    Change::Node(_)
+                    | Change::Namespace(_)
+                    | Change::RuntimeClass(_)
+                    | Change::DeploymentConfig,
+                ) => {}
                 Err(RecvError::Closed) => return,
             }
             if handled == BATCH {

@@ -12,6 +12,7 @@ use crate::kubernetes::caches::Stores;
 use imagewarm_core::api::cached::Pool;
 use imagewarm_core::api::names::Uid;
 use imagewarm_core::api::{CachedImageWarm, KnativeImage, Revision};
+use imagewarm_core::demand::Cluster;
 use imagewarm_core::demand::consumers::{Demands, demands};
 use imagewarm_core::demand::pull_context::{PullContext, pull_context};
 use imagewarm_core::policy::Policy;
@@ -72,7 +73,7 @@ impl PullContexts {
     /// context.
     fn demands_of(&self, revisions: Vec<Arc<Revision>>, images: Vec<Arc<KnativeImage>>) -> Shared {
         let running = Policy { paused: false, ..self.policy.clone() };
-        Arc::new(demands(&revisions, &images, &BTreeSet::new(), &running))
+        Arc::new(demands(&revisions, &images, &Cluster::default(), &running))
     }
 
     /// Handles a change of an Image. Returns whether a pull context may depend on it. None depends

@@ -138,7 +138,11 @@ fn every_object_is_labelled_and_in_its_namespace() {
     for object in objects() {
         let metadata = &object["metadata"];
         let namespace = metadata["namespace"].as_str();
-        let wanted = (!cluster_wide.contains(&text(&object["kind"]))).then_some(NAMESPACE);
+        let own = match text(&metadata["name"]) {
+            "imagewarm-deployment-config" => "knative-serving",
+            _ => NAMESPACE,
+        };
+        let wanted = (!cluster_wide.contains(&text(&object["kind"]))).then_some(own);
         assert_eq!(namespace, wanted, "{}", name(&object));
         assert_eq!(
             metadata["labels"]["app.kubernetes.io/part-of"],
@@ -211,6 +215,10 @@ fn controller_has_few_rights() {
             }
             if configurations.iter().any(|resource| has("resources", resource)) {
                 assert_eq!(rule["resourceNames"], json!(["imagewarm"]), "{place}");
+            }
+            if text(&role["metadata"]["namespace"]) == "knative-serving" {
+                assert_eq!(rule["resourceNames"], json!(["config-deployment"]), "{place}");
+                assert_eq!(rule["verbs"], json!(["list", "watch"]), "{place}");
             }
             if has("resources", "runtimeclasses") {
                 assert_eq!(rule["verbs"], json!(["list", "watch"]), "{place}");

@@ -31,6 +31,7 @@ mod private;
 mod rights;
 mod room;
 mod tags;
+mod settings;
 mod trust;
 mod undo;
 mod world;
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
         private::TESTS,
         room::TESTS,
         tags::TESTS,
+        settings::TESTS,
         trust::TESTS,
         undo::TESTS,
         wrong_answers::TESTS,

@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::{StreamExt, TryStreamExt};
 use imagewarm_core::api::Revision;
 use imagewarm_core::demand::revision::demand;
-use imagewarm_core::placement::{NodeFacts, RuntimeClasses, is_eligible};
+use imagewarm_core::placement::{
+    NamespaceRules, NodeFacts, NodeSelector, RuntimeClasses, is_eligible,
+};
 use imagewarm_core::policy::Policy;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -29,9 +31,18 @@ const PODS_PER_NODE: usize = 12;
 const PAIRS_MIN: usize = 200;
 /// How often each verdict must occur, else the agreement says little.
 const EACH_MIN: usize = 50;
-const NAMESPACE: &str = "scheduling";
+/// Plugins that are off unless a cluster's administrator asks for them.
+const PLUGINS: &str = "--enable-admission-plugins=PodNodeSelector,PodTolerationRestriction";
 const AT_ONCE: usize = 16;
 const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A Pod for one node.
+struct PodToDecide {
+    /// Index of the node.
+    target: usize,
+    namespace: &'static str,
+    spec: Value,
+}
 
 /// What became of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +51,7 @@ enum Verdict {
     Bound(String),
     /// The scheduler found no node.
     Unschedulable(String),
-    /// Refused at admission, because of its RuntimeClass.
+    /// Refused at admission, because of its RuntimeClass or its namespace.
     Rejected(String),
 }
 
@@ -54,19 +65,28 @@ async fn agrees_with_the_scheduler() -> Result<()> {
         .into_iter()
         .map(serde_json::from_value)
         .collect::<Result<_, _>>()?;
-    let specs: Vec<(usize, Value)> = (0..NODES * PODS_PER_NODE)
-        .map(|at| (at % NODES, random::pod_spec(&mut random, &format!("target-{}", at % NODES))))
+    let namespaces = random::namespaces();
+    // Half of them in the first namespace.
+    let namespace = |round: usize| (round + 1).saturating_sub(PODS_PER_NODE / 2) % namespaces.len();
+    let specs: Vec<PodToDecide> = (0..NODES * PODS_PER_NODE)
+        .map(|at| PodToDecide {
+            target: at % NODES,
+            namespace: namespaces[namespace(at / NODES)].0,
+            spec: random::pod_spec(&mut random, &format!("target-{}", at % NODES)),
+        })
         .collect();
 
     let options = Options { nodes: 0, tls_registry: false, knative: Knative::None, deploy: false };
-    let mut cluster = Cluster::start(options).await?;
+    let mut cluster = Cluster::start_with(options, &[PLUGINS]).await?;
     let client = cluster.client();
     create_nodes(&client, &nodes).await?;
     let api: Api<RuntimeClass> = Api::all(client.clone());
     for class in &classes {
         api.create(&PostParams::default(), class).await?;
     }
-    create_namespace(&client).await?;
+    for (name, annotations) in &namespaces {
+        create_namespace(&client, name, annotations).await?;
+    }
     // Not before: it is to know every node from the start.
     cluster.start_scheduler()?;
     let verdicts = decide(&client, &specs).await?;
@@ -74,8 +94,12 @@ async fn agrees_with_the_scheduler() -> Result<()> {
     let rules = RuntimeClasses::new(&classes);
     let (mut bound, mut unschedulable, mut rejected) = (0, 0, 0);
     let mut differences = Vec::new();
-    for ((target, spec), verdict) in specs.iter().zip(&verdicts) {
-        let ours = our_verdict(spec, &nodes[*target], &rules)?;
+    for (PodToDecide { target, namespace, spec }, verdict) in specs.iter().zip(&verdicts) {
+        let annotations = namespaces.iter().find(|(name, _)| name == namespace);
+        let annotations = annotations.map(|(_, all)| serde_json::from_value(all.clone()));
+        let namespace_rules =
+            NamespaceRules::new(annotations.transpose()?.as_ref(), &NodeSelector::default());
+        let ours = our_verdict(spec, &nodes[*target], &namespace_rules, &rules)?;
         let theirs = match verdict {
             Verdict::Bound(node) => {
                 ensure!(*node == nodes[*target].name_any(), "{spec} was bound to {node}");
@@ -94,7 +118,7 @@ async fn agrees_with_the_scheduler() -> Result<()> {
         if ours.is_ok() != theirs {
             let node = &nodes[*target];
             differences.push(format!(
-                "pod {spec}\n  on labels {:?}, spec {:?}\n  ours {ours:?}, the scheduler's {verdict:?}",
+                "pod {spec} in {namespace}\n  on labels {:?}, spec {:?}\n  ours {ours:?}, the scheduler's {verdict:?}",
                 node.labels(),
                 node.spec,
             ));
@@ -109,7 +133,7 @@ async fn agrees_with_the_scheduler() -> Result<()> {
     );
     ensure!(bound + unschedulable >= PAIRS_MIN, "too few pairs were decided");
     ensure!(bound >= EACH_MIN && unschedulable >= EACH_MIN, "the verdicts are too much alike");
-    ensure!(rejected > 0, "no Pod was rejected for its RuntimeClass");
+    ensure!(rejected > 0, "no Pod was rejected for its RuntimeClass or its namespace");
     Ok(())
 }
 
@@ -124,11 +148,17 @@ fn seeded() -> Result<StdRng> {
 }
 
 /// The Pod's constraints reach us in a Revision.
-fn our_verdict(spec: &Value, node: &Node, rules: &RuntimeClasses) -> Result<Result<(), String>> {
+fn our_verdict(
+    spec: &Value,
+    node: &Node,
+    namespace: &NamespaceRules,
+    classes: &RuntimeClasses,
+) -> Result<Result<(), String>> {
     let revision: Revision =
         serde_json::from_value(json!({"metadata": {"name": "r"}, "spec": spec}))?;
     let policy = Policy { startup_taints: Vec::new(), ..Policy::default() };
-    let placement = rules.constrain(demand(&revision, false, &policy).placement);
+    let placement = namespace.constrain(demand(&revision, false, &policy).placement);
+    let placement = classes.constrain(placement);
     let verdict = is_eligible(&NodeFacts::new(node, &BTreeSet::new()), &placement, &policy);
     Ok(verdict.map_err(|exclusion| exclusion.to_string()))
 }
@@ -148,10 +178,11 @@ async fn create_nodes(client: &Client, nodes: &[Node]) -> Result<()> {
     futures::stream::iter(nodes.iter().map(create)).buffer_unordered(AT_ONCE).try_collect().await
 }
 
-async fn create_namespace(client: &Client) -> Result<()> {
-    let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}}))?;
+async fn create_namespace(client: &Client, name: &str, annotations: &Value) -> Result<()> {
+    let metadata = json!({"name": name, "annotations": annotations});
+    let namespace: Namespace = serde_json::from_value(json!({"metadata": metadata}))?;
     Api::all(client.clone()).create(&PostParams::default(), &namespace).await?;
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
     // Admission of Pods asks for it.
     wait_for(DEADLINE, "the namespace's default ServiceAccount", async || {
         accounts.get_opt("default").await.ok().flatten().map(drop)
@@ -160,10 +191,11 @@ async fn create_namespace(client: &Client) -> Result<()> {
 }
 
 /// Creates all Pods and waits until each is bound or was found to fit nowhere.
-async fn decide(client: &Client, specs: &[(usize, Value)]) -> Result<Vec<Verdict>> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-    let create = |(at, (_, spec)): (usize, &(usize, Value))| {
-        let (pods, mut spec) = (pods.clone(), spec.clone());
+async fn decide(client: &Client, specs: &[PodToDecide]) -> Result<Vec<Verdict>> {
+    let create = |(at, one): (usize, &PodToDecide)| {
+        let pods: Api<Pod> = Api::namespaced(client.clone(), one.namespace);
+        let (mut spec, namespace) = (one.spec.clone(), one.namespace);
+        let may_be_rejected = spec.get("runtimeClassName").is_some() || namespace != "plain";
         spec["schedulerName"] = json!(SCHEDULER);
         spec["containers"] = json!([{"name": "main", "image": "example.dev/app"}]);
         async move {
@@ -172,8 +204,9 @@ async fn decide(client: &Client, specs: &[(usize, Value)]) -> Result<Vec<Verdict
             }))?;
             match pods.create(&PostParams::default(), &pod).await {
                 Ok(_) => Ok(None),
+                // 500 is the answer of a plugin that cannot read an annotation.
                 Err(kube::Error::Api(status))
-                    if status.code == 403 && spec.get("runtimeClassName").is_some() =>
+                    if matches!(status.code, 403 | 500) && may_be_rejected =>
                 {
                     Ok(Some(Verdict::Rejected(status.message)))
                 }
@@ -187,6 +220,7 @@ async fn decide(client: &Client, specs: &[(usize, Value)]) -> Result<Vec<Verdict
             .try_collect()
             .await?;
     let open = rejected.iter().filter(|verdict| verdict.is_none()).count();
+    let pods: Api<Pod> = Api::all(client.clone());
     let decided = wait_for(DEADLINE, "every Pod is decided", async || {
         let list = pods.list(&ListParams::default()).await.ok()?;
         let verdicts: Option<Vec<_>> =

@@ -1,6 +1,7 @@
 //! Random nodes and Pod specs, of the shapes that the API server takes. Few keys and values, so
 //! that they meet often.
 
+use imagewarm_core::placement::namespace::{DEFAULT_TOLERATIONS, NODE_SELECTOR};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::{Map, Value, json};
@@ -68,6 +69,21 @@ pub fn runtime_classes() -> Vec<Value> {
         class("selecting", json!({"nodeSelector": {"zone": "b"}})),
         class("tolerating", json!({"tolerations": tolerations})),
         class("both", json!({"nodeSelector": {"zone": "a"}, "tolerations": tolerations})),
+    ]
+}
+
+/// Namespaces by name, each with annotations that admission plugins read. In the first most Pods are.
+pub fn namespaces() -> Vec<(&'static str, Value)> {
+    let (selector, tolerations) = (NODE_SELECTOR, DEFAULT_TOLERATIONS);
+    let dedicated = json!([{"key": "dedicated", "operator": "Exists"}]).to_string();
+    vec![
+        ("plain", json!({})),
+        ("selecting", json!({selector: "zone=a"})),
+        ("selecting-two", json!({selector: " example.dev/disk = ssd,zone="})),
+        ("selecting-none", json!({selector: ""})),
+        ("tolerating", json!({tolerations: dedicated})),
+        ("malformed", json!({selector: "zone==a"})),
+        ("malformed-tolerations", json!({tolerations: "{}"})),
     ]
 }
 

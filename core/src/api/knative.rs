@@ -17,6 +17,10 @@ pub const ROUTING_STATE_LABEL: &str = "serving.knative.dev/routingState";
 pub const ROUTING_STATE_MODIFIED: &str = "serving.knative.dev/routingStateModified";
 /// Label of an Image: the Revision that it belongs to.
 pub const REVISION_LABEL: &str = "serving.knative.dev/revision";
+/// Label of a Revision: its Configuration.
+pub const CONFIGURATION_LABEL: &str = "serving.knative.dev/configuration";
+/// Label of a Configuration and its Revisions: their Service.
+pub const SERVICE_LABEL: &str = "serving.knative.dev/service";
 
 /// `spec` of a `serving.knative.dev/v1` Revision: the fields of the Pod's spec that are read.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -40,6 +44,9 @@ pub struct RevisionSpec {
     /// The Revision's init containers.
     #[serde(deserialize_with = "lenient_list")]
     pub init_containers: Vec<Container>,
+    /// The volumes; of each only its image is read.
+    #[serde(deserialize_with = "lenient_list", skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
     /// Pull secrets as written; those of the ServiceAccount apply only when there are none.
     #[serde(deserialize_with = "lenient_list")]
     pub image_pull_secrets: Vec<LocalObjectReference>,
@@ -84,9 +91,21 @@ pub struct ConfigurationSpec {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RevisionTemplate {
+    /// `metadata` of the Revision, as the user writes it.
+    #[serde(deserialize_with = "lenient")]
+    pub metadata: TemplateMetadata,
     /// `spec` of the Revision.
     #[serde(deserialize_with = "lenient")]
     pub spec: RevisionSpec,
+}
+
+/// The metadata that the template of a Revision gives it.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(default)]
+pub struct TemplateMetadata {
+    /// Labels.
+    #[serde(deserialize_with = "lenient")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A container of a Revision.
@@ -102,6 +121,27 @@ pub struct Container {
     /// `Always`, `IfNotPresent`, `Never` or absent.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<String>,
+}
+
+/// A volume of a Revision.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Volume {
+    /// The image that is mounted, if it is an image volume.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageVolume>,
+}
+
+/// The source of an image volume.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImageVolume {
+    /// Image as the user wrote it.
+    #[serde(deserialize_with = "lenient")]
+    pub reference: String,
+    /// `Always`, `IfNotPresent`, `Never` or absent.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub pull_policy: Option<String>,
 }
 
 /// `status` of a Revision.
@@ -191,6 +231,7 @@ mod tests {
                 "containers": [{"image": "a"}, 7, {"image": 8, "name": "b"}],
                 "initContainers": null, "imagePullSecrets": "none", "nodeSelector": [1],
                 "affinity": "north", "tolerations": [{"key": "k", "operator": "Exists"}, "x"],
+                "volumes": [{"name": "v"}, {"image": 1}, {"image": {"reference": "m:1", "pullPolicy": 2}}],
             },
             "status": {"containerStatuses": {}, "conditions": 3},
         }))?;
@@ -199,6 +240,9 @@ mod tests {
         assert!(revision.spec.init_containers.is_empty());
         assert_eq!(revision.spec.tolerations.len(), 1);
         assert!(revision.spec.affinity.is_none());
+        let volumes: Vec<_> = revision.spec.volumes.into_iter().map(|one| one.image).collect();
+        let model = ImageVolume { reference: "m:1".into(), pull_policy: None };
+        assert_eq!(volumes, [None, None, Some(model)]);
         Ok(())
     }
 

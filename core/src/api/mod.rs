@@ -4,6 +4,7 @@
 pub mod cached;
 mod cached_object;
 pub mod condition;
+pub mod deployment_config;
 pub mod image_warm;
 pub mod knative;
 pub(crate) mod lenient;
@@ -12,6 +13,7 @@ pub mod names;
 pub use cached::CachedImageWarm;
 pub use cached_object::CachedObject;
 pub use condition::{Condition, ConditionStatus, Reason};
+pub use deployment_config::DeploymentConfig;
 pub use image_warm::{ImageWarm, ImageWarmSpec, ImageWarmStatus, Progress, SecretReference};
 pub use knative::{KnativeImage, Revision};
 

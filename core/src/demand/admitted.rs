@@ -2,13 +2,16 @@
 //! holds it bounds the bytes.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::api::Revision;
-use crate::api::knative::{Configuration, RevisionSpec, configuration_owner};
+use crate::api::knative::{
+    CONFIGURATION_LABEL, Configuration, ROUTING_STATE_LABEL, RevisionSpec, SERVICE_LABEL,
+    configuration_owner,
+};
 use crate::api::lenient::for_each_element;
 use crate::api::names::Namespace;
 use crate::image::Reference;
@@ -43,12 +46,13 @@ impl AdmittedRevision {
         self.size() <= LARGEST_STORED
     }
 
-    /// Number of containers and init containers, without decoding more than their images, and why
-    /// the first image that is no reference is none; `None` if they are not lists.
-    pub fn containers(&self) -> Option<(usize, Option<String>)> {
+    /// Number of containers, init containers and image volumes, without decoding more than their images,
+    /// and why the first image that is no reference is none; `None` if they are not lists.
+    pub fn images(&self) -> Option<(usize, Option<String>)> {
         let Lists { spec } = serde_json::from_str(self.object.get()).ok()?;
-        let count = spec.containers.count + spec.init_containers.count;
-        Some((count, spec.containers.invalid.or(spec.init_containers.invalid)))
+        let lists = [spec.containers, spec.init_containers, spec.volumes.0];
+        let count = lists.iter().map(|list| list.count).sum();
+        Some((count, lists.into_iter().find_map(|list| list.invalid)))
     }
 
     /// Parses the object. Missing metadata is taken from the request.
@@ -69,7 +73,7 @@ impl AdmittedRevision {
 pub enum Unconfirmed {
     /// The Configuration is another one of the same name, or is being deleted.
     OtherOwner,
-    /// It names an image that the template does not.
+    /// It names an image that the template does not, of a container or a volume.
     OtherImages,
 }
 
@@ -83,14 +87,35 @@ pub fn confirmed(mut revision: Revision, owner: &Configuration) -> Result<Revisi
     }
     let template = &owner.spec.template.spec;
     let images = |spec: &RevisionSpec| -> BTreeSet<String> {
-        let all = spec.containers.iter().chain(&spec.init_containers);
-        all.map(|container| container.image.clone()).collect()
+        let containers = spec.containers.iter().chain(&spec.init_containers);
+        let volumes = spec.volumes.iter().filter_map(|volume| volume.image.as_ref());
+        let named = containers.map(|container| container.image.clone());
+        named.chain(volumes.map(|image| image.reference.clone())).collect()
     };
     if !images(&revision.spec).is_subset(&images(template)) {
         return Err(Unconfirmed::OtherImages);
     }
     revision.spec = template.clone();
+    revision.metadata.labels = Some(confirmed_labels(&revision, owner));
     Ok(revision)
+}
+
+/// The labels that Knative gives a Revision of this Configuration, as far as they are read. Whether it may
+/// get traffic only the review says: nothing is warmed that the template does not name.
+fn confirmed_labels(revision: &Revision, owner: &Configuration) -> BTreeMap<String, String> {
+    let mut labels = owner.spec.template.metadata.labels.clone();
+    let of_owner = owner.metadata.labels.as_ref();
+    let own = [
+        (CONFIGURATION_LABEL, owner.metadata.name.as_ref()),
+        (SERVICE_LABEL, of_owner.and_then(|labels| labels.get(SERVICE_LABEL))),
+        (
+            ROUTING_STATE_LABEL,
+            revision.metadata.labels.as_ref().and_then(|labels| labels.get(ROUTING_STATE_LABEL)),
+        ),
+    ];
+    let own = own.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.clone())));
+    labels.extend(own);
+    labels
 }
 
 #[derive(Default, Deserialize)]
@@ -104,6 +129,7 @@ struct Lists {
 struct ListsSpec {
     containers: Counted,
     init_containers: Counted,
+    volumes: CountedVolumes,
 }
 
 /// A list of containers, of which nothing is kept but their number and the first mistake.
@@ -115,14 +141,52 @@ struct Counted {
 
 impl<'de> Deserialize<'de> for Counted {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut invalid = None;
+        let mut counted = Counted::default();
         let count = for_each_element(deserializer, |container: ListedContainer<'_>| {
-            let image = container.image.filter(|image| !image.is_empty() && invalid.is_none());
-            let error = image.and_then(|image| Reference::check(&image).err());
-            invalid = invalid.take().or_else(|| error.map(|error| error.to_string()));
+            counted.check(container.image.as_deref());
         })?;
-        Ok(Counted { count, invalid })
+        Ok(Counted { count, ..counted })
     }
+}
+
+impl Counted {
+    /// Notes why the image is no reference, if it is the first such.
+    fn check(&mut self, image: Option<&str>) {
+        if let Some(image) = image.filter(|image| !image.is_empty() && self.invalid.is_none()) {
+            self.invalid = Reference::check(image).err().map(|error| error.to_string());
+        }
+    }
+}
+
+/// The same of volumes, of which only image volumes count.
+#[derive(Default)]
+struct CountedVolumes(Counted);
+
+impl<'de> Deserialize<'de> for CountedVolumes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut counted = Counted::default();
+        for_each_element(deserializer, |volume: ListedVolume<'_>| {
+            if let Some(image) = volume.image {
+                counted.count += 1;
+                counted.check(image.reference.as_deref());
+            }
+        })?;
+        Ok(CountedVolumes(counted))
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ListedVolume<'a> {
+    #[serde(borrow)]
+    image: Option<ListedImage<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ListedImage<'a> {
+    #[serde(borrow)]
+    reference: Option<Cow<'a, str>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -147,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_are_counted_where_they_are_a_list() {
+    fn images_are_counted_where_they_are_in_lists() {
         let counted = [
             (json!({"spec": {"containers": [{}, {}], "initContainers": [{}]}}), Some((3, None))),
             (json!({"spec": {"containers": []}}), Some((0, None))),
@@ -157,12 +221,19 @@ mod tests {
                 Some((2, Some("repository name must be lower case: \"A\" in \"A\"".into()))),
             ),
             (json!({"metadata": {}}), Some((0, None))),
+            (
+                json!({"spec": {"containers": [{}], "volumes": [
+                    {"name": "v", "secret": {}}, {"image": {"reference": "a"}}, {"image": {"reference": "A"}},
+                ]}}),
+                Some((3, Some("repository name must be lower case: \"A\" in \"A\"".into()))),
+            ),
+            (json!({"spec": {"volumes": 1}}), None),
             (json!({"spec": {"containers": [1]}}), None),
             (json!({"spec": {"containers": {}}}), None),
             (json!({"spec": null}), None),
         ];
         for (object, count) in counted {
-            assert_eq!(admitted(&object).containers(), count, "{object}");
+            assert_eq!(admitted(&object).images(), count, "{object}");
         }
     }
 
@@ -173,12 +244,31 @@ mod tests {
         owner.metadata.uid = Some("conf-uid".into());
         owner.spec.template.spec = revision.spec.clone();
         owner.spec.template.spec.service_account_name = Some("robot".into());
-        let found = confirmed(revision.clone(), &owner).unwrap();
+        owner.metadata.name = Some("conf".into());
+        owner.metadata.labels = Some([(SERVICE_LABEL.to_owned(), "svc".to_owned())].into());
+        owner.spec.template.metadata.labels.insert("trust".into(), "low".into());
+        let mut forged = revision.clone();
+        let labels = forged.metadata.labels.get_or_insert_default();
+        labels.extend(
+            [("trust", "high"), (SERVICE_LABEL, "x"), ("more", "y")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned())),
+        );
+        let mut found = confirmed(forged, &owner).unwrap();
+        let labels = found.metadata.labels.take().unwrap();
+        let labels: Vec<_> = labels.iter().map(|(key, value)| (&**key, &**value)).collect();
+        let expected = [
+            (CONFIGURATION_LABEL, "conf"),
+            (ROUTING_STATE_LABEL, "active"),
+            (SERVICE_LABEL, "svc"),
+            ("trust", "low"),
+        ];
+        assert_eq!(labels, expected);
+        found.metadata.labels.clone_from(&revision.metadata.labels);
         assert_eq!(found.metadata, revision.metadata);
         assert_eq!(found.spec.service_account_name.as_deref(), Some("robot"));
 
         type Change = fn(&mut Revision, &mut Configuration);
-        let table: [(Change, Unconfirmed); 5] = [
+        let table: [(Change, Unconfirmed); 6] = [
             (|revision, _| revision.metadata.owner_references = None, Unconfirmed::OtherOwner),
             (|_, owner| owner.metadata.uid = Some("another".into()), Unconfirmed::OtherOwner),
             (
@@ -187,6 +277,12 @@ mod tests {
             ),
             (
                 |revision, _| revision.spec.containers[0].image = "x".into(),
+                Unconfirmed::OtherImages,
+            ),
+            (
+                |revision, _| {
+                    revision.spec.volumes.push(crate::sample::image_volume("model:1", None))
+                },
                 Unconfirmed::OtherImages,
             ),
             (|_, owner| owner.spec.template = Default::default(), Unconfirmed::OtherImages),

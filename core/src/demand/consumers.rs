@@ -1,18 +1,19 @@
-//! The consumers of images: Revisions, and Knative Images that do not belong to a Revision's
-//! images. An Image that Knative created for a Revision demands nothing itself: it only gives the
+//! The consumers of images: Revisions, Knative Images that do not belong to a Revision's images, and
+//! Knative's `config-deployment`, which names the queue-proxy's. An Image that Knative created for a Revision demands nothing itself: it only gives the
 //! digest that a tag of that Revision was resolved to.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
+use super::cluster::Cluster;
 use super::revision::{
     Demand, WantedImage, demand, is_routable, is_skipped, never_pulls, of_image, opts_out,
 };
 use crate::api::knative::{REVISION_LABEL, ROUTING_STATE_MODIFIED};
-use crate::api::{KnativeImage, Revision};
+use crate::api::{DeploymentConfig, KnativeImage, Revision};
 use crate::image::Reference;
 use crate::policy::Policy;
 
@@ -23,7 +24,13 @@ pub enum Consumer {
     Revision(Arc<Revision>),
     /// A Knative Image that is not merely the digest of what its Revision names.
     Image(Arc<KnativeImage>),
+    /// Knative's ConfigMap, for the queue-proxy: Pods get the image that it names, whatever the Image of the
+    /// queue-proxy says.
+    DeploymentConfig(Arc<DeploymentConfig>),
 }
+
+/// Name of Knative's Image of the queue-proxy, in its namespace.
+const QUEUE_PROXY: &str = "queue-proxy";
 
 impl Consumer {
     /// Its metadata.
@@ -31,6 +38,7 @@ impl Consumer {
         match self {
             Consumer::Revision(revision) => &revision.metadata,
             Consumer::Image(image) => &image.metadata,
+            Consumer::DeploymentConfig(config) => &config.metadata,
         }
     }
 
@@ -90,23 +98,25 @@ pub enum Resolution {
 /// All that is demanded.
 #[derive(Clone, Debug, Default)]
 pub struct Demands {
-    /// Revisions, newest first, then Images, newest first.
+    /// Revisions, newest first, then Images, newest first, then Knative's ConfigMap.
     pub consumers: Vec<ConsumerDemand>,
     /// Each Image, and how it relates to the demanded images.
     pub images: Vec<(Arc<KnativeImage>, Resolution)>,
 }
 
-/// The demands of Revisions and Images; `opted_out` are the namespaces excluded from warming.
+/// The demands of Revisions and Images, and of the settings of the cluster.
 pub fn demands(
     revisions: &[Arc<Revision>],
     images: &[Arc<KnativeImage>],
-    opted_out: &BTreeSet<String>,
+    cluster: &Cluster,
     policy: &Policy,
 ) -> Demands {
-    let consumer_demand = |revision: &Arc<Revision>| ConsumerDemand {
-        demand: demand(revision, opted_out.contains(namespace(&revision.metadata)), policy),
-        reserve_since: reserve_since(revision),
-        by: Consumer::Revision(revision.clone()),
+    let is_opted_out = |metadata: &ObjectMeta| cluster.opted_out.contains(namespace(metadata));
+    let consumer_demand = |revision: &Arc<Revision>| {
+        let mut demand = demand(revision, is_opted_out(&revision.metadata), policy);
+        demand.placement = cluster.constrain(revision, demand.placement);
+        let reserve_since = reserve_since(revision);
+        ConsumerDemand { demand, reserve_since, by: Consumer::Revision(revision.clone()) }
     };
     let mut demands: Vec<ConsumerDemand> = revisions.iter().map(consumer_demand).collect();
     demands.sort_by(|a, b| newest_first(a.by.metadata(), b.by.metadata()));
@@ -117,10 +127,16 @@ pub fn demands(
     images.sort_by(|a, b| newest_first(&a.metadata, &b.metadata));
     let mut resolutions = Vec::with_capacity(images.len());
     for image in images {
-        let is_opted_out = opted_out.contains(namespace(&image.metadata))
-            || opts_out(image.metadata.annotations.as_ref());
+        let is_opted_out =
+            is_opted_out(&image.metadata) || opts_out(image.metadata.annotations.as_ref());
         let resolution = resolve(&image, is_opted_out, &mut demands, &places, policy);
         resolutions.push((image, resolution));
+    }
+    if let Some(config) = &cluster.deployment
+        && !is_opted_out(&config.metadata)
+    {
+        let image = resolutions.iter().find(|(image, _)| is_queue_proxy(image, policy));
+        demands.extend(of_deployment_config(config, image.map(|(image, _)| &**image), policy));
     }
     Demands { consumers: demands, images: resolutions }
 }
@@ -147,6 +163,7 @@ fn resolve(
         .map(|name| (namespace(&image.metadata).to_owned(), name.to_owned()));
     let mut reserve_since = None;
     let mut demand = of_image(image, &reference);
+    demand.by_every_revision = is_queue_proxy(image, policy);
     if let Some(&at) = revision.as_ref().and_then(|key| places.get(key)) {
         let owner = &mut demands[at];
         let Consumer::Revision(revision) = &owner.by else { return Resolution::Undecided };
@@ -168,6 +185,28 @@ fn resolve(
     Resolution::Wanted { consumer: demands.len() - 1, image: 0 }
 }
 
+/// Whether this is the Image that Knative installs for the queue-proxy.
+fn is_queue_proxy(image: &KnativeImage, policy: &Policy) -> bool {
+    image.metadata.name.as_deref() == Some(QUEUE_PROXY)
+        && namespace(&image.metadata) == policy.knative_namespace
+}
+
+/// The demand of Knative's ConfigMap, with the credentials of `image`, the Image of the queue-proxy.
+fn of_deployment_config(
+    config: &Arc<DeploymentConfig>,
+    image: Option<&KnativeImage>,
+    policy: &Policy,
+) -> Option<ConsumerDemand> {
+    let reference = Reference::parse(&config.queue_proxy).ok()?;
+    if policy.paused || is_skipped(&reference, policy) {
+        return None;
+    }
+    let mut demand = of_image(image.unwrap_or(&KnativeImage::default()), &reference);
+    demand.by_every_revision = true;
+    let by = Consumer::DeploymentConfig(config.clone());
+    Some(ConsumerDemand { by, demand, reserve_since: None })
+}
+
 /// The position of an Image among the images of its Revision.
 enum Place {
     At(usize),
@@ -182,7 +221,9 @@ fn place(
     revision: &Revision,
     wanted: &mut [WantedImage],
 ) -> Place {
-    if let Some(at) = wanted.iter().position(|one| one.is(reference)) {
+    // Knative makes Images of containers only.
+    let is_containers = |one: &WantedImage| !one.is_volume;
+    if let Some(at) = wanted.iter().position(|one| is_containers(one) && one.is(reference)) {
         return Place::At(at);
     }
     if reference.digest().is_none() {
@@ -191,7 +232,9 @@ fn place(
     let open: Vec<usize> = (0..wanted.len())
         .filter(|at| {
             let one = &wanted[*at];
-            one.resolved.is_none() && one.reference.repository() == reference.repository()
+            is_containers(one)
+                && one.resolved.is_none()
+                && one.reference.repository() == reference.repository()
         })
         .collect();
     let at = match open.as_slice() {

@@ -8,11 +8,13 @@
 //! ```
 
 pub mod admitted;
+mod cluster;
 pub mod consumers;
 mod identity;
 pub mod pull_context;
 pub mod revision;
 
 pub use admitted::AdmittedRevision;
+pub use cluster::Cluster;
 pub use identity::PullIdentity;
 pub use revision::Demand;

@@ -2,12 +2,12 @@
 //! Tolerates Revisions that Knative has not defaulted yet.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use k8s_openapi::api::core::v1::LocalObjectReference;
 
 use super::PullIdentity;
-use crate::api::knative::{Container, ContainerStatus, ROUTING_STATE_LABEL};
+use crate::api::knative::{Container, ContainerStatus, ROUTING_STATE_LABEL, RevisionSpec};
 use crate::api::names::{MAX_PULL_SECRET_NAMES, MAX_PULL_SECRETS, is_dns_subdomain};
 use crate::api::{KnativeImage, Revision, SecretReference, WARM_KEY};
 use crate::image::Reference;
@@ -27,6 +27,8 @@ pub struct Demand {
     pub identity: PullIdentity,
     /// Where its Pods may run.
     pub placement: PodConstraints,
+    /// Whether it is also wanted wherever the Pods of any Revision may run.
+    pub by_every_revision: bool,
 }
 
 /// One image of a Revision.
@@ -36,6 +38,9 @@ pub struct WantedImage {
     pub reference: Reference,
     /// The same by digest, once Knative resolved it (or where the Revision names a digest).
     pub resolved: Option<Reference>,
+    /// Whether it is the image of a volume and no container's. Knative resolves no digest for it: its
+    /// Pods name it as the Revision does.
+    pub is_volume: bool,
 }
 
 impl WantedImage {
@@ -77,6 +82,7 @@ pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -
         invalid_images,
         identity: identity(&revision.spec.image_pull_secrets, &revision.spec.service_account_name),
         placement: placement(revision),
+        by_every_revision: false,
     }
 }
 
@@ -85,11 +91,12 @@ pub fn demand(revision: &Revision, namespace_opted_out: bool, policy: &Policy) -
 pub(super) fn of_image(image: &KnativeImage, reference: &Reference) -> Demand {
     let resolved = reference.digest().map(|_| reference.clone());
     Demand {
-        images: vec![WantedImage { reference: reference.clone(), resolved }],
+        images: vec![WantedImage { reference: reference.clone(), resolved, is_volume: false }],
         beyond_limit: 0,
         invalid_images: Vec::new(),
         identity: identity(&image.spec.image_pull_secrets, &image.spec.service_account_name),
         placement: PodConstraints::default(),
+        by_every_revision: false,
     }
 }
 
@@ -98,18 +105,19 @@ pub(super) fn is_skipped(reference: &Reference, policy: &Policy) -> bool {
     policy.skipped_registries.iter().any(|skipped| skipped.matches(reference.domain()))
 }
 
-/// Whether the Revision has an image of this repository that is never to be pulled.
+/// Whether the Revision has a container image of this repository that is never to be pulled. Knative makes
+/// no Images of volumes.
 pub(super) fn never_pulls(revision: &Revision, reference: &Reference) -> bool {
     let mut all = revision.spec.containers.iter().chain(&revision.spec.init_containers);
     all.any(|container| {
-        is_never_pulled(container)
+        is_never_pulled(container.image_pull_policy.as_deref())
             && Reference::parse(&container.image)
                 .is_ok_and(|image| image.repository() == reference.repository())
     })
 }
 
-fn is_never_pulled(container: &Container) -> bool {
-    container.image_pull_policy.as_deref() == Some("Never")
+fn is_never_pulled(policy: Option<&str>) -> bool {
+    policy == Some("Never")
 }
 
 fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
@@ -126,7 +134,8 @@ fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
     let mut images: Vec<WantedImage> = Vec::new();
     let mut places: HashMap<Reference, usize> = HashMap::new();
     for (container, digest) in containers.chain(inits) {
-        let Some(reference) = warmable(container, policy) else { continue };
+        let named = (container.image.as_str(), container.image_pull_policy.as_deref());
+        let Some(reference) = warmable(named, policy) else { continue };
         let resolved = match reference.digest() {
             Some(_) => Some(reference.clone()),
             None => digest,
@@ -139,27 +148,63 @@ fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
             Entry::Vacant(free) => {
                 let reference = free.key().clone();
                 free.insert(images.len());
-                images.push(WantedImage { reference, resolved });
+                images.push(WantedImage { reference, resolved, is_volume: false });
             }
+        }
+    }
+    images.extend(volume_images(spec, &places, policy));
+    images
+}
+
+/// The images of volumes, each once. One whose tag a container has too is wanted beside that: the container
+/// gets the digest that Knative resolves, the volume the tag.
+fn volume_images(
+    spec: &RevisionSpec,
+    of_containers: &HashMap<Reference, usize>,
+    policy: &Policy,
+) -> Vec<WantedImage> {
+    let mut known: HashSet<Reference> = HashSet::new();
+    let mut images = Vec::new();
+    for named in volumes(spec) {
+        let Some(reference) = warmable(named, policy) else { continue };
+        let resolved = reference.digest().map(|_| reference.clone());
+        let is_containers = resolved.is_some() && of_containers.contains_key(&reference);
+        if !is_containers && known.insert(reference.clone()) {
+            images.push(WantedImage { reference, resolved, is_volume: true });
         }
     }
     images
 }
 
-/// The errors of the container images that no reference can be read from.
+/// The images of volumes, with their pull policies. They count when they are declared: a kubelet pulls all of
+/// a Pod's before it starts a container, mounted or not.
+fn volumes(spec: &RevisionSpec) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let images = spec.volumes.iter().filter_map(|volume| volume.image.as_ref());
+    images.map(|image| (image.reference.as_str(), image.pull_policy.as_deref()))
+}
+
+/// The images of containers, init containers and volumes, with their pull policies.
+fn named(spec: &RevisionSpec) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let containers = spec.containers.iter().chain(&spec.init_containers);
+    containers
+        .map(|container| (container.image.as_str(), container.image_pull_policy.as_deref()))
+        .chain(volumes(spec))
+}
+
+/// The errors of the images that no reference can be read from.
 fn invalid_images(revision: &Revision) -> Vec<String> {
-    let all = revision.spec.containers.iter().chain(&revision.spec.init_containers);
-    let named = all.filter(|container| !container.image.is_empty() && !is_never_pulled(container));
-    let errors = named.filter_map(|container| Reference::parse(&container.image).err());
+    let pulled = named(&revision.spec)
+        .filter(|(image, policy)| !image.is_empty() && !is_never_pulled(*policy));
+    let errors = pulled.filter_map(|(image, _)| Reference::parse(image).err());
     errors.map(|error| error.to_string()).collect()
 }
 
-/// The container's image, unless it is never pulled, excluded or invalid.
-fn warmable(container: &Container, policy: &Policy) -> Option<Reference> {
-    if is_never_pulled(container) {
+/// The image, unless it is never pulled, excluded or invalid.
+fn warmable((image, pull_policy): (&str, Option<&str>), policy: &Policy) -> Option<Reference> {
+    if is_never_pulled(pull_policy) {
         return None;
     }
-    let reference = Reference::parse(&container.image).ok()?;
+    let reference = Reference::parse(image).ok()?;
     (!is_skipped(&reference, policy)).then_some(reference)
 }
 
@@ -205,6 +250,7 @@ fn placement(revision: &Revision) -> PodConstraints {
         tolerations: spec.tolerations.clone(),
         required_terms: required.map(|selector| selector.node_selector_terms.clone()),
         runtime_class: spec.runtime_class_name.clone().filter(|name| !name.is_empty()),
+        rejected: None,
     }
 }
 

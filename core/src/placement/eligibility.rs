@@ -9,7 +9,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 
-use super::PodConstraints;
+use super::constraints::{PodConstraints, Rejection};
 use crate::api::names::NodeName;
 use crate::policy::Policy;
 
@@ -79,6 +79,8 @@ pub enum Exclusion {
     NodeAffinity,
     /// The RuntimeClass (its name) does not exist, or contradicts the node selector.
     RuntimeClass(String),
+    /// The API server rejects the Pods in their namespace.
+    Rejected(Rejection),
 }
 
 impl fmt::Display for Exclusion {
@@ -95,7 +97,16 @@ impl fmt::Display for Exclusion {
             Exclusion::RuntimeClass(name) => {
                 write!(f, "RuntimeClass {name} is missing or contradicts the node selector")
             }
+            Exclusion::Rejected(rejection) => rejection.fmt(f),
         }
+    }
+}
+
+impl PodConstraints {
+    /// Why the API server rejects Pods with these constraints, so that no node fits them.
+    pub fn rejected(&self) -> Option<Exclusion> {
+        let namespace = self.rejected.clone().map(Exclusion::Rejected);
+        namespace.or_else(|| self.runtime_class.clone().map(Exclusion::RuntimeClass))
     }
 }
 
@@ -105,8 +116,8 @@ pub fn is_eligible(
     pod: &PodConstraints,
     policy: &Policy,
 ) -> Result<(), Exclusion> {
-    if let Some(class) = &pod.runtime_class {
-        return Err(Exclusion::RuntimeClass(class.clone()));
+    if let Some(rejected) = pod.rejected() {
+        return Err(rejected);
     }
     if node.leaving {
         return Err(Exclusion::Leaving);

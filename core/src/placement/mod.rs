@@ -3,10 +3,15 @@
 
 mod constraints;
 pub mod eligibility;
+mod labels;
+pub mod namespace;
+mod node_selector;
 mod nodes;
 mod runtime_class;
 
-pub use constraints::PodConstraints;
+pub use constraints::{PodConstraints, Rejection};
 pub use eligibility::{Exclusion, NodeFacts, is_eligible};
+pub use namespace::NamespaceRules;
+pub use node_selector::{NodeSelector, NodeSelectorError};
 pub use nodes::EligibleNodes;
 pub use runtime_class::RuntimeClasses;

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
 use super::Repair;
+use super::eligible::DemandNodes;
 use super::existing::ImageWarmIndex;
 use super::fan_out::{Origin, image_warm};
 use crate::api::{CachedImageWarm, ImageWarm};
@@ -16,7 +17,7 @@ use crate::demand::consumers::{Consumer, ConsumerDemand, is_of_revision};
 use crate::demand::revision::WantedImage;
 use crate::image::Reference;
 use crate::labels;
-use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
+use crate::placement::{NodeFacts, RuntimeClasses};
 use crate::policy::Policy;
 use crate::policy::bounds::{OverLimit, Room};
 
@@ -121,7 +122,8 @@ pub fn diff(
     if policy.paused {
         return plan;
     }
-    let mut eligible = EligibleNodes::new(observed.nodes, observed.runtime_classes, policy);
+    let mut eligible =
+        DemandNodes::new(observed.nodes, observed.runtime_classes, observed.demands, policy);
     let existing = observed.image_warms.all.iter().map(Arc::as_ref);
     let mut room = Room::new(policy.bounds, existing);
     let mut planned: HashSet<(&str, &Reference, &str)> = HashSet::new();
@@ -135,12 +137,13 @@ pub fn diff(
         }
         let fan_out_deadline = match &one.by {
             Consumer::Image(image) if !is_of_revision(image) => Timestamp::MIN,
+            Consumer::DeploymentConfig(_) => Timestamp::MIN,
             _ => wait_for_fan_out(one, observed.image_warms, grace_periods),
         };
         let origin = Origin::of(&one.by);
         for wanted in &one.demand.images {
             let image_warms = observed.image_warms.of(namespace, wanted);
-            for node in eligible.of(&one.demand.placement) {
+            for node in eligible.of(one) {
                 let Some((image, repair)) = image_warms.missing(node.name) else {
                     continue;
                 };
@@ -151,7 +154,9 @@ pub fn diff(
                 if planned.insert((namespace, image, node.name)) && room.take(namespace) {
                     let object = image_warm(&origin, &one.demand, image, node.name);
                     let repair = match (&one.by, repair) {
-                        (Consumer::Image(_), Repair::Missing) => Repair::Image,
+                        (Consumer::Image(_) | Consumer::DeploymentConfig(_), Repair::Missing) => {
+                            Repair::Image
+                        }
                         (_, Repair::Missing) if node.created > Some(one.by.created()) => {
                             Repair::NewNode
                         }

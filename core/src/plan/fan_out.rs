@@ -1,14 +1,15 @@
 //! The ImageWarms of a Revision: one for each of its images and each node that could run it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube_core::Resource;
 
 use crate::api::knative::configuration_owner;
 use crate::api::{
-    CREATED_FOR_ANNOTATION, ImageWarm, ImageWarmSpec, KnativeImage, MANAGED_BY, MANAGED_BY_LABEL,
-    Revision, SERVICE_ACCOUNT_ANNOTATION, revision_token,
+    CREATED_FOR_ANNOTATION, DeploymentConfig, ImageWarm, ImageWarmSpec, KnativeImage, MANAGED_BY,
+    MANAGED_BY_LABEL, Revision, SERVICE_ACCOUNT_ANNOTATION, revision_token,
 };
 use crate::demand::consumers::Consumer;
 use crate::demand::revision::{Demand, is_routable, valid_secrets};
@@ -34,7 +35,10 @@ pub fn fan_out(
     let one_image = |image: &Reference| -> Vec<ImageWarm> {
         eligible().map(|node| image_warm(&origin, demand, image, node.name)).collect()
     };
-    demand.images.iter().flat_map(|image| one_image(&image.reference)).collect()
+    let mut known = HashSet::new();
+    let images = demand.images.iter().map(|image| &image.reference);
+    // A volume may name the image of a container.
+    images.filter(|image| known.insert(*image)).flat_map(one_image).collect()
 }
 
 /// The consumer for which an ImageWarm is created: its namespace, and the owner it is deleted with.
@@ -63,10 +67,25 @@ impl Origin {
         Origin { namespace: image.metadata.namespace.clone(), owner, created_for: None }
     }
 
+    /// Owned by Knative's ConfigMap.
+    fn of_deployment_config(config: &DeploymentConfig) -> Self {
+        let metadata = &config.metadata;
+        let owner = OwnerReference {
+            api_version: ConfigMap::api_version(&()).into(),
+            kind: ConfigMap::kind(&()).into(),
+            name: metadata.name.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            ..OwnerReference::default()
+        };
+        let owner = (!owner.uid.is_empty()).then(|| owned_by(&owner));
+        Origin { namespace: metadata.namespace.clone(), owner, created_for: None }
+    }
+
     pub(super) fn of(consumer: &Consumer) -> Self {
         match consumer {
             Consumer::Revision(revision) => Origin::of_revision(revision),
             Consumer::Image(image) => Origin::of_image(image),
+            Consumer::DeploymentConfig(config) => Origin::of_deployment_config(config),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! and the failures to report as Events ([`failures`]). Works on one full observation.
 
 pub mod diff;
+mod eligible;
 mod existing;
 pub mod failures;
 pub mod fan_out;

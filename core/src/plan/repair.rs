@@ -10,7 +10,8 @@ labels! {
         Missing,
         /// The node is younger than the consumer.
         NewNode,
-        /// A Knative Image demands it, which admission does not see.
+        /// A Knative Image, or the queue-proxy image of `config-deployment`, demands it: admission sees
+        /// neither.
         Image,
         /// The node holds the tag, but not the digest that Knative resolved it to.
         MovedTag,

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::diff::GracePeriods;
+use super::eligible::DemandNodes;
 use super::existing::{ImageWarmIndex, State};
 use crate::api::condition::{READY, set_condition};
 use crate::api::knative::KnativeImageStatus;
@@ -15,7 +16,7 @@ use crate::api::{Condition, ConditionStatus, KnativeImage, Reason};
 use crate::demand::consumers::{ConsumerDemand, Demands, Resolution};
 use crate::demand::revision::WantedImage;
 use crate::image::quoted::printable;
-use crate::placement::{EligibleNodes, NodeFacts, RuntimeClasses};
+use crate::placement::{Exclusion, NodeFacts, RuntimeClasses};
 use crate::policy::Policy;
 use crate::policy::bounds::{LIMIT_REACHED, Limit, OverLimit};
 
@@ -75,7 +76,8 @@ pub fn rollup(
     if policy.paused {
         return Vec::new();
     }
-    let mut eligible = EligibleNodes::new(observed.nodes, observed.runtime_classes, policy);
+    let (nodes, classes) = (observed.nodes, observed.runtime_classes);
+    let mut eligible = DemandNodes::new(nodes, classes, &demanded.consumers, policy);
     let mut updates = Vec::new();
     for (image, resolution) in &demanded.images {
         let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
@@ -114,9 +116,11 @@ pub fn rollup(
             ),
             Resolution::Wanted { consumer, image } => {
                 let one = &demanded.consumers[*consumer];
-                let nodes = eligible.of(&one.demand.placement);
+                let rejected = eligible.rejected(one);
+                let nodes = eligible.of(one);
                 let limit = observed.full.get(namespace).map(|over| over.limit);
                 let wanted = &one.demand.images[*image];
+                let nodes = (nodes, rejected);
                 of_wanted(one, wanted, nodes, observed.image_warms, limit, grace_periods, now)
             }
         };
@@ -130,7 +134,7 @@ pub fn rollup(
 fn of_wanted(
     consumer: &ConsumerDemand,
     wanted: &WantedImage,
-    nodes: &[&NodeFacts<'_>],
+    (nodes, rejected): (&[&NodeFacts<'_>], Option<Exclusion>),
     image_warms: &ImageWarmIndex<'_>,
     limit: Option<Limit>,
     grace_periods: GracePeriods,
@@ -143,7 +147,10 @@ fn of_wanted(
         return ReadyCondition::new(ConditionStatus::Unknown, NOT_ROUTABLE, message);
     }
     if nodes.is_empty() {
-        let message = "0 of 0 nodes: no node can run this image now".into();
+        let message = match rejected {
+            Some(reason) => format!("0 of 0 nodes: Pods are rejected: {reason}"),
+            None => "0 of 0 nodes: no node can run this image now".into(),
+        };
         return ReadyCondition::new(ConditionStatus::Unknown, NO_ELIGIBLE_NODE, message)
             .with_counts(Counts::default());
     }

@@ -5,6 +5,7 @@ pub mod bounds;
 pub use bounds::Bounds;
 
 use crate::image::registry_pattern::RegistryPattern;
+use crate::placement::NodeSelector;
 
 /// Settings that planning depends on; the same for admission and repair.
 #[derive(Clone, Debug)]
@@ -15,6 +16,10 @@ pub struct Policy {
     pub skipped_registries: Vec<RegistryPattern>,
     /// Keys of taints that do not hold warming back, since they only mark a starting node.
     pub startup_taints: Vec<String>,
+    /// The node selector of namespaces that have none of their own.
+    pub default_node_selector: NodeSelector,
+    /// The namespace of Knative Serving.
+    pub knative_namespace: String,
     /// Limits of namespaces and Revisions.
     pub bounds: Bounds,
 }
@@ -28,6 +33,8 @@ impl Default for Policy {
                 .filter_map(|domain| domain.parse().ok())
                 .collect(),
             startup_taints: vec!["node.kubernetes.io/not-ready".into()],
+            default_node_selector: NodeSelector::default(),
+            knative_namespace: "knative-serving".into(),
             bounds: Bounds::default(),
         }
     }

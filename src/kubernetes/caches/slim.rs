@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, NodeSpec, NodeStatus, NodeSystemInfo};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, Node, NodeSpec, NodeStatus, NodeSystemInfo,
+};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
@@ -11,8 +13,13 @@ use kube::core::PartialObjectMeta;
 use super::Change;
 use super::source::{Kind, Watched};
 use imagewarm_core::api::cached::Shared;
-use imagewarm_core::api::knative::{REVISION_LABEL, ROUTING_STATE_LABEL, ROUTING_STATE_MODIFIED};
-use imagewarm_core::api::{CachedImageWarm, ImageWarm, KnativeImage, Revision, WARM_KEY};
+use imagewarm_core::api::knative::{
+    CONFIGURATION_LABEL, REVISION_LABEL, ROUTING_STATE_LABEL, ROUTING_STATE_MODIFIED, SERVICE_LABEL,
+};
+use imagewarm_core::api::{
+    CachedImageWarm, DeploymentConfig, ImageWarm, KnativeImage, Revision, WARM_KEY,
+};
+use imagewarm_core::placement::namespace::retain_read;
 
 /// Drops managed fields, and the annotations for which `retain` is false.
 fn slim_metadata(metadata: &mut ObjectMeta, retain: impl Fn(&str) -> bool) {
@@ -22,16 +29,31 @@ fn slim_metadata(metadata: &mut ObjectMeta, retain: impl Fn(&str) -> bool) {
     }
 }
 
-/// The labels of a Revision or an Image that are read. Users may add any number of others.
-const KNATIVE_LABELS: [&str; 2] = [ROUTING_STATE_LABEL, REVISION_LABEL];
+/// The labels that Knative gives a Revision or an Image and that are read.
+const KNATIVE_LABELS: [&str; 4] =
+    [ROUTING_STATE_LABEL, REVISION_LABEL, CONFIGURATION_LABEL, SERVICE_LABEL];
+/// What begins so is Knative's.
+const KNATIVE_PREFIX: &str = "serving.knative.dev/";
+/// The further labels of a Revision that are kept: Knative may choose the RuntimeClass by any. Users may add any
+/// number.
+const USERS_LABELS: usize = 64;
 /// The owners of a Revision or an Image that are kept: it has one that controls it.
 const OWNERS: usize = 8;
 
 /// The same for objects that users make, of which nothing may take more memory than we read.
-fn slim_users_metadata(metadata: &mut ObjectMeta, retain: impl Fn(&str) -> bool) {
+fn slim_users_metadata(
+    metadata: &mut ObjectMeta,
+    users_labels: usize,
+    retain: impl Fn(&str) -> bool,
+) {
     slim_metadata(metadata, retain);
     if let Some(labels) = &mut metadata.labels {
-        labels.retain(|key, _| KNATIVE_LABELS.contains(&key.as_str()));
+        let mut others = 0;
+        labels.retain(|key, _| {
+            let is_users = !key.starts_with(KNATIVE_PREFIX) && others < users_labels;
+            others += usize::from(is_users);
+            is_users || KNATIVE_LABELS.contains(&key.as_str())
+        });
     }
     if let Some(owners) = &mut metadata.owner_references {
         owners.truncate(OWNERS);
@@ -76,9 +98,11 @@ impl Watched for Revision {
     const PAGE: u32 = 50;
     type CachedObject = Self;
     fn into_cached(mut self, _shared: &mut Shared) -> Self {
-        slim_users_metadata(&mut self.metadata, |key| {
+        slim_users_metadata(&mut self.metadata, USERS_LABELS, |key| {
             key == WARM_KEY || key == ROUTING_STATE_MODIFIED
         });
+        self.spec.volumes.retain(|volume| volume.image.is_some());
+        self.spec.volumes.shrink_to_fit();
         self
     }
     fn differs(new: &Self, old: &Self) -> bool {
@@ -97,7 +121,7 @@ impl Watched for KnativeImage {
     const PAGE: u32 = 50;
     type CachedObject = Self;
     fn into_cached(mut self, _shared: &mut Shared) -> Self {
-        slim_users_metadata(&mut self.metadata, |key| key == WARM_KEY);
+        slim_users_metadata(&mut self.metadata, 0, |key| key == WARM_KEY);
         self
     }
     /// Every version differs: a status write requires the newest resourceVersion.
@@ -151,7 +175,10 @@ impl Watched for PartialObjectMeta<Namespace> {
     const PAGE: u32 = 500;
     type CachedObject = Self;
     fn into_cached(mut self, _shared: &mut Shared) -> Self {
-        slim_metadata(&mut self.metadata, |_| false);
+        slim_metadata(&mut self.metadata, |_| true);
+        if let Some(annotations) = &mut self.metadata.annotations {
+            retain_read(annotations);
+        }
         self
     }
     fn differs(new: &Self, old: &Self) -> bool {
@@ -179,10 +206,27 @@ impl Watched for RuntimeClass {
     }
 }
 
+impl Watched for ConfigMap {
+    const KIND: Kind = Kind::DeploymentConfig;
+    const PAGE: u32 = 50;
+    const OPTIONAL: bool = true;
+    type CachedObject = DeploymentConfig;
+    fn into_cached(self, _shared: &mut Shared) -> DeploymentConfig {
+        DeploymentConfig::new(self)
+    }
+    fn differs(new: &DeploymentConfig, old: &DeploymentConfig) -> bool {
+        !new.is_like(old)
+    }
+    fn changed(_object: Arc<DeploymentConfig>) -> Change {
+        Change::DeploymentConfig
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use imagewarm_core::sample::image_volume;
 
     const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
@@ -243,6 +287,56 @@ mod tests {
         assert!(slimmed::<Node>().is_empty());
         assert!(slimmed::<PartialObjectMeta<Namespace>>().is_empty());
         assert!(slimmed::<RuntimeClass>().is_empty());
+    }
+
+    #[test]
+    fn of_a_namespace_the_annotations_of_schedulers_are_cached() {
+        let namespace: PartialObjectMeta<Namespace> = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "a", "annotations": {"openshift.io/node-selector": "pool=a", "x": "y"}},
+        }))
+        .unwrap();
+        let cached = namespace.clone().into_cached(&mut Shared::default());
+        let differs = <PartialObjectMeta<Namespace> as Watched>::differs;
+        let keys: Vec<_> = cached.metadata.annotations.clone().unwrap().into_keys().collect();
+        assert_eq!(keys, ["openshift.io/node-selector"]);
+        let mut other = namespace;
+        other.metadata.annotations.as_mut().unwrap().insert("x".into(), "z".into());
+        assert!(!differs(&other.clone().into_cached(&mut Shared::default()), &cached));
+        other.metadata.annotations.as_mut().unwrap().clear();
+        assert!(differs(&other.into_cached(&mut Shared::default()), &cached));
+    }
+
+    #[test]
+    fn of_a_revision_bounded_labels_and_image_volumes_are_cached() {
+        let mut revision = Revision::default();
+        let labels = revision.metadata.labels.get_or_insert_default();
+        labels.extend((0..1_000).map(|at| (format!("label-{at}"), "v".to_owned())));
+        labels.extend((0..10).map(|at| (format!("{KNATIVE_PREFIX}x{at}"), "v".to_owned())));
+        labels.extend(KNATIVE_LABELS.map(|key| (key.to_owned(), "v".to_owned())));
+        revision.spec.volumes = vec![Default::default(), image_volume("model:1", None)];
+        let cached = revision.clone().into_cached(&mut Shared::default());
+        let labels = cached.metadata.labels.unwrap();
+        assert_eq!(labels.len(), KNATIVE_LABELS.len() + USERS_LABELS);
+        assert!(KNATIVE_LABELS.iter().all(|key| labels.contains_key(*key)));
+        assert_eq!(cached.spec.volumes, [image_volume("model:1", None)]);
+        let mut image = KnativeImage::default();
+        image.metadata.labels = revision.metadata.labels;
+        let cached = image.into_cached(&mut Shared::default());
+        assert_eq!(cached.metadata.labels.unwrap().len(), KNATIVE_LABELS.len());
+    }
+
+    #[test]
+    fn a_config_map_differs_where_it_decides() {
+        let read = |version: &str, image: &str| {
+            let config: ConfigMap = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "config-deployment", "resourceVersion": version},
+                "data": {"queue-sidecar-image": image, "progress-deadline": version},
+            }))
+            .unwrap();
+            config.into_cached(&mut Shared::default())
+        };
+        assert!(!ConfigMap::differs(&read("2", "queue:v1"), &read("1", "queue:v1")));
+        assert!(ConfigMap::differs(&read("2", "queue:v2"), &read("1", "queue:v1")));
     }
 
     #[test]

@@ -26,6 +26,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The server terminates a watch after this time; a stream silent for longer is dropped.
 const WATCH_SECONDS: u32 = 290;
 const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
+/// Interval between checks for the right to read a type that does without.
+const FORBIDDEN_INTERVAL: Duration = Duration::from_secs(30);
 /// Interval between checks for a CRD that is not installed.
 const ABSENT_INTERVAL: Duration = Duration::from_secs(2);
 const BACKOFF_MIN: Duration = Duration::from_millis(400);
@@ -43,7 +45,11 @@ pub(super) enum Kind {
     Node,
     Namespace,
     RuntimeClass,
+    DeploymentConfig,
 }
+
+/// Number of [`Kind`]s.
+const KINDS: usize = 7;
 
 /// A watched type.
 pub(super) trait Watched:
@@ -53,6 +59,8 @@ pub(super) trait Watched:
     /// Objects in a page of a list. A page is in memory as a whole: of a type whose objects users may make
     /// as large as the API server stores them, 1.5 MiB, it has few.
     const PAGE: u32;
+    /// Whether everything works without the right to read it.
+    const OPTIONAL: bool = false;
     /// Its cached form.
     type CachedObject: CachedObject;
     /// Drops the fields that nothing reads.
@@ -76,7 +84,7 @@ enum Currency {
 
 /// Combines the state of all sources.
 pub(super) struct Progress {
-    sources: Mutex<[Currency; 6]>,
+    sources: Mutex<[Currency; KINDS]>,
     synced: watch::Sender<Synced>,
 }
 
@@ -94,14 +102,15 @@ impl Progress {
     }
 }
 
-fn sum(sources: &[Currency; 6]) -> Synced {
+fn sum(sources: &[Currency; KINDS]) -> Synced {
     let is = |kind: Kind, currency| sources[kind as usize] == currency;
     let current = |kind| is(kind, Currency::Current);
     let checked = |kind| current(kind) || is(kind, Currency::Absent);
     Synced {
         own: [Kind::ImageWarm, Kind::Node, Kind::Namespace, Kind::RuntimeClass]
             .into_iter()
-            .all(current),
+            .all(current)
+            && checked(Kind::DeploymentConfig),
         revisions: current(Kind::Revision),
         images: current(Kind::Image),
         knative_absent: checked(Kind::Revision)
@@ -116,6 +125,8 @@ enum End {
     Relist,
     /// The type is not served.
     Absent,
+    /// It may not be read, and need not be.
+    Forbidden,
     /// A request failed; retry after a back-off.
     Failed(String),
 }
@@ -123,6 +134,7 @@ enum End {
 /// List and watch of one type.
 pub(super) struct Source<K: Watched> {
     api: Api<K>,
+    fields: Option<String>,
     store: Store<K::CachedObject>,
     shared: Shared,
     changes: broadcast::Sender<Change>,
@@ -130,17 +142,21 @@ pub(super) struct Source<K: Watched> {
     failures: u32,
     backoff: Backoff,
     absent: bool,
+    forbidden: bool,
 }
 
 impl<K: Watched> Source<K> {
+    /// Of the objects with these fields (a field selector), or of all.
     pub(super) fn new(
         api: Api<K>,
+        fields: Option<String>,
         changes: broadcast::Sender<Change>,
         progress: Arc<Progress>,
     ) -> Self {
         let (store, shared) = (Store::default(), Shared::default());
         Source {
             api,
+            fields,
             store,
             shared,
             changes,
@@ -148,6 +164,7 @@ impl<K: Watched> Source<K> {
             failures: 0,
             backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX),
             absent: false,
+            forbidden: false,
         }
     }
 
@@ -171,6 +188,10 @@ impl<K: Watched> Source<K> {
                     self.note_absence();
                     sleep(ABSENT_INTERVAL).await;
                 }
+                End::Forbidden => {
+                    self.note_denial();
+                    sleep(FORBIDDEN_INTERVAL).await;
+                }
                 End::Failed(error) => self.back_off(&error).await,
             }
         }
@@ -178,11 +199,12 @@ impl<K: Watched> Source<K> {
 
     async fn list(&mut self) -> Result<String, End> {
         let mut parameters = ListParams::default().limit(K::PAGE);
+        parameters.field_selector.clone_from(&self.fields);
         let mut listed = Listed::new();
         let version = loop {
             let page = match timeout(PAGE_TIMEOUT, self.api.list(&parameters)).await {
                 Ok(Ok(page)) => page,
-                Ok(Err(error)) => return Err(end_of_list(&error)),
+                Ok(Err(error)) => return Err(end_of_list::<K>(&error)),
                 Err(_) => return Err(End::Failed("no answer in time".into())),
             };
             for object in page.items {
@@ -238,6 +260,17 @@ impl<K: Watched> Source<K> {
         self.failures = 0;
         self.backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         self.progress.set(K::KIND, Currency::Current);
+        if std::mem::take(&mut self.forbidden) {
+            tracing::info!(kind = ?K::KIND, "may be read now");
+        }
+    }
+
+    /// What was read before still counts: nobody says that it has changed.
+    fn note_denial(&mut self) {
+        self.progress.set(K::KIND, Currency::Absent);
+        if !std::mem::replace(&mut self.forbidden, true) {
+            tracing::warn!(kind = ?K::KIND, "may not be read; doing without, checking periodically");
+        }
     }
 
     /// Marks the type as absent before emptying the store, so that nothing is concluded from that.
@@ -264,7 +297,8 @@ impl<K: Watched> Source<K> {
 
     /// Watches until a new list is required.
     async fn watch(&mut self, mut version: String) -> End {
-        let parameters = WatchParams::default().timeout(WATCH_SECONDS);
+        let mut parameters = WatchParams::default().timeout(WATCH_SECONDS);
+        parameters.field_selector.clone_from(&self.fields);
         loop {
             let began = Instant::now();
             let api = self.api.clone();
@@ -272,6 +306,9 @@ impl<K: Watched> Source<K> {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 410) => {
                     return End::Relist;
+                }
+                Ok(Err(kube::Error::Api(status))) if K::OPTIONAL && status.code == 403 => {
+                    return End::Forbidden;
                 }
                 Ok(Err(error)) => {
                     self.back_off(&one_line(&error)).await;
@@ -336,8 +373,9 @@ fn update_version<K: Resource>(version: &mut String, object: &K) {
     }
 }
 
-fn end_of_list(error: &kube::Error) -> End {
+fn end_of_list<K: Watched>(error: &kube::Error) -> End {
     match error {
+        kube::Error::Api(status) if K::OPTIONAL && status.code == 403 => End::Forbidden,
         kube::Error::Api(status) if status.code == 404 => End::Absent,
         kube::Error::Api(status) if status.code == 410 => End::Relist,
         other => End::Failed(one_line(other)),
@@ -351,18 +389,21 @@ mod tests {
 
     #[test]
     fn readiness_and_permission_to_delete() {
-        // ImageWarms, Revisions, Images, Nodes, Namespaces, RuntimeClasses; ready; may delete
+        // ImageWarms, Revisions, Images, Nodes, Namespaces, RuntimeClasses, Knative's ConfigMap; ready; may
+        // delete
         let cases = [
-            ([Stale, Stale, Stale, Stale, Stale, Stale], false, false),
-            ([Current, Stale, Stale, Current, Current, Current], false, false),
-            ([Current, Current, Stale, Current, Current, Current], false, false),
-            ([Current, Current, Current, Current, Stale, Current], false, false),
-            ([Current, Current, Current, Current, Current, Current], true, true),
-            ([Current, Absent, Absent, Current, Current, Current], true, false),
-            ([Current, Absent, Stale, Current, Current, Current], false, false),
-            ([Current, Current, Absent, Current, Current, Current], true, false),
-            ([Absent, Current, Current, Current, Current, Current], false, false),
-            ([Current, Current, Current, Current, Current, Stale], false, false),
+            ([Stale, Stale, Stale, Stale, Stale, Stale, Stale], false, false),
+            ([Current, Stale, Stale, Current, Current, Current, Current], false, false),
+            ([Current, Current, Stale, Current, Current, Current, Current], false, false),
+            ([Current, Current, Current, Current, Stale, Current, Current], false, false),
+            ([Current, Current, Current, Current, Current, Current, Current], true, true),
+            ([Current, Absent, Absent, Current, Current, Current, Current], true, false),
+            ([Current, Absent, Stale, Current, Current, Current, Current], false, false),
+            ([Current, Current, Absent, Current, Current, Current, Current], true, false),
+            ([Absent, Current, Current, Current, Current, Current, Current], false, false),
+            ([Current, Current, Current, Current, Current, Stale, Current], false, false),
+            ([Current, Current, Current, Current, Current, Current, Stale], false, false),
+            ([Current, Current, Current, Current, Current, Current, Absent], true, true),
         ];
         for (sources, ready, may_delete) in cases {
             let synced = sum(&sources);

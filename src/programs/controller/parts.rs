@@ -65,8 +65,12 @@ pub(super) struct Sessions {
 impl Replica<'_> {
     /// Watches the API server.
     pub(super) async fn caches(&mut self) -> Stores {
-        let (stores, mut watches) =
-            caches::watch(self.client.clone(), self.parts.stop.clone()).await;
+        let (stores, mut watches) = caches::watch(
+            self.client.clone(),
+            &self.policy.knative_namespace,
+            self.parts.stop.clone(),
+        )
+        .await;
         self.parts.add("watches", async move {
             while let Some(ended) = watches.join_next().await {
                 ended?;

@@ -135,6 +135,7 @@ impl Cluster {
             nodes: self.nodes.clone(),
             namespaces: Store::default(),
             runtime_classes: Store::default(),
+            deployment_config: Store::default(),
             changes: self.changes.clone(),
             synced: watch::channel(synced).1,
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use imagewarm_core::api::deployment_config::DEPLOYMENT_CONFIG;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
@@ -14,7 +15,7 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
-use xtask::cluster::{NAMESPACE, manifests};
+use xtask::cluster::{KNATIVE_NAMESPACE, NAMESPACE, manifests};
 
 use super::controllers::Controllers;
 use super::eventually;
@@ -113,6 +114,23 @@ impl Installation {
             Ok(())
         });
         classes.create(&Default::default(), &class).await?;
+        Ok(())
+    }
+
+    /// Knative's ConfigMap `config-deployment` with this content and no other.
+    pub async fn set_deployment_config(&self, data: Value) -> Result<()> {
+        let configs: Api<ConfigMap> = Api::namespaced(self.system.client(), KNATIVE_NAMESPACE);
+        let all = configs.clone();
+        self.undo.register(DEPLOYMENT_CONFIG, async move || {
+            all.delete(DEPLOYMENT_CONFIG, &Default::default()).await?;
+            Ok(())
+        });
+        let config = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": DEPLOYMENT_CONFIG, "namespace": KNATIVE_NAMESPACE}, "data": data,
+        });
+        let params = PatchParams::apply("knative").force();
+        configs.patch(DEPLOYMENT_CONFIG, &params, &Patch::Apply(config)).await?;
         Ok(())
     }
 

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use futures::FutureExt;
 use kube::Client;
-use xtask::cluster::Cluster;
+use xtask::cluster::{Cluster, KNATIVE_NAMESPACE};
 
 use namespace::PROBES;
 use undo::Undo;
@@ -137,6 +137,11 @@ impl World {
     /// A new namespace whose name begins with `prefix`.
     pub async fn namespace(&self, prefix: &str) -> Result<Namespace> {
         Namespace::next(&self.system, &self.undo, prefix).await
+    }
+
+    /// Knative's own.
+    pub fn knative_namespace(&self) -> Namespace {
+        Namespace::existing(&self.system, &self.undo, KNATIVE_NAMESPACE.to_owned())
     }
 }
 

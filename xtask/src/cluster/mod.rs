@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::background::Background;
 use self::control_plane::{CONTROLLERS, ControlPlane};
@@ -57,7 +57,7 @@ pub use self::background::Forwarder;
 pub use self::containerd::ContainerdVersion;
 pub use self::control_plane::{ApiServer, SCHEDULER};
 pub use self::imagewarm::{AUDIENCE, CONTROLLER_ACCOUNT, Imagewarm, WARMER_ACCOUNT};
-pub use self::knative::{Knative, Part, Serving};
+pub use self::knative::{Knative, NAMESPACE as KNATIVE_NAMESPACE, Part, Serving};
 pub use self::kubelet::KubeletNode;
 pub use self::network::Link;
 pub use self::node::Node;
@@ -188,6 +188,9 @@ impl Cluster {
             Knative::Real => self.install_serving().await?,
         }
         if options.deploy {
+            if options.knative != Knative::Real {
+                self.create_knative_namespace().await?;
+            }
             self.apply_deploy().await?;
         }
         let (programs, folder) = (self.programs.clone(), self.folder().to_owned());
@@ -387,6 +390,14 @@ impl Cluster {
         let port = self.webhook.address().port();
         let change = |object| Some(manifests::for_development(object, port));
         self.apply_manifests(&workspace().join("deploy"), change).await
+    }
+
+    /// The namespace in which the controller reads Knative's settings, without Knative.
+    async fn create_knative_namespace(&self) -> Result<()> {
+        let namespace = json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": KNATIVE_NAMESPACE},
+        });
+        manifests::apply(&self.client, vec![namespace]).await
     }
 
     /// Installs the stand-ins for Knative's CRDs.

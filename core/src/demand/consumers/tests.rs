@@ -11,7 +11,7 @@ fn read(revisions: &[Revision], images: &[KnativeImage]) -> (Vec<String>, Vec<St
     let revisions: Vec<_> = revisions.iter().cloned().map(Arc::new).collect();
     let images: Vec<_> = images.iter().cloned().map(Arc::new).collect();
     let read = |images: &[Arc<KnativeImage>]| {
-        let demanded = demands(&revisions, images, &BTreeSet::new(), &Policy::default());
+        let demanded = demands(&revisions, images, &Cluster::default(), &Policy::default());
         let brief = |reference: &Reference| {
             let text = reference.as_str().rsplit('/').next().unwrap();
             text.split_once("@sha256:")
@@ -99,7 +99,7 @@ fn what_no_container_names_is_asked_for_beside_them() {
     let both = super::demands(
         &[Arc::new(demanded.clone())],
         &[Arc::new(image.clone())],
-        &BTreeSet::new(),
+        &Cluster::default(),
         &Policy::default(),
     );
     assert_eq!(both.consumers[1].demand.placement, both.consumers[0].demand.placement);
@@ -108,7 +108,7 @@ fn what_no_container_names_is_asked_for_beside_them() {
     let both = super::demands(
         &[Arc::new(demanded)],
         &[Arc::new(image)],
-        &BTreeSet::new(),
+        &Cluster::default(),
         &Policy::default(),
     );
     assert!(!both.consumers[1].is_routable(), "with its Revision");
@@ -161,7 +161,7 @@ fn what_is_not_warmed() {
         assert_eq!(demands.len(), 1, "{name}");
     }
     let image = Arc::new(knative_image("i", "app:v1", None));
-    let out = BTreeSet::from(["ns".to_owned()]);
+    let out = Cluster::without(["ns"]);
     let demanded = super::demands(&[], &[image], &out, &Policy::default());
     assert_eq!(demanded.images[0].1, Resolution::OptedOut, "the namespace opts out");
 }

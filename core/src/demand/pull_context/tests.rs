@@ -1,6 +1,5 @@
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
@@ -8,6 +7,7 @@ use crate::api::Revision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{ImageWarm, MANAGED_BY_LABEL, Reason, SecretReference};
+use crate::demand::Cluster;
 use crate::demand::consumers::demands;
 use crate::sample::{at, because, kept, resolve, revision, route, warm};
 
@@ -37,7 +37,7 @@ fn context_under(warm: &ImageWarm, revisions: &[Arc<Revision>], policy: &Policy)
     let running = Policy { paused: false, ..policy.clone() };
     pull_context(
         &kept(warm),
-        &demands(revisions, &[], &BTreeSet::new(), &running).consumers,
+        &demands(revisions, &[], &Cluster::default(), &running).consumers,
         policy,
     )
 }

@@ -4,10 +4,7 @@
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
 
 use super::NodeFacts;
-use crate::api::names::is_dns_subdomain;
-
-/// The longest name in a label's key, and the longest value.
-const LABEL_MAX: usize = 63;
+use crate::placement::labels::{is_label_key, is_label_value};
 
 /// Whether the term holds for the node. One without any requirement holds nowhere.
 pub(super) fn holds(term: &NodeSelectorTerm, node: &NodeFacts<'_>) -> bool {
@@ -50,22 +47,4 @@ fn field_meets(wanted: &NodeSelectorRequirement, node: &NodeFacts<'_>) -> bool {
         "NotIn" => field != value,
         _ => false,
     }
-}
-
-/// A qualified name: `name`, or `subdomain/name`.
-fn is_label_key(key: &str) -> bool {
-    let (prefix, name) = match key.split_once('/') {
-        Some((prefix, name)) => (Some(prefix), name),
-        None => (None, key),
-    };
-    prefix.is_none_or(is_dns_subdomain) && !name.is_empty() && is_label_value(name)
-}
-
-fn is_label_value(value: &str) -> bool {
-    let end = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
-    let bytes = value.as_bytes();
-    bytes.len() <= LABEL_MAX
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
-        && end(bytes.first())
-        && end(bytes.last())
 }

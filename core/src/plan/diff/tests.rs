@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::*;
 use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{KnativeImage, Reason, Revision, WARM_KEY};
+use crate::demand::Cluster;
 use crate::demand::consumers::{Demands, demands};
 use crate::policy::Bounds;
 use crate::sample::{
@@ -15,6 +16,7 @@ use crate::sample::{
     resolve, revision, route, tainted, warm,
 };
 
+mod clusters;
 mod limits;
 
 /// A cluster in plain vectors.
@@ -25,7 +27,7 @@ struct World {
     images: Vec<Arc<KnativeImage>>,
     nodes: Vec<Node>,
     runtime_classes: RuntimeClasses,
-    opted_out: BTreeSet<String>,
+    cluster: Cluster,
     terminating: BTreeSet<String>,
     unsynced: bool,
     policy: Policy,
@@ -42,7 +44,7 @@ impl World {
     }
 
     fn demands(&self) -> Demands {
-        demands(&self.revisions, &self.images, &self.opted_out, &self.policy)
+        demands(&self.revisions, &self.images, &self.cluster, &self.policy)
     }
 
     fn plan(&self, now: i64) -> Plan {
@@ -280,7 +282,7 @@ fn opting_out_and_pausing() {
     assert!(idle(&world.plan(1000)));
 
     let mut world = World::new(&["a", "b"], &[&demanded], std::slice::from_ref(&exists));
-    world.opted_out.insert("ns".into());
+    world.cluster.opted_out.insert("ns".into());
     assert_eq!(created(&world.plan(1000)), NOTHING);
     assert_eq!(deleted(&world.plan(1000)), ["app:v1 on a: NotDemanded"]);
 

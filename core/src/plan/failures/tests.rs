@@ -4,13 +4,14 @@
 
 use super::*;
 use crate::api::ImageWarm;
+use crate::demand::Cluster;
 use crate::demand::consumers::demands;
 use crate::policy::Policy;
 use crate::sample::{because, digest, holding, kept, resolve, revision, route, warm};
 
 fn failures_of(warms: &[Arc<CachedImageWarm>], revisions: &[&Revision]) -> Vec<Failure> {
     let revisions: Vec<_> = revisions.iter().map(|one| Arc::new((*one).clone())).collect();
-    let demanded = demands(&revisions, &[], &BTreeSet::new(), &Policy::default());
+    let demanded = demands(&revisions, &[], &Cluster::default(), &Policy::default());
     failures(&ImageWarmIndex::new(warms), &demanded.consumers)
 }
 

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 use super::*;
 use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{ImageWarm, Revision};
+use crate::demand::Cluster;
 use crate::demand::consumers::demands;
 use crate::policy::Bounds;
 use crate::sample::{
@@ -35,7 +36,7 @@ impl World {
         let images: Vec<_> = self.images.iter().cloned().map(Arc::new).collect();
         let warms: Vec<_> = self.warms.iter().map(kept).collect();
         let (policy, none) = (Policy { bounds, ..Policy::default() }, BTreeSet::new());
-        let demanded = demands(&revisions, &images, &none, &policy);
+        let demanded = demands(&revisions, &images, &Cluster::default(), &policy);
         let facts: Vec<_> =
             self.nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
         let image_warms = ImageWarmIndex::new(&warms);
@@ -68,6 +69,17 @@ impl World {
         let observed_result = format!("{:?} {}: {}", ready.status, ready.reason, ready.message);
         (observed_result, counts.join("/"))
     }
+}
+
+#[test]
+fn that_pods_are_rejected_is_shown() {
+    let mut rejected = world(|_| vec![]);
+    rejected.revisions[0].spec.runtime_class_name = Some("vm".into());
+    let (result, counts) = rejected.result();
+    let reason = "RuntimeClass vm is missing or contradicts the node selector";
+    let message = format!("0 of 0 nodes: Pods are rejected: {reason}");
+    assert_eq!(result, format!("Unknown NoEligibleNode: {message}"));
+    assert_eq!(counts, "0/0/0");
 }
 
 /// A Revision of `app:v1` whose Image resolves it to digest 1, on nodes a, b, c, d, e.

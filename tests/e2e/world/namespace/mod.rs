@@ -95,6 +95,12 @@ impl Namespace {
         Ok(())
     }
 
+    pub async fn annotate(&self, key: &str, value: &str) -> Result<()> {
+        let body = json!({"metadata": {"annotations": {key: value}}});
+        self.objects().patch(&self.name, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
     pub async fn delete(&self) -> Result<()> {
         self.objects().delete(&self.name, &Default::default()).await?;
         Ok(())

@@ -35,7 +35,7 @@ use crate::wait::wait_for;
 pub use self::part::Part;
 
 /// Where Knative's programs run.
-pub(super) const NAMESPACE: &str = "knative-serving";
+pub const NAMESPACE: &str = "knative-serving";
 
 /// Controllers of Kubernetes that Knative cannot do without, and imagewarm can.
 pub(super) const CONTROLLERS: &str = "endpoints-controller,endpointslice-controller";

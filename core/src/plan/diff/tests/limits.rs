@@ -70,6 +70,6 @@ fn where_namespaces_opt_in_others_are_left_alone() {
     let mut world = World::new(&["a"], &[&demanded], &[]);
     world.policy.bounds = opt_in;
     assert!(!opt_in.selects(None), "so the namespace is among those left alone");
-    world.opted_out.insert("ns".into());
+    world.cluster.opted_out.insert("ns".into());
     assert!(idle(&world.plan(100)));
 }

@@ -107,7 +107,7 @@ fn any_world() -> impl Strategy<Value = World> {
                 revisions: revisions.into_iter().map(Arc::new).collect(),
                 images: images.into_iter().map(Arc::new).collect(),
                 nodes: nodes.into_iter().map(node).collect(),
-                opted_out: if out { BTreeSet::from(["ns".to_owned()]) } else { BTreeSet::new() },
+                cluster: Cluster::without(out.then_some("ns")),
                 unsynced,
                 ..World::default()
             }

@@ -2,7 +2,7 @@
 
 use kube_core::Resource;
 
-use super::CachedImageWarm;
+use super::{CachedImageWarm, DeploymentConfig};
 
 /// An object that a cache holds.
 pub trait CachedObject: Send + Sync + 'static {
@@ -41,6 +41,21 @@ impl CachedObject for CachedImageWarm {
 
     fn version(&self) -> (&str, &str) {
         (&self.uid, &self.resource_version)
+    }
+}
+
+impl CachedObject for DeploymentConfig {
+    fn namespace(&self) -> &str {
+        self.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    fn version(&self) -> (&str, &str) {
+        let (uid, version) = (&self.metadata.uid, &self.metadata.resource_version);
+        (uid.as_deref().unwrap_or_default(), version.as_deref().unwrap_or_default())
     }
 }
 

@@ -9,7 +9,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::cached_object::CachedObject;
 use super::names::is_dns_subdomain;
 use crate::image::quoted::quoted;
 
@@ -77,21 +76,6 @@ impl DeploymentConfig {
             && self.queue_proxy == other.queue_proxy
             && self.runtime_classes == other.runtime_classes
             && self.problem == other.problem
-    }
-}
-
-impl CachedObject for DeploymentConfig {
-    fn namespace(&self) -> &str {
-        self.metadata.namespace.as_deref().unwrap_or_default()
-    }
-
-    fn name(&self) -> &str {
-        self.metadata.name.as_deref().unwrap_or_default()
-    }
-
-    fn version(&self) -> (&str, &str) {
-        let (uid, version) = (&self.metadata.uid, &self.metadata.resource_version);
-        (uid.as_deref().unwrap_or_default(), version.as_deref().unwrap_or_default())
     }
 }
 

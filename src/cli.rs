@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::clock::wall_clock;
-use crate::commands::{certs, reference, status};
+use crate::commands::{certs, reference, report, status};
 use crate::exit::Exit;
 use crate::kubernetes::client::ClientArgs;
 use crate::programs::{self, ControllerCommand, WarmerCommand};
@@ -30,6 +30,9 @@ enum Command {
     Warmer(Box<WarmerCommand>),
     /// Show which images are warm on which nodes, and why the others are not
     Status(StatusCommand),
+    /// Show what warming was worth: which containers found their image, and how long the others
+    /// waited
+    Report(ReportCommand),
     /// Show certificates, their expiry and those that replicas serve; exit with 1 on any fault
     Certs(CertsCommand),
     /// Parse image references and print their parts; exit with 1 if any is invalid
@@ -44,6 +47,14 @@ struct StatusCommand {
     client: ClientArgs,
     #[command(flatten)]
     status: status::StatusArgs,
+}
+
+#[derive(Args, Debug)]
+struct ReportCommand {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    report: report::ReportArgs,
 }
 
 #[derive(Args, Debug)]
@@ -83,6 +94,11 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             let client = command.client.connect().await?;
             let all_ready = status::run(&command.status, client, &mut io::stdout()).await?;
             Ok(Exit::from(all_ready))
+        }),
+        Command::Report(command) => block_on(async move {
+            let client = command.client.connect().await?;
+            report::run(&command.report, client, &mut io::stdout()).await?;
+            Ok(Exit::Done)
         }),
         Command::Certs(command) => block_on(async move {
             use crate::leader::ca_publication::CONFIGURATION;

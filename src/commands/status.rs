@@ -4,22 +4,18 @@
 mod live;
 
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
 
-use kube::api::{Api, ListParams};
+use kube::api::ListParams;
 use kube::{Client, ResourceExt};
 
 use crate::clock::wall_clock;
-use crate::kubernetes::request::{RequestError, request};
+use crate::commands::listing::{Scope, list};
+use crate::kubernetes::request::RequestError;
 use imagewarm_core::api::ImageWarm;
 use imagewarm_core::api::names::Namespace;
 use imagewarm_core::table::images::{render_json, render_table};
 use imagewarm_core::table::nodes::{NodeRow, render_nodes, render_nodes_json};
 use imagewarm_core::table::row::{Row, Summary};
-
-/// Timeout of one page of the list.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
-const PAGE: u32 = 500;
 
 /// Show which images are warm on which nodes, and why the others are not
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -78,18 +74,12 @@ pub(crate) enum StatusError {
     Output(#[from] io::Error),
 }
 
-/// The namespaces to list.
-#[derive(Clone, Debug)]
-struct Scope {
-    /// `None`: all namespaces.
-    namespace: Option<String>,
-}
-
-impl Scope {
-    fn description(&self) -> String {
-        match &self.namespace {
-            Some(namespace) => format!("in namespace {namespace}"),
-            None => "in any namespace".into(),
+impl StatusError {
+    fn of(error: RequestError, scope: &Scope) -> Self {
+        match error.status_code() {
+            Some(404) => StatusError::NotInstalled,
+            Some(403) => StatusError::Forbidden { scope: scope.description() },
+            _ => StatusError::Request(error),
         }
     }
 }
@@ -101,17 +91,11 @@ pub(crate) async fn run(
     client: Client,
     out: &mut dyn Write,
 ) -> Result<bool, StatusError> {
-    let namespace = match &args.namespace {
-        _ if args.all_namespaces => None,
-        Some(namespace) => Some(namespace.to_string()),
-        None => Some(client.default_namespace().to_owned()),
-    };
-    let scope = Scope { namespace };
-    let api = match &scope.namespace {
-        Some(namespace) => Api::namespaced(client, namespace),
-        None => Api::all(client),
-    };
-    let listed = list(&api, &scope).await?;
+    let scope = Scope::new(args.namespace.as_ref(), args.all_namespaces, &client);
+    let api = scope.api(client);
+    let mut listed = Vec::new();
+    let listing = list(&api, ListParams::default(), |warm| listed.push(warm)).await;
+    listing.map_err(|error| StatusError::of(error, &scope))?;
     let warms = match args.watch {
         true => {
             let screen = match args.output {
@@ -138,25 +122,6 @@ pub(crate) async fn run(
     out.write_all(text.as_bytes())?;
     out.flush()?;
     Ok(all.all_ready())
-}
-
-/// All ImageWarms of the scope, page by page.
-async fn list(api: &Api<ImageWarm>, scope: &Scope) -> Result<Vec<ImageWarm>, StatusError> {
-    let mut params = ListParams::default().limit(PAGE);
-    let mut warms = Vec::new();
-    loop {
-        let page = request(PAGE_TIMEOUT, api.list(&params)).await;
-        let page = page.map_err(|error| match error.status_code() {
-            Some(404) => StatusError::NotInstalled,
-            Some(403) => StatusError::Forbidden { scope: scope.description() },
-            _ => StatusError::Request(error),
-        })?;
-        warms.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(warms),
-        }
-    }
 }
 
 /// The text for an empty list.

@@ -17,8 +17,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::kubernetes::leadership::Leadership;
+use crate::kubernetes::leadership::{Leadership, Leading};
 use crate::kubernetes::request::one_line;
+use imagewarm_core::report::pod_image::field_selector;
 
 /// The server terminates a watch after this time; a stream silent for longer is dropped.
 const WATCH_SECONDS: u32 = 290;
@@ -55,19 +56,22 @@ impl KubeletEvents {
     }
 
     /// Calls `seen` for each, until `stop`.
-    pub(crate) async fn run(mut self, seen: impl Fn(&Event), stop: CancellationToken) {
+    pub(crate) async fn run(self, seen: impl Fn(&Event), stop: CancellationToken) {
+        let mut leading = Leading::new(self.leadership.clone());
+        let mut leads = false;
         loop {
-            let leads = self.leadership.borrow_and_update().leading;
             let following = async {
                 match leads {
                     true => self.follow(&seen).await,
                     false => pending().await,
                 }
             };
-            let mut leadership = self.leadership.clone();
             tokio::select! {
                 () = following => {}
-                changed = leadership.changed() => if changed.is_err() { return },
+                changed = leading.changed() => match changed {
+                    Ok(now) => leads = now,
+                    Err(_) => return,
+                },
                 () = stop.cancelled() => return,
             }
         }
@@ -98,7 +102,7 @@ impl KubeletEvents {
 
     /// Goes on from `version`, and leaves there where to go on next time.
     async fn watch(&self, version: &mut Option<String>, seen: &impl Fn(&Event)) -> End {
-        let fields = format!("involvedObject.kind=Pod,reason={}", self.reason);
+        let fields = field_selector(self.reason);
         // Only for the version: what was said before is over.
         let newest = ListParams::default().fields(&fields).limit(1);
         let mut last = match version.take() {
@@ -147,5 +151,53 @@ fn end_of(error: &kube::Error) -> End {
         kube::Error::Api(status) if status.code == 403 => End::Refused(one_line(error)),
         kube::Error::Api(status) if status.code == 410 => End::Again,
         error => End::Failed(one_line(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Everything that can be done without waiting is done.
+    async fn settle() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_leader_whose_address_changes_goes_on_with_its_watch() {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = requests.clone();
+        let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
+        });
+        let (sender, receiver) = watch::channel(Leadership::default());
+        let events = KubeletEvents::new(Client::new(service, "default"), receiver, "Pulled");
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(events.run(|_| {}, stop.clone()));
+        let leads = |leading: bool, address: &str| {
+            let leader_address = Some(address.to_owned());
+            sender.send_replace(Leadership { leading, leader_address });
+        };
+        for (leading, address, expected) in [
+            (false, "a:1", 0),
+            (true, "b:1", 1),
+            (true, "b:2", 1),
+            (false, "a:1", 1),
+            (false, "a:2", 1),
+            (true, "b:2", 2),
+        ] {
+            leads(leading, address);
+            settle().await;
+            assert_eq!(requests.load(Ordering::Relaxed), expected, "{leading} {address}");
+        }
+        stop.cancel();
+        running.await.unwrap();
     }
 }

@@ -38,6 +38,7 @@ use imagewarm_core::plan::rollup::{ImageUpdate, Nodes, rollup};
 use imagewarm_core::plan::{ImageWarmIndex, Observed, Plan, diff};
 use imagewarm_core::policy::Policy;
 use imagewarm_core::policy::bounds::{LIMIT_REACHED, OverLimit};
+use imagewarm_core::report::image_starts::AllImageStarts;
 
 /// Changes arrive in bursts; one run covers a whole burst.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -67,6 +68,8 @@ pub struct Controller {
     pub leadership: watch::Receiver<Leadership>,
     /// Nodes whose warmer is connected to this replica.
     pub connected: watch::Receiver<Arc<BTreeSet<NodeName>>>,
+    /// Container starts for the statuses of Images.
+    pub starts: watch::Receiver<Arc<AllImageStarts>>,
     /// Name of this replica, for Events.
     pub instance: String,
     /// The leader's metrics.
@@ -99,6 +102,7 @@ struct Snapshot {
     cluster: Cluster,
     terminating: BTreeSet<String>,
     connected: Arc<BTreeSet<NodeName>>,
+    starts: Arc<AllImageStarts>,
     may_delete: bool,
 }
 
@@ -163,6 +167,7 @@ impl Controller {
                 () = relevant_change(changes, PROGRESS_DELAY) => {}
                 Ok(()) = synced.changed() => {}
                 Ok(()) = self.connected.changed() => {}
+                Ok(()) = self.starts.changed() => {}
                 () = leadership_lost(&mut self.leadership) => return,
                 () = sleep_until(until.into()) => return,
             }
@@ -229,6 +234,7 @@ impl Controller {
             cluster: Cluster::new(&policy, self.stores.deployment_config()),
             terminating: BTreeSet::new(),
             connected: self.connected.borrow().clone(),
+            starts: self.starts.borrow().clone(),
             may_delete: before.may_delete(),
         };
         if !policy.bounds.selects_unknown() {
@@ -483,6 +489,7 @@ fn plan(
         runtime_classes: &snapshot.runtime_classes,
         terminating: &snapshot.terminating,
         full: &plan.over_limit,
+        starts: &snapshot.starts,
     };
     Planned {
         // A stale list yields wrong statuses.

@@ -13,9 +13,9 @@ use crate::world::{World, containers, eventually};
 crate::tests![
     status_shows_nodes_images_and_reasons,
     watching_ends_by_itself,
+    a_report_has_what_kubelets_said,
     kubectl_shows_and_explains_image_warms,
     field_selectors_find_a_nodes_image_warms,
-    kubectl_renders_the_overlays,
 ];
 
 async fn status_shows_nodes_images_and_reasons(world: &World) -> Result<()> {
@@ -71,6 +71,39 @@ async fn watching_ends_by_itself(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// There is no kubelet: the test creates its Events.
+async fn a_report_has_what_kubelets_said(world: &World) -> Result<()> {
+    let namespace = world.namespace("report").await?;
+    let report = async |output: &str| {
+        let arguments = ["report", "-n", &namespace.name, "--since", "10m", "-o", output];
+        let (code, text) = world.commands.imagewarm(&arguments).await?;
+        ensure!(code == 0, "{code}\n{text}");
+        anyhow::Ok(text)
+    };
+    let nothing = report("table").await?;
+    ensure!(nothing.starts_with("Nothing to judge by"), "{nothing}");
+    let app = world.registries.push("report", "v1").await?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.all_ready(3).await?;
+    let image = app.by_digest();
+    let present = format!("Container image \"{image}\" already present on machine");
+    namespace.kubelet_event("Pulled", "node-1", &present).await?;
+    let pulled = format!("Successfully pulled image \"{image}\" in 1.5s (2s including waiting)");
+    namespace.kubelet_event("Pulled", "node-2", &pulled).await?;
+    let pulling = format!("Pulling image \"{image}\"");
+    namespace.kubelet_event("Pulling", "node-3", &pulling).await?;
+    let text = report("table").await?;
+    for part in ["1 of 2 first containers found the image", "1 waited for the kubelet's pull, 2.0s"]
+    {
+        ensure!(text.contains(part), "no {part:?} in:\n{text}");
+    }
+    let value: Value = serde_json::from_str(&report("json").await?)?;
+    let summary = &value["summary"];
+    ensure!(summary["warmStarts"] == 1 && summary["coldStarts"] == 1, "{value}");
+    ensure!(summary["hitRatio"] == 0.5 && summary["waitedSeconds"] == 2.0, "{value}");
+    Ok(())
+}
+
 async fn kubectl_shows_and_explains_image_warms(world: &World) -> Result<()> {
     let namespace = world.namespace("kubectl").await?;
     let app = world.registries.push("kubectl", "v1").await?;
@@ -105,28 +138,5 @@ async fn field_selectors_find_a_nodes_image_warms(world: &World) -> Result<()> {
             .await?;
         ensure!(output.lines().count() == count, "{selector}: {output}");
     }
-    Ok(())
-}
-
-async fn kubectl_renders_the_overlays(world: &World) -> Result<()> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/overlays");
-    let render = async |overlay: &str| -> Result<Vec<Value>> {
-        let output = world.commands.kubectl(&["kustomize", &format!("{folder}/{overlay}")]).await?;
-        let objects: Vec<Value> = serde_saphyr::from_multiple(&output)?;
-        for kind in ["CustomResourceDefinition", "DaemonSet", "Deployment", "NetworkPolicy"] {
-            ensure!(objects.iter().any(|one| one["kind"] == kind), "{overlay}: no {kind}");
-        }
-        Ok(objects)
-    };
-    let objects = render("cert-manager").await?;
-    let injected =
-        |one: &&Value| one["metadata"]["annotations"]["cert-manager.io/inject-ca-from"].is_string();
-    ensure!(objects.iter().filter(injected).count() == 2, "both configurations are injected into");
-    let objects = render("namespaced-secrets").await?;
-    let role = objects.iter().find(|one| {
-        one["kind"] == "ClusterRole" && one["metadata"]["name"] == "imagewarm-controller"
-    });
-    let rules = role.map_or(String::new(), |role| role["rules"].to_string());
-    ensure!(rules.contains("tokenreviews") && !rules.contains("secrets"), "{rules}");
     Ok(())
 }

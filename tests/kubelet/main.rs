@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use imagewarm_core::api::{ImageWarm, Reason, Revision};
+use imagewarm_core::api::{ImageWarm, KnativeImage, Reason, Revision};
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod, ServiceAccount};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::{Api, Client};
@@ -64,7 +64,8 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
     pods.start("first", &first).await?;
 
     create_revision(&client, &warmed).await?;
-    let warms: Api<ImageWarm> = Api::namespaced(client, NAMESPACE);
+    create_image(&client, "warmed", &warmed).await?;
+    let warms: Api<ImageWarm> = Api::namespaced(client.clone(), NAMESPACE);
     wait_for(DEADLINE, "the image to be warm", async || {
         let list = warms.list(&ListParams::default()).await.ok()?;
         list.items.into_iter().find(|warm| {
@@ -102,7 +103,9 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
     }))?;
     warms.create(&PostParams::default(), &body).await?;
     let late_took = pods.start("late", &late).await?;
-    starts_were_counted(&controller, warmed_took + late_took).await?;
+    let counted = starts_were_counted(&controller, warmed_took + late_took).await?;
+    the_image_has_its_start(&client, "warmed").await?;
+    the_report_agrees(cluster, counted).await?;
     // The others still run when everything ends.
     let containers = node.containers()?;
     ensure!(
@@ -112,8 +115,14 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
     Ok(containers)
 }
 
+/// Seconds that the Pods did not wait, and those that they waited.
+struct Counted {
+    saved: f64,
+    waited: f64,
+}
+
 /// Of the four Pods two had an image with an ImageWarm: one found it, one waited.
-async fn starts_were_counted(controller: &Imagewarm, both_took: Duration) -> Result<()> {
+async fn starts_were_counted(controller: &Imagewarm, both_took: Duration) -> Result<Counted> {
     let health = controller.health().context("no health port")?;
     let metric = async |name: &str| -> Option<f64> {
         let (_, text) = http_get(health, "/metrics").await.ok()?;
@@ -133,6 +142,42 @@ async fn starts_were_counted(controller: &Imagewarm, both_took: Duration) -> Res
     println!("lead {lead:.2} s, saved {saved:.2} s, waited {waited:.2} s");
     ensure!(lead > 0.0 && saved > 0.0, "lead {lead} s, saved {saved} s");
     ensure!(waited > 0.0 && waited < both_took.as_secs_f64(), "{waited} s of {both_took:?}");
+    Ok(Counted { saved, waited })
+}
+
+/// Knative's Image has the start of the Pod that found its image.
+async fn the_image_has_its_start(client: &Client, name: &str) -> Result<()> {
+    let images: Api<KnativeImage> = Api::namespaced(client.clone(), NAMESPACE);
+    wait_for(DEADLINE, "the start in the Image's status", async || {
+        let annotations = images.get(name).await.ok()?.status?.annotations;
+        let of = |key: &str| annotations.get(&format!("caching.knative.dev/{key}")).cloned();
+        let since: Option<jiff::Timestamp> = of("starts-since")?.parse().ok();
+        (of("warm-starts")? == "1" && of("cold-starts")? == "0").then_some(since)?.map(drop)
+    })
+    .await
+}
+
+/// `imagewarm report` reads from the Events what the leader has counted.
+async fn the_report_agrees(cluster: &Cluster, counted: Counted) -> Result<()> {
+    let report = async |arguments: &[&str]| -> Result<String> {
+        let command = tokio::process::Command::new(BINARY)
+            .args(["report", "-n", NAMESPACE])
+            .args(arguments)
+            .env("KUBECONFIG", cluster.kubeconfig_path())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(DEADLINE, command).await.context("no report")??;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    println!("{}", report(&[]).await?);
+    let text = report(&["-o", "json"]).await?;
+    let summary = &serde_json::from_str::<serde_json::Value>(&text)?["summary"];
+    ensure!(summary["warmStarts"] == 1 && summary["coldStarts"] == 1, "{text}");
+    for (key, expected) in [("savedSeconds", counted.saved), ("waitedSeconds", counted.waited)] {
+        let reported = summary[key].as_f64().with_context(|| format!("no {key}: {text}"))?;
+        ensure!((reported - expected).abs() < 0.01, "{key} {reported}, counted {expected}");
+    }
     Ok(())
 }
 
@@ -212,6 +257,18 @@ async fn create_namespace(client: &Client, name: &str) -> Result<()> {
         accounts.get_opt("default").await.ok().flatten().map(drop)
     })
     .await
+}
+
+/// An Image of Knative's without a Revision.
+async fn create_image(client: &Client, name: &str, image: &str) -> Result<()> {
+    let kind = ApiResource::erase::<KnativeImage>(&());
+    let images: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &kind);
+    let image = serde_json::from_value(json!({
+        "apiVersion": kind.api_version, "kind": kind.kind,
+        "metadata": {"name": name}, "spec": {"image": image},
+    }))?;
+    images.create(&PostParams::default(), &image).await?;
+    Ok(())
 }
 
 /// A Revision of a Configuration, as Knative makes it.

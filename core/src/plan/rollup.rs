@@ -19,6 +19,7 @@ use crate::image::quoted::printable;
 use crate::placement::{Exclusion, NodeFacts, RuntimeClasses};
 use crate::policy::Policy;
 use crate::policy::bounds::{LIMIT_REACHED, Limit, OverLimit};
+use crate::report::image_starts::{AllImageStarts, ImageStarts};
 
 /// Annotation of an Image's status: the number of eligible nodes.
 pub const NODES: &str = "caching.knative.dev/nodes";
@@ -54,6 +55,8 @@ pub struct Nodes<'a> {
     pub terminating: &'a BTreeSet<String>,
     /// Namespaces at their limit of ImageWarms that demand more.
     pub full: &'a BTreeMap<String, OverLimit>,
+    /// What kubelets have said of containers that started with the images.
+    pub starts: &'a AllImageStarts,
 }
 
 /// A status to be written.
@@ -124,7 +127,7 @@ pub fn rollup(
                 of_wanted(one, wanted, nodes, observed.image_warms, limit, grace_periods, now)
             }
         };
-        if let Some(status) = verdict.status(image, now) {
+        if let Some(status) = verdict.status(image, observed.starts.of(image), now) {
             updates.push(ImageUpdate { image: image.clone(), status });
         }
     }
@@ -270,7 +273,12 @@ impl ReadyCondition {
 
     /// The status to write, if it differs from the stored one. Fields of other writers are
     /// preserved.
-    fn status(self, image: &KnativeImage, now: Timestamp) -> Option<KnativeImageStatus> {
+    fn status(
+        self,
+        image: &KnativeImage,
+        starts: Option<&ImageStarts>,
+        now: Timestamp,
+    ) -> Option<KnativeImageStatus> {
         let old = image.status.clone().unwrap_or_default();
         let mut next = old.clone();
         next.observed_generation = image.metadata.generation;
@@ -293,6 +301,9 @@ impl ReadyCondition {
                 Some(count) => next.annotations.insert(key.into(), count.to_string()),
                 None => next.annotations.remove(key),
             };
+        }
+        if let Some(starts) = starts {
+            starts.annotate(&mut next.annotations);
         }
         (next != old).then_some(next)
     }

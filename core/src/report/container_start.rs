@@ -16,6 +16,8 @@ use crate::labels;
 
 /// The longest time that one pull is taken to have lasted. Kubelets give up sooner.
 const LONGEST_PULL: SignedDuration = SignedDuration::from_hours(24);
+/// The clocks of nodes and of the leader may differ by this much, and Events have whole seconds.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
 
 labels! {
     /// What the first container of an image on a node found.
@@ -32,15 +34,20 @@ labels! {
 pub struct ContainerStart {
     /// The image.
     pub image: PodImage,
-    at: Timestamp,
+    /// The Pod's name.
+    pub pod: String,
+    /// When the kubelet said so first.
+    pub at: Timestamp,
     /// `None` when the image was on the node; else how long the container waited for it, zero where the
     /// kubelet does not say.
-    waited: Option<SignedDuration>,
+    pub(super) waited: Option<SignedDuration>,
 }
 
 /// What is counted of a [`ContainerStart`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Counted {
+    /// The start.
+    pub start: ContainerStart,
     /// What the container found.
     pub result: StartResult,
     /// Of a warm start: how long the image had been on the node, in seconds.
@@ -55,7 +62,8 @@ impl ContainerStart {
     /// Reads the kubelet's Event `Pulled` of a Pod's container. `None` for everything else.
     pub fn of(event: &Event) -> Option<Self> {
         let said = of_a_kubelet(event, PULLED)?;
-        let times = [&event.last_timestamp, &event.first_timestamp];
+        // Of one that repeats: a container of the Pod starts again, and finds what the first one left.
+        let times = [&event.first_timestamp, &event.last_timestamp];
         let at = times.into_iter().flatten().map(|time| time.0).next();
         let at = at.or(event.event_time.as_ref().map(|time| time.0))?;
         let waited = match said.before {
@@ -63,7 +71,20 @@ impl ContainerStart {
             "Successfully pulled image " => Some(waited(said.after).unwrap_or_default()),
             _ => return None,
         };
-        Some(ContainerStart { image: said.image, at, waited })
+        Some(ContainerStart { image: said.image, pod: said.pod.to_owned(), at, waited })
+    }
+
+    /// The Revision whose Pod it is, by the Pod's name: Knative names the Deployment after it. `None` for
+    /// other Pods, and for names that Kubernetes has cut.
+    pub fn revision(&self) -> Option<&str> {
+        let (replica_set, _) = self.pod.rsplit_once('-')?;
+        let (deployment, _) = replica_set.rsplit_once('-')?;
+        deployment.strip_suffix("-deployment").filter(|name| !name.is_empty())
+    }
+
+    /// Whether what happened at `time` had happened before. True where the time is not known.
+    fn saw(&self, time: Option<Timestamp>) -> bool {
+        time.is_none_or(|time| time.duration_since(self.at) <= CLOCK_SKEW)
     }
 }
 
@@ -103,9 +124,8 @@ impl Used {
                 used.insert(warm.uid.clone());
             }
             let there = of_node.get(&(&*warm.namespace, &*warm.node_name)).into_iter().flatten();
-            for at in
-                there.filter(|at| starts.get(**at).is_some_and(|start| start.image.is_of(warm)))
-            {
+            let is_of = |start: &ContainerStart| start.image.is_of(warm) && start.saw(warm.created);
+            for at in there.filter(|at| starts.get(**at).is_some_and(is_of)) {
                 candidates.entry(*at).or_default().push(warm);
             }
         }
@@ -124,6 +144,13 @@ impl Used {
         since: Timestamp,
     ) -> Option<Counted> {
         let is_first = !warms.iter().any(|warm| self.0.contains(&warm.uid));
+        let counted = |result| Counted {
+            start: start.clone(),
+            result,
+            lead_seconds: None,
+            saved_seconds: 0.0,
+            waited_seconds: 0.0,
+        };
         let finished = |warm: &CachedImageWarm| warm.status.as_ref()?.finished_at;
         let ready = warms
             .iter()
@@ -131,15 +158,11 @@ impl Used {
         let ready = ready.filter_map(|warm| Some((finished(warm)?, *warm))).min_by_key(|one| one.0);
         if let Some(waited) = start.waited {
             self.0.extend(warms.iter().map(|warm| warm.uid.clone()));
-            return Some(Counted {
-                result: StartResult::Cold,
-                lead_seconds: None,
-                saved_seconds: 0.0,
-                waited_seconds: waited.as_secs_f64(),
-            });
+            let waited_seconds = waited.as_secs_f64();
+            return Some(Counted { waited_seconds, ..counted(StartResult::Cold) });
         }
-        // An image that is there for another's sake, and of which its own warmer has not reported yet.
-        let (finished_at, warm) = ready?;
+        // Else the image is there for another's sake, and its own warmer had not reported yet.
+        let (finished_at, warm) = ready.filter(|(at, _)| start.saw(Some(*at)))?;
         self.0.extend(warms.iter().map(|warm| warm.uid.clone()));
         if !is_first || finished_at < since {
             return None;
@@ -148,10 +171,9 @@ impl Used {
         let took = took.filter(|_| warm.reason() == Some(Reason::Pulled));
         let took = took.and_then(|took| SignedDuration::from_str(took).ok()).unwrap_or_default();
         Some(Counted {
-            result: StartResult::Warm,
             lead_seconds: Some(start.at.duration_since(finished_at).as_secs_f64().max(0.0)),
             saved_seconds: took.clamp(SignedDuration::ZERO, LONGEST_PULL).as_secs_f64(),
-            waited_seconds: 0.0,
+            ..counted(StartResult::Warm)
         })
     }
 }
@@ -159,6 +181,7 @@ impl Used {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::json;
 
     use super::*;
@@ -256,6 +279,29 @@ mod tests {
     }
 
     #[test]
+    fn the_revision_is_known_by_the_pods_name() {
+        for (pod, revision) in [
+            ("hello-00001-deployment-6d5f9c7b8-x2x4z", Some("hello-00001")),
+            ("a-deployment-deployment-6d5f9c7b8-x2x4z", Some("a-deployment")),
+            ("-deployment-6d5f9c7b8-x2x4z", None),
+            ("hello-6d5f9c7b8-x2x4z", None),
+            ("hello", None),
+            ("", None),
+        ] {
+            let start = ContainerStart { pod: pod.into(), ..present("app:v1") };
+            assert_eq!(start.revision(), revision, "{pod}");
+        }
+    }
+
+    #[test]
+    fn of_a_container_that_starts_again_the_first_time_counts() {
+        let mut event = event(r#"Container image "app:v1" already present on machine"#);
+        let first: Timestamp = "2026-01-01T00:00:30Z".parse().unwrap();
+        event.first_timestamp = Some(Time(first));
+        assert_eq!(ContainerStart::of(&event).unwrap().at, first);
+    }
+
+    #[test]
     fn the_first_container_of_an_image_counts_once() {
         let warms = [warm("u1", "a.test/app:v1", "Pulled", "1m2.5s")];
         let mut used = Used::default();
@@ -264,6 +310,7 @@ mod tests {
         assert_eq!(used.count(&others, warms.iter(), start()), []);
         let counted = used.count(&[by_digest.clone(), by_digest.clone()], warms.iter(), start());
         let expected = Counted {
+            start: by_digest.clone(),
             result: StartResult::Warm,
             lead_seconds: Some(35.0),
             saved_seconds: 62.5,
@@ -287,6 +334,13 @@ mod tests {
         assert_eq!((counted[0].result, counted[0].saved_seconds), (StartResult::Warm, 0.0));
         let later = "2026-01-01T00:00:30Z".parse().unwrap();
         assert_eq!(Used::default().count(&starts, there.iter(), later), []);
+        // Nor is one that was warmed after the container, or for which there was no ImageWarm yet.
+        let late =
+            ContainerStart { at: "2026-01-01T00:00:10Z".parse().unwrap(), ..starts[0].clone() };
+        assert_eq!(Used::default().count(&[late], there.iter(), start()), []);
+        let mut created_later = there.clone();
+        created_later[0].created = Some("2026-01-01T00:02:00Z".parse().unwrap());
+        assert_eq!(Used::default().count(&starts, created_later.iter(), start()), []);
         let pulling = [warm("u1", "a.test/app:v1", "Pulling", "0.1s")];
         assert_eq!(Used::default().count(&starts, pulling.iter(), start()), []);
     }

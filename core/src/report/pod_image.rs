@@ -13,6 +13,11 @@ use crate::image::Reference;
 pub const PULLING: &str = "Pulling";
 /// `reason` of the kubelet's Event when a container's image is on the node.
 pub const PULLED: &str = "Pulled";
+/// Selects the Events of this reason about Pods.
+pub fn field_selector(reason: &str) -> String {
+    format!("involvedObject.kind=Pod,reason={reason}")
+}
+
 /// The longest message that is read, in bytes: an image's name and a sentence.
 const LONGEST_MESSAGE: usize = 2_048;
 
@@ -54,9 +59,10 @@ impl PodImage {
     }
 }
 
-/// What a kubelet says of an image: the text before its name, and that after it.
+/// What a kubelet says of the image of a Pod: the text before the image's name, and that after it.
 pub(super) struct Said<'a> {
     pub(super) image: PodImage,
+    pub(super) pod: &'a str,
     pub(super) before: &'a str,
     pub(super) after: &'a str,
 }
@@ -79,8 +85,8 @@ pub(super) fn of_a_kubelet<'a>(event: &'a Event, reason: &str) -> Option<Said<'a
     let message = event.message.as_deref().filter(|text| text.len() <= LONGEST_MESSAGE)?;
     let mut parts = message.splitn(3, '"');
     let (before, image, after) = (parts.next()?, parts.next()?, parts.next()?);
-    let image = Reference::parse(image).ok()?;
-    Some(Said { image: PodImage { namespace, node: node.into(), image }, before, after })
+    let image = PodImage { namespace, node: node.into(), image: Reference::parse(image).ok()? };
+    Some(Said { image, pod: object.name.as_deref().unwrap_or_default(), before, after })
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ use crate::telemetry::health::{self, Readiness};
 use imagewarm_core::api::names::NodeName;
 use imagewarm_core::policy::Policy;
 use imagewarm_core::report::container_start::ContainerStart;
+use imagewarm_core::report::image_starts::AllImageStarts;
 use imagewarm_core::report::pod_image::{PULLED, PULLING, PodImage};
 use imagewarm_core::webhook_paths::ServedPaths;
 use imagewarm_webhook_certs::{Resolver, Served};
@@ -231,31 +232,35 @@ impl Replica<'_> {
         leadership: watch::Receiver<Leadership>,
         Sessions { connected, pod_images }: Sessions,
     ) {
-        self.kubelet_events(stores, &leadership, pod_images);
+        let starts = self.kubelet_events(stores, &leadership, pod_images);
         let controller = Controller {
             client: self.client.clone(),
             stores: stores.clone(),
             args: self.command.controller.clone(),
             leadership,
             connected,
+            starts,
             instance: self.identity.clone(),
             metrics: ControllerMetrics::register(self.registry),
         };
         self.parts.spawn("controller", |stop| controller.run(stop));
     }
 
-    /// Follows what kubelets say of the images of Pods: for metrics, and for what must not be slowed down.
+    /// Follows what kubelets say of the images of Pods: for metrics and the statuses of Images, and for what
+    /// must not be slowed down.
     fn kubelet_events(
         &mut self,
         stores: &Stores,
         leadership: &watch::Receiver<Leadership>,
         pod_images: PodImages,
-    ) {
+    ) -> watch::Receiver<Arc<AllImageStarts>> {
         let args = &self.command.controller;
         let pod_images = args.preemption.then_some(pod_images);
+        let mut of_images = watch::Sender::default().subscribe();
         let counted = args.count_container_starts.then(|| {
             let (starts, sender) =
                 ContainerStarts::new(stores.clone(), leadership.clone(), self.registry);
+            of_images = starts.of_images();
             self.parts.spawn("container starts", |_| starts.run());
             sender
         });
@@ -279,6 +284,7 @@ impl Replica<'_> {
             };
             self.parts.spawn("started containers", |stop| pulled.run(seen, stop));
         }
+        of_images
     }
 }
 

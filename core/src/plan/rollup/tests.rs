@@ -10,6 +10,8 @@ use crate::api::{ImageWarm, Revision};
 use crate::demand::Cluster;
 use crate::demand::consumers::demands;
 use crate::policy::Bounds;
+use crate::report::image_starts::WARM_STARTS;
+use crate::report::image_starts::tests::counted;
 use crate::sample::{
     at, because, by_digest, holding, kept, knative_image, node, resolve, revision, route, warm,
 };
@@ -19,6 +21,7 @@ struct World {
     images: Vec<KnativeImage>,
     warms: Vec<ImageWarm>,
     nodes: Vec<Node>,
+    starts: AllImageStarts,
 }
 
 impl World {
@@ -47,6 +50,7 @@ impl World {
             runtime_classes,
             terminating: &none,
             full,
+            starts: &self.starts,
         };
         rollup(&observed, &demanded, &policy, GracePeriods::default(), at(now))
     }
@@ -90,6 +94,7 @@ fn world(warms: impl Fn(&Revision) -> Vec<ImageWarm>) -> World {
         warms: warms(&demanded),
         revisions: vec![demanded],
         nodes: ["a", "b", "c", "d", "e"].map(node).to_vec(),
+        starts: AllImageStarts::default(),
     }
 }
 
@@ -258,6 +263,25 @@ fn a_revision_in_reserve_after_its_delay() {
     assert_eq!(modified("1970-01-01T00:15:00Z"), expected("True : ", "1/1/0"), "only just");
     let text = "Unknown NotRoutable: the Revision gets no traffic: its images are not kept warm";
     assert_eq!(modified("1970-01-01T00:05:00Z"), expected(text, "-/-/-"));
+}
+
+#[test]
+fn container_starts_are_in_the_status_of_their_image() {
+    let mut world = world(|demanded| vec![holding(warm(demanded, "app:v1", "a", 0), '1')]);
+    world.nodes.truncate(1);
+    resolve(&mut world.revisions[0], '1');
+    let written = world.updates(1000).remove(0).status;
+    assert_eq!(written.annotations.get(WARM_STARTS), None);
+    world.images[0].status = Some(written);
+    let images: Vec<_> = world.images.iter().cloned().map(Arc::new).collect();
+    world.starts.add(&[counted(&by_digest("app", '1'), 9, Some(40.0))], &images);
+    let written = world.updates(2000).remove(0).status;
+    assert_eq!(written.annotations.get(WARM_STARTS).map(String::as_str), Some("1"));
+    world.images[0].status = Some(written);
+    assert_eq!(world.updates(3000), [], "once");
+    // A leader that has seen no start yet leaves them as they are.
+    world.starts = AllImageStarts::default();
+    assert_eq!(world.updates(4000), []);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 use imagewarm_core::api::Reason;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Namespace as Object, ServiceAccount};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -78,12 +79,13 @@ impl Namespace {
 
     /// What a kubelet says of a Pod's image in an Event.
     pub async fn kubelet_event(&self, reason: &str, node: &str, message: &str) -> Result<()> {
+        let now = Timestamp::from_second(Timestamp::now().as_second())?;
         let event: Event = serde_json::from_value(json!({
             "metadata": {"generateName": "app."},
             "involvedObject": {"kind": "Pod", "namespace": self.name, "name": "app"},
             "reason": reason, "message": message, "type": "Normal",
             "source": {"component": "kubelet", "host": node},
-            "lastTimestamp": "2026-01-01T00:00:00Z",
+            "lastTimestamp": now.to_string(),
         }))?;
         self.api().create(&PostParams::default(), &event).await?;
         Ok(())

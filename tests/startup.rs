@@ -441,5 +441,51 @@ fn help_explains_every_flag() {
         }
         commands += 1;
     }
-    assert_eq!(commands, 6);
+    assert_eq!(commands, 7);
+}
+
+/// Answers one request, with 403. Returns its head.
+fn refusing_proxy(listener: TcpListener) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read > 0) {
+            head.extend(byte);
+        }
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").expect("the client reads");
+        String::from_utf8(head).expect("text")
+    })
+}
+
+#[test]
+fn the_api_server_is_asked_through_the_proxy_unless_it_is_excepted() {
+    let place = Place::new();
+    let kubeconfig = place.kubeconfig("https://api.shop.test:6443", "", "").display().to_string();
+    let status = ["status", "--kubeconfig", &kubeconfig];
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let copy = listener.try_clone().expect("a listener");
+    let proxy = PathBuf::from(format!("http://me:opensesame@{address}"));
+    let asked = refusing_proxy(listener);
+    let outcome = place.run_with(&status, &[("HTTPS_PROXY", &proxy)]);
+    let head = asked.join().expect("the proxy was asked").to_lowercase();
+    assert!(head.starts_with("connect api.shop.test:6443 http/1.1\r\n"), "{head}");
+    assert!(head.contains("proxy-authorization: basic "), "{head}");
+    assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(1), 1), "{}", outcome.stderr);
+    assert!(!outcome.stderr.contains("opensesame"), "{}", outcome.stderr);
+
+    copy.set_nonblocking(true).expect("a listener");
+    let except = PathBuf::from("127.0.0.1, .shop.test");
+    let outcome = place.run_with(&status, &[("HTTPS_PROXY", &proxy), ("NO_PROXY", &except)]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(copy.accept().is_err(), "the proxy was asked all the same");
+
+    let socks = PathBuf::from("socks5://me:opensesame@proxy.test:1080");
+    let outcome = place.run_with(&status, &[("HTTPS_PROXY", &socks)]);
+    assert!(
+        outcome.stderr.contains("the proxy of HTTPS_PROXY cannot be used"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(!outcome.stderr.contains("opensesame"), "{}", outcome.stderr);
 }

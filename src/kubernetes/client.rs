@@ -12,6 +12,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::timeout::TimeoutLayer;
 
+use super::proxy::{ProxyError, proxy};
 use super::request::request;
 use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable};
 
@@ -54,6 +55,9 @@ pub(crate) enum ClientError {
         /// What is wrong.
         cause: String,
     },
+    /// The proxy cannot be used.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// The configuration cannot be turned into a client.
     #[error("cannot set up the client for {server}: {cause}")]
     Setup {
@@ -83,6 +87,14 @@ impl ClientArgs {
     /// Makes the client. Nothing is sent yet.
     pub(crate) async fn connect(&self) -> Result<Client, ClientError> {
         let mut config = self.config().await?;
+        let kubeconfig = match &self.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        };
+        // In a Pod there is none.
+        let (kubeconfig, context) = (kubeconfig.ok(), self.context.as_deref());
+        let variable = |name: &str| std::env::var(name).ok();
+        config.proxy_url = proxy(kubeconfig.as_ref(), context, &config.cluster_url, variable)?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(READ_TIMEOUT);
         config.write_timeout = Some(WRITE_TIMEOUT);

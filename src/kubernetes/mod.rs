@@ -3,6 +3,7 @@
 pub(crate) mod caches;
 pub(crate) mod client;
 pub(crate) mod leadership;
+mod proxy;
 pub(crate) mod request;
 pub(crate) mod secrets;
 pub(crate) mod token_review;

@@ -24,9 +24,11 @@ mod limited;
 mod mounted;
 mod nodes;
 mod outages;
+mod overlays;
 mod pod_security;
 mod preemption;
 mod private;
+mod proxies;
 #[path = "../rights/mod.rs"]
 mod rights;
 mod room;
@@ -94,9 +96,11 @@ fn main() -> ExitCode {
         mounted::TESTS,
         nodes::TESTS,
         outages::TESTS,
+        overlays::TESTS,
         pod_security::TESTS,
         preemption::TESTS,
         private::TESTS,
+        proxies::TESTS,
         room::TESTS,
         tags::TESTS,
         settings::TESTS,

@@ -21,12 +21,21 @@ impl Commands {
 
     /// Runs `imagewarm` as an operator does; returns its exit code and what it printed.
     pub async fn imagewarm(&self, arguments: &[&str]) -> Result<(i32, String)> {
-        self.run(BINARY.as_ref(), arguments).await
+        self.run(BINARY.as_ref(), arguments, &[]).await
+    }
+
+    /// The same, with more environment variables.
+    pub async fn imagewarm_with(
+        &self,
+        arguments: &[&str],
+        variables: &[(&str, String)],
+    ) -> Result<(i32, String)> {
+        self.run(BINARY.as_ref(), arguments, variables).await
     }
 
     /// Runs `kubectl`, which must succeed; returns what it printed.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        let (code, output) = self.run(self.system.cluster.kubectl()?, arguments).await?;
+        let (code, output) = self.run(self.system.cluster.kubectl()?, arguments, &[]).await?;
         if code != 0 {
             bail!("kubectl {arguments:?} exited with {code}:\n{output}");
         }
@@ -46,9 +55,15 @@ impl Commands {
         Ok(serde_saphyr::from_multiple(&output)?)
     }
 
-    async fn run(&self, program: &Path, arguments: &[&str]) -> Result<(i32, String)> {
+    async fn run(
+        &self,
+        program: &Path,
+        arguments: &[&str],
+        variables: &[(&str, String)],
+    ) -> Result<(i32, String)> {
         let command = tokio::process::Command::new(program)
             .args(arguments)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .env("KUBECONFIG", self.system.cluster.kubeconfig_path())
             .kill_on_drop(true)
             .output();

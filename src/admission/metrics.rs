@@ -93,6 +93,13 @@ impl WebhookMetrics {
             unknown_paths: Counter::default(),
             revisions_dropped: Counter::default(),
         };
+        // A series that begins later than at 0 hides the first increase from Prometheus.
+        for (path, verdict) in
+            Path::ALL.iter().flat_map(|path| Verdict::ALL.iter().map(move |it| (*path, *it)))
+        {
+            let labels = RequestLabels { path: LabelValue(path), verdict: LabelValue(verdict) };
+            drop(metrics.requests.get_or_create(&labels));
+        }
         registry.register(
             "webhook_requests",
             "Admission requests by path and verdict",

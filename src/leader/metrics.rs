@@ -60,6 +60,10 @@ impl ControllerMetrics {
             deployment_config: Gauge::default(),
             image_warms: Family::default(),
         };
+        // A series that begins later than at 0 hides the first increase from Prometheus.
+        for repair in Repair::ALL {
+            drop(metrics.repairs.get_or_create(&RepairLabels { kind: LabelValue(*repair) }));
+        }
         registry.register(
             "reconcile_duration_seconds",
             "Duration of one reconciliation of all Revisions with all ImageWarms, writes included",

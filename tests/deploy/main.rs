@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use imagewarm_core::placement::VIRTUAL_NODES;
 use serde_json::{Value, json};
 
 mod flow;
@@ -492,4 +493,17 @@ fn only_warmers_reach_the_dispatch_port_and_they_reach_nothing_else() {
     let deployment = one("Deployment", CONTROLLER);
     let named = list(&container(&deployment)["ports"]).iter().map(|port| &port["name"]);
     assert_eq!(named.collect::<Vec<_>>(), ["webhook", "dispatch", "health"]);
+}
+
+#[test]
+fn no_warmer_is_scheduled_where_the_controller_plans_none() {
+    let pod = &one("DaemonSet", WARMER)["spec"]["template"]["spec"];
+    let required =
+        &pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let [term] = list(&required["nodeSelectorTerms"]) else { panic!("{required}") };
+    let expected: Vec<Value> = VIRTUAL_NODES
+        .iter()
+        .map(|(key, value)| json!({"key": key, "operator": "NotIn", "values": [value]}))
+        .collect();
+    assert_eq!(list(&term["matchExpressions"]), expected);
 }

@@ -232,7 +232,7 @@ impl World {
 
     /// The second API server, which the controllers use from their next connections on.
     async fn start_api_server(&mut self) -> Result<()> {
-        let started = self.cluster.start_another_api_server().await?;
+        let started = self.cluster.start_another_api_server(&[]).await?;
         self.proxy.send_to(started.url())?;
         self.api_server = Some(started);
         Ok(())

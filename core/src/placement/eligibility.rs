@@ -15,6 +15,13 @@ use crate::policy::Policy;
 
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
 const OS_LABEL: &str = "kubernetes.io/os";
+/// Labels of nodes that are no machines: of virtual kubelets, of Fargate, of AKS. The warmers' DaemonSet leaves
+/// out the same ones.
+pub const VIRTUAL_NODES: [(&str, &str); 3] = [
+    ("eks.amazonaws.com/compute-type", "fargate"),
+    ("type", "virtual-kubelet"),
+    ("virtualization", "virtualnode2"),
+];
 
 /// What planning needs to know of a node.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +70,7 @@ impl<'a> NodeFacts<'a> {
 pub enum Exclusion {
     /// The Node object is terminating.
     Leaving,
-    /// It has no container runtime (virtual kubelet).
+    /// It has no container runtime to pull with (virtual kubelet, Fargate).
     VirtualKubelet,
     /// Its containers are not Linux containers.
     OperatingSystem,
@@ -122,7 +129,9 @@ pub fn is_eligible(
     if node.leaving {
         return Err(Exclusion::Leaving);
     }
-    if node.labels.get("type").is_some_and(|value| value == "virtual-kubelet")
+    let has_label =
+        |(key, value): &(&str, &str)| node.labels.get(*key).is_some_and(|it| it == value);
+    if VIRTUAL_NODES.iter().any(has_label)
         || node.taints.iter().any(|taint| taint.key == "virtual-kubelet.io/provider")
     {
         return Err(Exclusion::VirtualKubelet);

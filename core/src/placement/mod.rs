@@ -10,7 +10,7 @@ mod nodes;
 mod runtime_class;
 
 pub use constraints::{PodConstraints, Rejection};
-pub use eligibility::{Exclusion, NodeFacts, is_eligible};
+pub use eligibility::{Exclusion, NodeFacts, VIRTUAL_NODES, is_eligible};
 pub use namespace::NamespaceRules;
 pub use node_selector::{NodeSelector, NodeSelectorError};
 pub use nodes::EligibleNodes;

@@ -158,22 +158,24 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Starts another API server on the same etcd, and waits until it is ready. It runs until it is
-    /// dropped.
+    /// Starts another API server on the same etcd, with these further flags, and waits until it is
+    /// ready. It runs until it is dropped.
     pub(super) async fn start_another_api_server(
         &self,
         programs: &Programs,
         sandbox: &Path,
+        flags: &[&str],
     ) -> Result<ApiServer> {
         let port = Port::reserve()?;
         let name = format!("kube-apiserver-{}", port.number());
         let audit_log = self.folder.join(format!("audit-{}.log", port.number()));
-        let program = self.api_server(programs, port.number(), &audit_log)?;
+        let program = self.api_server(programs, port.number(), &audit_log)?.args(flags);
         let process = Process::start(&name, program, sandbox)?;
         let url = format!("https://{}", port.address());
         let config = kubeconfig(&self.kubeconfig, Some(&url)).await?;
-        api_server_ready(&process, &kube::Client::try_from(config)?).await?;
-        Ok(ApiServer { url, _process: process, _port: port })
+        let client = kube::Client::try_from(config)?;
+        api_server_ready(&process, &client).await?;
+        Ok(ApiServer { url, client, _process: process, _port: port })
     }
 
     /// Removes from etcd what is older than now, as API servers do every five minutes.
@@ -313,6 +315,7 @@ impl ControlPlane {
 /// One more API server of the cluster.
 pub struct ApiServer {
     url: String,
+    client: kube::Client,
     _process: Process,
     // Kept, so that no other process ever answers in its place.
     _port: Port,
@@ -322,6 +325,11 @@ impl ApiServer {
     /// `https://127.0.0.1:PORT`.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// A client of this server, with an administrator's rights.
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
     }
 }
 

@@ -239,9 +239,10 @@ impl Cluster {
         self.control_plane.start_quota_controller(&self.programs, self.folder())
     }
 
-    /// Starts another API server, on the same etcd. It runs until it is dropped.
-    pub async fn start_another_api_server(&self) -> Result<ApiServer> {
-        self.control_plane.start_another_api_server(&self.programs, self.folder()).await
+    /// Starts another API server, on the same etcd, with these further flags. It runs until it is
+    /// dropped.
+    pub async fn start_another_api_server(&self, flags: &[&str]) -> Result<ApiServer> {
+        self.control_plane.start_another_api_server(&self.programs, self.folder(), flags).await
     }
 
     /// Removes old revisions from etcd, as API servers do every five minutes.

@@ -52,6 +52,12 @@ fn nodes_for_a_plain_pod() {
         ("starting", tainted(node("a"), "node.kubernetes.io/not-ready", "NoExecute"), Ok(())),
         ("windows", labelled(node("a"), OS_LABEL, "windows"), Err(Exclusion::OperatingSystem)),
         ("virtual", labelled(node("a"), "type", "virtual-kubelet"), Err(Exclusion::VirtualKubelet)),
+        (
+            "Fargate",
+            labelled(node("a"), "eks.amazonaws.com/compute-type", "fargate"),
+            Err(Exclusion::VirtualKubelet),
+        ),
+        ("a machine of EKS", labelled(node("a"), "eks.amazonaws.com/compute-type", "ec2"), Ok(())),
         ("linux", labelled(node("a"), OS_LABEL, "linux"), Ok(())),
         ("leaving", leaving(node("a")), Err(Exclusion::Leaving)),
         ("unknown effect", tainted(node("a"), "k", "Odd"), Ok(())),

@@ -6,7 +6,7 @@
 use k8s_openapi::api::core::v1::Event;
 
 use crate::api::CachedImageWarm;
-use crate::api::names::NodeName;
+use crate::api::names::{MAX_SUBDOMAIN, NodeName};
 use crate::image::Reference;
 
 /// `reason` of the kubelet's Event when it begins to pull a container's image.
@@ -82,11 +82,16 @@ pub(super) fn of_a_kubelet<'a>(event: &'a Event, reason: &str) -> Option<Said<'a
     }
     let node = source.and_then(|source| source.host.as_deref());
     let node = node.or(event.reporting_instance.as_deref())?;
+    let pod = object.name.as_deref().unwrap_or_default();
+    // The API server bounds neither: many of them are kept until they are counted.
+    if node.len() > MAX_SUBDOMAIN || pod.len() > MAX_SUBDOMAIN {
+        return None;
+    }
     let message = event.message.as_deref().filter(|text| text.len() <= LONGEST_MESSAGE)?;
     let mut parts = message.splitn(3, '"');
     let (before, image, after) = (parts.next()?, parts.next()?, parts.next()?);
     let image = PodImage { namespace, node: node.into(), image: Reference::parse(image).ok()? };
-    Some(Said { image, pod: object.name.as_deref().unwrap_or_default(), before, after })
+    Some(Said { image, pod, before, after })
 }
 
 #[cfg(test)]
@@ -117,6 +122,12 @@ mod tests {
         assert_eq!(waits("Pulling", r#"Pulling image "NOT/an image""#), None);
         let long = format!("Pulling image \"app\"{}", " ".repeat(3_000));
         assert_eq!(waits("Pulling", &long), None);
+        let mut named = event("Pulling", r#"Pulling image "app:v1""#);
+        named.involved_object.name = Some("p".repeat(254));
+        assert_eq!(PodImage::pulling(&named), None);
+        named.involved_object.name = None;
+        named.source.as_mut().unwrap().host = Some("n".repeat(254));
+        assert_eq!(PodImage::pulling(&named), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use imagewarm_core::api::{ImageWarm, KnativeImage, Reason, Revision};
+use imagewarm_core::api::{ImageWarm, Reason, Revision};
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod, ServiceAccount};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::{Api, Client};
@@ -64,8 +64,7 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
     pods.start("first", &first).await?;
 
     create_revision(&client, &warmed).await?;
-    create_image(&client, "warmed", &warmed).await?;
-    let warms: Api<ImageWarm> = Api::namespaced(client.clone(), NAMESPACE);
+    let warms: Api<ImageWarm> = Api::namespaced(client, NAMESPACE);
     wait_for(DEADLINE, "the image to be warm", async || {
         let list = warms.list(&ListParams::default()).await.ok()?;
         list.items.into_iter().find(|warm| {
@@ -104,7 +103,6 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
     warms.create(&PostParams::default(), &body).await?;
     let late_took = pods.start("late", &late).await?;
     let counted = starts_were_counted(&controller, warmed_took + late_took).await?;
-    the_image_has_its_start(&client, "warmed").await?;
     the_report_agrees(cluster, counted).await?;
     // The others still run when everything ends.
     let containers = node.containers()?;
@@ -143,18 +141,6 @@ async fn starts_were_counted(controller: &Imagewarm, both_took: Duration) -> Res
     ensure!(lead > 0.0 && saved > 0.0, "lead {lead} s, saved {saved} s");
     ensure!(waited > 0.0 && waited < both_took.as_secs_f64(), "{waited} s of {both_took:?}");
     Ok(Counted { saved, waited })
-}
-
-/// Knative's Image has the start of the Pod that found its image.
-async fn the_image_has_its_start(client: &Client, name: &str) -> Result<()> {
-    let images: Api<KnativeImage> = Api::namespaced(client.clone(), NAMESPACE);
-    wait_for(DEADLINE, "the start in the Image's status", async || {
-        let annotations = images.get(name).await.ok()?.status?.annotations;
-        let of = |key: &str| annotations.get(&format!("caching.knative.dev/{key}")).cloned();
-        let since: Option<jiff::Timestamp> = of("starts-since")?.parse().ok();
-        (of("warm-starts")? == "1" && of("cold-starts")? == "0").then_some(since)?.map(drop)
-    })
-    .await
 }
 
 /// `imagewarm report` reads from the Events what the leader has counted.
@@ -257,18 +243,6 @@ async fn create_namespace(client: &Client, name: &str) -> Result<()> {
         accounts.get_opt("default").await.ok().flatten().map(drop)
     })
     .await
-}
-
-/// An Image of Knative's without a Revision.
-async fn create_image(client: &Client, name: &str, image: &str) -> Result<()> {
-    let kind = ApiResource::erase::<KnativeImage>(&());
-    let images: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &kind);
-    let image = serde_json::from_value(json!({
-        "apiVersion": kind.api_version, "kind": kind.kind,
-        "metadata": {"name": name}, "spec": {"image": image},
-    }))?;
-    images.create(&PostParams::default(), &image).await?;
-    Ok(())
 }
 
 /// A Revision of a Configuration, as Knative makes it.

@@ -32,8 +32,8 @@ mod proxies;
 #[path = "../rights/mod.rs"]
 mod rights;
 mod room;
-mod tags;
 mod settings;
+mod tags;
 mod trust;
 mod undo;
 mod world;
@@ -102,8 +102,8 @@ fn main() -> ExitCode {
         private::TESTS,
         proxies::TESTS,
         room::TESTS,
-        tags::TESTS,
         settings::TESTS,
+        tags::TESTS,
         trust::TESTS,
         undo::TESTS,
         wrong_answers::TESTS,

@@ -28,7 +28,8 @@
 //! - [`sessions`]: the warmers' streams: authentication, limits, driving the assignments of
 //!   [`imagewarm_core::assignment`], writing the statuses of ImageWarms.
 //! - [`warmer`]: the node side of a stream: jobs, presence checks, disk.
-//! - [`runtime`]: the node's container runtime behind one trait: Docker, CRI.
+//! - [`runtime`]: the node's container runtime behind one trait: Docker, CRI; the node's credential
+//!   providers.
 //! - [`kubernetes`]: everything that is asked of the API server.
 //! - `listener`: listening sockets, and TLS connections accepted within limits.
 //! - [`telemetry`]: logs, metrics, health.

@@ -1,13 +1,14 @@
 //! Compares our matching of registry credentials with kubelet's own keyring, over random pull
-//! secrets and images. `IMAGEWARM_TEST_SEED` draws others.
+//! secrets and images, and our matching of credential providers with that of kubelet. `IMAGEWARM_TEST_SEED` draws others.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs)]
 
 mod go;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use imagewarm_core::image::credential_provider::parse_config;
 use imagewarm_core::image::keychain::KeychainError;
 use imagewarm_core::image::{Keychain, Reference};
 use rand::RngExt;
@@ -20,6 +21,8 @@ const CASES: usize = 12_000;
 #[derive(Debug, Serialize)]
 struct Question {
     secrets: Vec<Secret>,
+    #[serde(rename = "matchImages")]
+    match_images: Vec<String>,
     images: Vec<String>,
 }
 
@@ -34,6 +37,8 @@ struct Secret {
 #[derive(Debug, Deserialize)]
 struct Answer {
     ok: bool,
+    #[serde(default)]
+    matches: Vec<Option<Vec<bool>>>,
     #[serde(default)]
     found: Option<Vec<Vec<Found>>>,
 }
@@ -89,6 +94,48 @@ fn agrees_with_kubelet() {
     assert!(refused > CASES / 50 && hits > CASES / 5 && several > CASES / 50, "this proves little");
 }
 
+#[test]
+fn providers_match_as_kubelets_do() {
+    let mut random = go::seeded();
+    let questions: Vec<Question> = (0..CASES)
+        .map(|_| Question {
+            secrets: Vec::new(),
+            match_images: (0..3).map(|_| registry(&mut random)).collect(),
+            images: images(&mut random),
+        })
+        .collect();
+    let answers: Vec<Answer> = go::ask("keyring", &questions);
+    let (mut refused, mut hits, mut misses) = (0, 0, 0);
+    for (question, answer) in questions.iter().zip(answers) {
+        assert_eq!(question.match_images.len(), answer.matches.len());
+        for (pattern, theirs) in question.match_images.iter().zip(answer.matches) {
+            let config = json!({
+                "kind": "CredentialProviderConfig",
+                "apiVersion": "kubelet.config.k8s.io/v1",
+                "providers": [{
+                    "name": "plugin",
+                    "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+                    "defaultCacheDuration": "0",
+                    "matchImages": [pattern],
+                }],
+            });
+            let ours = parse_config(config.to_string().as_bytes(), &mut BTreeSet::new());
+            assert_eq!(ours.is_ok(), theirs.is_some(), "{pattern:?}: {ours:?}");
+            let (Ok(ours), Some(theirs)) = (ours, theirs) else {
+                refused += 1;
+                continue;
+            };
+            for (image, theirs) in question.images.iter().zip(theirs) {
+                let matches = ours[0].matches(&Reference::parse(image).unwrap());
+                assert_eq!(matches, theirs, "{pattern:?} of {image:?}");
+                *(if matches { &mut hits } else { &mut misses }) += 1;
+            }
+        }
+    }
+    println!("{refused} patterns refused; {hits} images match, {misses} do not");
+    assert!(refused > CASES / 50 && hits > CASES / 5 && misses > CASES, "this proves little");
+}
+
 /// Where one file spells one pattern twice, kubelet's order is that of a Go map: random. Those
 /// neighbours are sorted; user names begin with the number of the secret. Repeats are dropped.
 /// A mutation may have spoilt a user name, and with it the number: then only what was found is
@@ -142,7 +189,11 @@ const PORTS: &[&str] = &["", "", "", "", "", "", ":5000", ":443"];
 
 fn question(random: &mut StdRng) -> Question {
     let secrets = (0..random.random_range(1..=3)).map(|index| secret(index, random)).collect();
-    Question { secrets, images: (0..6).map(|_| image(random)).collect() }
+    Question { secrets, match_images: Vec::new(), images: images(random) }
+}
+
+fn images(random: &mut StdRng) -> Vec<String> {
+    (0..6).map(|_| image(random)).collect()
 }
 
 fn image(random: &mut StdRng) -> String {

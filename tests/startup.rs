@@ -292,6 +292,54 @@ fn unusable_runtime() {
 }
 
 #[test]
+fn what_credential_providers_need() {
+    const RIGHT: &str = "kind: CredentialProviderConfig\napiVersion: kubelet.config.k8s.io/v1\n\
+        providers:\n- name: cloud-a\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n  \
+        defaultCacheDuration: 12h\n  matchImages: [r.test]\n";
+    let place = Place::new();
+    let path = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let bin_dir = path(place.0.path());
+    let config = path(&place.write("right.yaml", RIGHT));
+    let tokens = RIGHT.to_owned() + "  tokenAttributes: {requireServiceAccount: true}\n";
+    let tokens = path(&place.write("tokens.yaml", &tokens));
+    let variable = RIGHT.to_owned() + "  env: [{name: KEY, valeu: opensesame}]\n";
+    let variable = path(&place.write("variable.yaml", &variable));
+    let syntax = path(&place.write("syntax.json", "{\"kind\": opensesame}"));
+    let long = path(&place.write("long.yaml", &"#".repeat((1 << 20) + 1)));
+    let folder = path(&place.path("folder"));
+    fs::create_dir_all(place.path("folder/empty")).expect("a folder");
+    let empty = path(&place.path("folder/empty"));
+    place.write("folder/a.yaml", RIGHT);
+    place.write("folder/b.yml", RIGHT);
+    place.write("folder/notes.txt", "no configuration");
+    let absent = path(&place.path("absent"));
+    let (file, folders) =
+        ("--image-credential-provider-config", "--image-credential-provider-bin-dir");
+    for (config, bin_dir, parts) in [
+        (Some(&config), None, vec![file, "is set", folders, "is not", "set both, or neither"]),
+        (None, Some(&bin_dir), vec![folders, "is set", file, "is not"]),
+        (Some(&config), Some(&absent), vec![folders, &absent, "is not a directory"]),
+        (Some(&config), Some(&config), vec![folders, "is not a directory"]),
+        (Some(&absent), Some(&bin_dir), vec![file, &absent, "cannot be read", "No such file"]),
+        (Some(&empty), Some(&bin_dir), vec![file, &empty, ".json, .yaml or .yml"]),
+        (Some(&long), Some(&bin_dir), vec![file, &long, "longer than 1048576 bytes"]),
+        (Some(&syntax), Some(&bin_dir), vec![&syntax, "is not JSON", "line 1"]),
+        (Some(&variable), Some(&bin_dir), vec!["providers[0].env[0].\"valeu\"", "name, value"]),
+        (
+            Some(&tokens),
+            Some(&bin_dir),
+            vec!["providers[0].tokenAttributes: is not supported", "imagePullSecrets"],
+        ),
+        (Some(&folder), Some(&bin_dir), vec!["b.yml: providers[0].name", "another provider"]),
+    ] {
+        let mut words = vec!["warmer", "--health-listen=127.0.0.1:0"];
+        words.extend(config.into_iter().flat_map(|config| [file, config.as_str()]));
+        words.extend(bin_dir.into_iter().flat_map(|bin_dir| [folders, bin_dir.as_str()]));
+        place.fails(&words, &parts);
+    }
+}
+
+#[test]
 fn bad_flag_values_are_wrong_usage() {
     let place = Place::new();
     let table = [

@@ -1,6 +1,7 @@
-//! The node's container runtime behind one trait: presence checks and pulls. Assignments and
-//! retries are in `warmer/`.
+//! The node's container runtime behind one trait: presence checks and pulls; and the credentials that
+//! the node itself has. Assignments and retries are in `warmer/`.
 
+pub mod credential_provider;
 pub mod cri;
 pub(crate) mod disk;
 pub(crate) mod docker;

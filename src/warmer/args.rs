@@ -49,6 +49,17 @@ pub struct WarmerArgs {
     #[arg(long, env = "IMAGEWARM_RUNTIME_ENDPOINT", value_name = "URL")]
     pub runtime_endpoint: Option<String>,
 
+    /// The kubelet's configuration of its credential provider plugins, a `CredentialProviderConfig`: a file, or
+    /// a directory of files (*.json, *.yaml, *.yml). Images that they match are pulled with the node's own
+    /// credentials, behind those of pull secrets. By default no plugin is run
+    #[arg(long, env = "IMAGEWARM_IMAGE_CREDENTIAL_PROVIDER_CONFIG", value_name = "PATH")]
+    pub image_credential_provider_config: Option<PathBuf>,
+
+    /// Directory with the credential provider plugins, as mounted in the warmer. Set it with
+    /// --image-credential-provider-config
+    #[arg(long, env = "IMAGEWARM_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR", value_name = "DIR")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
+
     /// Maximum number of images that this node pulls at the same time. Of three and more, one in
     /// eight (at least one) is kept for other namespaces than the one that has the others
     #[arg(long, env = "IMAGEWARM_PARALLEL_PULLS", default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]

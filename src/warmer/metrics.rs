@@ -8,6 +8,7 @@ use prometheus_client::registry::Registry;
 
 use imagewarm_core::api::Reason;
 
+use crate::runtime::credential_provider::CredentialProviderMetrics;
 use crate::telemetry::metrics::LabelValue;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -27,12 +28,17 @@ pub struct WarmerMetrics {
     /// Pulls that run or wait for their permit.
     pub pulls_running: Gauge,
     outcomes: Family<PullLabels, Counter>,
+    /// Calls of credential providers.
+    pub credential_providers: CredentialProviderMetrics,
 }
 
 impl WarmerMetrics {
     /// Metrics registered with `registry`.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = WarmerMetrics::default();
+        let metrics = WarmerMetrics {
+            credential_providers: CredentialProviderMetrics::register(registry),
+            ..WarmerMetrics::default()
+        };
         let all = &metrics;
         registry.register(
             "warmer_connected",

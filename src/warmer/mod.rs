@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::runtime;
 use crate::clock::{Clock, unix_ms};
+use crate::runtime::credential_provider::{CredentialProviderError, CredentialProviders};
 use crate::runtime::{EndpointError, Runtime, Selection, Withheld};
 pub use args::WarmerArgs;
 use disk::DiskGuard;
@@ -55,6 +56,9 @@ pub enum WarmerError {
     /// The server's name is invalid.
     #[error("--dispatch-server-name: {0}")]
     ServerName(String),
+    /// The credential providers cannot be used.
+    #[error(transparent)]
+    CredentialProvider(#[from] CredentialProviderError),
 }
 
 /// A warmer, ready to run.
@@ -71,6 +75,7 @@ pub struct Warmer {
     metrics: WarmerMetrics,
     timeouts: PullTimeouts,
     disk: Arc<DiskGuard>,
+    providers: CredentialProviders,
     epoch: u64,
     jobs: JoinSet<Ended>,
     running: HashMap<Id, (Job, AbortHandle)>,
@@ -88,9 +93,9 @@ impl Warmer {
     /// A warmer over the runtime that `args` names. Returns an error for settings that can never
     /// work; files, the controller and the runtime may become available later.
     pub fn new(args: &WarmerArgs, metrics: WarmerMetrics) -> Result<Self, WarmerError> {
+        let warmer = Self::with_runtime(Arc::new(Withheld::undecided()), args, metrics)?;
         let selector = Selector::new(runtime::sockets(args.runtime_endpoint.as_deref())?);
-        let undecided = Arc::new(Withheld::undecided());
-        Ok(Warmer { selector, ..Self::with_runtime(undecided, args, metrics)? })
+        Ok(Warmer { selector, ..warmer })
     }
 
     /// The same over a given runtime; ignores the endpoint in `args`.
@@ -107,6 +112,11 @@ impl Warmer {
             ca_file: args.dispatch_ca_file.clone(),
             token_file: args.token_file.clone(),
         };
+        let providers = CredentialProviders::load(
+            args.image_credential_provider_config.as_deref(),
+            args.image_credential_provider_bin_dir.as_deref(),
+            &metrics.credential_providers,
+        )?;
         let (events_sender, events) = mpsc::channel(EVENTS);
         let limits = Limits {
             parallel_pulls: args.parallel_pulls.into(),
@@ -127,6 +137,7 @@ impl Warmer {
             metrics,
             timeouts: PullTimeouts { idle: args.pull_idle_timeout, total: args.pull_deadline },
             disk: Arc::new(DiskGuard::new(args.keep_free_disk, args.image_folder.clone())),
+            providers,
             epoch: 0,
             jobs: JoinSet::new(),
             running: HashMap::new(),
@@ -179,17 +190,18 @@ impl Warmer {
         self.show_connected(false);
         // Dropping the jobs cancels their pulls, dropping the link closes the stream.
         self.jobs.shutdown().await;
+        self.providers.shutdown().await;
         ended
     }
 
     fn start_jobs(&mut self) {
         while let Some(job) = self.queue.next(self.clock.now()) {
             let (runtime, disk) = (self.runtime.clone(), self.disk.clone());
-            let (events, timeouts) = (self.events_sender.clone(), self.timeouts);
-            let task = job.clone();
-            let handle = self
-                .jobs
-                .spawn(async move { pull::run(&task, runtime, &disk, events, timeouts).await });
+            let (providers, timeouts) = (self.providers.clone(), self.timeouts);
+            let (task, events) = (job.clone(), self.events_sender.clone());
+            let handle = self.jobs.spawn(async move {
+                pull::run(&task, runtime, &disk, &providers, events, timeouts).await
+            });
             self.running.insert(handle.id(), (job, handle));
         }
         let pulls = self.running.values().filter(|(job, _)| job.step == Step::Pull).count();

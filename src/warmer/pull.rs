@@ -1,5 +1,5 @@
 //! Runs one job: a presence check, a pull, or a verification against the registry. A pull and a
-//! verification wait for a grant and try its credentials in turn; a pull without progress times
+//! verification wait for a grant and try its credentials in turn, and then the node's own; a pull without progress times
 //! out. The job returns its result; the queue decides what follows.
 
 use std::pin::Pin;
@@ -13,12 +13,15 @@ use tokio::time::Instant;
 use super::disk::DiskGuard;
 use crate::clock::unix_ms;
 use crate::runtime::Runtime;
+use crate::runtime::credential_provider::CredentialProviders;
 use imagewarm_core::api::Reason;
 use imagewarm_core::api::names::Uid;
 use imagewarm_core::image::Credential;
 use imagewarm_core::node_queue::{Ended, Job, Step};
 use imagewarm_core::protocol::{Progress, PullGrant};
-use imagewarm_core::runtime::{PresentImage, PullProgress, PulledImage, RuntimeError};
+use imagewarm_core::runtime::{
+    CredentialSources, PresentImage, PullProgress, PulledImage, RuntimeError,
+};
 
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Minimum interval of progress reports.
@@ -48,6 +51,7 @@ pub(super) async fn run(
     job: &Job,
     runtime: Arc<dyn Runtime>,
     disk: &DiskGuard,
+    providers: &CredentialProviders,
     events: mpsc::Sender<JobEvent>,
     timeouts: PullTimeouts,
 ) -> Ended {
@@ -73,7 +77,7 @@ pub(super) async fn run(
                 // The pull reports the fault.
                 Err(_) => tracing::warn!("disk guard timed out"),
             }
-            let (credentials, refusal) = match granted(job, &events).await {
+            let (credentials, sources) = match granted(job, providers, &events).await {
                 Ok(granted) => granted,
                 Err(RuntimeError { reason, message }) => return Ended::Refused(reason, message),
             };
@@ -84,14 +88,14 @@ pub(super) async fn run(
             let pull = within(timeouts.total, "pull", pull);
             tokio::select! {
                 result = pull => {
-                    let result = result.map_err(|error| without_secret(error, refusal));
+                    let result = result.map_err(|error| sources.explain(error));
                     unless_present(job, runtime, started, result).await
                 }
                 message = disk.until_low(runtime) => Ended::OutOfRoom(message),
             }
         }
         Step::Verify => {
-            let (credentials, refusal) = match granted(job, &events).await {
+            let (credentials, sources) = match granted(job, providers, &events).await {
                 Ok(granted) => granted,
                 Err(RuntimeError { reason, message }) => return Ended::Refused(reason, message),
             };
@@ -105,7 +109,7 @@ pub(super) async fn run(
                 }
             });
             let verify = within(timeouts.total, "verification", verify).await;
-            Ended::Verified(verify.map_err(|error| without_secret(error, refusal)))
+            Ended::Verified(verify.map_err(|error| sources.explain(error)))
         }
     }
 }
@@ -140,11 +144,15 @@ async fn unless_present(
     }
 }
 
-/// The credentials to try, and the error of a missing Secret; or why the job is refused.
+/// The credentials to try, those of pull secrets first, and where they are from; or why the job is
+/// refused.
 async fn granted(
     job: &Job,
+    providers: &CredentialProviders,
     events: &mpsc::Sender<JobEvent>,
-) -> Result<(Vec<Credential>, Option<RuntimeError>), RuntimeError> {
+) -> Result<(Vec<Credential>, CredentialSources), RuntimeError> {
+    // Before the grant: a plugin that hangs must not hold a permit that others need.
+    let node = providers.lookup(&job.image).await;
     let (sender, grant) = oneshot::channel();
     // The main loop outlives its jobs; without it the process is terminating.
     let _ = events.send(JobEvent::GrantRequested(job.uid.clone(), sender)).await;
@@ -156,22 +164,20 @@ async fn granted(
         reason: Reason::from_name(&grant.refused_reason).unwrap_or(Reason::Unauthorized),
         message: grant.refused_message,
     });
-    match refusal {
-        Some(refusal) if refusal.reason != Reason::SecretMissing => Err(refusal),
-        refusal => Ok((grant.credentials.into_iter().map(into_credential).collect(), refusal)),
-    }
-}
-
-/// Missing pull secrets do not prevent a Pod from using a public image, and so do not prevent a
-/// pull. If the registry then refuses the image, the error names the missing Secret.
-fn without_secret(error: RuntimeError, missing: Option<RuntimeError>) -> RuntimeError {
-    match missing {
-        Some(missing) if matches!(error.reason, Reason::Unauthorized | Reason::NotFound) => {
-            let message = format!("{}; without it: {}", missing.message, error.message);
-            RuntimeError { reason: missing.reason, message }
+    let missing_secret = match refusal {
+        Some(refusal) if refusal.reason != Reason::SecretMissing => return Err(refusal),
+        refusal => refusal,
+    };
+    let mut credentials: Vec<Credential> =
+        grant.credentials.into_iter().map(into_credential).collect();
+    let of_secrets = credentials.len();
+    // What a pull secret has, too, is tried once.
+    for credential in &node.credentials {
+        if !credentials.contains(credential) {
+            credentials.push(credential.clone());
         }
-        _ => error,
     }
+    Ok((credentials, CredentialSources { of_secrets, missing_secret, node }))
 }
 
 /// Tries the credentials in turn; without any, anonymously.
@@ -351,7 +357,8 @@ mod tests {
             while received.recv().await.is_some() {}
         };
         let disk = DiskGuard::new(0, None);
-        let run = run(job, Arc::new(runtime), &disk, events, timeouts);
+        let providers = CredentialProviders::default();
+        let run = run(job, Arc::new(runtime), &disk, &providers, events, timeouts);
         let (ended, ()) = tokio::join!(run, grant_it);
         ended
     }
@@ -406,9 +413,11 @@ mod tests {
         };
         let private = || FakeRuntime::default().with("r.test/app:v1", Script::Needs("right"));
         assert_eq!(reason(ended(private(), grant(&["wrong", "right"]), idle).await), Ok(true));
-        for names in [&["wrong", "other"][..], &[]] {
+        for (names, expected) in
+            [(&["wrong", "other"][..], Reason::Unauthorized), (&[], Reason::NoCredentials)]
+        {
             let ended = ended(private(), grant(names), idle).await;
-            assert_eq!(reason(ended), Err(Reason::Unauthorized), "{names:?}");
+            assert_eq!(reason(ended), Err(expected), "{names:?}");
         }
         let down = FakeRuntime::default()
             .with("r.test/app:v1", Script::Fails(Reason::RegistryUnreachable));
@@ -424,7 +433,7 @@ mod tests {
         for (names, expected) in [
             (&["wrong", "right"][..], Ok(())),
             (&["wrong"], Err(Reason::Unauthorized)),
-            (&[], Err(Reason::Unauthorized)),
+            (&[], Err(Reason::NoCredentials)),
         ] {
             let credentials = names.iter().map(|name| credential(name)).collect();
             let grant = PullGrant { credentials, ..PullGrant::default() };
@@ -484,11 +493,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = DiskGuard::new(0, Some(folder.path().to_owned()));
         let (events, mut received) = mpsc::channel(8);
+        let providers = CredentialProviders::default();
         let runtime = FakeRuntime::default();
         let calls = runtime.calls();
         let huge = Job { room_bytes: u64::MAX, ..job("r.test/app:v1") };
         let timeouts = PullTimeouts { idle: Duration::from_secs(5), total: Duration::from_secs(5) };
-        let ended = run(&huge, Arc::new(runtime), &disk, events, timeouts).await;
+        let ended = run(&huge, Arc::new(runtime), &disk, &providers, events, timeouts).await;
         assert!(matches!(ended, Ended::NoRoom(_)), "{ended:?}");
         assert!(received.recv().await.is_none() && calls.lock().unwrap().is_empty());
     }

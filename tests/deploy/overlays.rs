@@ -36,7 +36,7 @@ fn overlays_stand_on_the_base_and_outside_of_it() {
         assert!(listed.iter().all(|it| !path.starts_with(it)), "{}: a cycle", path.display());
         seen += 1;
     }
-    assert!(seen >= 5);
+    assert!(seen >= 8);
 }
 
 #[test]
@@ -150,6 +150,52 @@ fn with_fixed_paths_the_controller_only_reads_webhook_configurations() {
         flag.get_env().is_some_and(|name| name == "IMAGEWARM_PUBLISH_WEBHOOK_PATHS")
     };
     assert!(controller.get_arguments().any(known));
+}
+
+/// The warmer is told where the node's files are, and has them there, read-only.
+#[test]
+fn in_clouds_the_plugins_are_where_the_warmer_looks_for_them() {
+    let command = Cli::command();
+    let warmer = command.find_subcommand("warmer").expect("a command");
+    for cloud in ["eks", "gke", "aks"] {
+        let patch = read(&crate::overlay(cloud).join("warmer.yaml")).remove(0);
+        assert_eq!(patch["metadata"]["name"], crate::WARMER, "{cloud}");
+        let (pod, ours) = (&patch["spec"]["template"]["spec"], container(&patch));
+        assert_eq!(ours["name"], container(&one("DaemonSet", crate::WARMER))["name"], "{cloud}");
+        let mounts = list(&ours["volumeMounts"]);
+        let volumes = list(&pod["volumes"]);
+        assert_eq!(mounts.len(), volumes.len(), "{cloud}");
+        for (mount, volume) in mounts.iter().zip(volumes) {
+            assert_eq!((&mount["name"], &mount["readOnly"]), (&volume["name"], &json!(true)));
+            // A plugin's arguments and configuration name the node's paths.
+            assert_eq!(mount["mountPath"], volume["hostPath"]["path"], "{cloud}");
+            let kind = text(&volume["hostPath"]["type"]);
+            assert!(["File", "Directory"].contains(&kind), "{cloud}: {volume}");
+        }
+        let mut flags = BTreeSet::new();
+        for variable in list(&ours["env"]) {
+            let mut arguments = warmer.get_arguments();
+            let named =
+                |flag: &&clap::Arg| flag.get_env().is_some_and(|it| it == text(&variable["name"]));
+            let flag = arguments.find(named).unwrap_or_else(|| panic!("{cloud}: {variable}"));
+            flags.insert(flag.get_long().unwrap_or_default().to_owned());
+            let path = std::path::Path::new(text(&variable["value"]));
+            let is_below = |mount: &Value| path.starts_with(text(&mount["mountPath"]));
+            assert!(mounts.iter().any(is_below), "{cloud}: {variable} is not mounted");
+        }
+        let expected = ["image-credential-provider-bin-dir", "image-credential-provider-config"];
+        assert_eq!(flags.iter().map(String::as_str).collect::<Vec<_>>(), expected, "{cloud}");
+        if pod["hostNetwork"] == true {
+            assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet", "{cloud}");
+        }
+        let kustomization = read(&crate::overlay(cloud).join("kustomization.yaml")).remove(0);
+        // On the node's network the warmers are no Pods for the controllers' policy; else their own policy holds.
+        let target = if pod["hostNetwork"] == true { "imagecontroller" } else { "imagewarmer" };
+        let policies = list(&kustomization["patches"]).iter().filter(|patch| {
+            patch["target"]["kind"] == "NetworkPolicy" && patch["target"]["name"] == target
+        });
+        assert_eq!(policies.count(), 1, "{cloud}");
+    }
 }
 
 #[test]

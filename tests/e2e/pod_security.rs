@@ -9,7 +9,11 @@ use serde_json::{Value, json};
 
 use crate::world::World;
 
-crate::tests![the_controller_is_restricted, the_warmer_breaks_what_it_has_to];
+crate::tests![
+    the_controller_is_restricted,
+    the_warmer_breaks_what_it_has_to,
+    the_warmers_of_clouds_are_admitted,
+];
 
 const CONTROLLER: &str = include_str!("../../deploy/controller/deployment.yaml");
 const WARMER: &str = include_str!("../../deploy/warmer/daemonset.yaml");
@@ -44,6 +48,35 @@ async fn the_controller_is_restricted(world: &World) -> Result<()> {
     ensure!(careless != CONTROLLER, "the manifest has nothing about root");
     let refused = refusal(world, "restricted", &careless).await?.context("root was let in")?;
     ensure!(refused.contains("runAsNonRoot != true"), "{refused}");
+    Ok(())
+}
+
+/// As the overlays render them: the API server takes their Pods, and what else they change.
+async fn the_warmers_of_clouds_are_admitted(world: &World) -> Result<()> {
+    for (cloud, has_host_network) in [("eks", true), ("gke", true), ("aks", false)] {
+        let folder = format!("{}/overlays/{cloud}", env!("CARGO_MANIFEST_DIR"));
+        let rendered = world.commands.kubectl(&["kustomize", &folder]).await?;
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&rendered)?;
+        let warmer = objects.iter().find(|one| one["kind"] == "DaemonSet");
+        let warmer = warmer.context("no DaemonSet is rendered")?;
+        let pod = &warmer["spec"]["template"]["spec"];
+        ensure!((pod["hostNetwork"] == true) == has_host_network, "{cloud}: {pod}");
+        let probe = pod["containers"][0]["args"].to_string();
+        let port = pod["containers"][0]["ports"][0]["containerPort"].to_string();
+        ensure!(probe.contains(&format!("--health-listen=[::]:{port}")), "{cloud}: {probe}");
+        let refused = refusal(world, "privileged", &warmer.to_string()).await?;
+        ensure!(refused.is_none(), "{cloud}: {refused:?}");
+        let changed = ["DaemonSet", "NetworkPolicy"];
+        let changed: Vec<&Value> =
+            objects.iter().filter(|one| changed.iter().any(|kind| one["kind"] == **kind)).collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": changed});
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), list.to_string())?;
+        let path = file.path().display().to_string();
+        let arguments = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f"];
+        let output = world.commands.kubectl(&[&arguments[..], &[&path]].concat()).await?;
+        ensure!(output.lines().count() == changed.len(), "{cloud}: {output}");
+    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@ crate::tests![
     a_pull_secret_of_the_revision,
     the_pull_secret_of_the_service_account,
     a_wrong_password_is_unauthorized,
-    no_credentials_are_unauthorized,
+    without_credentials_nothing_is_said_of_pods,
     a_missing_secret_is_named,
     a_new_deploy_tries_a_corrected_secret_at_once,
     a_corrected_secret_heals_by_itself,
@@ -69,11 +69,25 @@ async fn a_wrong_password_is_unauthorized(world: &World) -> Result<()> {
     Ok(())
 }
 
-async fn no_credentials_are_unauthorized(world: &World) -> Result<()> {
+/// On the nodes of a cloud the kubelet may have credentials: what is said is what imagewarm lacks.
+async fn without_credentials_nothing_is_said_of_pods(world: &World) -> Result<()> {
     let namespace = world.namespace("private-none").await?;
     let app = world.registries.push_private("none", "v1").await?;
     namespace.revision("hello-00001", containers(&[&app.tag])).await?;
-    namespace.all_failed(3, Reason::Unauthorized).await?;
+    let warms = namespace.all_failed(3, Reason::NoCredentials).await?;
+    let events = eventually("there is an Event", async || {
+        let events = namespace.events(Reason::NoCredentials).await?;
+        Ok((!events.is_empty()).then_some(events))
+    })
+    .await?;
+    let notes = events.iter().map(|event| event.message.clone().unwrap_or_default());
+    let messages = warms.iter().filter_map(|warm| warm.ready()).map(|ready| ready.message.clone());
+    for text in notes.chain(messages) {
+        for part in ["kubelet may have credentials", "--image-credential-provider-config"] {
+            ensure!(text.contains(part), "no {part:?} in {text}");
+        }
+        ensure!(!text.contains("Pod"), "{text}");
+    }
     Ok(())
 }
 

@@ -242,7 +242,8 @@ fn status(observed: &Observed<'_>, warm: &ImageWarm) -> Result<(), String> {
     let image = canonical(&warm.spec.image);
     let holds = observed.held.contains(&(node.clone(), image.clone()));
     let is_ready = matches!(reason, Reason::Pulled | Reason::AlreadyPresent);
-    let refused = matches!(reason, Reason::Unauthorized | Reason::SecretMissing);
+    let refused =
+        matches!(reason, Reason::Unauthorized | Reason::NoCredentials | Reason::SecretMissing);
     if reason == Reason::Removed && !holds && observed.losers.contains(node) {
         return Ok(());
     }
@@ -345,6 +346,7 @@ fn expected_image_status(
                 reason,
                 Reason::NotFound
                     | Reason::Unauthorized
+                    | Reason::NoCredentials
                     | Reason::SecretMissing
                     | Reason::RuntimeUnavailable
                     | Reason::RegistryUnreachable

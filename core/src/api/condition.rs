@@ -79,8 +79,13 @@ labels! {
         Pulled,
         /// The node held the image already; nothing was downloaded.
         AlreadyPresent,
-        /// The registry refused the credentials, or there were none.
+        /// The registry refused the credentials.
         Unauthorized,
+        /// The registry refused the image, and imagewarm has no credentials for it; the kubelet may have
+        /// some.
+        NoCredentials,
+        /// The registry refused the image, and a credential provider of the node failed.
+        CredentialProviderFailed,
         /// The registry has no such repository, tag or digest.
         NotFound,
         /// The registry limited the rate of requests.
@@ -129,6 +134,8 @@ impl Reason {
         matches!(
             self,
             Reason::Unauthorized
+                | Reason::NoCredentials
+                | Reason::CredentialProviderFailed
                 | Reason::NotFound
                 | Reason::PlatformMismatch
                 | Reason::RuntimeMismatch
@@ -141,6 +148,19 @@ impl Reason {
     /// still be the newest.
     pub const fn leaves_image_unknown(self) -> bool {
         matches!(self, Reason::RegistryUnreachable | Reason::TimedOut | Reason::RateLimited)
+    }
+
+    /// The reason for controllers that know the first ones only.
+    pub const fn widened(self) -> Reason {
+        match self {
+            Reason::NoCredentials | Reason::CredentialProviderFailed => Reason::Unauthorized,
+            reason => reason,
+        }
+    }
+
+    /// Whether the registry answered, and refused the image with the credentials that there were.
+    pub const fn is_refusal(self) -> bool {
+        matches!(self.widened(), Reason::Unauthorized | Reason::NotFound)
     }
 }
 

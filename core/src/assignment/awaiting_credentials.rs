@@ -37,7 +37,10 @@ pub(super) struct AwaitingCredentials {
 impl AwaitingCredentials {
     /// Adds or removes the assignment, by the reason in its status.
     pub(super) fn note(&mut self, uid: &Uid, reason: Option<Reason>, now: i64) {
-        if !matches!(reason, Some(Reason::SecretMissing | Reason::Unauthorized)) {
+        let lacks_credentials = |reason: Reason| {
+            matches!(reason.widened(), Reason::SecretMissing | Reason::Unauthorized)
+        };
+        if !reason.is_some_and(lacks_credentials) {
             self.due.remove(uid);
         } else if !self.due.contains_key(uid) {
             self.schedule(uid, now);

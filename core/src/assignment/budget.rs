@@ -65,7 +65,9 @@ impl Index {
         }
         let node = self.assignments.get(uid).map(|assignment| assignment.warm.node_name.clone());
         let released = match (reason, node) {
-            (Reason::Unauthorized | Reason::NotFound, Some(node)) => {
+            // A provider that fails is the fault of one node.
+            (Reason::CredentialProviderFailed, _) => self.canaries.ended(key, uid),
+            (reason, Some(node)) if reason.is_refusal() => {
                 let verdict = Verdict { node, uid: uid.clone(), reason, message: message.into() };
                 self.canaries.failed(key, verdict, now)
             }

@@ -134,7 +134,7 @@ impl Index {
 
 /// Whether a pull can only fail for this reason when its registry answers.
 fn shows_an_answer(reason: Reason) -> bool {
-    matches!(reason, Reason::Unauthorized | Reason::NotFound | Reason::PlatformMismatch)
+    reason.is_refusal() || reason == Reason::PlatformMismatch
 }
 
 /// Whether this progress is to be written to the status.

@@ -1,12 +1,11 @@
 //! Registry credentials of pull secrets, matched to images exactly as kubelet does it
-//! (`k8s.io/kubernetes/pkg/credentialprovider`). What the node itself is configured with is not
-//! known here, and no helper program is ever run.
+//! (`k8s.io/kubernetes/pkg/credentialprovider`). Those that the node itself has are found by
+//! [`credential_provider`](super::credential_provider), with the same matching.
 //!
 //! Own code: a Pod's own pull must find the same credential. Libraries for docker's configuration
 //! match hosts only, or run helpers; this is compared with kubelet's package in `tests/`.
 
 mod docker_config;
-mod location;
 #[cfg(test)]
 mod tests;
 
@@ -15,8 +14,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use super::Reference;
+use super::location::{self, Location};
 pub use docker_config::KeychainError;
-pub(crate) use location::Location;
 
 /// The key under which Docker Hub's credentials are stored, whatever the image's domain is called.
 const DEFAULT_REGISTRY: &[u8] = b"index.docker.io";
@@ -61,17 +60,18 @@ impl fmt::Debug for Keychain {
 impl Keychain {
     /// Adds the content of `.dockerconfigjson`. Adds nothing at all where any part is wrong.
     pub fn add_docker_config_json(&mut self, content: &[u8]) -> Result<(), KeychainError> {
-        self.add(docker_config::parse_docker_config_json(content)?);
+        self.add_entries(docker_config::parse_docker_config_json(content)?);
         Ok(())
     }
 
     /// Adds the content of `.dockercfg`. Adds nothing at all where any part is wrong.
     pub fn add_dockercfg(&mut self, content: &[u8]) -> Result<(), KeychainError> {
-        self.add(docker_config::parse_dockercfg(content)?);
+        self.add_entries(docker_config::parse_dockercfg(content)?);
         Ok(())
     }
 
-    fn add(&mut self, entries: Vec<(String, Credential)>) {
+    /// Adds credentials by the names of their registries.
+    pub fn add_entries(&mut self, entries: impl IntoIterator<Item = (String, Credential)>) {
         for (registry, credential) in entries {
             // As kubelet does, passes over what is no URL: other entries are good all the same.
             if let Some(pattern) = location::pattern_of(&registry) {

@@ -1,8 +1,10 @@
 //! Image names and registry credentials: the reference grammar, object names, and the matching of
 //! credentials as kubelet does it; how text from outside is quoted. Pure.
 
+pub mod credential_provider;
 mod digest;
 pub mod keychain;
+mod location;
 pub mod object_name;
 pub mod quoted;
 pub mod reference;

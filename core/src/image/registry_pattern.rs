@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::keychain::Location;
+use super::location::Location;
 use super::quoted::quoted;
 
 /// Docker Hub's domain in references, and its other names.

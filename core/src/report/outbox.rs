@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::api::Reason;
 use crate::api::names::Uid;
 use crate::protocol::from_warmer::Message;
 use crate::protocol::{FromWarmer, Outcome, Progress, PullRequest};
@@ -55,6 +56,7 @@ impl Outbox {
 
     /// Queues the outcome of a presence check or a pull; it replaces queued progress.
     pub fn outcome(&mut self, outcome: Outcome) {
+        let outcome = for_any_controller(outcome);
         let uid = Uid::from(outcome.uid.as_str());
         self.take_back(Kind::Progress, &uid);
         self.reported.remove(&uid);
@@ -117,6 +119,17 @@ impl Outbox {
     }
 }
 
+/// An older controller does not know the newer reasons.
+fn for_any_controller(mut outcome: Outcome) -> Outcome {
+    if let Some(reason) = Reason::from_name(&outcome.reason)
+        && reason.widened() != reason
+    {
+        outcome.narrower_reason =
+            std::mem::replace(&mut outcome.reason, reason.widened().as_str().into());
+    }
+    outcome
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +156,26 @@ mod tests {
         assert_eq!(sent.len(), 2, "{sent:?}");
         assert!(matches!(&sent[1], Message::Outcome(outcome) if outcome.reason == "Pulled"));
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn an_older_controller_gets_a_reason_that_it_knows() {
+        for (reason, sent, narrower) in [
+            ("NoCredentials", "Unauthorized", "NoCredentials"),
+            ("CredentialProviderFailed", "Unauthorized", "CredentialProviderFailed"),
+            ("NotFound", "NotFound", ""),
+        ] {
+            let mut outbox = Outbox::default();
+            outbox.outcome(Outcome { reason: reason.into(), ..Outcome::default() });
+            let messages = all(&mut outbox);
+            let [Message::Outcome(outcome)] = messages.as_slice() else { unreachable!() };
+            assert_eq!(
+                (outcome.reason.as_str(), outcome.narrower_reason.as_str()),
+                (sent, narrower)
+            );
+            let read = crate::report::status::Outcome::from(outcome).reason;
+            assert_eq!(read.as_str(), reason);
+        }
     }
 
     #[test]

@@ -129,7 +129,8 @@ impl From<&protocol::Outcome> for Outcome {
     /// Trusts nothing: a reason that is unknown or contradicts `present` is replaced by one that
     /// follows from `present` alone.
     fn from(outcome: &protocol::Outcome) -> Self {
-        let reason = match Reason::from_name(&outcome.reason) {
+        let narrower = Reason::from_name(&outcome.narrower_reason);
+        let reason = match narrower.or(Reason::from_name(&outcome.reason)) {
             Some(reason) if (reason.ready() == ConditionStatus::True) == outcome.present => reason,
             _ if outcome.present => Reason::AlreadyPresent,
             Some(_) => Reason::Removed,
@@ -403,6 +404,24 @@ mod tests {
             assert_eq!(outcome.reason, reason, "{present} {word}");
             assert_eq!((outcome.digest, outcome.started_at), (None, None));
             assert!(outcome.message.len() < 1_100 && !outcome.message.contains('\u{7}'));
+        }
+    }
+
+    #[test]
+    fn a_narrower_reason_counts_unless_it_is_unknown_or_contradicts_the_report() {
+        for (present, narrower, expected) in [
+            (false, "NoCredentials", Reason::NoCredentials),
+            (false, "OfTheFuture", Reason::Unauthorized),
+            (false, "Pulled", Reason::Removed),
+            (true, "NoCredentials", Reason::AlreadyPresent),
+        ] {
+            let report = protocol::Outcome {
+                present,
+                reason: "Unauthorized".into(),
+                narrower_reason: narrower.into(),
+                ..protocol::Outcome::default()
+            };
+            assert_eq!(Outcome::from(&report).reason, expected, "{present} {narrower}");
         }
     }
 

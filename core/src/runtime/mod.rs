@@ -7,8 +7,10 @@ pub mod kubelet;
 #[cfg(test)]
 mod metamorphic;
 mod names;
+mod refused;
 
 pub use names::without_names;
+pub use refused::CredentialSources;
 
 use crate::api::Reason;
 use crate::image::{Digest, Reference};

@@ -130,7 +130,7 @@ async fn two_namespaces_one_digest(stage: &Stage<'_>) -> Result<()> {
     stage.arrives(&second, "other", &app.digest).await?;
     let none = stage.namespace().await?;
     stage.warm(&none, "app", &app.by_digest()).await?;
-    stage.reaches(&none, "app", Reason::Unauthorized).await?;
+    stage.reaches(&none, "app", Reason::NoCredentials).await?;
     // It heals with the secret.
     third.correct_pull_secret("regcred").await?;
     stage.arrives(&third, "app", &app.digest).await?;
@@ -141,7 +141,7 @@ async fn no_credentials(stage: &Stage<'_>) -> Result<()> {
     let namespace = stage.namespace().await?;
     let app = stage.push_private("none").await?;
     stage.warm(&namespace, "app", &app.tag).await?;
-    stage.reaches(&namespace, "app", Reason::Unauthorized).await?;
+    stage.reaches(&namespace, "app", Reason::NoCredentials).await?;
     Ok(())
 }
 

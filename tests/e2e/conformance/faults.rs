@@ -32,7 +32,7 @@ async fn fails(stage: &Stage<'_>, case: &str, fault: Fault, reason: Reason) -> R
 }
 
 async fn forbidden(stage: &Stage<'_>) -> Result<()> {
-    fails(stage, "forbidden", Fault::Status(403, ""), Reason::Unauthorized).await.map(drop)
+    fails(stage, "forbidden", Fault::Status(403, ""), Reason::NoCredentials).await.map(drop)
 }
 
 /// The node then leaves the whole registry alone for a while, and so holds other pulls up.

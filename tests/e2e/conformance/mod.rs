@@ -6,6 +6,8 @@ mod credentials;
 mod failures;
 mod faults;
 mod interruptions;
+mod plugins;
+mod providers;
 mod pulls;
 mod stage;
 
@@ -41,8 +43,14 @@ type Cases = &'static [(&'static str, Turn, Case)];
 /// Everything that is to be run, in order: `conformance::RUNTIME::CASE`.
 pub fn all() -> impl Iterator<Item = (String, Trial)> {
     // Those that wait longest begin first.
-    let cases: [Cases; 5] =
-        [faults::CASES, pulls::CASES, credentials::CASES, failures::CASES, interruptions::CASES];
+    let cases: [Cases; 6] = [
+        providers::CASES,
+        faults::CASES,
+        pulls::CASES,
+        credentials::CASES,
+        failures::CASES,
+        interruptions::CASES,
+    ];
     cases.into_iter().flatten().flat_map(|(name, turn, case)| {
         RuntimeKind::ALL.into_iter().map(move |runtime| {
             let name = format!("conformance::{}::{name}", runtime.name());

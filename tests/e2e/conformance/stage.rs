@@ -4,12 +4,13 @@ use std::ops::Deref;
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use imagewarm_core::api::{ImageWarm, Reason};
 use tokio::sync::{OnceCell, RwLock};
 use xtask::cluster::{ContainerdVersion, Registry};
 use xtask::images::TestImage;
 
+use super::plugins::Plugins;
 use crate::world::{Namespace, Proxied, Pushed, World};
 
 /// The runtimes that the warmer works with.
@@ -41,6 +42,7 @@ pub struct Conformance {
     turns: [RwLock<()>; 4],
     untrusted: OnceCell<Registry>,
     large: OnceCell<String>,
+    plugins: [OnceCell<Plugins>; 4],
 }
 
 impl Conformance {
@@ -90,7 +92,12 @@ impl<'a> Stage<'a> {
                 };
                 // The other tests' Revisions do not come here.
                 world.nodes.taint_for_good(&name, "conformance", "NoSchedule").await?;
-                world.warmers.start_first(&name, &WARMER_FLAGS).await?;
+                let make = async || Plugins::make(runtime.name(), world.registries.private()?);
+                let plugins =
+                    conformance.plugins[runtime as usize].get_or_try_init(make).await?.flags();
+                let plugins: Vec<&str> = plugins.iter().map(String::as_str).collect();
+                let flags = [&WARMER_FLAGS[..], &plugins].concat();
+                world.warmers.start_first(&name, &flags).await?;
                 anyhow::Ok(name)
             })
             .await?;
@@ -114,6 +121,11 @@ impl<'a> Stage<'a> {
 
     fn repository(&self, case: &str) -> String {
         format!("conformance/{}-{case}", self.runtime.name())
+    }
+
+    /// The credential providers of the node.
+    pub fn plugins(&self) -> Result<&Plugins> {
+        self.conformance.plugins[self.runtime as usize].get().context("the node has no plugins")
     }
 
     /// Pushes a new small image, to be asked for through the proxy.

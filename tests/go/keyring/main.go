@@ -1,5 +1,6 @@
-// Reads pull secrets and image names, one JSON object a line, and writes which credentials
-// kubelet's own keyring finds for each image, one JSON object a line.
+// Reads pull secrets, patterns of credential providers and image names, one JSON object a line, and
+// writes which credentials kubelet's own keyring finds for each image, and which patterns match it,
+// one JSON object a line.
 package main
 
 import (
@@ -22,11 +23,14 @@ type question struct {
 		Type    v1.SecretType `json:"type"`
 		Content []byte        `json:"content"` // base64
 	} `json:"secrets"`
-	Images []string `json:"images"`
+	MatchImages []string `json:"matchImages"`
+	Images      []string `json:"images"`
 }
 
 type answer struct {
 	OK bool `json:"ok"`
+	// For each pattern, the images that it matches; null for what kubelet refuses as a pattern.
+	Matches [][]bool `json:"matches"`
 	// For each image, the credentials in kubelet's order.
 	Found [][]credential `json:"found"`
 }
@@ -56,7 +60,7 @@ func answerTo(question question) answer {
 		return answer{}
 	}
 	keys := keysByUsername(keyring)
-	answer := answer{OK: true, Found: [][]credential{}}
+	answer := answer{OK: true, Matches: matches(question), Found: [][]credential{}}
 	for _, image := range question.Images {
 		repository, _, _, err := parsers.ParseImageName(image)
 		if err != nil {
@@ -70,6 +74,27 @@ func answerTo(question question) answer {
 		answer.Found = append(answer.Found, found)
 	}
 	return answer
+}
+
+func matches(question question) [][]bool {
+	all := [][]bool{}
+	for _, pattern := range question.MatchImages {
+		if _, err := credentialprovider.ParseSchemelessURL(pattern); err != nil {
+			all = append(all, nil)
+			continue
+		}
+		matched := []bool{}
+		for _, image := range question.Images {
+			repository, _, _, err := parsers.ParseImageName(image)
+			if err != nil {
+				log.Fatalf("%q: %v", image, err)
+			}
+			matches, _ := credentialprovider.URLsMatchStr(pattern, repository)
+			matched = append(matched, matches)
+		}
+		all = append(all, matched)
+	}
+	return all
 }
 
 // keysByUsername tells the pattern of each user name, which is unique in a question.

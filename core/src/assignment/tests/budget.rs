@@ -26,6 +26,21 @@ fn all_ask(index: &mut Index, now: i64) -> Vec<String> {
     described(index)
 }
 
+/// The other nodes try for themselves: their providers may work.
+#[test]
+fn a_provider_that_fails_is_the_fault_of_its_node_alone() {
+    let mut index = with_canary();
+    assert_eq!(all_ask(&mut index, 0), ["1 resolve u1"]);
+    index.message(1, &outcome("u1", Reason::CredentialProviderFailed), 100);
+    let others = (2..=5).map(|n| format!("{n} resolve u{n}"));
+    let expected: Vec<_> =
+        std::iter::once("status u1 CredentialProviderFailed".into()).chain(others).collect();
+    assert_eq!(described(&mut index), expected);
+    index.message(2, &outcome("u2", Reason::CredentialProviderFailed), 150);
+    assert_eq!(described(&mut index), ["status u2 CredentialProviderFailed"]);
+    assert_eq!(index.take_savings(), (0, 0));
+}
+
 #[test]
 fn two_nodes_find_out_for_all_that_credentials_are_wrong() {
     let mut index = with_canary();

@@ -28,6 +28,19 @@ fn done(queue: &mut Queue, now: i64, step: Step, ended: Ended) -> Option<(bool, 
     outcome_of(queue.ended(&job, ended, now, 0.5))
 }
 
+/// A provider that fails is no registry that does not answer: the registry has refused.
+#[test]
+fn what_a_registry_refuses_is_denied_whatever_was_missing() {
+    for reason in [Reason::NoCredentials, Reason::CredentialProviderFailed, Reason::SecretMissing] {
+        let mut queue = held_by_team_a();
+        queue.assign(of("team-b", "b"), 1);
+        assert_eq!(done(&mut queue, 1, Step::CheckPresence, found()), None);
+        let refused = Ended::Verified(Err(error(reason)));
+        let expected = Some((false, reason.as_str().into()));
+        assert_eq!(done(&mut queue, 1, Step::Verify, refused), expected);
+    }
+}
+
 #[test]
 fn what_another_namespace_brought_is_asked_for() {
     let mut queue = held_by_team_a();

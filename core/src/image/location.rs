@@ -1,9 +1,10 @@
 //! Where a credential applies: registry names as URLs, and the matching of host patterns, to the
-//! letter of Go's `net/url`, `net.SplitHostPort` and `path/filepath.Match`, which kubelet uses.
-//! Works on bytes, since percent-escapes can spell any.
+//! letter of Go's `net/url`, `net.SplitHostPort` and `path/filepath.Match`, which kubelet uses, for pull
+//! secrets and for credential providers alike. Works on bytes, since percent-escapes can spell any.
 
 /// Host and path of a registry name or of an image.
-pub(crate) struct Location {
+#[derive(Clone, Debug)]
+pub(super) struct Location {
     host: Vec<u8>,
     path: Vec<u8>,
 }

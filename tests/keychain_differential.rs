@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-use imagewarm_core::image::credential_provider::parse_config;
+use imagewarm_core::image::credential_provider::{CredentialProvider, FieldError, parse_config};
 use imagewarm_core::image::keychain::KeychainError;
 use imagewarm_core::image::{Keychain, Reference};
 use rand::RngExt;
@@ -56,8 +56,10 @@ fn agrees_with_kubelet() {
     let questions: Vec<Question> = (0..CASES).map(|_| question(&mut random)).collect();
     let answers: Vec<Answer> = go::ask("keyring", &questions);
 
+    let mut patterns = Patterns::default();
     let (mut refused, mut lookups, mut hits, mut several) = (0, 0, 0, 0);
     for (question, answer) in questions.iter().zip(answers) {
+        patterns.compare(question, &answer);
         let mut keychain = Keychain::default();
         let ours = question.secrets.iter().try_for_each(|secret| {
             let content = STANDARD.decode(&secret.content).unwrap();
@@ -91,49 +93,53 @@ fn agrees_with_kubelet() {
         "{CASES} sets of secrets, {refused} refused; {lookups} lookups, {hits} found something, \
          {several} of them more than one credential"
     );
+    println!("{patterns:?} of credential providers");
     assert!(refused > CASES / 50 && hits > CASES / 5 && several > CASES / 50, "this proves little");
+    let Patterns { refused, hits, misses } = patterns;
+    assert!(refused > CASES / 50 && hits > CASES / 5 && misses > CASES, "this proves little");
 }
 
-#[test]
-fn providers_match_as_kubelets_do() {
-    let mut random = go::seeded();
-    let questions: Vec<Question> = (0..CASES)
-        .map(|_| Question {
-            secrets: Vec::new(),
-            match_images: (0..3).map(|_| registry(&mut random)).collect(),
-            images: images(&mut random),
-        })
-        .collect();
-    let answers: Vec<Answer> = go::ask("keyring", &questions);
-    let (mut refused, mut hits, mut misses) = (0, 0, 0);
-    for (question, answer) in questions.iter().zip(answers) {
+/// How many patterns were refused; how many images matched one, and did not.
+#[derive(Debug, Default)]
+struct Patterns {
+    refused: usize,
+    hits: usize,
+    misses: usize,
+}
+
+impl Patterns {
+    /// Compares the matching of credential providers.
+    fn compare(&mut self, question: &Question, answer: &Answer) {
         assert_eq!(question.match_images.len(), answer.matches.len());
-        for (pattern, theirs) in question.match_images.iter().zip(answer.matches) {
-            let config = json!({
-                "kind": "CredentialProviderConfig",
-                "apiVersion": "kubelet.config.k8s.io/v1",
-                "providers": [{
-                    "name": "plugin",
-                    "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
-                    "defaultCacheDuration": "0",
-                    "matchImages": [pattern],
-                }],
-            });
-            let ours = parse_config(config.to_string().as_bytes(), &mut BTreeSet::new());
+        for (pattern, theirs) in question.match_images.iter().zip(&answer.matches) {
+            let ours = provider(pattern);
             assert_eq!(ours.is_ok(), theirs.is_some(), "{pattern:?}: {ours:?}");
             let (Ok(ours), Some(theirs)) = (ours, theirs) else {
-                refused += 1;
+                self.refused += 1;
                 continue;
             };
             for (image, theirs) in question.images.iter().zip(theirs) {
                 let matches = ours[0].matches(&Reference::parse(image).unwrap());
-                assert_eq!(matches, theirs, "{pattern:?} of {image:?}");
-                *(if matches { &mut hits } else { &mut misses }) += 1;
+                assert_eq!(matches, *theirs, "{pattern:?} of {image:?}");
+                *(if matches { &mut self.hits } else { &mut self.misses }) += 1;
             }
         }
     }
-    println!("{refused} patterns refused; {hits} images match, {misses} do not");
-    assert!(refused > CASES / 50 && hits > CASES / 5 && misses > CASES, "this proves little");
+}
+
+/// A provider with this pattern.
+fn provider(pattern: &str) -> Result<Vec<CredentialProvider>, FieldError> {
+    let config = json!({
+        "kind": "CredentialProviderConfig",
+        "apiVersion": "kubelet.config.k8s.io/v1",
+        "providers": [{
+            "name": "plugin",
+            "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+            "defaultCacheDuration": "0",
+            "matchImages": [pattern],
+        }],
+    });
+    parse_config(config.to_string().as_bytes(), &mut BTreeSet::new())
 }
 
 /// Where one file spells one pattern twice, kubelet's order is that of a Go map: random. Those
@@ -189,11 +195,8 @@ const PORTS: &[&str] = &["", "", "", "", "", "", ":5000", ":443"];
 
 fn question(random: &mut StdRng) -> Question {
     let secrets = (0..random.random_range(1..=3)).map(|index| secret(index, random)).collect();
-    Question { secrets, match_images: Vec::new(), images: images(random) }
-}
-
-fn images(random: &mut StdRng) -> Vec<String> {
-    (0..6).map(|_| image(random)).collect()
+    let match_images = (0..3).map(|_| registry(random)).collect();
+    Question { secrets, match_images, images: (0..6).map(|_| image(random)).collect() }
 }
 
 fn image(random: &mut StdRng) -> String {

@@ -156,7 +156,10 @@ impl Provider {
             Decision::Failed(failure) => Next::Known(Err(failure)),
             Decision::Join(id) => match shared.ends.get(&id) {
                 Some(end) => Next::After(id, end.clone()),
-                None => Next::Known(Err(ProviderFailure::Abandoned)),
+                None => {
+                    shared.calls.abandoned(id);
+                    Next::Known(Err(ProviderFailure::Abandoned))
+                }
             },
             Decision::Call(id) => {
                 let (sender, end) = watch::channel(None);

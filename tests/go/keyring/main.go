@@ -56,11 +56,12 @@ func answerTo(question question) answer {
 		})
 	}
 	keyring, err := secrets.MakeDockerKeyring(objects, &credentialprovider.BasicDockerKeyring{})
+	answer := answer{Matches: matches(question), Found: [][]credential{}}
 	if err != nil {
-		return answer{}
+		return answer
 	}
 	keys := keysByUsername(keyring)
-	answer := answer{OK: true, Matches: matches(question), Found: [][]credential{}}
+	answer.OK = true
 	for _, image := range question.Images {
 		repository, _, _, err := parsers.ParseImageName(image)
 		if err != nil {

@@ -96,7 +96,7 @@ fn agrees_with_kubelet() {
     println!("{patterns:?} of credential providers");
     assert!(refused > CASES / 50 && hits > CASES / 5 && several > CASES / 50, "this proves little");
     let Patterns { refused, hits, misses } = patterns;
-    assert!(refused > CASES / 50 && hits > CASES / 5 && misses > CASES, "this proves little");
+    assert!(refused > CASES / 50 && hits > CASES / 10 && misses > CASES, "this proves little");
 }
 
 /// How many patterns were refused; how many images matched one, and did not.

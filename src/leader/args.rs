@@ -6,6 +6,7 @@ use clap::ArgAction;
 use clap::builder::BoolishValueParser;
 
 use imagewarm_core::api::names::Namespace;
+use imagewarm_core::image::ImageRewrites;
 use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::image::registry_pattern::{RegistryPattern, RegistryPatternError};
 use imagewarm_core::placement::NodeSelector;
@@ -41,6 +42,16 @@ pub struct ControllerArgs {
         value_parser = registry_patterns
     )]
     pub skipped_registries: RegistryPatterns,
+
+    /// What the cluster makes of images when Pods are admitted, by repository prefix, the longest first:
+    /// `docker.io=mirror.example/hub,docker.io/library=mirror.example/official`. What Pods then pull is warmed
+    #[arg(
+        long,
+        env = "IMAGEWARM_IMAGE_REWRITES",
+        value_name = "PREFIX=PREFIX,…",
+        default_value = ""
+    )]
+    pub image_rewrites: ImageRewrites,
 
     /// Keys of taints that only mark a starting node and so do not delay warming; `prefix*` for
     /// all keys with a prefix
@@ -189,6 +200,7 @@ impl ControllerArgs {
         Policy {
             paused: self.paused,
             skipped_registries: self.skipped_registries.0.clone(),
+            image_rewrites: self.image_rewrites.clone(),
             startup_taints: filled(&self.startup_taints),
             default_node_selector: self.default_node_selector.clone(),
             knative_namespace: self.knative_namespace.to_string(),

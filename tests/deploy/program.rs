@@ -8,6 +8,7 @@ use imagewarm::cli::Cli;
 use imagewarm::leader::LeaseArgs;
 use imagewarm::leader::ca_publication::{CONFIG_MAP, CONFIGURATION};
 use imagewarm::programs::certificates::{SECRET, SERVICES};
+use imagewarm_core::api::deployment_config::DEPLOYMENT_CONFIG;
 use serde_json::{Value, json};
 
 use crate::{CONTROLLER, WARMER, container, list, name, of_kind, one, text, workloads};
@@ -93,7 +94,7 @@ fn names_in_the_program_are_those_in_the_manifests() {
     let configurations = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"];
     assert_eq!(
         named(&one("ClusterRole", "imagewarm-controller")),
-        [json!([configurations, [CONFIGURATION]])]
+        [json!([configurations, [CONFIGURATION]]), json!([["configmaps"], [DEPLOYMENT_CONFIG]])]
     );
     assert_eq!(
         named(&one("Role", "imagewarm-controller")),

@@ -185,7 +185,8 @@ fn a_patch_that_makes_the_object_took_the_right_to_create() {
 
 fn dispatch_ca() -> String {
     let grants = granted(&objects());
-    let named = grants.into_iter().find(|it| it.resource == "configmaps" && it.name.is_some());
+    let is_ours = |it: &Grant| it.resource == "configmaps" && it.namespace.is_some();
+    let named = grants.into_iter().find(|it| is_ours(it) && it.name.is_some());
     named.and_then(|grant| grant.name).expect("a ConfigMap by name")
 }
 

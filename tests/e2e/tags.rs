@@ -1,7 +1,7 @@
 //! Tags beside the digests that Knative resolved, and tags that the registry cannot be asked for.
 
 use anyhow::{Result, ensure};
-use imagewarm_core::api::{ImageWarm, Reason};
+use imagewarm_core::api::{ConditionStatus, ImageWarm, Reason};
 use serde_json::json;
 use xtask::cluster::Fault;
 
@@ -11,6 +11,7 @@ crate::tests![
     a_digest_is_pulled_where_its_tag_cannot_be_had,
     a_digest_that_came_by_another_way_ends_a_failure,
     a_tag_that_cannot_be_checked_is_present_where_the_node_holds_it,
+    what_the_cluster_makes_of_an_image_is_warmed,
 ];
 
 fn digest(warm: &ImageWarm) -> Option<&str> {
@@ -79,7 +80,7 @@ async fn a_tag_that_cannot_be_checked_is_present_where_the_node_holds_it(
         eventually(&format!("all ImageWarms are Ready and show {text:?}"), async || {
             let warms = namespace.image_warms().await?;
             let is_shown = |warm: &ImageWarm| {
-                let is_ready = warm.reason().is_some_and(|r| r.ready().as_str() == "True");
+                let is_ready = warm.reason().is_some_and(|r| r.ready() == ConditionStatus::True);
                 is_ready && message(warm).is_some_and(|message| message.contains(text))
             };
             Ok((warms.len() == 3 && warms.iter().all(is_shown)).then_some(()))
@@ -98,4 +99,23 @@ async fn a_tag_that_cannot_be_checked_is_present_where_the_node_holds_it(
         Ok(warms.iter().all(is_checked).then_some(()))
     })
     .await
+}
+
+async fn what_the_cluster_makes_of_an_image_is_warmed(world: &World) -> Result<()> {
+    let namespace = world.namespace("rewritten").await?;
+    let app = world.registries.push("rewritten", "v1").await?;
+    let registry = app.tag.split('/').next().unwrap_or_default();
+    let rewrites = format!("index.docker.io/library={registry}");
+    world.controllers.restart_with(&["--image-rewrites", &rewrites]).await?;
+    let revision = namespace.revision("hello-00001", containers(&["rewritten:v1"])).await?;
+    let warms = namespace.all_ready(3).await?;
+    ensure!(warms.iter().all(|warm| warm.spec.image == app.tag), "{warms:?}");
+    // Knative names what the Revision names.
+    let resolved = format!("index.docker.io/library/rewritten@{}", app.digest);
+    namespace.resolve("hello-00001", &[("container-0", &resolved)]).await?;
+    namespace.image("any-name", json!({"image": resolved}), Some(&revision)).await?;
+    namespace.image_is("any-name", "True", "").await?;
+    let after = namespace.all_ready(3).await?;
+    ensure!(after.iter().all(|warm| warm.spec.image == app.tag), "{after:?}");
+    Ok(())
 }

@@ -152,7 +152,7 @@ fn resolve(
     if image.spec.image.is_empty() {
         return Resolution::Empty;
     }
-    let reference = match Reference::parse(&image.spec.image) {
+    let reference = match policy.image(&image.spec.image) {
         Ok(reference) => reference,
         Err(error) => return Resolution::Invalid(error.to_string()),
     };
@@ -167,10 +167,12 @@ fn resolve(
     if let Some(&at) = revision.as_ref().and_then(|key| places.get(key)) {
         let owner = &mut demands[at];
         let Consumer::Revision(revision) = &owner.by else { return Resolution::Undecided };
-        if opts_out(revision.metadata.annotations.as_ref()) || never_pulls(revision, &reference) {
+        if opts_out(revision.metadata.annotations.as_ref())
+            || never_pulls(revision, &reference, policy)
+        {
             return Resolution::OptedOut;
         }
-        match place(&reference, image, revision, &mut owner.demand.images) {
+        match place(&reference, (image, revision), &mut owner.demand.images, policy) {
             Place::At(image) => return Resolution::Wanted { consumer: at, image },
             Place::Ambiguous => return Resolution::Undecided,
             Place::None if owner.demand.beyond_limit > 0 => return Resolution::BeyondLimit,
@@ -197,7 +199,7 @@ fn of_deployment_config(
     image: Option<&KnativeImage>,
     policy: &Policy,
 ) -> Option<ConsumerDemand> {
-    let reference = Reference::parse(&config.queue_proxy).ok()?;
+    let reference = policy.image(&config.queue_proxy).ok()?;
     if policy.paused || is_skipped(&reference, policy) {
         return None;
     }
@@ -217,9 +219,9 @@ enum Place {
 
 fn place(
     reference: &Reference,
-    image: &KnativeImage,
-    revision: &Revision,
+    (image, revision): (&KnativeImage, &Revision),
     wanted: &mut [WantedImage],
+    policy: &Policy,
 ) -> Place {
     // Knative makes Images of containers only.
     let is_containers = |one: &WantedImage| !one.is_volume;
@@ -241,7 +243,7 @@ fn place(
         [] => return Place::None,
         [one] => *one,
         _ => {
-            let named = container_image(image, revision);
+            let named = container_image(image, revision, policy);
             let at = open.iter().find(|at| Some(&wanted[**at].reference) == named.as_ref());
             let Some(at) = at else { return Place::Ambiguous };
             *at
@@ -253,13 +255,17 @@ fn place(
 
 /// The image of the container that is part of the Image's name
 /// (`<Revision>-cache-<container>`, unless that is too long).
-fn container_image(image: &KnativeImage, revision: &Revision) -> Option<Reference> {
+fn container_image(
+    image: &KnativeImage,
+    revision: &Revision,
+    policy: &Policy,
+) -> Option<Reference> {
     let name = image.metadata.name.as_deref()?;
     let container = name
         .strip_prefix(revision.metadata.name.as_deref()?)
         .and_then(|rest| rest.strip_prefix("-cache-"))?;
     let mut all = revision.spec.containers.iter().chain(&revision.spec.init_containers);
-    Reference::parse(&all.find(|one| one.name == container)?.image).ok()
+    policy.image(&all.find(|one| one.name == container)?.image).ok()
 }
 
 /// The Revision that an Image names in its label or owner reference.

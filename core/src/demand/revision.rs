@@ -107,11 +107,12 @@ pub(super) fn is_skipped(reference: &Reference, policy: &Policy) -> bool {
 
 /// Whether the Revision has a container image of this repository that is never to be pulled. Knative makes
 /// no Images of volumes.
-pub(super) fn never_pulls(revision: &Revision, reference: &Reference) -> bool {
+pub(super) fn never_pulls(revision: &Revision, reference: &Reference, policy: &Policy) -> bool {
     let mut all = revision.spec.containers.iter().chain(&revision.spec.init_containers);
     all.any(|container| {
         is_never_pulled(container.image_pull_policy.as_deref())
-            && Reference::parse(&container.image)
+            && policy
+                .image(&container.image)
                 .is_ok_and(|image| image.repository() == reference.repository())
     })
 }
@@ -127,9 +128,13 @@ fn images(revision: &Revision, policy: &Policy) -> Vec<WantedImage> {
         None => (&none, &none),
     };
     let spec = &revision.spec;
-    let containers = spec.containers.iter().enumerate().map(|(at, c)| (c, digest(c, at, statuses)));
-    let inits =
-        spec.init_containers.iter().enumerate().map(|(at, c)| (c, digest(c, at, init_statuses)));
+    let containers =
+        spec.containers.iter().enumerate().map(|(at, c)| (c, digest(c, at, statuses, policy)));
+    let inits = spec
+        .init_containers
+        .iter()
+        .enumerate()
+        .map(|(at, c)| (c, digest(c, at, init_statuses, policy)));
 
     let mut images: Vec<WantedImage> = Vec::new();
     let mut places: HashMap<Reference, usize> = HashMap::new();
@@ -204,18 +209,23 @@ fn warmable((image, pull_policy): (&str, Option<&str>), policy: &Policy) -> Opti
     if is_never_pulled(pull_policy) {
         return None;
     }
-    let reference = Reference::parse(image).ok()?;
+    let reference = policy.image(image).ok()?;
     (!is_skipped(&reference, policy)).then_some(reference)
 }
 
 /// What Knative resolved the container's tag to: by name, or by position while it has no name.
-fn digest(container: &Container, at: usize, statuses: &[ContainerStatus]) -> Option<Reference> {
+fn digest(
+    container: &Container,
+    at: usize,
+    statuses: &[ContainerStatus],
+    policy: &Policy,
+) -> Option<Reference> {
     let status = if container.name.is_empty() {
         statuses.get(at)
     } else {
         statuses.iter().find(|status| status.name == container.name)
     };
-    let resolved = Reference::parse(&status?.image_digest).ok()?;
+    let resolved = policy.image(&status?.image_digest).ok()?;
     resolved.digest().is_some().then_some(resolved)
 }
 

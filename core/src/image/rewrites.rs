@@ -84,8 +84,9 @@ fn prefix(text: &str) -> Result<String, ImageRewritesError> {
         None => (text, String::new()),
     };
     let prefix = canonical(&format!("{}{path}", domain.to_ascii_lowercase()));
-    let image = Reference::parse(&format!("{prefix}/image")).map_err(|_| wrong())?;
-    let is_same = image.repository() == format!("{prefix}/image") && image.tag() == Some("latest");
+    let image = Reference::parse(&format!("{prefix}/a/image")).map_err(|_| wrong())?;
+    let is_same =
+        image.repository() == format!("{prefix}/a/image") && image.tag() == Some("latest");
     if is_same { Ok(prefix) } else { Err(wrong()) }
 }
 

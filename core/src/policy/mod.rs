@@ -5,6 +5,7 @@ pub mod bounds;
 pub use bounds::Bounds;
 
 use crate::image::registry_pattern::RegistryPattern;
+use crate::image::{ImageRewrites, Reference, ReferenceError};
 use crate::placement::NodeSelector;
 
 /// Settings that planning depends on; the same for admission and repair.
@@ -14,6 +15,8 @@ pub struct Policy {
     pub paused: bool,
     /// Registries whose images are never warmed, as Knative skips them.
     pub skipped_registries: Vec<RegistryPattern>,
+    /// What the cluster makes of images when Pods are admitted.
+    pub image_rewrites: ImageRewrites,
     /// Keys of taints that do not hold warming back, since they only mark a starting node.
     pub startup_taints: Vec<String>,
     /// The node selector of namespaces that have none of their own.
@@ -32,10 +35,18 @@ impl Default for Policy {
                 .iter()
                 .filter_map(|domain| domain.parse().ok())
                 .collect(),
+            image_rewrites: ImageRewrites::default(),
             startup_taints: vec!["node.kubernetes.io/not-ready".into()],
             default_node_selector: NodeSelector::default(),
             knative_namespace: "knative-serving".into(),
             bounds: Bounds::default(),
         }
+    }
+}
+
+impl Policy {
+    /// The image that Pods pull where one of this name is demanded.
+    pub(crate) fn image(&self, name: &str) -> Result<Reference, ReferenceError> {
+        Ok(self.image_rewrites.of(&Reference::parse(name)?))
     }
 }

@@ -120,6 +120,11 @@ proptest! {
         let mut world = world;
         let plan = world.plan(now);
         world.apply(&plan, now);
+        // Where an ImageWarm by digest now is, the one by tag goes.
+        let again = world.plan(now);
+        prop_assert_eq!(created(&again), NOTHING);
+        prop_assert!(again.delete.iter().all(|one| one.cause == Cause::Resolved));
+        world.apply(&again, now);
         let again = world.plan(now);
         prop_assert!(idle(&again), "{:?} {:?}", created(&again), deleted(&again));
     }

@@ -67,8 +67,16 @@ async fn the_warmers_of_clouds_are_admitted(world: &World) -> Result<()> {
         let refused = refusal(world, "privileged", &warmer.to_string()).await?;
         ensure!(refused.is_none(), "{cloud}: {refused:?}");
         let changed = ["DaemonSet", "NetworkPolicy"];
-        let changed: Vec<&Value> =
-            objects.iter().filter(|one| changed.iter().any(|kind| one["kind"] == **kind)).collect();
+        let mut changed: Vec<Value> = objects
+            .iter()
+            .filter(|one| changed.iter().any(|kind| one["kind"] == **kind))
+            .cloned()
+            .collect();
+        // New ones: of those that are there another field manager owns the ports that an overlay replaces.
+        for object in &mut changed {
+            let name = &mut object["metadata"]["name"];
+            *name = format!("{}-{cloud}", name.as_str().context("no name")?).into();
+        }
         let list = json!({"apiVersion": "v1", "kind": "List", "items": changed});
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), list.to_string())?;

@@ -47,7 +47,7 @@ async fn a_digest_that_came_by_another_way_ends_a_failure(world: &World) -> Resu
     world.nodes.pull(node, &by_digest).await?;
     proxied.spoil(Fault::Status(403, ""));
     namespace.revision("hello-00001", containers(&[&tag])).await?;
-    namespace.all_failed(3, Reason::Unauthorized).await?;
+    namespace.all_failed(3, Reason::NoCredentials).await?;
     namespace.resolve("hello-00001", &[("container-0", &by_digest)]).await?;
     let is_ready = |warm: &ImageWarm| warm.reason() == Some(Reason::AlreadyPresent);
     let found = eventually("the node with the digest is ready", async || {
@@ -57,7 +57,7 @@ async fn a_digest_that_came_by_another_way_ends_a_failure(world: &World) -> Resu
     .await?;
     ensure!(found.spec.node_name == node && digest(&found) == Some(&app.digest), "{found:?}");
     let warms = namespace.image_warms().await?;
-    let still = warms.iter().filter(|warm| warm.reason() == Some(Reason::Unauthorized));
+    let still = warms.iter().filter(|warm| warm.reason() == Some(Reason::NoCredentials));
     ensure!(still.count() == others.len(), "{warms:?}");
     proxied.heal();
     Ok(())

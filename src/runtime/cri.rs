@@ -17,12 +17,12 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
-use super::{Runtime, RuntimeFuture};
+use super::{POD_UID_LABEL, Runtime, RuntimeFuture};
 use api::image_service_client::ImageServiceClient;
 use api::runtime_service_client::RuntimeServiceClient;
 use api::{
     AuthConfig, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
-    PullImageRequest, VersionRequest,
+    ListPodSandboxRequest, PodSandboxFilter, PullImageRequest, VersionRequest,
 };
 use content::ContentStore;
 use imagewarm_core::api::Reason;
@@ -31,7 +31,7 @@ use imagewarm_core::image::quoted::printable;
 use imagewarm_core::image::{Credential, Reference};
 use imagewarm_core::runtime::{
     LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
-    cri_failure, digest_of,
+    cri_failure, digest_of, platform,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,6 +87,14 @@ impl Cri {
         })
     }
 
+    async fn has_sandbox(&self, pod_uid: &str) -> Result<bool, RuntimeError> {
+        let mut client = RuntimeServiceClient::new(self.channel.clone());
+        let label_selector = [(POD_UID_LABEL.to_owned(), pod_uid.to_owned())].into();
+        let filter = Some(PodSandboxFilter { label_selector });
+        let request = ListPodSandboxRequest { filter };
+        Ok(!in_time(client.list_pod_sandbox(request), None).await?.items.is_empty())
+    }
+
     async fn check_presence(&self, image: &Reference) -> Result<Presence, RuntimeError> {
         let request = ImageStatusRequest { image: Some(spec(image)), verbose: true };
         Ok(read(image, in_time(self.images().image_status(request), Some(image)).await?))
@@ -137,6 +145,10 @@ impl Runtime for Cri {
         Box::pin(self.request_version())
     }
 
+    fn runs_pod<'a>(&'a self, uid: &'a str) -> RuntimeFuture<'a, Result<bool, RuntimeError>> {
+        Box::pin(self.has_sandbox(uid))
+    }
+
     // containerd's bytes show that a pull moves, but not that it is stuck: see `content`.
     fn reports_progress(&self) -> bool {
         false
@@ -184,7 +196,7 @@ enum Presence {
 fn read(image: &Reference, answer: ImageStatusResponse) -> Presence {
     let Some(found) = answer.image else { return Presence::Absent };
     if let Some(built_for) = answer.info.get("info").and_then(|info| built_for(info))
-        && built_for != architecture()
+        && !platform::runs(architecture(), &built_for)
     {
         return Presence::OtherPlatform(format!("{}/{built_for}", std::env::consts::OS));
     }

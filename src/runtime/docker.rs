@@ -9,13 +9,13 @@ use std::time::Duration;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::models::{CreateImageInfo, ImageInspect};
-use bollard::query_parameters::{CreateImageOptions, EventsOptions};
+use bollard::query_parameters::{CreateImageOptions, EventsOptions, ListContainersOptions};
 use bollard::{API_DEFAULT_VERSION, BollardRequest};
 use futures::TryStreamExt;
 use http::HeaderValue;
 use tokio::sync::OnceCell;
 
-use super::{EndpointError, Runtime, RuntimeFuture};
+use super::{EndpointError, POD_UID_LABEL, Runtime, RuntimeFuture};
 use imagewarm_core::api::Reason;
 use imagewarm_core::image::quoted::{printable, quoted};
 use imagewarm_core::image::{Credential, Digest, Reference};
@@ -69,6 +69,13 @@ impl Docker {
             }
         }
         Ok(None)
+    }
+
+    async fn has_container(&self, pod_uid: &str) -> Result<bool, RuntimeError> {
+        let filters = [("label".to_owned(), vec![format!("{POD_UID_LABEL}={pod_uid}")])];
+        let options = ListContainersOptions { filters: Some(filters.into()), ..Default::default() };
+        let found = self.client.list_containers(Some(options)).await;
+        Ok(!found.map_err(|error| failure(error, None))?.is_empty())
     }
 
     async fn request_version(&self) -> Result<RuntimeVersion, RuntimeError> {
@@ -149,6 +156,10 @@ enum Presence {
 }
 
 impl Runtime for Docker {
+    fn runs_pod<'a>(&'a self, uid: &'a str) -> RuntimeFuture<'a, Result<bool, RuntimeError>> {
+        Box::pin(self.has_container(uid))
+    }
+
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>> {
         // Not cached: the engine may have been upgraded.
         Box::pin(self.request_version())

@@ -1,8 +1,9 @@
 //! The sockets among which the runtime is: that of `--runtime-endpoint` or, by default, the well-known
 //! ones that exist. `selection` finds out which of them is the kubelet's.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,13 +16,15 @@ use imagewarm_core::image::quoted::quoted;
 /// Directories to search for sockets; the shipped manifests mount the node's `/run` at the last.
 const FOLDERS: [&str; 3] = ["/run", "/var/run", "/host/run"];
 /// Well-known sockets and their protocols.
-const WELL_KNOWN: [(&str, Kind); 5] = [
+const WELL_KNOWN: [(&str, Kind); 6] = [
     ("containerd/containerd.sock", Kind::Cri),
     ("crio/crio.sock", Kind::Cri),
     ("docker.sock", Kind::Docker),
     // k3s and RKE2.
     ("k3s/containerd/containerd.sock", Kind::Cri),
     ("k0s/containerd.sock", Kind::Cri),
+    // MicroK8s: its folder is mounted there by an overlay.
+    ("containerd.sock", Kind::Cri),
 ];
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -74,10 +77,12 @@ fn found(folders: &[PathBuf]) -> Result<Vec<PathBuf>, EndpointError> {
     let candidates =
         folders.iter().flat_map(|folder| WELL_KNOWN.map(|(name, _)| folder.join(name)));
     let mut existing: Vec<PathBuf> = Vec::new();
+    // One folder may be mounted at several paths.
+    let mut seen = HashSet::new();
     for path in candidates {
         let Ok(path) = path.canonicalize() else { continue };
-        let is_socket = path.metadata().is_ok_and(|found| found.file_type().is_socket());
-        if is_socket && !existing.contains(&path) {
+        let Ok(found) = path.metadata() else { continue };
+        if found.file_type().is_socket() && seen.insert((found.dev(), found.ino())) {
             existing.push(path);
         }
     }
@@ -156,7 +161,11 @@ mod tests {
         assert_eq!(found(&folders).unwrap(), [run.join("containerd/containerd.sock")]);
         std::fs::remove_file(run.join("docker.sock")).unwrap();
         let _docker = UnixListener::bind(run.join("docker.sock")).unwrap();
-        let several = found(&folders).unwrap();
+        // The same folder, mounted once more.
+        let host_run = run.with_file_name("host-run");
+        std::fs::create_dir(&host_run).unwrap();
+        std::fs::hard_link(run.join("docker.sock"), host_run.join("docker.sock")).unwrap();
+        let several = found(&[folders.to_vec(), vec![host_run]].concat()).unwrap();
         assert_eq!(several, [run.join("containerd/containerd.sock"), run.join("docker.sock")]);
     }
 

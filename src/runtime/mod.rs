@@ -31,10 +31,18 @@ pub use withheld::Withheld;
 /// A future of a [`Runtime`] method.
 pub type RuntimeFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// The label that kubelets give to sandboxes and containers of a Pod.
+const POD_UID_LABEL: &str = "io.kubernetes.pod.uid";
+
 /// One container runtime, reached over its socket.
 pub trait Runtime: Send + Sync + fmt::Debug {
     /// The runtime's name and version; fails with `RuntimeUnavailable` if the runtime is down.
     fn version(&self) -> RuntimeFuture<'_, Result<RuntimeVersion, RuntimeError>>;
+
+    /// Whether the runtime runs the Pod with this uid.
+    fn runs_pod<'a>(&'a self, _uid: &'a str) -> RuntimeFuture<'a, Result<bool, RuntimeError>> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
 
     /// Fails while nothing may be pulled, whatever the registry says: before a permit is asked for.
     fn usable(&self) -> Result<(), RuntimeError> {

@@ -1,5 +1,6 @@
-//! Finds out which socket is the kubelet's runtime, by name and version. An image in another runtime's store
-//! serves no Pod: nothing is pulled into it, and nothing in it counts as warm.
+//! Finds out which socket is the kubelet's runtime: by name and version, and of several alike by the warmer's own
+//! Pod, which the kubelet has started there. An image in another runtime's store serves no Pod: nothing is pulled
+//! into it, and nothing in it counts as warm.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,8 +39,13 @@ pub enum Again {
 }
 
 /// Selects among the sockets. `kubelet` is the Node's `status.nodeInfo.containerRuntimeVersion`, such as
-/// `containerd://2.2.3`; while that is not known, a socket that is the only one is used.
-pub async fn select(sockets: &[PathBuf], kubelet: &str) -> Result<Selection, EndpointError> {
+/// `containerd://2.2.3`; while that is not known, a socket that is the only one is used. `pod_uid` is that of a
+/// Pod which the kubelet has started, if one is known.
+pub async fn select(
+    sockets: &[PathBuf],
+    kubelet: &str,
+    pod_uid: Option<&str>,
+) -> Result<Selection, EndpointError> {
     let Some(reported) = KubeletRuntime::parse(kubelet) else {
         return match sockets {
             [only] => Ok(selected(only, behind(only)?)),
@@ -49,7 +55,20 @@ pub async fn select(sockets: &[PathBuf], kubelet: &str) -> Result<Selection, End
     let asked = join_all(sockets.iter().map(|socket| ask(socket))).await;
     let answers: Vec<Option<RuntimeVersion>> =
         asked.iter().map(|asked| asked.as_ref().map(|(_, version)| version.clone())).collect();
-    let found = reported.find(&answers);
+    let mut found = reported.find(&answers);
+    if found == Found::Several
+        && let Some(uid) = pod_uid
+    {
+        let fitting = asked.iter().enumerate().filter_map(|(at, asked)| {
+            let (runtime, version) = asked.as_ref()?;
+            reported.is(version).then_some(async move { (at, runs(runtime.as_ref(), uid).await) })
+        });
+        let runs: Vec<(usize, bool)> = join_all(fitting).await;
+        if let [at] = *runs.iter().filter(|(_, runs)| *runs).map(|(at, _)| *at).collect::<Vec<_>>()
+        {
+            found = Found::One(at);
+        }
+    }
     if let Found::One(at) = found
         && let (Some(socket), Some(Some((runtime, _)))) =
             (sockets.get(at), asked.into_iter().nth(at))
@@ -81,6 +100,11 @@ async fn ask(socket: &Path) -> Option<(Arc<dyn Runtime>, RuntimeVersion)> {
     Some((runtime, version))
 }
 
+async fn runs(runtime: &dyn Runtime, pod_uid: &str) -> bool {
+    let answer = tokio::time::timeout(VERSION_TIMEOUT, runtime.runs_pod(pod_uid)).await;
+    matches!(answer, Ok(Ok(true)))
+}
+
 fn why_none(
     found: Found,
     kubelet: &str,
@@ -97,7 +121,9 @@ fn why_none(
         }
         Found::Several | Found::One(_) => {
             let sockets = list(sockets);
-            let message = format!("more than one socket of {sockets} is {kubelet}: {HOW_TO_SET}");
+            let message = format!(
+                "more than one socket of {sockets} is {kubelet}, and none runs this Pod: {HOW_TO_SET}"
+            );
             (Reason::RuntimeMismatch, message)
         }
         Found::None => {
@@ -123,22 +149,39 @@ mod tests {
 
     use super::*;
 
-    /// Answers every request as dockerd of this version answers the one for its version.
+    /// Answers as dockerd of this version answers a request for its version.
     fn dockerd(socket: &Path, version: &str) -> JoinHandle<()> {
+        dockerd_with(socket, version, "")
+    }
+
+    /// The same with a container of this Pod.
+    fn dockerd_with(socket: &Path, version: &str, pod_uid: &str) -> JoinHandle<()> {
         let listener = UnixListener::bind(socket).unwrap();
-        let body =
-            format!(r#"{{"Version":"{version}","ApiVersion":"1.44","Os":"linux","Arch":"amd64"}}"#);
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
+        let answer = |body: String| {
+            let length = body.len();
+            format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+            )
+        };
+        let about = answer(format!(
+            r#"{{"Version":"{version}","ApiVersion":"1.44","Os":"linux","Arch":"amd64"}}"#
+        ));
+        let (one, none) = (answer(r#"[{"Id":"c"}]"#.into()), answer("[]".into()));
+        let label = format!("io.kubernetes.pod.uid%3D{pod_uid}%22");
         tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let answer = answer.clone();
+                let (about, one, none) = (about.clone(), one.clone(), none.clone());
+                let label = label.clone();
                 tokio::spawn(async move {
-                    let mut request = [0; 4096];
-                    while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                    let mut buffer = [0; 4096];
+                    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+                        let request = String::from_utf8_lossy(&buffer[..read]);
+                        let answer = match request.contains("/containers/json") {
+                            true if request.contains(&label) => &one,
+                            true => &none,
+                            false => &about,
+                        };
                         if stream.write_all(answer.as_bytes()).await.is_err() {
                             return;
                         }
@@ -154,10 +197,10 @@ mod tests {
         let socket = folder.path().join("docker.sock");
         let _dockerd = dockerd(&socket, "28.2.2");
         let alone = [socket.clone()];
-        let used = select(&alone, "docker://28.2.2").await.unwrap();
+        let used = select(&alone, "docker://28.2.2", None).await.unwrap();
         assert!(used.again.is_none() && used.runtime.usable().is_ok());
         for kubelet in ["containerd://2.1.4", "docker://27.0.1"] {
-            let withheld = select(&alone, kubelet).await.unwrap();
+            let withheld = select(&alone, kubelet, None).await.unwrap();
             assert_eq!(withheld.again, Some(Again::OtherReport));
             let error = withheld.runtime.usable().unwrap_err();
             assert_eq!(error.reason, Reason::RuntimeMismatch);
@@ -167,7 +210,7 @@ mod tests {
             }
         }
         // A Node that has just registered may not say it yet.
-        assert!(select(&alone, "").await.unwrap().runtime.usable().is_ok());
+        assert!(select(&alone, "", None).await.unwrap().runtime.usable().is_ok());
     }
 
     #[tokio::test]
@@ -179,23 +222,33 @@ mod tests {
         }
         let sockets = [first.join("docker.sock"), second.join("docker.sock")];
         let _first = dockerd(&sockets[0], "28.2.2");
-        let waits = select(&sockets, "docker://29.0.1").await.unwrap();
+        let waits = select(&sockets, "docker://29.0.1", None).await.unwrap();
         assert_eq!(waits.again, Some(Again::Responds));
         let error = waits.runtime.usable().unwrap_err();
         assert_eq!(error.reason, Reason::RuntimeUnavailable);
         assert!(error.message.contains("second/docker.sock does not respond"), "{error}");
         let _second = dockerd(&sockets[1], "29.0.1");
-        assert!(select(&sockets, "docker://29.0.1").await.unwrap().again.is_none());
-        let error = select(&sockets, "").await.unwrap_err().to_string();
+        assert!(select(&sockets, "docker://29.0.1", None).await.unwrap().again.is_none());
+        let error = select(&sockets, "", None).await.unwrap_err().to_string();
         assert!(error.contains("more than one container runtime"), "{error}");
     }
 
     #[tokio::test]
-    async fn two_sockets_of_one_version_cannot_be_told_apart() {
+    async fn of_two_sockets_of_one_version_the_one_with_our_pod_is_the_kubelets() {
         let folder = tempfile::tempdir().unwrap();
         let sockets = ["a", "b"].map(|name| folder.path().join(format!("{name}.sock")));
-        let _both = sockets.each_ref().map(|socket| dockerd(socket, "29.0.1"));
-        let withheld = select(&sockets, "docker://29.0.1").await.unwrap();
+        let _both = [("uid-a", &sockets[0]), ("uid-b", &sockets[1])]
+            .map(|(uid, socket)| dockerd_with(socket, "29.0.1", uid));
+        for (uid, socket) in [("uid-a", &sockets[0]), ("uid-b", &sockets[1])] {
+            let selected = select(&sockets, "docker://29.0.1", Some(uid)).await.unwrap();
+            assert!(selected.again.is_none(), "{uid}");
+            let alone = select(std::slice::from_ref(socket), "docker://29.0.1", None).await;
+            assert!(alone.unwrap().runtime.runs_pod(uid).await.unwrap());
+            assert!(selected.runtime.runs_pod(uid).await.unwrap(), "{uid}");
+        }
+        let unknown = select(&sockets, "docker://29.0.1", Some("uid-c")).await.unwrap();
+        assert_eq!(unknown.again, Some(Again::OtherReport));
+        let withheld = select(&sockets, "docker://29.0.1", None).await.unwrap();
         let error = withheld.runtime.usable().unwrap_err();
         assert_eq!(error.reason, Reason::RuntimeMismatch);
         assert!(error.message.contains("more than one socket of"), "{error}");

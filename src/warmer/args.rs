@@ -49,6 +49,11 @@ pub struct WarmerArgs {
     #[arg(long, env = "IMAGEWARM_RUNTIME_ENDPOINT", value_name = "URL")]
     pub runtime_endpoint: Option<String>,
 
+    /// Uid of the warmer's own Pod. Of two runtimes with the name and version that the kubelet reports, the one
+    /// that runs this Pod is used
+    #[arg(long, env = "IMAGEWARM_POD_UID", value_name = "UID")]
+    pub pod_uid: Option<String>,
+
     /// The kubelet's configuration of its credential provider plugins, a `CredentialProviderConfig`: a file, or
     /// a directory of files (*.json, *.yaml, *.yml). Images that they match are pulled with the node's own
     /// credentials, behind those of pull secrets. By default no plugin is run

@@ -94,7 +94,10 @@ impl Warmer {
     /// work; files, the controller and the runtime may become available later.
     pub fn new(args: &WarmerArgs, metrics: WarmerMetrics) -> Result<Self, WarmerError> {
         let warmer = Self::with_runtime(Arc::new(Withheld::undecided()), args, metrics)?;
-        let selector = Selector::new(runtime::sockets(args.runtime_endpoint.as_deref())?);
+        let selector = Selector::new(
+            runtime::sockets(args.runtime_endpoint.as_deref())?,
+            args.pod_uid.clone(),
+        );
         Ok(Warmer { selector, ..warmer })
     }
 
@@ -128,7 +131,7 @@ impl Warmer {
         Ok(Warmer {
             removals: Removals::listen(runtime.clone()),
             runtime,
-            selector: Selector::new(Vec::new()),
+            selector: Selector::new(Vec::new(), None),
             logged_version: Arc::default(),
             link: Link::new(settings),
             clock: Clock::start(),

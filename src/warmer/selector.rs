@@ -20,6 +20,8 @@ type Selected = Result<Selection, EndpointError>;
 pub(super) struct Selector {
     /// Empty where the runtime is given.
     sockets: Vec<PathBuf>,
+    /// The uid of the warmer's own Pod.
+    pod_uid: Option<String>,
     /// What the kubelet reported then.
     selected_for: Option<String>,
     running: Option<BoxFuture<'static, Selected>>,
@@ -27,8 +29,8 @@ pub(super) struct Selector {
 }
 
 impl Selector {
-    pub(super) fn new(sockets: Vec<PathBuf>) -> Self {
-        Selector { sockets, selected_for: None, running: None, again: None }
+    pub(super) fn new(sockets: Vec<PathBuf>, pod_uid: Option<String>) -> Self {
+        Selector { sockets, pod_uid, selected_for: None, running: None, again: None }
     }
 
     /// Begins to select, if what the kubelet reports requires it.
@@ -42,8 +44,9 @@ impl Selector {
     }
 
     fn select(&mut self, kubelet: String) {
-        let sockets = self.sockets.clone();
-        self.running = Some(Box::pin(async move { select(&sockets, &kubelet).await }));
+        let (sockets, uid) = (self.sockets.clone(), self.pod_uid.clone());
+        self.running =
+            Some(Box::pin(async move { select(&sockets, &kubelet, uid.as_deref()).await }));
     }
 
     /// Whether a selection is running.

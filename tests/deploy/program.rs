@@ -19,6 +19,7 @@ fn value_of(variable: &str, pod_ip: &str) -> String {
         "POD_NAME" => "imagecontroller-7d4b9c-x2x7p".into(),
         "POD_NAMESPACE" => crate::NAMESPACE.into(),
         "POD_IP" => pod_ip.into(),
+        "POD_UID" => "6d1f5f0e-3c1b-4c58-9a5e-0b1f3c9a7d21".into(),
         other => panic!("what would the kubelet put for $({other})?"),
     }
 }

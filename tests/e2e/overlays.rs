@@ -43,6 +43,10 @@ async fn kubectl_renders_the_overlays(world: &World) -> Result<()> {
     let role = find(&objects, "ClusterRole", "imagewarm-controller")?;
     let rules = role["rules"].to_string();
     ensure!(rules.contains("tokenreviews") && !rules.contains("secrets"), "{rules}");
+    let objects = render(world, "microk8s").await?;
+    let volumes = &find(&objects, "DaemonSet", WARMER)?["spec"]["template"]["spec"]["volumes"];
+    let folder = &volumes[0]["hostPath"]["path"];
+    ensure!(folder == "/var/snap/microk8s/common/run", "{folder}");
     Ok(())
 }
 

@@ -104,6 +104,8 @@ labels! {
         RuntimeMismatch,
         /// The image reference cannot be parsed, or the image itself is broken.
         InvalidImage,
+        /// The node's signature policy rejects the image.
+        SignatureRejected,
         /// A named pull secret does not exist, or is not a pull secret.
         SecretMissing,
         /// The runtime no longer holds the image.
@@ -140,6 +142,7 @@ impl Reason {
                 | Reason::PlatformMismatch
                 | Reason::RuntimeMismatch
                 | Reason::InvalidImage
+                | Reason::SignatureRejected
                 | Reason::SecretMissing
         )
     }
@@ -154,6 +157,7 @@ impl Reason {
     pub const fn widened(self) -> Reason {
         match self {
             Reason::NoCredentials | Reason::CredentialProviderFailed => Reason::Unauthorized,
+            Reason::SignatureRejected => Reason::InvalidImage,
             reason => reason,
         }
     }

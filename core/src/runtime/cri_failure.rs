@@ -49,10 +49,14 @@ impl From<i32> for Code {
 /// no influence.
 pub fn classify(code: Code, text: &str, image: Option<&Reference>) -> Reason {
     match code {
+        // An image in a format that containerd no longer takes.
+        Code::Unimplemented if text.contains("media type ") => return Reason::InvalidImage,
         // The node's containerd answers, but without the interface: as Docker's own does.
         Code::Unimplemented => return Reason::RuntimeUnavailable,
         // The server's deadline, not ours: the runtime stopped a pull without progress.
         Code::Cancelled => return Reason::TimedOut,
+        // containerd is pulling the same content for somebody else.
+        Code::Unavailable if text.contains(" locked for ") => return Reason::Pulling,
         // One part of the runtime does not reach another.
         Code::Unavailable if text.contains("dial unix") => return Reason::RuntimeUnavailable,
         _ => {}
@@ -117,6 +121,17 @@ mod tests {
                 RuntimeUnavailable,
             ),
             (Code::Unavailable, "server is not initialized yet", RuntimeUnavailable),
+            // containerd 2
+            (
+                Code::Unimplemented,
+                "failed to pull and unpack image \"r.test/a:v1\": failed to resolve image: not implemented: media type \"application/vnd.docker.distribution.manifest.v1+prettyjws\" is no longer supported since containerd v2.1, please rebuild the image as \"application/vnd.docker.distribution.manifest.v2+json\"",
+                InvalidImage,
+            ),
+            (
+                Code::Unavailable,
+                "failed to pull and unpack image \"r.test/a:v1\": failed to copy: ref layer-sha256:00 locked for 1.2s (since 2026-01-01 00:00:00 +0000 UTC): unavailable",
+                Pulling,
+            ),
             // containerd 2.2
             (
                 Code::Unknown,

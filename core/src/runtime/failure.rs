@@ -25,6 +25,10 @@ const PHRASES: &[(Reason, &[&str])] = &[
         ],
     ),
     (
+        Reason::SignatureRejected,
+        &["signaturevalidationfailed", "source image rejected", "rejected by policy"],
+    ),
+    (
         Reason::RateLimited,
         &["toomanyrequests", "too many requests", "rate limit", "parsing http 429"],
     ),
@@ -49,6 +53,8 @@ const PHRASES: &[(Reason, &[&str])] = &[
             "unsupported media type",
             "unsupported manifest",
             "unsupported schema version",
+            "is no longer supported since containerd",
+            "schema 1 support has been removed",
             "mediatype in manifest",
             "failed to register layer",
             "layer verification failed",
@@ -255,6 +261,16 @@ mod tests {
             ),
             (None, "RegistryUnavailable: pinging container registry r.test", RegistryUnreachable),
             (None, "http: server gave HTTP response to HTTPS client", RegistryUnreachable),
+            (
+                None,
+                "SignatureValidationFailed: copying system image from manifest list: Source image rejected: A signature was required, but no signature exists",
+                SignatureRejected,
+            ),
+            (
+                None,
+                "Source image rejected: Running image docker://r.test/a:v1 is rejected by policy.",
+                SignatureRejected,
+            ),
             // unknown
             (
                 Some(500),

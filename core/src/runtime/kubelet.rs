@@ -14,7 +14,7 @@ pub struct KubeletRuntime {
 pub enum Found {
     /// Only this one is the kubelet's runtime.
     One(usize),
-    /// Several are.
+    /// Several are, by name and version.
     Several,
     /// None is, of those that answer; another one does not answer.
     Silent(usize),

@@ -7,6 +7,7 @@ pub mod kubelet;
 #[cfg(test)]
 mod metamorphic;
 mod names;
+pub mod platform;
 mod refused;
 
 pub use names::without_names;

@@ -17,6 +17,7 @@ pub const CASES: super::Cases = cases![Together:
     multi_architecture_index,
     index_without_our_platform,
     image_of_another_platform,
+    image_of_a_32_bit_platform,
     removed_behind_our_back,
     cancel_mid_pull,
 ];
@@ -100,6 +101,18 @@ async fn image_of_another_platform(stage: &Stage<'_>) -> Result<()> {
     registry.push(&image, &repository, "v1").await?;
     stage.warm(&namespace, "app", &registry.image(&repository, "v1")).await?;
     stage.reaches(&namespace, "app", Reason::PlatformMismatch).await?;
+    Ok(())
+}
+
+async fn image_of_a_32_bit_platform(stage: &Stage<'_>) -> Result<()> {
+    let namespace = stage.namespace().await?;
+    let registry = stage.world.registries.open();
+    let platform = if architecture() == "arm64" { "arm" } else { "386" };
+    let image = TestImage::new(&[30_000]).only_for(("linux", platform));
+    let repository = format!("conformance/{}-32-bit", stage.runtime.name());
+    let digest = registry.push(&image, &repository, "v1").await?;
+    stage.warm(&namespace, "app", &registry.image(&repository, "v1")).await?;
+    stage.arrives(&namespace, "app", &digest).await?;
     Ok(())
 }
 

@@ -180,4 +180,11 @@ fn an_outage_is_over_for_all_nodes_soon_after_the_registry_returns() {
     described(&mut index);
     index.message(2, &outcome("u2", Reason::AlreadyPresent), 700_001);
     assert_eq!(described(&mut index), ["status u2 AlreadyPresent"]);
+    // Nor does a pull that failed while the node holds an image of the tag.
+    index.message(2, &request("u2"), 710_000);
+    let FromWarmer::Outcome(held) = outcome("u2", Reason::AlreadyPresent) else { unreachable!() };
+    let unchecked_reason = Reason::RegistryUnreachable.as_str().into();
+    let unchecked = protocol::Outcome { unchecked_reason, ..held };
+    index.message(2, &FromWarmer::Outcome(unchecked), 710_001);
+    assert_eq!(described(&mut index), ["2 resolve u2", "status u2 AlreadyPresent"]);
 }

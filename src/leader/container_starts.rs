@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::clock::{sleep_until, wall_clock};
 use crate::kubernetes::caches::Stores;
 use crate::kubernetes::leadership::{Leadership, Leading};
+use imagewarm_core::image::ImageRewrites;
 use imagewarm_core::report::container_start::{ContainerStart, Used};
 use imagewarm_core::report::image_starts::AllImageStarts;
 
@@ -31,6 +32,8 @@ const WAITING_MAX: usize = 10_000;
 pub(crate) struct ContainerStarts {
     stores: Stores,
     leading: Leading,
+    /// What the cluster makes of the images that Images name.
+    rewrites: ImageRewrites,
     metrics: StartMetrics,
     starts: mpsc::Receiver<ContainerStart>,
     of_images: watch::Sender<Arc<AllImageStarts>>,
@@ -63,13 +66,17 @@ impl ContainerStarts {
     pub(crate) fn new(
         stores: Stores,
         leadership: watch::Receiver<Leadership>,
+        rewrites: ImageRewrites,
         registry: &mut Registry,
     ) -> (Self, mpsc::Sender<ContainerStart>) {
         let metrics = StartMetrics::register(registry);
         let (sender, starts) = mpsc::channel(WAITING_MAX);
         let leading = Leading::new(leadership);
         let of_images = watch::Sender::default();
-        (ContainerStarts { stores, leading, metrics, starts, of_images, batch: BATCH }, sender)
+        (
+            ContainerStarts { stores, leading, rewrites, metrics, starts, of_images, batch: BATCH },
+            sender,
+        )
     }
 
     /// What the statuses of Images are to have, at most once a minute.
@@ -117,7 +124,7 @@ impl ContainerStarts {
             return;
         }
         counted.iter().for_each(|one| self.metrics.counted(one));
-        term.of_images.add(&counted, &self.stores.images.state());
+        term.of_images.add(&counted, &self.stores.images.state(), &self.rewrites);
         term.publish_at.get_or_insert(term.not_before);
     }
 }
@@ -172,7 +179,9 @@ mod tests {
     async fn a_leader_whose_address_changes_goes_on_counting() {
         let mut registry = metrics::registry();
         let (sender, leadership) = watch::channel(Leadership::default());
-        let (mut counting, starts) = ContainerStarts::new(stores(), leadership, &mut registry);
+        let rewrites = ImageRewrites::default();
+        let (mut counting, starts) =
+            ContainerStarts::new(stores(), leadership, rewrites, &mut registry);
         counting.batch = MOMENT;
         let mut of_images = counting.of_images();
         let running = tokio::spawn(counting.run());

@@ -1,6 +1,6 @@
 //! Runs one job: a presence check, a pull, or a verification against the registry. A pull and a
-//! verification wait for a grant and try its credentials in turn, and then the node's own; a pull without progress times
-//! out. The job returns its result; the queue decides what follows.
+//! verification wait for a grant and try its credentials in turn, and then the node's own; a pull without
+//! progress times out. The job returns its result; the queue decides what follows.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};

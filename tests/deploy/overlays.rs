@@ -152,7 +152,7 @@ fn with_fixed_paths_the_controller_only_reads_webhook_configurations() {
     assert!(controller.get_arguments().any(known));
 }
 
-/// The warmer is told where the node's files are, and has them there, read-only.
+/// The warmer's flags name the node's files, which are mounted there, read-only.
 #[test]
 fn in_clouds_the_plugins_are_where_the_warmer_looks_for_them() {
     let command = Cli::command();

@@ -1,6 +1,6 @@
 //! The consumers of images: Revisions, Knative Images that do not belong to a Revision's images, and
-//! Knative's `config-deployment`, which names the queue-proxy's. An Image that Knative created for a Revision demands nothing itself: it only gives the
-//! digest that a tag of that Revision was resolved to.
+//! Knative's `config-deployment`, which names the queue-proxy's. An Image that Knative created for a
+//! Revision demands nothing itself: it only gives the digest that a tag of that Revision was resolved to.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -13,8 +13,20 @@ const DOCKER_HUB_TOO: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
 /// A registry's domain, in which `*` stands for any characters of one label. It matches in any case, with
 /// the same number of labels and the same port, as in the kubelet's `matchImages`; every name of Docker Hub
 /// matches all of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RegistryPattern(String);
+#[derive(Clone, Debug)]
+pub struct RegistryPattern {
+    domain: String,
+    /// Set where it has a `*`.
+    pattern: Option<Location>,
+}
+
+impl PartialEq for RegistryPattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.domain == other.domain
+    }
+}
+
+impl Eq for RegistryPattern {}
 
 /// Why a text is no [`RegistryPattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,10 +42,13 @@ impl FromStr for RegistryPattern {
         let is_allowed = |c: char| {
             c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '*' | '[' | ']')
         };
-        let pattern = canonical(text);
+        let domain = canonical(&text.to_ascii_lowercase()).to_owned();
         let is_domain = !text.is_empty() && text.chars().all(is_allowed);
-        match Location::parse(pattern.as_bytes()).filter(|_| is_domain) {
-            Some(_) => Ok(RegistryPattern(pattern)),
+        match Location::parse(domain.as_bytes()).filter(|_| is_domain) {
+            Some(location) => {
+                let pattern = Some(location).filter(|_| domain.contains('*'));
+                Ok(RegistryPattern { domain, pattern })
+            }
             None => Err(RegistryPatternError(quoted(text).to_string())),
         }
     }
@@ -41,30 +56,26 @@ impl FromStr for RegistryPattern {
 
 impl fmt::Display for RegistryPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.domain)
     }
 }
 
 impl RegistryPattern {
     /// Whether images of this domain are meant.
     pub fn matches(&self, domain: &str) -> bool {
-        let domain = canonical(domain);
-        if self.0 == domain {
-            return true;
-        }
-        let locations = Location::parse(self.0.as_bytes()).zip(Location::parse(domain.as_bytes()));
-        locations.is_some_and(|(pattern, domain)| pattern.matches(&domain))
+        let Some(pattern) = &self.pattern else {
+            return self.domain.eq_ignore_ascii_case(canonical(domain));
+        };
+        let domain = domain.to_ascii_lowercase();
+        Location::parse(canonical(&domain).as_bytes())
+            .is_some_and(|domain| pattern.matches(&domain))
     }
 }
 
-fn canonical(domain: &str) -> String {
-    let domain = domain.to_ascii_lowercase();
-    if is_docker_hub(&domain) { DOCKER_HUB.into() } else { domain }
-}
-
-/// Whether a domain, in lower case, is Docker Hub's.
-pub(super) fn is_docker_hub(domain: &str) -> bool {
-    domain == DOCKER_HUB || DOCKER_HUB_TOO.contains(&domain)
+/// With Docker Hub's usual name, whatever it is called.
+pub(super) fn canonical(domain: &str) -> &str {
+    let is = |name: &&str| name.eq_ignore_ascii_case(domain);
+    if DOCKER_HUB_TOO.iter().any(is) { DOCKER_HUB } else { domain }
 }
 
 #[cfg(test)]

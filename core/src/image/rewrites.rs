@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::Reference;
 use super::quoted::quoted;
-use super::registry_pattern::is_docker_hub;
+use super::registry_pattern;
 
 /// A repository prefix for each image that is rewritten: `docker.io=mirror.test/hub,quay.io/team=mirror.test/team`.
 /// A prefix ends at a `/` of the repository; of several, the longest decides.
@@ -64,7 +64,10 @@ impl fmt::Display for ImageRewrites {
 
 impl ImageRewrites {
     /// The image that Pods pull instead of this one. An image whose rewritten name would be too long stays.
-    pub fn of(&self, image: &Reference) -> Reference {
+    pub fn of(&self, image: Reference) -> Reference {
+        if self.0.is_empty() {
+            return image; // every image of every Revision comes by here
+        }
         let repository = image.repository();
         let canonical = canonical(repository);
         let rewritten = self.0.iter().find_map(|Rewrite { from, to }| {
@@ -72,7 +75,7 @@ impl ImageRewrites {
             let is_whole = rest.is_empty() || rest.starts_with('/');
             is_whole.then(|| format!("{to}{rest}{}", &image.as_str()[repository.len()..]))
         });
-        rewritten.and_then(|image| Reference::parse(&image).ok()).unwrap_or_else(|| image.clone())
+        rewritten.and_then(|image| Reference::parse(&image).ok()).unwrap_or(image)
     }
 }
 
@@ -93,11 +96,7 @@ fn prefix(text: &str) -> Result<String, ImageRewritesError> {
 /// With Docker Hub's usual name, whatever it is called.
 fn canonical(repository: &str) -> String {
     let domain = repository.split('/').next().unwrap_or_default();
-    if is_docker_hub(domain) {
-        format!("docker.io{}", &repository[domain.len()..])
-    } else {
-        repository.to_owned()
-    }
+    format!("{}{}", registry_pattern::canonical(domain), &repository[domain.len()..])
 }
 
 #[cfg(test)]
@@ -122,13 +121,13 @@ mod tests {
             ("registry.test/docker.io/a:1", "registry.test/docker.io/a:1".to_owned()),
         ];
         for (image, expected) in table {
-            let rewritten = rewrites.of(&Reference::parse(image).unwrap());
+            let rewritten = rewrites.of(Reference::parse(image).unwrap());
             assert_eq!(rewritten.as_str(), expected, "{image}");
         }
         assert_eq!(rewrites.to_string().parse(), Ok(rewrites));
         let none: ImageRewrites = "".parse().unwrap();
         assert_eq!(
-            none.of(&Reference::parse("nginx").unwrap()).as_str(),
+            none.of(Reference::parse("nginx").unwrap()).as_str(),
             "docker.io/library/nginx:latest"
         );
     }
@@ -138,7 +137,7 @@ mod tests {
         let rewrites: ImageRewrites =
             format!("docker.io=mirror.test/{}", "a".repeat(200)).parse().unwrap();
         let long = Reference::parse(&format!("docker.io/{}", "b".repeat(200))).unwrap();
-        assert_eq!(rewrites.of(&long), long);
+        assert_eq!(rewrites.of(long.clone()), long);
     }
 
     #[test]

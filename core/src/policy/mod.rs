@@ -47,6 +47,6 @@ impl Default for Policy {
 impl Policy {
     /// The image that Pods pull where one of this name is demanded.
     pub(crate) fn image(&self, name: &str) -> Result<Reference, ReferenceError> {
-        Ok(self.image_rewrites.of(&Reference::parse(name)?))
+        Ok(self.image_rewrites.of(Reference::parse(name)?))
     }
 }

@@ -11,7 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::container_start::{Counted, StartResult};
 use crate::api::KnativeImage;
 use crate::api::names::Uid;
-use crate::image::Reference;
+use crate::image::{ImageRewrites, Reference};
 
 /// Annotation of an Image's status: how many nodes' first containers found the image.
 pub const WARM_STARTS: &str = "caching.knative.dev/warm-starts";
@@ -107,9 +107,14 @@ impl AllImageStarts {
         self.0.get(image.metadata.uid.as_deref()?)
     }
 
-    /// Adds the starts to the Images of their namespace that name the same image. Of Images that are gone
-    /// nothing is kept.
-    pub fn add(&mut self, counted: &[Counted], images: &[Arc<KnativeImage>]) {
+    /// Adds the starts to the Images of their namespace that name the same image, or one that is rewritten to
+    /// it. Of Images that are gone nothing is kept.
+    pub fn add(
+        &mut self,
+        counted: &[Counted],
+        images: &[Arc<KnativeImage>],
+        rewrites: &ImageRewrites,
+    ) {
         let mut of_image: HashMap<(&str, &Reference), Vec<&Counted>> = HashMap::new();
         for one in counted {
             let image = &one.start.image;
@@ -123,6 +128,7 @@ impl AllImageStarts {
             let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
             let reference = Some(&image.spec.image).filter(|_| namespaces.contains(namespace));
             let reference = reference.and_then(|image| Reference::parse(image).ok());
+            let reference = reference.map(|image| rewrites.of(image));
             let new = reference.as_ref().and_then(|image| of_image.get(&(namespace, image)));
             let first = new.and_then(|new| new.first());
             let begun = || ImageStarts::stored(image).or(Some(ImageStarts::from(first?.start.at)));
@@ -161,6 +167,27 @@ pub(crate) mod tests {
         annotations.into_iter().map(|(key, value)| format!("{}: {value}", short(&key))).collect()
     }
 
+    pub(crate) fn add(
+        starts: &mut AllImageStarts,
+        counted: &[Counted],
+        images: &[Arc<KnativeImage>],
+    ) {
+        starts.add(counted, images, &ImageRewrites::default());
+    }
+
+    #[test]
+    fn the_starts_of_a_rewritten_image_are_those_of_the_image_that_knative_names() {
+        let image = Arc::new(knative_image("i", "docker.io/team/app:v1", None));
+        let pods = counted("mirror.test/hub/team/app:v1", 9, Some(3.0));
+        let rewrites = "docker.io=mirror.test/hub".parse().unwrap();
+        let mut starts = AllImageStarts::default();
+        starts.add(std::slice::from_ref(&pods), std::slice::from_ref(&image), &rewrites);
+        assert_eq!(annotations(&starts, &image)[5], "warm-starts: 1");
+        let mut starts = AllImageStarts::default();
+        add(&mut starts, &[pods], std::slice::from_ref(&image));
+        assert_eq!(starts.of(&image), None);
+    }
+
     #[test]
     fn starts_are_added_to_what_the_status_has() {
         let app = by_digest("app", '1');
@@ -172,8 +199,8 @@ pub(crate) mod tests {
         let images =
             |image: &KnativeImage| [Arc::new(image.clone()), other.clone(), elsewhere.clone()];
         let mut starts = AllImageStarts::default();
-        starts.add(&[counted(&app, 9, Some(40.0)), counted(&app, 12, None)], &images(&image));
-        starts.add(&[counted(&app, 20, Some(30.5))], &images(&image));
+        add(&mut starts, &[counted(&app, 9, Some(40.0)), counted(&app, 12, None)], &images(&image));
+        add(&mut starts, &[counted(&app, 20, Some(30.5))], &images(&image));
         let expected = [
             "cold-starts: 1",
             "saved-seconds: 4.5",
@@ -189,15 +216,15 @@ pub(crate) mod tests {
         let status = image.status.get_or_insert_default();
         starts.of(&knative_image("i", &app, None)).unwrap().annotate(&mut status.annotations);
         let mut next = AllImageStarts::default();
-        next.add(&[], &images(&image));
+        add(&mut next, &[], &images(&image));
         assert_eq!(next.of(&image), None, "without a start there is nothing to write");
-        next.add(&[counted(&app, 99, None)], &images(&image));
+        add(&mut next, &[counted(&app, 99, None)], &images(&image));
         let both = annotations(&next, &image);
         assert_eq!(
             (&*both[0], &*both[3], &*both[4]),
             ("cold-starts: 2", expected[3], "waited-seconds: 14.0")
         );
-        next.add(&[], std::slice::from_ref(&other));
+        add(&mut next, &[], std::slice::from_ref(&other));
         assert_eq!(next, AllImageStarts::default(), "nothing is kept of Images that are gone");
     }
 
@@ -220,7 +247,7 @@ pub(crate) mod tests {
             ..KnativeImageStatus::default()
         });
         let mut starts = AllImageStarts::default();
-        starts.add(&[counted(&app, 5, Some(3.0))], &[Arc::new(image.clone())]);
+        add(&mut starts, &[counted(&app, 5, Some(3.0))], &[Arc::new(image.clone())]);
         let expected = [
             "cold-starts: 0",
             "saved-seconds: 2.2",
@@ -235,7 +262,7 @@ pub(crate) mod tests {
             ..KnativeImageStatus::default()
         });
         let mut starts = AllImageStarts::default();
-        starts.add(&[counted(&app, 5, Some(3.0))], &[Arc::new(image.clone())]);
+        add(&mut starts, &[counted(&app, 5, Some(3.0))], &[Arc::new(image.clone())]);
         assert_eq!(annotations(&starts, &image)[5], "warm-starts: 1", "since when is not known");
     }
 }

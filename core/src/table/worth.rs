@@ -1,4 +1,4 @@
-//! `imagewarm report` as text or JSON: whether warming pays, in plain words. Pure.
+//! `imagewarm report` as text or JSON: whether warming pays. Pure.
 
 use comfy_table::{Table, presets};
 use jiff::Timestamp;

@@ -265,7 +265,7 @@ impl RegistryBudgets {
             None => {}
         }
         let Pull { uid, node, account, priority, .. } = &pull;
-        let registry = registry(&mut self.registries, &self.limits, &pull.registry);
+        let registry = registry_mut(&mut self.registries, &self.limits, &pull.registry);
         let granted = registry.has_place(node, now) && registry.may_begin(account, node, now);
         let place = if granted {
             registry.begin(account, node, now);
@@ -285,7 +285,7 @@ impl RegistryBudgets {
     /// Counts a pull that already runs, even beyond the limit.
     pub fn hold(&mut self, pull: Pull, now: i64) {
         self.take_out(&pull.uid);
-        let registry = registry(&mut self.registries, &self.limits, &pull.registry);
+        let registry = registry_mut(&mut self.registries, &self.limits, &pull.registry);
         registry.hold(&pull.account, &pull.node);
         *self.by_node.entry(pull.node.clone()).or_default() += 1;
         let place = Place::InFlight { since: now, progress: now };
@@ -315,7 +315,7 @@ impl RegistryBudgets {
     /// [`RegistryBudgets::end`]; true when the back-off applies.
     pub fn back_off(&mut self, uid: &str, retry_after_ms: Option<i64>, now: i64) -> bool {
         let Some(Held { pull, .. }) = self.places.get(uid) else { return false };
-        let registry = registry(&mut self.registries, &self.limits, &pull.registry);
+        let registry = registry_mut(&mut self.registries, &self.limits, &pull.registry);
         if registry.limits.pulls == 0 {
             return false;
         }
@@ -402,7 +402,7 @@ impl RegistryBudgets {
         }
         let mut suspended = Vec::new();
         for (name, limit) in limits {
-            let registry = registry(&mut self.registries, &self.limits, &name);
+            let registry = registry_mut(&mut self.registries, &self.limits, &name);
             if registry.others(&limit.nodes) > limit.others {
                 let of_others = self.places.iter().filter_map(|(uid, held)| match held.place {
                     Place::InFlight { since, .. }
@@ -499,7 +499,7 @@ impl RegistryBudgets {
     }
 }
 
-fn registry<'a>(
+fn registry_mut<'a>(
     registries: &'a mut HashMap<String, Registry>,
     limits: &RegistryLimits,
     name: &str,

@@ -258,8 +258,9 @@ impl Replica<'_> {
         let pod_images = args.preemption.then_some(pod_images);
         let mut of_images = watch::Sender::default().subscribe();
         let counted = args.count_container_starts.then(|| {
+            let rewrites = args.image_rewrites.clone();
             let (starts, sender) =
-                ContainerStarts::new(stores.clone(), leadership.clone(), self.registry);
+                ContainerStarts::new(stores.clone(), leadership.clone(), rewrites, self.registry);
             of_images = starts.of_images();
             self.parts.spawn("container starts", |_| starts.run());
             sender

@@ -11,7 +11,7 @@ use crate::demand::Cluster;
 use crate::demand::consumers::demands;
 use crate::policy::Bounds;
 use crate::report::image_starts::WARM_STARTS;
-use crate::report::image_starts::tests::counted;
+use crate::report::image_starts::tests::{add, counted};
 use crate::sample::{
     at, because, by_digest, holding, kept, knative_image, node, resolve, revision, route, warm,
 };
@@ -274,7 +274,7 @@ fn container_starts_are_in_the_status_of_their_image() {
     assert_eq!(written.annotations.get(WARM_STARTS), None);
     world.images[0].status = Some(written);
     let images: Vec<_> = world.images.iter().cloned().map(Arc::new).collect();
-    world.starts.add(&[counted(&by_digest("app", '1'), 9, Some(40.0))], &images);
+    add(&mut world.starts, &[counted(&by_digest("app", '1'), 9, Some(40.0))], &images);
     let written = world.updates(2000).remove(0).status;
     assert_eq!(written.annotations.get(WARM_STARTS).map(String::as_str), Some("1"));
     world.images[0].status = Some(written);

@@ -11,7 +11,7 @@ use imagewarm::warmer::{Warmer, WarmerMetrics};
 use imagewarm_core::api::Reason;
 use imagewarm_core::image::{Credential, Reference};
 use imagewarm_core::runtime::{
-    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
+    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion, Sandboxes,
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -170,6 +170,7 @@ impl Runtime for Downloading {
     fn present<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         let is_complete = self.images().get(image.as_str()).is_some_and(|one| one.is_complete);
         Box::pin(async move { Ok(is_complete.then(held)) })
@@ -178,6 +179,7 @@ impl Runtime for Downloading {
     fn pull<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
         _credential: Option<&'a Credential>,
         progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {

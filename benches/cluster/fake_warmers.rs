@@ -16,7 +16,7 @@ use imagewarm::warmer::{Warmer, WarmerArgs, WarmerMetrics};
 use imagewarm_core::api::Reason;
 use imagewarm_core::image::{Credential, Reference};
 use imagewarm_core::runtime::{
-    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
+    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion, Sandboxes,
 };
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -345,6 +345,7 @@ impl Runtime for Waiting {
     fn present<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         Box::pin(async move {
             let there = self.received(image);
@@ -362,6 +363,7 @@ impl Runtime for Waiting {
     fn pull<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
         _credential: Option<&'a Credential>,
         _progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {

@@ -185,7 +185,8 @@ async fn cri_pull(socket: &Path, image: &str) -> Result<()> {
     });
     let endpoint = Endpoint::from_static("http://localhost");
     let mut client = ImageServiceClient::new(endpoint.connect_with_connector(connector).await?);
-    let image = ImageSpec { image: image.to_owned() };
-    client.pull_image(PullImageRequest { image: Some(image), auth: None }).await?;
+    let image = ImageSpec { image: image.to_owned(), ..ImageSpec::default() };
+    let request = PullImageRequest { image: Some(image), ..PullImageRequest::default() };
+    client.pull_image(request).await?;
     Ok(())
 }

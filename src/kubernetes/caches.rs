@@ -45,7 +45,7 @@ pub struct Stores {
     pub deployment_config: Store<DeploymentConfig>,
     /// Metadata of all Namespaces.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
-    /// All RuntimeClasses (name and scheduling).
+    /// All RuntimeClasses (name, handler and scheduling).
     pub runtime_classes: Store<RuntimeClass>,
     /// Changes, sent after the store holds them. A receiver that lags resynchronises.
     pub changes: broadcast::Sender<Change>,
@@ -136,7 +136,7 @@ impl Stores {
 }
 
 impl Stores {
-    /// The scheduling constraints of all RuntimeClasses.
+    /// All RuntimeClasses.
     pub fn runtime_classes(&self) -> RuntimeClasses {
         RuntimeClasses::new(self.runtime_classes.state().iter().map(AsRef::as_ref))
     }

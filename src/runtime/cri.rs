@@ -5,6 +5,7 @@
 pub mod api;
 mod content;
 mod content_api;
+mod handlers;
 
 use std::error::Error as _;
 use std::fmt;
@@ -22,16 +23,18 @@ use api::image_service_client::ImageServiceClient;
 use api::runtime_service_client::RuntimeServiceClient;
 use api::{
     AuthConfig, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
-    ListPodSandboxRequest, PodSandboxFilter, PullImageRequest, VersionRequest,
+    ListPodSandboxRequest, PodSandboxConfig, PodSandboxFilter, PodSandboxMetadata,
+    PullImageRequest, VersionRequest,
 };
 use content::ContentStore;
+use handlers::Handlers;
 use imagewarm_core::api::Reason;
 use imagewarm_core::error_chain::root_cause;
 use imagewarm_core::image::quoted::printable;
 use imagewarm_core::image::{Credential, Reference};
 use imagewarm_core::runtime::{
     LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
-    cri_failure, digest_of, platform,
+    Sandboxes, cri_failure, digest_of, platform,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,12 +42,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The version that the kubelet sends; runtimes ignore it.
 const KUBELET_API_VERSION: &str = "0.1.0";
+/// How containerd before 2.2 is given the runtime handler of a pull.
+const HANDLER_ANNOTATION: &str = "io.containerd.cri.runtime-handler";
 
 /// A runtime that serves the Container Runtime Interface.
 pub struct Cri {
     socket: PathBuf,
     channel: Channel,
     content: ContentStore,
+    handlers: Handlers,
 }
 
 impl fmt::Debug for Cri {
@@ -65,7 +71,12 @@ impl Cri {
         // The name is not resolved; the server only has to accept it.
         let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT);
         let channel = endpoint.connect_with_connector_lazy(connector);
-        Cri { socket: socket.to_owned(), content: ContentStore::new(channel.clone()), channel }
+        Cri {
+            socket: socket.to_owned(),
+            content: ContentStore::new(channel.clone()),
+            handlers: Handlers::default(),
+            channel,
+        }
     }
 
     fn images(&self) -> ImageServiceClient<Channel> {
@@ -95,37 +106,40 @@ impl Cri {
         Ok(!in_time(client.list_pod_sandbox(request), None).await?.items.is_empty())
     }
 
+    /// Whether the runtime holds the image, for whatever Pods.
     async fn check_presence(&self, image: &Reference) -> Result<Presence, RuntimeError> {
-        let request = ImageStatusRequest { image: Some(spec(image)), verbose: true };
+        let request = ImageStatusRequest { image: Some(spec(image, None)), verbose: true };
         Ok(read(image, in_time(self.images().image_status(request), Some(image)).await?))
+    }
+
+    async fn default_image_folder(&self) -> Result<PathBuf, RuntimeError> {
+        let answer = in_time(self.images().image_fs_info(ImageFsInfoRequest {}), None).await?;
+        let first = answer.image_filesystems.into_iter().find_map(|system| system.fs_id);
+        Ok(first.map(|id| id.mountpoint.into()).unwrap_or_default())
     }
 
     async fn pull_image(
         &self,
         image: &Reference,
+        sandboxes: &Sandboxes,
         credential: Option<&Credential>,
         progress: &(dyn Fn(PullProgress) + Send + Sync),
     ) -> Result<PulledImage, RuntimeError> {
-        let (present, download) =
-            tokio::join!(self.check_presence(image), self.content.before_pull(image));
-        let before = match present? {
+        let before = match self.check_presence(image).await? {
             Presence::Present(id, _) => Some(id),
             Presence::OtherPlatform(_) | Presence::Absent => None,
         };
-        let request =
-            PullImageRequest { image: Some(spec(image)), auth: credential.map(auth_config) };
-        // No timeout here: the caller sets one.
-        let mut images = self.images();
-        let mut pull = std::pin::pin!(images.pull_image(request));
-        let answer = tokio::select! {
-            biased;
-            answer = &mut pull => answer,
-            // It has nothing more to report.
-            () = self.content.watch(download, progress) => pull.await,
-        };
-        answer.map_err(|status| failure(&status, Some(image)))?;
+        for handler in self.handlers_to_pull(sandboxes).await? {
+            let request = PullImageRequest {
+                image: Some(spec(image, handler.as_deref())),
+                auth: credential.map(auth_config),
+                sandbox_config: Some(sandbox_config(&sandboxes.namespace, handler)),
+            };
+            self.pull_once(image, request, progress).await?;
+        }
         match self.check_presence(image).await? {
             Presence::Present(id, image) => {
+                self.unpacked_for_all(&id, sandboxes).await?;
                 Ok(PulledImage { image, downloaded: before.as_ref() != Some(&id) })
             }
             Presence::OtherPlatform(platform) => Err(RuntimeError {
@@ -137,6 +151,25 @@ impl Cri {
                 message: "the runtime pulled the image, but no longer holds it".into(),
             }),
         }
+    }
+
+    async fn pull_once(
+        &self,
+        image: &Reference,
+        request: PullImageRequest,
+        progress: &(dyn Fn(PullProgress) + Send + Sync),
+    ) -> Result<(), RuntimeError> {
+        let download = self.content.before_pull(image).await;
+        // No timeout here: the caller sets one.
+        let mut images = self.images();
+        let mut pull = std::pin::pin!(images.pull_image(request));
+        let answer = tokio::select! {
+            biased;
+            answer = &mut pull => answer,
+            // It has nothing more to report.
+            () = self.content.watch(download, progress) => pull.await,
+        };
+        answer.map(drop).map_err(|status| failure(&status, Some(image)))
     }
 }
 
@@ -155,20 +188,19 @@ impl Runtime for Cri {
     }
 
     fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {
-        Box::pin(async move {
-            let answer = in_time(self.images().image_fs_info(ImageFsInfoRequest {}), None).await?;
-            let first = answer.image_filesystems.into_iter().find_map(|system| system.fs_id);
-            Ok(first.map(|id| id.mountpoint.into()).unwrap_or_default())
-        })
+        Box::pin(self.default_image_folder())
     }
 
     fn present<'a>(
         &'a self,
         image: &'a Reference,
+        sandboxes: &'a Sandboxes,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         Box::pin(async move {
             Ok(match self.check_presence(image).await? {
-                Presence::Present(_, held) => Some(held),
+                Presence::Present(id, held) => {
+                    self.is_unpacked(&id, sandboxes).await?.then_some(held)
+                }
                 Presence::OtherPlatform(_) | Presence::Absent => None,
             })
         })
@@ -177,10 +209,11 @@ impl Runtime for Cri {
     fn pull<'a>(
         &'a self,
         image: &'a Reference,
+        sandboxes: &'a Sandboxes,
         credential: Option<&'a Credential>,
         progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
-        Box::pin(self.pull_image(image, credential, progress))
+        Box::pin(self.pull_image(image, sandboxes, credential, progress))
     }
 }
 
@@ -223,8 +256,21 @@ fn architecture() -> &'static str {
     }
 }
 
-fn spec(image: &Reference) -> ImageSpec {
-    ImageSpec { image: image.as_str().into() }
+/// Without a handler: for the runtime's default snapshotter.
+fn spec(image: &Reference, handler: Option<&str>) -> ImageSpec {
+    ImageSpec {
+        image: image.as_str().into(),
+        runtime_handler: handler.unwrap_or_default().to_owned(),
+    }
+}
+
+/// For whose Pods a pull is.
+fn sandbox_config(namespace: &str, handler: Option<String>) -> PodSandboxConfig {
+    let annotation = handler.map(|handler| (HANDLER_ANNOTATION.to_owned(), handler));
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata { namespace: namespace.to_owned() }),
+        annotations: annotation.into_iter().collect(),
+    }
 }
 
 fn auth_config(credential: &Credential) -> AuthConfig {
@@ -308,7 +354,8 @@ mod tests {
         let error = runtime.version().await.unwrap_err();
         assert_eq!(error.reason, Reason::RuntimeUnavailable, "{error}");
         let image = Reference::parse("r.test/app:v1").unwrap();
-        let error = runtime.pull(&image, None, &|_| {}).await.unwrap_err();
+        let sandboxes = Sandboxes::new("team", &[]);
+        let error = runtime.pull(&image, &sandboxes, None, &|_| {}).await.unwrap_err();
         assert_eq!(error.reason, Reason::RuntimeUnavailable, "{error}");
         assert!(error.message.contains("No such file"), "{error}");
     }

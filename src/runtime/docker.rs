@@ -22,7 +22,7 @@ use imagewarm_core::image::{Credential, Digest, Reference};
 use imagewarm_core::runtime::failure::classify;
 use imagewarm_core::runtime::{
     LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
-    digest_of,
+    Sandboxes, digest_of,
 };
 
 /// Timeout of every request but pulls, in seconds.
@@ -204,6 +204,7 @@ impl Runtime for Docker {
     fn present<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         Box::pin(async move {
             Ok(match self.check_presence(image).await? {
@@ -216,6 +217,7 @@ impl Runtime for Docker {
     fn pull<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
         credential: Option<&'a Credential>,
         progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
@@ -225,6 +227,7 @@ impl Runtime for Docker {
     fn verify<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
         credential: Option<&'a Credential>,
     ) -> RuntimeFuture<'a, Result<(), RuntimeError>> {
         // dockerd pulls a digest that it holds without the registry, which verifies nothing.

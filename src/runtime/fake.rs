@@ -111,6 +111,7 @@ impl Runtime for FakeRuntime {
     fn present<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         Box::pin(async { Ok(self.held.lock().unwrap().get(image.as_str()).cloned()) })
     }
@@ -118,6 +119,7 @@ impl Runtime for FakeRuntime {
     fn pull<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
         credential: Option<&'a Credential>,
         progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {

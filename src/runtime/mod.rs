@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use imagewarm_core::runtime::{
-    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
+    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion, Sandboxes,
 };
 
 use imagewarm_core::image::{Credential, Reference};
@@ -72,17 +72,19 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// A directory on the file system where the runtime stores images, as a path of the runtime.
     fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>>;
 
-    /// Checks whether the runtime holds `image`, without contacting a registry.
+    /// Checks whether the runtime holds `image` for these Pods, without contacting a registry.
     fn present<'a>(
         &'a self,
         image: &'a Reference,
+        sandboxes: &'a Sandboxes,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>>;
 
-    /// Pulls `image`, always contacting the registry; returns once the runtime itself holds it.
+    /// Pulls `image` for these Pods, always contacting the registry; returns once the runtime itself holds it.
     /// Calls `progress` for every step that the runtime shows. Dropping the future cancels.
     fn pull<'a>(
         &'a self,
         image: &'a Reference,
+        sandboxes: &'a Sandboxes,
         credential: Option<&'a Credential>,
         progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>>;
@@ -92,9 +94,10 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     fn verify<'a>(
         &'a self,
         image: &'a Reference,
+        sandboxes: &'a Sandboxes,
         credential: Option<&'a Credential>,
     ) -> RuntimeFuture<'a, Result<(), RuntimeError>> {
         // A pull of an image that is present fetches only the manifest.
-        Box::pin(async move { self.pull(image, credential, &|_| {}).await.map(drop) })
+        Box::pin(async move { self.pull(image, sandboxes, credential, &|_| {}).await.map(drop) })
     }
 }

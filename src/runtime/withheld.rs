@@ -6,7 +6,7 @@ use super::{Runtime, RuntimeFuture};
 use imagewarm_core::api::Reason;
 use imagewarm_core::image::{Credential, Reference};
 use imagewarm_core::runtime::{
-    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
+    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion, Sandboxes,
 };
 
 /// A runtime of which every call fails, for this reason.
@@ -43,6 +43,7 @@ impl Runtime for Withheld {
     fn present<'a>(
         &'a self,
         _image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         self.fails()
     }
@@ -50,6 +51,7 @@ impl Runtime for Withheld {
     fn pull<'a>(
         &'a self,
         _image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
         _credential: Option<&'a Credential>,
         _progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {

@@ -258,18 +258,15 @@ impl Dispatcher {
                     self.pull_contexts.changed(&namespace);
                     self.settle_at.get_or_insert(Instant::now() + SETTLE);
                 }
-                Ok(Change::Relisted) | Err(RecvError::Lagged(_)) => self.resync(),
+                // The last two change seldom, and decide about runtime handlers everywhere.
+                Ok(Change::Relisted | Change::RuntimeClass(_) | Change::DeploymentConfig)
+                | Err(RecvError::Lagged(_)) => self.resync(),
                 Ok(Change::Image(namespace, name)) => {
                     if self.pull_contexts.image_changed(&namespace, &name, &self.stores) {
                         self.settle_at.get_or_insert(Instant::now() + SETTLE);
                     }
                 }
-                Ok(
-                    Change::Node(_)
-                    | Change::Namespace(_)
-                    | Change::RuntimeClass(_)
-                    | Change::DeploymentConfig,
-                ) => {}
+                Ok(Change::Node(_) | Change::Namespace(_)) => {}
                 Err(RecvError::Closed) => return,
             }
             if handled == BATCH {
@@ -390,7 +387,7 @@ impl Dispatcher {
     /// Recomputes the pull contexts of namespaces whose Revisions or Images changed.
     fn settle(&mut self) {
         self.settle_at = None;
-        let namespaces = self.pull_contexts.take_changed();
+        let namespaces = self.pull_contexts.take_changed(&self.stores);
         for warm in self.stores.image_warms.state() {
             if namespaces.contains(&*warm.namespace) {
                 let pull_context = self.pull_contexts.of(&warm, &self.stores);

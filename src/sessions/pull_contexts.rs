@@ -2,7 +2,7 @@
 //! is pulled. Cached until something that it depends on changes.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use imagewarm_core::api::cached::Pool;
 use imagewarm_core::api::names::Uid;
 use imagewarm_core::api::{CachedImageWarm, KnativeImage, Revision};
 use imagewarm_core::demand::Cluster;
-use imagewarm_core::demand::consumers::{Demands, demands};
-use imagewarm_core::demand::pull_context::{PullContext, pull_context};
+use imagewarm_core::demand::consumers::{Demands, demands_in};
+use imagewarm_core::demand::pull_context::{PullContext, RuntimeHandlers, pull_context};
 use imagewarm_core::policy::Policy;
 
 /// The demands of one namespace, computed once for all of its ImageWarms.
@@ -28,6 +28,11 @@ struct Cached {
 
 pub(crate) struct PullContexts {
     policy: Policy,
+    /// The settings of Knative; no namespace counts as opted out.
+    cluster: Cluster,
+    handlers: RuntimeHandlers,
+    /// By namespace: the runtime handlers of its Revisions, where there are others than the default.
+    handlers_in: BTreeMap<String, BTreeSet<String>>,
     /// By namespace.
     demands: HashMap<String, Shared>,
     /// By uid.
@@ -41,6 +46,9 @@ impl PullContexts {
     pub(crate) fn new(policy: Policy) -> Self {
         PullContexts {
             policy,
+            cluster: Cluster::default(),
+            handlers: RuntimeHandlers::default(),
+            handlers_in: BTreeMap::new(),
             demands: HashMap::new(),
             cache: HashMap::new(),
             pull_contexts: Pool::default(),
@@ -51,13 +59,16 @@ impl PullContexts {
     /// Empties the cache.
     pub(crate) fn clear(&mut self) {
         self.demands.clear();
+        self.handlers_in.clear();
         self.cache = HashMap::new();
         self.pull_contexts = Pool::default();
         self.changed.clear();
     }
 
-    /// Computes the demands of all namespaces at once.
+    /// Reads the cluster's settings, and computes the demands of all namespaces at once.
     pub(crate) fn group(&mut self, stores: &Stores) {
+        self.cluster = Cluster::new(&self.policy, stores.deployment_config());
+        self.handlers.classes = stores.runtime_classes();
         let mut groups: HashMap<String, (Vec<_>, Vec<_>)> = HashMap::new();
         for revision in stores.revisions.state() {
             groups.entry(revision.namespace().unwrap_or_default()).or_default().0.push(revision);
@@ -65,15 +76,45 @@ impl PullContexts {
         for image in stores.images.state() {
             groups.entry(image.namespace().unwrap_or_default()).or_default().1.push(image);
         }
-        let compute = |(name, (revisions, images))| (name, self.demands_of(revisions, images));
-        self.demands = groups.into_iter().map(compute).collect();
+        for (namespace, (revisions, images)) in groups {
+            self.compute(&namespace, &revisions, &images);
+        }
+        self.handlers.of_every_revision = self.handlers_in.values().flatten().cloned().collect();
     }
 
     /// Ignores a pause and namespaces that have opted out: ImageWarms that exist keep their
     /// context.
-    fn demands_of(&self, revisions: Vec<Arc<Revision>>, images: Vec<Arc<KnativeImage>>) -> Shared {
+    fn compute(
+        &mut self,
+        namespace: &str,
+        revisions: &[Arc<Revision>],
+        images: &[Arc<KnativeImage>],
+    ) -> Shared {
         let running = Policy { paused: false, ..self.policy.clone() };
-        Arc::new(demands(&revisions, &images, &Cluster::default(), &running))
+        let demands = demands_in(namespace, revisions, images, &self.cluster, &running);
+        let starting = demands.consumers.iter().filter(|one| one.starts_pods());
+        let handlers = starting.filter_map(|one| self.handlers.of(one));
+        let handlers: BTreeSet<String> =
+            handlers.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        if handlers.is_empty() {
+            self.handlers_in.remove(namespace);
+        } else {
+            self.handlers_in.insert(namespace.to_owned(), handlers);
+        }
+        let demands = Arc::new(demands);
+        self.demands.insert(namespace.to_owned(), demands.clone());
+        demands
+    }
+
+    /// The demands of a namespace, computed when they are not known.
+    fn demands_in(&mut self, namespace: &str, stores: &Stores) -> Shared {
+        if let Some(demands) = self.demands.get(namespace) {
+            return demands.clone();
+        }
+        let (mut revisions, mut images) = (stores.revisions.state(), stores.images.state());
+        revisions.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
+        images.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
+        self.compute(namespace, &revisions, &images)
     }
 
     /// Handles a change of an Image. Returns whether a pull context may depend on it. None depends
@@ -101,9 +142,21 @@ impl PullContexts {
         self.changed.insert(namespace.to_owned());
     }
 
-    /// Namespaces whose Revisions or Images changed since the last call.
-    pub(crate) fn take_changed(&mut self) -> BTreeSet<String> {
-        std::mem::take(&mut self.changed)
+    /// Namespaces whose pull contexts may have changed since the last call: Revisions or Images of theirs did, or
+    /// the runtime handlers of Revisions anywhere.
+    pub(crate) fn take_changed(&mut self, stores: &Stores) -> BTreeSet<String> {
+        let mut changed = std::mem::take(&mut self.changed);
+        for namespace in &changed {
+            self.demands_in(namespace, stores);
+        }
+        let handlers: BTreeSet<String> = self.handlers_in.values().flatten().cloned().collect();
+        if handlers != self.handlers.of_every_revision {
+            self.handlers.of_every_revision = handlers;
+            let knative = self.policy.knative_namespace.to_string();
+            self.demands.remove(&knative);
+            changed.insert(knative);
+        }
+        changed
     }
 
     /// Drops a deleted ImageWarm.
@@ -113,18 +166,7 @@ impl PullContexts {
 
     /// The current pull context of `warm`.
     pub(crate) fn of(&mut self, warm: &CachedImageWarm, stores: &Stores) -> Arc<PullContext> {
-        let demands = match self.demands.get(&*warm.namespace) {
-            Some(demands) => demands.clone(),
-            None => {
-                let namespace = &*warm.namespace;
-                let (mut revisions, mut images) = (stores.revisions.state(), stores.images.state());
-                revisions.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
-                images.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
-                let demands = self.demands_of(revisions, images);
-                self.demands.insert(namespace.to_owned(), demands.clone());
-                demands
-            }
-        };
+        let demands = self.demands_in(&warm.namespace, stores);
         let fingerprint = fingerprint(warm);
         if let Some(cached) = self.cache.get(&warm.uid)
             && Arc::ptr_eq(&cached.demands, &demands)
@@ -132,7 +174,7 @@ impl PullContexts {
         {
             return cached.pull_context.clone();
         }
-        let computed = pull_context(warm, &demands.consumers, &self.policy);
+        let computed = pull_context(warm, &demands.consumers, &self.handlers, &self.policy);
         let pull_context = self.pull_contexts.share(computed);
         #[cfg(test)]
         tests::COMPUTED.with(|computed| computed.set(computed.get() + 1));
@@ -168,6 +210,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::cell::Cell;
 
+    use k8s_openapi::api::node::v1::RuntimeClass;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
@@ -233,6 +277,65 @@ mod tests {
         assert_eq!(computed(&mut pull_contexts, &warm, &stores), (0, 1), "another namespace");
         pull_contexts.changed("team");
         assert_eq!(computed(&mut pull_contexts, &warm, &stores), (1, 2));
-        assert_eq!(pull_contexts.take_changed().len(), 2);
+        assert_eq!(pull_contexts.take_changed(&stores).len(), 2);
+    }
+
+    #[test]
+    fn the_handlers_of_revisions_anywhere_are_those_of_the_queue_proxy() {
+        let class = |name: &str, handler: &str| RuntimeClass {
+            metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() },
+            handler: handler.into(),
+            ..RuntimeClass::default()
+        };
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "config-deployment", "namespace": "knative-serving"},
+            "data": {
+                "queue-sidecar-image": "r.test/queue:v1",
+                "runtime-class-name": "sandboxed:\n  selector:\n    isolated: \"yes\"\n",
+            },
+        });
+        let with = |revisions| {
+            Stores::fixed(vec![], revisions, vec![], vec![], vec![])
+                .with_runtime_classes(vec![class("sandboxed", "kata"), class("named", "gvisor")])
+                .with_deployment_config(serde_json::from_value(config.clone()).unwrap())
+        };
+        let warm = |namespace: &str, image: &str| CachedImageWarm {
+            uid: image.into(),
+            namespace: namespace.into(),
+            image: image.into(),
+            ..CachedImageWarm::default()
+        };
+        let (app, queue) =
+            (warm("team", "r.test/app:v1"), warm("knative-serving", "r.test/queue:v1"));
+        let mut pull_contexts = PullContexts::new(Policy::default());
+        let handlers =
+            |pull_contexts: &mut PullContexts, warm: &CachedImageWarm, stores: &Stores| {
+                let pull_context = pull_contexts.of(warm, stores);
+                pull_context.runtime_handlers.iter().cloned().collect::<Vec<_>>()
+            };
+
+        let stores = with(vec![revision("one", 1)]);
+        pull_contexts.group(&stores);
+        assert_eq!(handlers(&mut pull_contexts, &app, &stores), [""; 0]);
+        assert_eq!(handlers(&mut pull_contexts, &queue, &stores), [""; 0]);
+
+        // Knative chooses the RuntimeClass by the Revision's labels, unless the Revision names one.
+        let mut labelled = revision("two", 2);
+        labelled.metadata.labels = Some([("isolated".to_owned(), "yes".to_owned())].into());
+        let mut named = revision("three", 3);
+        named.spec.runtime_class_name = Some("named".into());
+        let stores = with(vec![labelled.clone(), named]);
+        pull_contexts.changed("team");
+        let changed: Vec<_> = pull_contexts.take_changed(&stores).into_iter().collect();
+        assert_eq!(changed, ["knative-serving", "team"]);
+        assert_eq!(handlers(&mut pull_contexts, &app, &stores), ["gvisor", "kata"]);
+        assert_eq!(handlers(&mut pull_contexts, &queue, &stores), ["", "gvisor", "kata"]);
+
+        let stores = with(vec![labelled, revision("four", 4)]);
+        pull_contexts.changed("team");
+        pull_contexts.take_changed(&stores);
+        assert_eq!(handlers(&mut pull_contexts, &app, &stores), ["", "kata"]);
+        assert_eq!(handlers(&mut pull_contexts, &queue, &stores), ["", "kata"]);
     }
 }

@@ -100,7 +100,7 @@ pub(super) async fn run(
                 Err(RuntimeError { reason, message }) => return Ended::Refused(reason, message),
             };
             let verify = in_turn(&credentials, |credential| {
-                let answer = runtime.verify(&job.image, credential);
+                let answer = runtime.verify(&job.image, &job.sandboxes, credential);
                 async {
                     tokio::time::timeout(PRESENCE_TIMEOUT, answer).await.unwrap_or_else(|_| {
                         let message = "the registry did not respond in time".into();
@@ -117,11 +117,11 @@ pub(super) async fn run(
 /// What the node holds: the digest that the tag was resolved to, by whatever way that came, before another
 /// that the tag names.
 async fn present(job: &Job, runtime: &dyn Runtime) -> Result<Option<PresentImage>, RuntimeError> {
-    let held = runtime.present(&job.image).await?;
+    let held = runtime.present(&job.image, &job.sandboxes).await?;
     let held_digest = held.as_ref().and_then(|held| held.digest.as_deref());
     match &job.resolved {
         Some(resolved) if held_digest != resolved.digest() => {
-            Ok(runtime.present(resolved).await?.or(held))
+            Ok(runtime.present(resolved, &job.sandboxes).await?.or(held))
         }
         _ => Ok(held),
     }
@@ -138,7 +138,8 @@ async fn unless_present(
         Err(error) if job.image.digest().is_none() && error.reason.leaves_image_unknown() => error,
         result => return Ended::Pulled(started, result),
     };
-    match tokio::time::timeout(PRESENCE_TIMEOUT, runtime.present(&job.image)).await {
+    match tokio::time::timeout(PRESENCE_TIMEOUT, runtime.present(&job.image, &job.sandboxes)).await
+    {
         Ok(Ok(Some(held))) => Ended::Unchecked(started, held, error),
         _ => Ended::Pulled(started, Err(error)),
     }
@@ -246,7 +247,7 @@ async fn watched(
         }
     };
     progress(PullProgress::default());
-    let pull = runtime.pull(&job.image, credential, &progress);
+    let pull = runtime.pull(&job.image, &job.sandboxes, credential, &progress);
     let pull = Box::pin(async {
         tokio::select! {
             result = pull => result,
@@ -314,6 +315,7 @@ mod tests {
     use super::*;
     use crate::runtime::fake::{FakeRuntime, Script};
     use imagewarm_core::image::Reference;
+    use imagewarm_core::runtime::Sandboxes;
 
     fn job(image: &str) -> Job {
         Job {
@@ -321,6 +323,7 @@ mod tests {
             step: Step::Pull,
             image: Reference::parse(image).unwrap(),
             resolved: None,
+            sandboxes: Sandboxes::new("team", &[]),
             attempt: 1,
             check_for: String::new(),
             room_bytes: 1,

@@ -32,6 +32,7 @@ mod proxies;
 #[path = "../rights/mod.rs"]
 mod rights;
 mod room;
+mod sandboxes;
 mod settings;
 mod tags;
 mod trust;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
         private::TESTS,
         proxies::TESTS,
         room::TESTS,
+        sandboxes::TESTS,
         settings::TESTS,
         tags::TESTS,
         trust::TESTS,

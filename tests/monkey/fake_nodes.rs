@@ -14,7 +14,7 @@ use imagewarm::warmer::{Warmer, WarmerArgs, WarmerMetrics};
 use imagewarm_core::api::Reason;
 use imagewarm_core::image::{Credential, Reference};
 use imagewarm_core::runtime::{
-    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
+    PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion, Sandboxes,
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -77,6 +77,7 @@ impl Runtime for MemoryRuntime {
     fn present<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
     ) -> RuntimeFuture<'a, Result<Option<PresentImage>, RuntimeError>> {
         Box::pin(async { Ok(self.held().get(image.as_str()).cloned()) })
     }
@@ -88,6 +89,7 @@ impl Runtime for MemoryRuntime {
     fn pull<'a>(
         &'a self,
         image: &'a Reference,
+        _sandboxes: &'a Sandboxes,
         credential: Option<&'a Credential>,
         _: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {

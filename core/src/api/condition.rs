@@ -94,6 +94,9 @@ labels! {
         RegistryUnreachable,
         /// The node's image file system has too little space left.
         DiskPressure,
+        /// The runtime does not have the handler that the RuntimeClass of the Pods names, or does not unpack
+        /// images for it.
+        RuntimeHandlerUnsupported,
         /// The image has no variant for the node's operating system and architecture.
         PlatformMismatch,
         /// The pull made no progress for too long.
@@ -141,6 +144,7 @@ impl Reason {
                 | Reason::NotFound
                 | Reason::PlatformMismatch
                 | Reason::RuntimeMismatch
+                | Reason::RuntimeHandlerUnsupported
                 | Reason::InvalidImage
                 | Reason::SignatureRejected
                 | Reason::SecretMissing
@@ -158,6 +162,7 @@ impl Reason {
         match self {
             Reason::NoCredentials | Reason::CredentialProviderFailed => Reason::Unauthorized,
             Reason::SignatureRejected => Reason::InvalidImage,
+            Reason::RuntimeHandlerUnsupported => Reason::RuntimeMismatch,
             reason => reason,
         }
     }

@@ -74,6 +74,7 @@ impl Assignment {
             known_size_bytes: self.known_size_bytes,
             account_mark: self.account_mark,
             resolved_digest: pull_context.resolved.clone().unwrap_or_default(),
+            runtime_handlers: pull_context.runtime_handlers.iter().cloned().collect(),
         }
     }
 
@@ -89,6 +90,7 @@ pub(super) fn needs_resend(old: &Assignment, new: &Assignment) -> bool {
         || (old.is_believed_present() && !new.is_believed_present())
         || (old.pull_context.resolved != new.pull_context.resolved && !new.is_believed_present())
         || old.pull_context.priority != new.pull_context.priority
+        || old.pull_context.runtime_handlers != new.pull_context.runtime_handlers
         || old.identity_mark != new.identity_mark
         || old.account_mark != new.account_mark
         || old.image != new.image

@@ -69,6 +69,12 @@ impl ConsumerDemand {
     pub fn is_routable(&self) -> bool {
         self.reserve_since.is_none()
     }
+
+    /// Whether Pods of it may be started, whether or not its own images are warmed.
+    pub fn starts_pods(&self) -> bool {
+        let is_terminating = self.by.metadata().deletion_timestamp.is_some();
+        matches!(self.by, Consumer::Revision(_)) && self.is_routable() && !is_terminating
+    }
 }
 
 /// How a Knative Image relates to the demanded images.
@@ -104,8 +110,37 @@ pub struct Demands {
     pub images: Vec<(Arc<KnativeImage>, Resolution)>,
 }
 
-/// The demands of Revisions and Images, and of the settings of the cluster.
+/// All demands of Revisions and Images, and of the settings of the cluster.
 pub fn demands(
+    revisions: &[Arc<Revision>],
+    images: &[Arc<KnativeImage>],
+    cluster: &Cluster,
+    policy: &Policy,
+) -> Demands {
+    let mut demands = of_objects(revisions, images, cluster, policy);
+    if let Some(config) = &cluster.deployment {
+        demands.add_deployment_config(config, cluster, policy);
+    }
+    demands
+}
+
+/// The demands of the Revisions and Images of one namespace, and of the settings of the cluster that are there.
+pub fn demands_in(
+    namespace: &str,
+    revisions: &[Arc<Revision>],
+    images: &[Arc<KnativeImage>],
+    cluster: &Cluster,
+    policy: &Policy,
+) -> Demands {
+    let mut demands = of_objects(revisions, images, cluster, policy);
+    let config = cluster.deployment.as_ref();
+    if let Some(config) = config.filter(|one| self::namespace(&one.metadata) == namespace) {
+        demands.add_deployment_config(config, cluster, policy);
+    }
+    demands
+}
+
+fn of_objects(
     revisions: &[Arc<Revision>],
     images: &[Arc<KnativeImage>],
     cluster: &Cluster,
@@ -132,13 +167,23 @@ pub fn demands(
         let resolution = resolve(&image, is_opted_out, &mut demands, &places, policy);
         resolutions.push((image, resolution));
     }
-    if let Some(config) = &cluster.deployment
-        && !is_opted_out(&config.metadata)
-    {
-        let image = resolutions.iter().find(|(image, _)| is_queue_proxy(image, policy));
-        demands.extend(of_deployment_config(config, image.map(|(image, _)| &**image), policy));
-    }
     Demands { consumers: demands, images: resolutions }
+}
+
+impl Demands {
+    fn add_deployment_config(
+        &mut self,
+        config: &Arc<DeploymentConfig>,
+        cluster: &Cluster,
+        policy: &Policy,
+    ) {
+        if cluster.opted_out.contains(namespace(&config.metadata)) {
+            return;
+        }
+        let image = self.images.iter().find(|(image, _)| is_queue_proxy(image, policy));
+        let demand = of_deployment_config(config, image.map(|(image, _)| &**image), policy);
+        self.consumers.extend(demand);
+    }
 }
 
 /// How the Image relates to the demanded images; adds to `demands` what it demands itself.

@@ -1,5 +1,7 @@
 //! The pull context of one ImageWarm, from the Revisions and Images of its namespace: whose
-//! credentials apply, the priority, and whether the tag has to be checked again.
+//! credentials apply, the priority, the runtime handlers, and whether the tag has to be checked again.
+
+use std::collections::BTreeSet;
 
 use super::PullIdentity;
 use super::consumers::{Consumer, ConsumerDemand};
@@ -7,6 +9,7 @@ use crate::api::{
     CREATED_FOR_ANNOTATION, CachedImageWarm, SERVICE_ACCOUNT_ANNOTATION, revision_token,
 };
 use crate::image::Reference;
+use crate::placement::RuntimeClasses;
 use crate::policy::Policy;
 
 /// What the Revisions and Images of a namespace currently require for one of its ImageWarms.
@@ -22,12 +25,46 @@ pub struct PullContext {
     /// The digest to which Knative has resolved the tag for the newest Revision: its Pods use that, and the
     /// registry has it.
     pub resolved: Option<String>,
+    /// Handlers of the RuntimeClasses of the Pods that use the image, with the empty name for Pods without one.
+    /// Empty where these are all.
+    pub runtime_handlers: BTreeSet<String>,
+}
+
+/// The runtime handlers of Pods.
+#[derive(Clone, Debug, Default)]
+pub struct RuntimeHandlers {
+    /// By RuntimeClass.
+    pub classes: RuntimeClasses,
+    /// Those of the Pods of any Revision, for images that each of these needs.
+    pub of_every_revision: BTreeSet<String>,
+}
+
+impl RuntimeHandlers {
+    /// The handler of the Pods of a consumer; `None` where its RuntimeClass does not exist.
+    pub fn of(&self, consumer: &ConsumerDemand) -> Option<&str> {
+        match &consumer.demand.placement.runtime_class {
+            Some(class) => self.classes.handler(class),
+            None => Some(""),
+        }
+    }
+
+    /// Those of the Pods of all these consumers.
+    fn of_all(&self, wanting: &[&ConsumerDemand]) -> BTreeSet<String> {
+        let mut handlers: BTreeSet<String> =
+            wanting.iter().filter_map(|one| self.of(one)).map(str::to_owned).collect();
+        if wanting.iter().any(|one| one.demand.by_every_revision) {
+            handlers.extend(self.of_every_revision.iter().cloned());
+        }
+        let only_default = handlers.iter().all(String::is_empty);
+        if only_default { BTreeSet::new() } else { handlers }
+    }
 }
 
 /// The pull context of `warm`, from all demands of its namespace.
 pub fn pull_context(
     warm: &CachedImageWarm,
     demands: &[ConsumerDemand],
+    handlers: &RuntimeHandlers,
     policy: &Policy,
 ) -> PullContext {
     let image = Reference::parse(&warm.image).ok();
@@ -49,6 +86,7 @@ pub fn pull_context(
         identities,
         resolved: tag.as_ref().and_then(|tag| resolved(tag, &wanting)),
         check_for: tag.and_then(|tag| check_for(warm, &tag, &wanting)),
+        runtime_handlers: handlers.of_all(&wanting),
         priority: wanting.iter().map(|one| one.by.created()).max().unwrap_or_default(),
     }
 }

@@ -15,7 +15,7 @@ use crate::api::names::Uid;
 use crate::clock::Now;
 use crate::image::Reference;
 use crate::protocol::{Assign, Outcome};
-use crate::runtime::{PresentImage, PulledImage, RuntimeError};
+use crate::runtime::{PresentImage, PulledImage, RuntimeError, Sandboxes};
 use crate::throttle::registry::namespace_share;
 use entry::{Entry, State, absent, backoff_text, resolved, unchecked};
 use registry::{Account, Registries};
@@ -67,6 +67,8 @@ pub struct Job {
     pub image: Reference,
     /// For a presence check of a tag: the image by digest, which counts where it is on the node.
     pub resolved: Option<Reference>,
+    /// The Pods that the image is for.
+    pub sandboxes: Sandboxes,
     /// Number of the attempt, from 1; 0 for a presence check.
     pub attempt: u32,
     /// `Assign.check_for` at the start.
@@ -218,6 +220,13 @@ impl Queue {
         let checked = entry.last.as_ref().map_or("", |last| last.checked_for.as_str());
         let to_check =
             !new.check_for.is_empty() && new.check_for != old.check_for && new.check_for != checked;
+        // What is there for the handlers before may not be there for these.
+        let is_for_others = !sandboxes(new).are_covered_by(&sandboxes(&old));
+        if is_for_others {
+            entry.assign.believed_present = false;
+            entry.last = None;
+        }
+        let new = &entry.assign;
         let failed = entry.last.as_ref().is_some_and(|last| !last.present);
         // A newer Revision does not cause a present image to be pulled, but a failed one to be
         // retried. A digest may be on the node, and may be had where its tag may not.
@@ -227,7 +236,7 @@ impl Queue {
                 || is_resolved);
         match entry.state {
             State::Running => {
-                entry.rerun |= to_check || to_retry;
+                entry.rerun |= to_check || to_retry || is_for_others;
                 // A presence check without a change reports nothing, and the controller may not
                 // have the last report.
                 let running = self.running.get(entry.assign.uid.as_str());
@@ -235,7 +244,7 @@ impl Queue {
                     running.is_some_and(|running| running.step == Step::CheckPresence);
                 entry.last.clone().filter(|_| checks_presence)
             }
-            State::Due(..) if to_check || to_retry || entry.image != image => {
+            State::Due(..) if to_check || to_retry || is_for_others || entry.image != image => {
                 entry.image = image;
                 entry.state = State::Due(entry.first_step(), now.monotonic_ms);
                 entry.attempts = 0;
@@ -323,8 +332,9 @@ impl Queue {
         };
         self.running.insert(uid.clone(), running);
         let check_for = entry.assign.check_for.clone();
+        let sandboxes = sandboxes(&entry.assign);
         let room_bytes = room_bytes.saturating_add(others);
-        Some(Job { uid, step, image, resolved, attempt, check_for, room_bytes })
+        Some(Job { uid, step, image, resolved, sandboxes, attempt, check_for, room_bytes })
     }
 
     /// Whether the limits let one more pull of this assignment begin.
@@ -476,6 +486,9 @@ impl Queue {
             }
         };
         entry.after(&report, rerun, now);
+        if !sandboxes(&entry.assign).are_covered_by(&job.sandboxes) {
+            entry.last = None;
+        }
         report
     }
 }
@@ -483,6 +496,10 @@ impl Queue {
 /// Whether the registry has still to be asked.
 fn is_to_be_retried(last: &Outcome) -> bool {
     !last.present || !last.unchecked_reason.is_empty()
+}
+
+fn sandboxes(assign: &Assign) -> Sandboxes {
+    Sandboxes::new(&assign.namespace, &assign.runtime_handlers)
 }
 
 fn pull_failed(

@@ -3,6 +3,7 @@
 
 mod clocks;
 mod digests;
+mod handlers;
 mod limits;
 mod rights;
 

@@ -1,5 +1,5 @@
-//! The scheduling rules that a RuntimeClass adds to a placement. Kubernetes adds them to each Pod
-//! at its admission, after the Revision, so they are added here before nodes are filtered.
+//! What a RuntimeClass adds to a Pod: the handler of the runtime, and rules of scheduling. Kubernetes adds
+//! these to each Pod at its admission, after the Revision, so they are added here before nodes are filtered.
 
 use std::collections::HashMap;
 
@@ -7,18 +7,30 @@ use k8s_openapi::api::node::v1::{RuntimeClass, Scheduling};
 
 use super::PodConstraints;
 
-/// The scheduling rules of all RuntimeClasses, by name.
-#[derive(Clone, Debug, Default)]
-pub struct RuntimeClasses(HashMap<String, Scheduling>);
+/// All RuntimeClasses, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RuntimeClasses(HashMap<String, Class>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Class {
+    handler: String,
+    scheduling: Scheduling,
+}
 
 impl RuntimeClasses {
     /// Reads these RuntimeClasses.
     pub fn new<'a>(classes: impl IntoIterator<Item = &'a RuntimeClass>) -> Self {
-        let rules = classes.into_iter().map(|class| {
+        let classes = classes.into_iter().map(|class| {
             let name = class.metadata.name.clone().unwrap_or_default();
-            (name, class.scheduling.clone().unwrap_or_default())
+            let scheduling = class.scheduling.clone().unwrap_or_default();
+            (name, Class { handler: class.handler.clone(), scheduling })
         });
-        RuntimeClasses(rules.collect())
+        RuntimeClasses(classes.collect())
+    }
+
+    /// The handler of the RuntimeClass of this name, if there is one.
+    pub fn handler(&self, name: &str) -> Option<&str> {
+        Some(&self.0.get(name)?.handler)
     }
 
     /// The placement with what its RuntimeClass adds: labels to select, taints to tolerate.
@@ -28,7 +40,7 @@ impl RuntimeClasses {
     /// such a placement fits no node.
     pub fn constrain(&self, mut placement: PodConstraints) -> PodConstraints {
         let Some(name) = &placement.runtime_class else { return placement };
-        let Some(rules) = self.0.get(name) else { return placement };
+        let Some(Class { scheduling: rules, .. }) = self.0.get(name) else { return placement };
         let selected = rules.node_selector.iter().flatten();
         let contradicts = |(key, value): (&String, &String)| {
             placement.node_selector.get(key).is_some_and(|known| known != value)

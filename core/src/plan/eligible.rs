@@ -1,6 +1,6 @@
 //! The nodes for which each demand is.
 
-use crate::demand::consumers::{Consumer, ConsumerDemand};
+use crate::demand::consumers::ConsumerDemand;
 use crate::placement::{EligibleNodes, Exclusion, NodeFacts, PodConstraints, RuntimeClasses};
 use crate::policy::Policy;
 
@@ -32,7 +32,7 @@ impl<'a> DemandNodes<'a> {
         let DemandNodes { eligible, demands, of_every_revision } = self;
         of_every_revision.get_or_insert_with(|| {
             let unconstrained = PodConstraints::default();
-            let revisions = demands.iter().filter(|one| starts_pods(one));
+            let revisions = demands.iter().filter(|one| one.starts_pods());
             let placements = revisions.map(|one| &one.demand.placement);
             eligible.of_any([&unconstrained].into_iter().chain(placements))
         })
@@ -42,10 +42,4 @@ impl<'a> DemandNodes<'a> {
     pub(super) fn rejected(&self, one: &ConsumerDemand) -> Option<Exclusion> {
         self.eligible.rejected(&one.demand.placement)
     }
-}
-
-/// Whether Pods of it may be started, whether or not its own images are warmed.
-fn starts_pods(one: &ConsumerDemand) -> bool {
-    let is_terminating = one.by.metadata().deletion_timestamp.is_some();
-    matches!(one.by, Consumer::Revision(_)) && one.is_routable() && !is_terminating
 }

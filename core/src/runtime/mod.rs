@@ -9,9 +9,11 @@ mod metamorphic;
 mod names;
 pub mod platform;
 mod refused;
+mod sandboxes;
 
 pub use names::without_names;
 pub use refused::CredentialSources;
+pub use sandboxes::Sandboxes;
 
 use crate::api::Reason;
 use crate::image::{Digest, Reference};

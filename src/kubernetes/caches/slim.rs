@@ -199,7 +199,8 @@ impl Watched for RuntimeClass {
         self
     }
     fn differs(new: &Self, old: &Self) -> bool {
-        metadata_differs(&new.metadata, &old.metadata) || new.scheduling != old.scheduling
+        metadata_differs(&new.metadata, &old.metadata)
+            || (&new.handler, &new.scheduling) != (&old.handler, &old.scheduling)
     }
     fn changed(object: Arc<Self>) -> Change {
         Change::RuntimeClass(key(&object.metadata).1)

@@ -19,7 +19,7 @@ mod tests {
     #[test]
     fn a_request_prints_no_password() {
         let auth = AuthConfig { password: "canary".into(), ..AuthConfig::default() };
-        let request = PullImageRequest { image: None, auth: Some(auth) };
+        let request = PullImageRequest { auth: Some(auth), ..PullImageRequest::default() };
         assert!(!format!("{request:?}").contains("canary"));
     }
 }

@@ -1,4 +1,4 @@
-//! The bytes of a running pull, from containerd's content store on the same socket. Downloads of the
+//! containerd's content store, on the same socket: the bytes of a running pull, and labels of blobs. Downloads of the
 //! same image by others, such as the kubelet, count: containerd shares them.
 //!
 //! They only inform. The store shows neither the unpacking of layers nor that a layer waits for
@@ -14,10 +14,12 @@ use tokio::time::MissedTickBehavior;
 use tonic::codegen::InterceptedService;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::content_api::content_client::ContentClient;
-use super::content_api::{Info, ListContentRequest, ListStatusesRequest, ReadContentRequest};
+use super::content_api::{
+    Info, InfoRequest, ListContentRequest, ListStatusesRequest, ReadContentRequest,
+};
 use imagewarm_core::image::{Digest, Reference};
 use imagewarm_core::runtime::PullProgress;
 use imagewarm_core::runtime::containerd::{
@@ -63,9 +65,27 @@ impl ContentStore {
         self.is_there.store(runtime == CONTAINERD, Ordering::Relaxed);
     }
 
+    /// The names of the labels of a blob; `None` where there is no such blob.
+    pub(super) async fn labels(&self, digest: &str) -> Result<Option<Vec<String>>, Status> {
+        let request = InfoRequest { digest: digest.to_owned() };
+        match self.client.clone().info(request).await {
+            Ok(answer) => {
+                let labels = answer.into_inner().info.unwrap_or_default().labels;
+                Ok(Some(labels.into_keys().collect()))
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// Whether there is such a store.
+    pub(super) fn is_there(&self) -> bool {
+        self.is_there.load(Ordering::Relaxed)
+    }
+
     /// Looks what is there before a pull of `image`; None if its bytes are not shown.
     pub(super) async fn before_pull(&self, image: &Reference) -> Option<Download> {
-        if !self.is_there.load(Ordering::Relaxed) {
+        if !self.is_there() {
             return None;
         }
         let ingests = self.or_log(within(FIRST_TIMEOUT, self.ingests()).await)?;

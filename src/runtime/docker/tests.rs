@@ -182,6 +182,6 @@ async fn an_image_for_another_platform_is_not_there() {
     ];
     let (_folder, docker, served) = dockerd(answers).await;
     let image = Reference::parse("r.test/app:v1").unwrap();
-    assert_eq!(docker.present(&image).await, Ok(None));
+    assert_eq!(docker.present(&image, &Sandboxes::new("team", &[])).await, Ok(None));
     assert_eq!(served.await.unwrap().len(), 3);
 }

@@ -103,10 +103,19 @@ impl Installation {
 
     /// A RuntimeClass whose Pods start on one node only.
     pub async fn create_runtime_class(&self, name: &str, node: &str) -> Result<()> {
+        let scheduling = json!({"nodeSelector": {"kubernetes.io/hostname": node}});
+        self.create_class(name, "sandbox", scheduling).await
+    }
+
+    /// A RuntimeClass of this handler, for any node.
+    pub async fn create_runtime_class_of(&self, name: &str, handler: &str) -> Result<()> {
+        self.create_class(name, handler, json!({})).await
+    }
+
+    async fn create_class(&self, name: &str, handler: &str, scheduling: Value) -> Result<()> {
         let classes: Api<RuntimeClass> = Api::all(self.system.client());
         let class = serde_json::from_value(json!({
-            "metadata": {"name": name}, "handler": "sandbox",
-            "scheduling": {"nodeSelector": {"kubernetes.io/hostname": node}},
+            "metadata": {"name": name}, "handler": handler, "scheduling": scheduling,
         }))?;
         let (all, made) = (classes.clone(), name.to_owned());
         self.undo.register(&format!("RuntimeClass {name}"), async move || {

@@ -211,6 +211,28 @@ impl Nodes {
         Ok(name)
     }
 
+    /// A new node with containerd 2.2 and these further settings, and warmer; returns its name.
+    pub async fn join_with_handlers(&self, name: &str, settings: &[&str]) -> Result<String> {
+        let name = self.joining(name);
+        let (cluster, settings) = (&self.system.cluster, settings.concat());
+        cluster.add_containerd_node_with(&name, ContainerdVersion::V2_2, &settings).await?;
+        self.warmers.start_first(&name, &["--presence-interval", "1s"]).await?;
+        Ok(name)
+    }
+
+    /// A new node with CRI-O and warmer; returns its name.
+    pub async fn join_with_crio(&self, name: &str) -> Result<String> {
+        let name = self.joining(name);
+        self.system.cluster.add_crio_node(&name).await?;
+        self.warmers.start_first(&name, &["--presence-interval", "1s"]).await?;
+        Ok(name)
+    }
+
+    /// The node, to ask its runtime.
+    pub fn runtime(&self, node: &str) -> Result<Arc<xtask::cluster::Node>> {
+        self.system.node(node)
+    }
+
     /// A new node whose dockerd has a disk of so many MiB, and whose warmer lives on it as in a
     /// container, without seeing the runtime's own folder. Of the disk the warmer keeps 15% free,
     /// and takes each image for one of 20 MiB. It looks each hour only whether they are still

@@ -116,6 +116,13 @@ address = {socket}
         Ok(self)
     }
 
+    /// With further settings, as tables of TOML.
+    pub(super) fn with_settings(self, settings: &str) -> Result<Self> {
+        let before = fs::read_to_string(&self.settings)?;
+        fs::write(&self.settings, before + settings)?;
+        Ok(self)
+    }
+
     /// In its own mount namespace, so that what it mounts ends with it.
     pub(super) fn program(&self) -> Program {
         let place = self.place.clone().unwrap_or_else(|| {

@@ -1,6 +1,7 @@
 //! What a runtime with the container runtime interface says of its images, asked by a client of its
 //! own: the tests must not believe the one that they test.
 
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -60,6 +61,27 @@ impl Image {
     }
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct InfoRequest {
+    #[prost(string, tag = "1")]
+    digest: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct InfoAnswer {
+    #[prost(message, optional, tag = "1")]
+    info: Option<Info>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Info {
+    #[prost(map = "string, string", tag = "5")]
+    labels: HashMap<String, String>,
+}
+
+/// The label of an image's configuration for each snapshotter that holds it.
+const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
+
 /// The images of one runtime.
 pub(super) struct CriImages {
     socket: PathBuf,
@@ -104,6 +126,19 @@ impl CriImages {
         Ok(Some(of_repository.to_owned()))
     }
 
+    /// The snapshotters for which containerd has unpacked the image of exactly this name.
+    pub(super) async fn snapshotters(&self, reference: &str) -> Result<BTreeSet<String>> {
+        let images = self.all().await?;
+        let Some(image) = images.into_iter().find(|image| image.is_called(reference)) else {
+            return Ok(BTreeSet::new());
+        };
+        let method = "containerd.services.content.v1.Content/Info";
+        let answer: InfoAnswer = self.call_at(method, InfoRequest { digest: image.id }).await?;
+        let labels = answer.info.unwrap_or_default().labels;
+        let names = labels.keys().filter_map(|label| label.strip_prefix(SNAPSHOT));
+        Ok(names.map(str::to_owned).collect())
+    }
+
     /// Removes an image under all its names.
     pub(super) async fn remove(&self, reference: &str) -> Result<()> {
         let images = self.all().await?;
@@ -120,6 +155,14 @@ impl CriImages {
     }
 
     async fn call<Q, A>(&self, method: &str, request: Q) -> Result<A>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        self.call_at(&format!("runtime.v1.{method}"), request).await
+    }
+
+    async fn call_at<Q, A>(&self, method: &str, request: Q) -> Result<A>
     where
         Q: Message + Send + Sync + 'static,
         A: Message + Default + Send + Sync + 'static,
@@ -145,8 +188,11 @@ impl CriImages {
         let channel = endpoint.connect_with_connector(connector).await?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await?;
-        let path: PathAndQuery = format!("/runtime.v1.{method}").parse()?;
+        let path: PathAndQuery = format!("/{method}").parse()?;
         let codec = ProstCodec::<Q, A>::default();
-        Ok(client.unary(tonic::Request::new(request), path, codec).await?.into_inner())
+        let mut request = tonic::Request::new(request);
+        // containerd's own services are asked for a namespace; the interface ignores it.
+        request.metadata_mut().insert("containerd-namespace", "k8s.io".parse()?);
+        Ok(client.unary(request, path, codec).await?.into_inner())
     }
 }

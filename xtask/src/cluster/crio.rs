@@ -10,6 +10,9 @@ use serde_json::json;
 use super::registry::Registry;
 use crate::process::Program;
 
+/// Folder of the signature policies of namespaces, in the node's own.
+pub(super) const SIGNATURE_POLICIES: &str = "signature-policies";
+
 /// One CRI-O with its own folders, stopped or running.
 pub(super) struct Crio {
     crio: PathBuf,
@@ -51,7 +54,7 @@ impl Crio {
         let monitor = at("monitor");
         fs::write(&monitor, "#!/bin/sh\necho monitor version 2.1.0\n")?;
         fs::set_permissions(&monitor, fs::Permissions::from_mode(0o755))?;
-        for empty in ["crio.d", "hooks", "cni", "nothing"] {
+        for empty in ["crio.d", "hooks", "cni", "nothing", SIGNATURE_POLICIES] {
             fs::create_dir_all(at(empty))?;
         }
         Ok(Self { crio: crio.to_owned(), folder: folder.to_owned() })
@@ -108,6 +111,7 @@ runtime_root = {runtime_root}
 
 [crio.image]
 signature_policy = {policy}
+signature_policy_dir = {policies}
 # As the containerd nodes do: given up when no byte comes for so long.
 pull_progress_timeout = "{idle}s"
 
@@ -134,6 +138,7 @@ enable_nri = false
         attach = at("run/attach"),
         runtime_root = at("run/runc"),
         policy = at("etc-containers/policy.json"),
+        policies = at(SIGNATURE_POLICIES),
         idle = super::PULL_IDLE_SECONDS,
         cni = at("cni"),
         monitor = at("monitor"),

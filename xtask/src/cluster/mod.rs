@@ -349,6 +349,19 @@ impl Cluster {
         self.start_node(node, &[]).await
     }
 
+    /// The same with further settings, as tables of TOML.
+    pub async fn add_containerd_node_with(
+        &self,
+        name: &str,
+        version: ContainerdVersion,
+        settings: &str,
+    ) -> Result<Arc<Node>> {
+        let registries = self.registries();
+        let folder = self.folder();
+        let node = Node::with_containerd(name, version, &self.programs, folder, &registries, None)?;
+        self.start_node(node.with_containerd_settings(settings)?, &[]).await
+    }
+
     /// Starts a CRI-O that knows both registries, and makes its Node object, Ready.
     pub async fn add_crio_node(&self, name: &str) -> Result<Arc<Node>> {
         let registries = self.registries();

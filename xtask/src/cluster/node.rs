@@ -1,7 +1,7 @@
 //! A node: a Node object, and a dockerd, containerd or CRI-O of its own with its own data and socket. Its
 //! warmer is started apart, by [`super::Cluster::start_warmer`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::containerd::{Containerd, ContainerdVersion, Pods};
 use super::cri_images::CriImages;
-use super::crio::Crio;
+use super::crio::{Crio, SIGNATURE_POLICIES};
 use super::name_server;
 use super::registry::Registry;
 use crate::images::architecture;
@@ -144,6 +144,14 @@ exec chroot "$root" "$@""#;
         }
         let runtime = NodeRuntime::Containerd(containerd, version);
         Ok(Self::of(name, folder, socket, sandbox, runtime))
+    }
+
+    /// The same with further settings of containerd, as tables of TOML.
+    pub(super) fn with_containerd_settings(mut self, settings: &str) -> Result<Self> {
+        if let NodeRuntime::Containerd(containerd, version) = self.runtime {
+            self.runtime = NodeRuntime::Containerd(containerd.with_settings(settings)?, version);
+        }
+        Ok(self)
     }
 
     /// A node with CRI-O, which speaks plain HTTP also to registries at the given addresses.
@@ -282,6 +290,20 @@ exec chroot "$root" "$@""#;
             Some(images) => images.digest(reference).await,
             None => bail!("{} has no runtime with CRI", self.name),
         }
+    }
+
+    /// The snapshotters for which its containerd has unpacked an image of exactly this name.
+    pub async fn snapshotters(&self, reference: &str) -> Result<BTreeSet<String>> {
+        match self.cri_images() {
+            Some(images) => images.snapshotters(reference).await,
+            None => bail!("{} has no containerd", self.name),
+        }
+    }
+
+    /// The signature policy of its CRI-O for images of this namespace's Pods.
+    pub fn set_signature_policy(&self, namespace: &str, policy: &serde_json::Value) -> Result<()> {
+        let file = self.folder.join(SIGNATURE_POLICIES).join(format!("{namespace}.json"));
+        Ok(fs::write(file, policy.to_string())?)
     }
 
     /// Whether its runtime speaks CRI: containerd or CRI-O.

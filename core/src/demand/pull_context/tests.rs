@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use super::*;
 use crate::api::Revision;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-use crate::api::{ImageWarm, MANAGED_BY_LABEL, Reason, SecretReference};
+use crate::api::knative::KnativeImageSpec;
+use crate::api::{ImageWarm, KnativeImage, MANAGED_BY_LABEL, Reason, SecretReference};
 use crate::demand::Cluster;
 use crate::demand::consumers::demands;
 use crate::sample::{at, because, kept, resolve, revision, route, warm};
@@ -38,6 +40,7 @@ fn context_under(warm: &ImageWarm, revisions: &[Arc<Revision>], policy: &Policy)
     pull_context(
         &kept(warm),
         &demands(revisions, &[], &Cluster::default(), &running).consumers,
+        &RuntimeHandlers::default(),
         policy,
     )
 }
@@ -153,4 +156,45 @@ fn a_resolved_tag_is_known_to_exist() {
     route(&mut reserve, "reserve");
     assert_eq!(context_of(&by_tag, &[&old, &new, &reserve]).resolved, digest);
     assert_eq!(context_of(&warm(&old, "app:v2", "node-1", 100), &[&old, &new]).resolved, None);
+}
+
+#[test]
+fn the_handlers_are_those_of_all_pods_that_use_the_image() {
+    let classes: Vec<RuntimeClass> = [("sandboxed", "kata"), ("plain", "runc")]
+        .map(|(name, handler)| RuntimeClass {
+            metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() },
+            handler: handler.into(),
+            ..RuntimeClass::default()
+        })
+        .into();
+    let of_class = |name: &str, image: &str, class: Option<&str>| {
+        let mut revision = revision(name, 100, &[image]);
+        revision.spec.runtime_class_name = class.map(Into::into);
+        Arc::new(revision)
+    };
+    let handlers = RuntimeHandlers {
+        classes: RuntimeClasses::new(&classes),
+        of_every_revision: ["kata".to_owned()].into(),
+    };
+    let found = |image: &str, revisions: &[Arc<Revision>], images: &[Arc<KnativeImage>]| {
+        let (cluster, policy) = (Cluster::default(), Policy::default());
+        let demanded = demands(revisions, images, &cluster, &policy).consumers;
+        let warm = kept(&warm(&revision("r", 100, &[]), image, "a", 100));
+        let handlers = pull_context(&warm, &demanded, &handlers, &policy).runtime_handlers;
+        handlers.into_iter().collect::<Vec<_>>()
+    };
+    let plain = of_class("a", "app:v1", None);
+    let sandboxed = of_class("b", "app:v1", Some("sandboxed"));
+    assert_eq!(found("app:v1", &[], &[]), [""; 0]);
+    assert_eq!(found("app:v1", std::slice::from_ref(&plain), &[]), [""; 0]);
+    assert_eq!(found("app:v1", std::slice::from_ref(&sandboxed), &[]), ["kata"]);
+    assert_eq!(found("app:v1", &[plain, sandboxed.clone()], &[]), ["", "kata"]);
+    assert_eq!(found("app:v1", &[of_class("c", "app:v1", Some("plain"))], &[]), ["runc"]);
+    assert_eq!(found("app:v1", &[of_class("c", "app:v1", Some("missing"))], &[]), [""; 0]);
+    assert_eq!(found("other:v1", std::slice::from_ref(&sandboxed), &[]), [""; 0]);
+    // The queue-proxy is in the Pods of all Revisions.
+    let mut queue = KnativeImage::new("queue-proxy", KnativeImageSpec::default());
+    queue.metadata.namespace = Some(Policy::default().knative_namespace);
+    queue.spec.image = "queue:v1".into();
+    assert_eq!(found("queue:v1", &[], &[Arc::new(queue)]), ["", "kata"]);
 }

@@ -179,8 +179,9 @@ pub struct ControllerArgs {
     )]
     pub count_container_starts: bool,
 
-    /// While a Pod waits for an image that is being warmed, suspend pulls from the same registry on other
-    /// nodes, if they take bandwidth from it. The leader watches kubelets' Events for it
+    /// Let images come first that Pods wait for: on a node that has yet to pull them, and, while a kubelet pulls one,
+    /// by suspending pulls from the same registry on other nodes, if they take bandwidth from it. The leader watches
+    /// Events about Pods for it
     #[arg(
         long,
         env = "IMAGEWARM_PREEMPTION",

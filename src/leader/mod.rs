@@ -5,7 +5,7 @@
 //! `election` determines the leader. `reconcile` is the loop: observe (the caches), plan (pure, in
 //! `imagewarm_core::plan`), apply (through `kubernetes::writes`). `garbage_collection` reads the
 //! live objects before it deletes anything. `image_status` writes the Images' statuses, `events`
-//! the Events; `kubelet_events` reads those of kubelets, and `container_starts` counts what they say.
+//! the Events; `pod_events` reads those about Pods, and `container_starts` counts what they say.
 //! `ca_publication` publishes the CA that signs what admission and sessions serve.
 
 pub(crate) mod args;
@@ -15,9 +15,9 @@ pub(crate) mod election;
 mod events;
 mod garbage_collection;
 mod image_status;
-pub(crate) mod kubelet_events;
 pub(crate) mod metrics;
 mod owners;
+pub(crate) mod pod_events;
 mod reconcile;
 mod refused_namespaces;
 mod still_leading;

@@ -30,6 +30,7 @@ use imagewarm_core::assignment::{
 use imagewarm_core::image::Credential;
 use imagewarm_core::policy::Policy;
 use imagewarm_core::protocol::{FromController, Hello, PullGrant, from_controller};
+use imagewarm_core::report::pending_pod::PendingPod;
 use imagewarm_core::throttle::canary;
 use imagewarm_core::throttle::limits::RegistryLimits;
 
@@ -145,7 +146,7 @@ impl Dispatcher {
         self.inputs_sender.clone()
     }
 
-    /// Takes what kubelets report of the images of Pods.
+    /// Takes what kubelets and schedulers report of Pods.
     pub(crate) fn pod_images(&self) -> PodImages {
         PodImages(self.inputs_sender.clone())
     }
@@ -288,7 +289,7 @@ impl Dispatcher {
                 }
                 self.index.resolved(&request, found, self.now());
             }
-            Resolved::Recheck(uids, found) => self.index.rechecked(&uids, &found),
+            Resolved::Recheck(uids, found) => self.index.rechecked(&uids, &found, self.now()),
         }
     }
 
@@ -307,6 +308,10 @@ impl Dispatcher {
                 }
                 Input::PodWaits(image) => self.index.pod_waits(&image, self.now()),
                 Input::PodStarted(image) => self.index.pod_started(&image, self.now()),
+                Input::PodPending(PendingPod { namespace, revision }) => {
+                    let images = self.pull_contexts.images_of(&namespace, &revision, &self.stores);
+                    self.index.pod_pending(&namespace, &images, self.now());
+                }
                 Input::Closed(session, end) => {
                     sessions_changed = true;
                     self.end_stream(session, end);
@@ -440,6 +445,7 @@ impl Dispatcher {
         self.metrics.pull_retries.inc_by(self.index.take_retries());
         self.metrics.pulls_suspended.inc_by(self.index.take_suspended());
         self.metrics.pods_waiting.set(self.index.waiting_pods() as i64);
+        self.metrics.images_pending.set(self.index.pending_images() as i64);
         self.metrics.assignments.set(self.index.assignments() as i64);
         let (running, waiting) = self.index.pulls();
         self.metrics.pulls_in_flight.set(running as i64);

@@ -84,6 +84,8 @@ pub struct DispatchMetrics {
     pub pull_retries: Counter,
     /// Pods whose kubelet pulls an image that is being warmed.
     pub pods_waiting: Gauge,
+    /// Images that Pods wait for that fit no node.
+    pub images_pending: Gauge,
     /// Running pulls that were suspended for such a Pod.
     pub pulls_suspended: Counter,
     /// Reads of pull secrets that failed.
@@ -170,6 +172,11 @@ impl DispatchMetrics {
             "dispatch_pods_waiting",
             "Pods whose kubelet pulls an image that is being warmed, and for which pulls may be suspended",
             self.pods_waiting.clone(),
+        );
+        registry.register(
+            "dispatch_images_pending",
+            "Images of Pods that fit no node, by the scheduler's Events; nodes pull them first",
+            self.images_pending.clone(),
         );
         registry.register(
             "dispatch_pulls_suspended",

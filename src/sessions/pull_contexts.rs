@@ -13,8 +13,9 @@ use imagewarm_core::api::cached::Pool;
 use imagewarm_core::api::names::Uid;
 use imagewarm_core::api::{CachedImageWarm, KnativeImage, Revision};
 use imagewarm_core::demand::Cluster;
-use imagewarm_core::demand::consumers::{Demands, demands_in};
+use imagewarm_core::demand::consumers::{Consumer, ConsumerDemand, Demands, demands_in};
 use imagewarm_core::demand::pull_context::{PullContext, RuntimeHandlers, pull_context};
+use imagewarm_core::image::Reference;
 use imagewarm_core::policy::Policy;
 
 /// The demands of one namespace, computed once for all of its ImageWarms.
@@ -157,6 +158,26 @@ impl PullContexts {
             changed.insert(knative);
         }
         changed
+    }
+
+    /// The images of a Revision's containers; none where there is no such Revision.
+    pub(crate) fn images_of(
+        &mut self,
+        namespace: &str,
+        revision: &str,
+        stores: &Stores,
+    ) -> Vec<Reference> {
+        if stores.revisions.get(namespace, revision).is_none() {
+            return Vec::new();
+        }
+        let demands = self.demands_in(namespace, stores);
+        let is_it = |one: &&ConsumerDemand| {
+            matches!(one.by, Consumer::Revision(_))
+                && one.by.metadata().name.as_deref() == Some(revision)
+        };
+        let images = demands.consumers.iter().find(is_it).map(|one| one.demand.images.as_slice());
+        let images = images.unwrap_or_default().iter();
+        images.map(|image| image.reference.clone()).collect()
     }
 
     /// Drops a deleted ImageWarm.

@@ -9,6 +9,7 @@ use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::token_review::WarmerIdentity;
 use imagewarm_core::assignment::{SessionId, StreamEnd};
 use imagewarm_core::protocol::{FromController, Hello, LEADER_METADATA, from_warmer};
+use imagewarm_core::report::pending_pod::PendingPod;
 use imagewarm_core::report::pod_image::PodImage;
 
 /// An event from a stream.
@@ -23,9 +24,11 @@ pub(crate) enum Input {
     PodWaits(PodImage),
     /// A container starts, its image is on the node.
     PodStarted(PodImage),
+    /// A Pod fits no node.
+    PodPending(PendingPod),
 }
 
-/// Passes on to the dispatcher what kubelets report of the images of Pods.
+/// Passes on to the dispatcher what kubelets and schedulers report of Pods.
 #[derive(Clone)]
 pub(crate) struct PodImages(pub(super) mpsc::Sender<Input>);
 
@@ -34,6 +37,11 @@ impl PodImages {
     /// without.
     pub(crate) fn waits(&self, image: PodImage) {
         let _ = self.0.try_send(Input::PodWaits(image));
+    }
+
+    /// The Pod fits no node. Lost when too much waits: the scheduler says it again.
+    pub(crate) fn pending(&self, pod: PendingPod) {
+        let _ = self.0.try_send(Input::PodPending(pod));
     }
 
     /// The image is on the node. Where it is lost, its node's outcome says the same.

@@ -2,18 +2,21 @@
 //! meanwhile, and done afterwards. There is no kubelet: the test creates its Events.
 
 use anyhow::{Result, ensure};
-use imagewarm_core::api::Reason;
+use imagewarm_core::api::{ImageWarm, Reason};
+use serde_json::json;
 use xtask::cluster::Fault;
 
-use crate::world::{Namespace, Proxied, World, eventually};
+use crate::world::{Namespace, Proxied, World, containers, eventually};
 
 crate::tests![
     a_pull_is_suspended_until_the_pods_container_starts,
     a_pod_that_gets_no_bytes_suspends_nothing_for_long,
+    what_a_pending_pod_needs_is_pulled_first_and_alone,
     without_preemption_nothing_is_suspended,
 ];
 
 const SUSPENDED: &str = "imagewarm_dispatch_pulls_suspended_total";
+const PENDING: &str = "imagewarm_dispatch_images_pending";
 const WAITING: &str = "imagewarm_dispatch_pods_waiting";
 
 /// Two nodes that pull, each from a repository of its own of the same registry.
@@ -84,6 +87,46 @@ async fn a_pod_that_gets_no_bytes_suspends_nothing_for_long(world: &World) -> Re
     })
     .await?;
     pulls.end(&namespace).await
+}
+
+/// No node has room for a Pod; then one comes.
+async fn what_a_pending_pod_needs_is_pulled_first_and_alone(world: &World) -> Result<()> {
+    let namespace = world.namespace("pending").await?;
+    world.registries.push("pending", "v1").await?;
+    let needed = world.registries.behind_proxy("needed", "pending");
+    let newer = world.registries.push("pending-newer", "v1").await?;
+    let node = world.nodes.names()[0];
+    world.warmers.stop(node).await?;
+    for (name, image) in [("needed-00001", needed.image("v1")), ("newer-00001", newer.tag.clone())]
+    {
+        let mut spec = containers(&[&image]);
+        spec["nodeSelector"] = json!({"kubernetes.io/hostname": node});
+        namespace.revision(name, spec).await?;
+    }
+    eventually("both have an ImageWarm", async || {
+        Ok((namespace.image_warms().await?.len() == 2).then_some(()))
+    })
+    .await?;
+    namespace.scheduler_event("needed-00001-deployment-6c5c6f7b9-x2x2x").await?;
+    until(world, PENDING, 1.0).await?;
+
+    needed.spoil(Fault::Hold);
+    world.warmers.start(node).await?;
+    needed.until_held().await?;
+    eventually("the newer one waits for its turn", async || {
+        let mut warms = namespace.image_warms().await?.into_iter();
+        let is_queued = |warm: &ImageWarm| {
+            warm.spec.image == newer.tag && warm.reason() == Some(Reason::Queued)
+        };
+        Ok(warms.any(|warm| is_queued(&warm)).then_some(()))
+    })
+    .await?;
+    ensure!(world.nodes.digest(node, &newer.tag).await?.is_none(), "it was pulled beside");
+    needed.heal();
+    namespace.all_ready(2).await?;
+    let pulled = format!("Container image \"{}\" already present on machine", needed.image("v1"));
+    namespace.kubelet_event("Pulled", node, &pulled).await?;
+    until(world, PENDING, 0.0).await
 }
 
 async fn without_preemption_nothing_is_suspended(world: &World) -> Result<()> {

@@ -114,7 +114,7 @@ impl Index {
 
     /// Handles the result of [`Effect::RecheckCredentials`]. Secrets that still cannot be read cause no
     /// retry.
-    pub fn rechecked(&mut self, uids: &[Uid], found: &Result<Vec<Credential>, Refusal>) {
+    pub fn rechecked(&mut self, uids: &[Uid], found: &Result<Vec<Credential>, Refusal>, now: i64) {
         let credential_set = self.awaiting_credentials.credential_set(found);
         if credential_set == CredentialSet::Refused {
             return;
@@ -139,7 +139,8 @@ impl Index {
             self.canaries.forget(&assignment.key());
             let node = self.nodes.get(&*assignment.warm.node_name);
             if let Some((session, _)) = node.and_then(|node| node.session) {
-                let assign = ToWarmer::Assign(assignment.assign());
+                let need = assignment.need(uid, &self.needs, now);
+                let assign = ToWarmer::Assign(assignment.assign(need));
                 self.effects.push(Effect::Send(session, assign));
             }
         }

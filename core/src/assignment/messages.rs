@@ -2,6 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
+use super::needs::Need;
 use super::{Assignment, Refusal};
 use crate::api::{CachedImageWarm, ConditionStatus, Reason};
 use crate::demand::pull_context::PullContext;
@@ -60,7 +61,7 @@ impl Mark {
 }
 
 impl Assignment {
-    pub(super) fn assign(&self) -> Assign {
+    pub(super) fn assign(&self, need: Need) -> Assign {
         let Assignment { warm, image, pull_context, .. } = self;
         Assign {
             uid: warm.uid.to_string(),
@@ -75,6 +76,8 @@ impl Assignment {
             account_mark: self.account_mark,
             resolved_digest: pull_context.resolved.clone().unwrap_or_default(),
             runtime_handlers: pull_context.runtime_handlers.iter().cloned().collect(),
+            pod_waits: need.pod_waits,
+            recent_starts: need.recent_starts,
         }
     }
 

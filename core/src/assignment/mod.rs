@@ -4,6 +4,7 @@
 mod awaiting_credentials;
 mod budget;
 mod messages;
+mod needs;
 mod outages;
 mod preemption;
 mod reports;
@@ -21,7 +22,7 @@ use crate::demand::pull_context::PullContext;
 use crate::image::{Credential, Reference};
 use crate::protocol::from_controller::Message as ToWarmer;
 use crate::protocol::from_warmer::Message as FromWarmer;
-use crate::protocol::{self, Hello, PROTOCOL_VERSION, Synced, Welcome, Withdraw};
+use crate::protocol::{self, Assign, Hello, PROTOCOL_VERSION, Synced, Welcome, Withdraw};
 use crate::report::status::{
     NodeRuntime, Outcome, PROGRESS_EVERY_MS, QUEUED_QUIET_MS, QUIET_MS, Report,
 };
@@ -33,6 +34,7 @@ pub use stream_end::StreamEnd;
 
 use awaiting_credentials::{AwaitingCredentials, CredentialSet};
 use messages::{account_mark, grant, identity_mark, needs_resend, ready};
+use needs::{Need, Needs};
 use outages::Outages;
 use sizes::Sizes;
 
@@ -155,6 +157,12 @@ impl Assignment {
         (self.warm.namespace.to_string(), self.image.clone())
     }
 
+    /// How soon Pods need the image.
+    fn need(&self, uid: &str, needs: &Needs, now: i64) -> Need {
+        let resolved = self.pull_context.resolved.as_deref();
+        needs.of(uid, &self.warm.namespace, &self.image, resolved, now)
+    }
+
     /// Whether something may have to be pulled: the image is not on the node, or its tag is to be
     /// checked.
     fn needs_pull(&self) -> bool {
@@ -227,6 +235,7 @@ pub struct Index {
     budgets: RegistryBudgets,
     canaries: Canaries,
     preemption: Preemption,
+    needs: Needs,
     awaiting_credentials: AwaitingCredentials,
     outages: Outages,
     sizes: Sizes,
@@ -253,6 +262,7 @@ impl Index {
             budgets: RegistryBudgets::new(budget.registry),
             canaries: Canaries::new(budget.canary),
             preemption: Preemption::default(),
+            needs: Needs::default(),
             awaiting_credentials: AwaitingCredentials::default(),
             outages: Outages::default(),
             sizes: Sizes::default(),
@@ -362,7 +372,8 @@ impl Index {
         if let Some((session, _)) = node.session
             && old.as_ref().is_none_or(|old| needs_resend(old, &assignment))
         {
-            self.effects.push(Effect::Send(session, ToWarmer::Assign(assignment.assign())));
+            let need = assignment.need(&uid, &self.needs, now);
+            self.effects.push(Effect::Send(session, ToWarmer::Assign(assignment.assign(need))));
         }
         self.assignments.insert(uid, assignment);
     }
@@ -397,6 +408,7 @@ impl Index {
         let Some((uid, assignment)) = self.assignments.remove_entry(uid) else { return };
         let uid = &uid;
         self.preemption.ended(uid, now);
+        self.needs.forget(uid);
         self.awaiting_credentials.forget(uid);
         self.outages.forget(uid);
         self.sizes.forget(&assignment.image);
@@ -455,6 +467,7 @@ impl Index {
 
     /// Handles timeouts. Call about once a second.
     pub fn tick(&mut self, now: i64) {
+        self.needs.tick(now);
         let mut ended = Vec::new();
         for node in self.nodes.values_mut() {
             if !node.absence_unreported || node.session.is_some() || now < node.missing_at {

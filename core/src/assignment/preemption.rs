@@ -17,6 +17,10 @@ impl Index {
         if ready(&assignment.warm) == ConditionStatus::True && !assignment.reported_absent {
             return;
         }
+        if self.needs.waits(&uid, now) {
+            self.assign_again(&uid, now);
+        }
+        let Some(assignment) = self.assignments.get(&uid) else { return };
         let pod = WaitingPod {
             uid: uid.clone(),
             node: image.node.clone(),
@@ -44,7 +48,47 @@ impl Index {
     pub fn pod_started(&mut self, image: &PodImage, now: i64) {
         if let Some(uid) = self.assignment_of(image) {
             self.preemption.ended(&uid, now);
+            self.needs.forget(&uid);
+            self.needs.started(image, now);
         }
+    }
+
+    /// A Pod that needs these images fits no node: they come first on those that do not hold them.
+    pub fn pod_pending(&mut self, namespace: &str, images: &[Reference], now: i64) {
+        let mut is_new = false;
+        for image in images {
+            is_new |= self.needs.pending(namespace, image, now);
+        }
+        if !is_new {
+            return;
+        }
+        let is_of = |one: &&Assignment| *one.warm.namespace == *namespace && one.needs_pull();
+        let unsettled = self.assignments.iter().filter(|(_, one)| is_of(one));
+        let waited_for = unsettled.filter(|(uid, one)| one.need(uid, &self.needs, now).pod_waits);
+        let uids: Vec<Uid> = waited_for.map(|(uid, _)| uid.clone()).collect();
+        uids.iter().for_each(|uid| self.assign_again(uid, now));
+    }
+
+    /// Number of images that Pods wait for that fit no node.
+    pub fn pending_images(&self) -> usize {
+        self.needs.pending_images()
+    }
+
+    /// Sends an assignment to its node once more, with what has changed of the need for it.
+    fn assign_again(&mut self, uid: &Uid, now: i64) {
+        let node = self.assignments.get(uid).map(|one| &one.warm.node_name);
+        let session = node.and_then(|node| self.nodes.get(node)?.session);
+        if let Some((session, _)) = session
+            && let Some(assign) = self.assign(uid, now)
+        {
+            self.effects.push(Effect::Send(session, ToWarmer::Assign(assign)));
+        }
+    }
+
+    /// The message that assigns an image to its node.
+    pub(super) fn assign(&self, uid: &Uid, now: i64) -> Option<Assign> {
+        let assignment = self.assignments.get(uid)?;
+        Some(assignment.assign(assignment.need(uid, &self.needs, now)))
     }
 
     /// Number of Pods that wait for an image that is being warmed.

@@ -1,5 +1,7 @@
 //! The streams of the warmers: one for each node, the newest counts.
 
+use std::cmp::Reverse;
+
 use super::*;
 
 impl Index {
@@ -51,12 +53,14 @@ impl Index {
                 self.end_pull(uid, now);
             }
         }
-        for uid in uids {
-            if let Some(assignment) = self.assignments.get(&uid) {
-                let assign = ToWarmer::Assign(assignment.assign());
-                self.effects.push(Effect::Send(session, assign));
-            }
-        }
+        // A warmer begins with the first that it is sent.
+        let mut assigns: Vec<Assign> =
+            uids.iter().filter_map(|uid| self.assign(uid, now)).collect();
+        assigns.sort_by_key(|one| {
+            (Reverse(one.pod_waits), Reverse(one.recent_starts), Reverse(one.priority))
+        });
+        let assigns = assigns.into_iter().map(|one| Effect::Send(session, ToWarmer::Assign(one)));
+        self.effects.extend(assigns);
         self.effects.push(Effect::Send(session, ToWarmer::Synced(Synced {})));
     }
 

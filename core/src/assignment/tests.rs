@@ -8,6 +8,7 @@ use crate::protocol::{Progress, PullRequest};
 
 mod budget;
 mod hostile;
+mod needs;
 mod preemption;
 
 const GRACE: i64 = 8_000;
@@ -71,7 +72,8 @@ fn described(index: &mut Index) -> Vec<String> {
         Effect::Send(to, ToWarmer::Assign(assign)) => {
             let check = if assign.check_for.is_empty() { "" } else { " check" };
             let believed = if assign.believed_present { " believed" } else { "" };
-            format!("{to} assign {}{check}{believed}", assign.uid)
+            let waits = if assign.pod_waits { " pod waits" } else { "" };
+            format!("{to} assign {}{check}{believed}{waits}", assign.uid)
         }
         Effect::Send(to, ToWarmer::Withdraw(withdraw)) => format!("{to} withdraw {}", withdraw.uid),
         Effect::Send(to, ToWarmer::RetryPull(retry)) => format!("{to} retry {}", retry.uid),
@@ -524,15 +526,15 @@ fn secrets_are_read_again_for_pulls_that_wait_for_a_credential() {
     assert!(described(&mut index).is_empty(), "asked already");
 
     let both = [Uid::from("a1"), Uid::from("b1")];
-    index.rechecked(&both, &missing());
+    index.rechecked(&both, &missing(), 0);
     assert!(described(&mut index).is_empty(), "nothing to try");
     let mark = index.assignments["b1"].identity_mark;
-    index.rechecked(&both, &found("old"));
+    index.rechecked(&both, &found("old"), 0);
     assert_eq!(described(&mut index), ["2 assign b1"], "a1 was refused with the very same");
     assert_ne!(index.assignments["b1"].identity_mark, mark);
-    index.rechecked(&both, &found("new"));
+    index.rechecked(&both, &found("new"), 0);
     assert_eq!(described(&mut index), ["1 assign a1", "2 assign b1"]);
-    index.rechecked(&both, &found("new"));
+    index.rechecked(&both, &found("new"), 0);
     assert!(described(&mut index).is_empty(), "once for each change");
 
     // The leader before may have seen the change, and died: one attempt each.
@@ -541,7 +543,7 @@ fn secrets_are_read_again_for_pulls_that_wait_for_a_credential() {
     failed(&mut next, "a1", "a", Reason::Unauthorized);
     described(&mut next);
     for expected in [&["1 assign a1"][..], &[]] {
-        next.rechecked(&both[..1], &found("new"));
+        next.rechecked(&both[..1], &found("new"), 0);
         assert_eq!(described(&mut next), expected);
     }
 

@@ -21,6 +21,9 @@ use entry::{Entry, State, absent, backoff_text, resolved, unchecked};
 use registry::{Account, Registries};
 use removal::Removals;
 
+/// How long a pull that a Pod waits for keeps others of its namespace waiting, so that it has the node's link for
+/// itself. One that is stuck must not keep them for longer.
+const ALONE_MS: i64 = 120_000;
 /// Presence checks that may run in parallel, beside the pulls.
 const PRESENCE_CHECKS: usize = 4;
 
@@ -102,6 +105,8 @@ struct Running {
     namespace: String,
     account: u64,
     step: Step,
+    /// Since when it keeps pulls of its namespace waiting, since a Pod waits for it: monotonic, in milliseconds.
+    first_since: Option<i64>,
     room_bytes: u64,
 }
 
@@ -115,6 +120,14 @@ impl<'a> RunningPulls<'a> {
     fn new(running: impl Iterator<Item = &'a Running>) -> Self {
         let pulls: Vec<_> = running.filter(|job| job.step.uses_registry()).collect();
         RunningPulls { all: pulls.len(), pulls }
+    }
+
+    /// Whether a Pod of the namespace waits for one of them, which then runs alone for a while.
+    fn is_pod_waiting(&self, namespace: &str, now: Now) -> bool {
+        let is_first = |pull: &&&Running| {
+            pull.first_since.is_some_and(|since| now.monotonic_ms - since < ALONE_MS)
+        };
+        self.pulls.iter().filter(is_first).any(|pull| pull.namespace == namespace)
     }
 
     fn of_namespace(&self, namespace: &str) -> usize {
@@ -289,8 +302,9 @@ impl Queue {
         gone.map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// The next job to start, within the limits: pulls of the namespace that has the fewest, and of
-    /// these the newest Revision's. At most one job runs for each image.
+    /// The next job to start, within the limits: for a Pod that waits, then of the namespace that has the fewest
+    /// pulls; of these the image of which most containers started recently, then the newest Revision's. At most
+    /// one job runs for each image.
     pub fn next(&mut self, now: Now) -> Option<Job> {
         let busy: HashSet<&Reference> = self.running.values().map(|job| &job.image).collect();
         let pulls = RunningPulls::new(self.running.values());
@@ -309,7 +323,9 @@ impl Queue {
             _ => None,
         });
         let (uid, _, step, _) = due.min_by_key(|(_, entry, _, of_namespace)| {
-            (*of_namespace, Reverse(entry.assign.priority), entry.arrived)
+            let Assign { pod_waits, recent_starts, priority, .. } = &entry.assign;
+            let need = (Reverse(*recent_starts), Reverse(*priority));
+            (Reverse(*pod_waits), *of_namespace, need, entry.arrived)
         })?;
         let uid = uid.clone();
         let others: u64 =
@@ -328,6 +344,7 @@ impl Queue {
             namespace: entry.assign.namespace.clone(),
             account: entry.assign.account_mark,
             step,
+            first_since: entry.assign.pod_waits.then_some(now.monotonic_ms),
             room_bytes,
         };
         self.running.insert(uid.clone(), running);
@@ -344,6 +361,7 @@ impl Queue {
         let (of_registry, in_registry) = pulls.of_registry(account.0, namespace);
         pulls.all < parallel_pulls
             && pulls.of_namespace(namespace) < namespace_share(parallel_pulls)
+            && (entry.assign.pod_waits || !pulls.is_pod_waiting(namespace, now))
             && of_registry < pulls_per_registry
             && in_registry < namespace_share(pulls_per_registry)
             && pulls.of_account(account) < self.registries.places(account, pulls_per_registry)

@@ -5,6 +5,7 @@ mod clocks;
 mod digests;
 mod handlers;
 mod limits;
+mod needs;
 mod rights;
 
 use std::ops::{Deref, DerefMut};

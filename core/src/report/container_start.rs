@@ -9,6 +9,7 @@ use std::str::FromStr;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
+use super::pending_pod::revision_of;
 use super::pod_image::{PULLED, PodImage, of_a_kubelet};
 use crate::api::names::Uid;
 use crate::api::{CachedImageWarm, Reason};
@@ -74,12 +75,10 @@ impl ContainerStart {
         Some(ContainerStart { image: said.image, pod: said.pod.to_owned(), at, waited })
     }
 
-    /// The Revision whose Pod it is, by the Pod's name: Knative names the Deployment after it. `None` for
-    /// other Pods, and for names that Kubernetes has cut.
+    /// The Revision whose Pod it is, by the Pod's name. `None` for other Pods, and for names that Kubernetes has
+    /// cut.
     pub fn revision(&self) -> Option<&str> {
-        let (replica_set, _) = self.pod.rsplit_once('-')?;
-        let (deployment, _) = replica_set.rsplit_once('-')?;
-        deployment.strip_suffix("-deployment").filter(|name| !name.is_empty())
+        revision_of(&self.pod)
     }
 
     /// Whether what happened at `time` had happened before. True where the time is not known.

@@ -22,7 +22,7 @@ use crate::kubernetes::token_review::ApiServerReviewer;
 use crate::kubernetes::webhook_configurations::{ConfigurationStates, ReplicaPaths, Role};
 use crate::leader::ca_publication::Publisher;
 use crate::leader::container_starts::ContainerStarts;
-use crate::leader::kubelet_events::KubeletEvents;
+use crate::leader::pod_events::PodEvents;
 use crate::leader::{Controller, ControllerMetrics, Elector};
 use crate::programs::{Parts, certificates};
 use crate::sessions::metrics::DispatchMetrics;
@@ -34,6 +34,7 @@ use imagewarm_core::api::names::NodeName;
 use imagewarm_core::policy::Policy;
 use imagewarm_core::report::container_start::ContainerStart;
 use imagewarm_core::report::image_starts::AllImageStarts;
+use imagewarm_core::report::pending_pod::{FAILED_SCHEDULING, PendingPod};
 use imagewarm_core::report::pod_image::{PULLED, PULLING, PodImage};
 use imagewarm_core::webhook_paths::ServedPaths;
 use imagewarm_webhook_certs::{Resolver, Served};
@@ -232,7 +233,7 @@ impl Replica<'_> {
         leadership: watch::Receiver<Leadership>,
         Sessions { connected, pod_images }: Sessions,
     ) {
-        let starts = self.kubelet_events(stores, &leadership, pod_images);
+        let starts = self.pod_events(stores, &leadership, pod_images);
         let controller = Controller {
             client: self.client.clone(),
             stores: stores.clone(),
@@ -246,9 +247,9 @@ impl Replica<'_> {
         self.parts.spawn("controller", |stop| controller.run(stop));
     }
 
-    /// Follows what kubelets say of the images of Pods: for metrics and the statuses of Images, and for what
-    /// must not be slowed down.
-    fn kubelet_events(
+    /// Follows what kubelets and schedulers say of Pods: for metrics and the statuses of Images, for what must not
+    /// be slowed down, and for what comes first.
+    fn pod_events(
         &mut self,
         stores: &Stores,
         leadership: &watch::Receiver<Leadership>,
@@ -266,14 +267,22 @@ impl Replica<'_> {
             sender
         });
         if let Some(pod_images) = pod_images.clone() {
-            let pulling = KubeletEvents::new(self.client.clone(), leadership.clone(), PULLING);
+            let pulling = PodEvents::new(self.client.clone(), leadership.clone(), PULLING);
             let seen = move |event: &Event| {
                 PodImage::pulling(event).into_iter().for_each(|image| pod_images.waits(image));
             };
             self.parts.spawn("waiting Pods", |stop| pulling.run(seen, stop));
         }
+        if let Some(pod_images) = pod_images.clone() {
+            let pending =
+                PodEvents::new(self.client.clone(), leadership.clone(), FAILED_SCHEDULING);
+            let seen = move |event: &Event| {
+                PendingPod::of(event).into_iter().for_each(|pod| pod_images.pending(pod));
+            };
+            self.parts.spawn("pending Pods", |stop| pending.run(seen, stop));
+        }
         if pod_images.is_some() || counted.is_some() {
-            let pulled = KubeletEvents::new(self.client.clone(), leadership.clone(), PULLED);
+            let pulled = PodEvents::new(self.client.clone(), leadership.clone(), PULLED);
             let seen = move |event: &Event| {
                 let Some(start) = ContainerStart::of(event) else { return };
                 if let Some(pod_images) = &pod_images {

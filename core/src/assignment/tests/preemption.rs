@@ -37,7 +37,9 @@ fn pulls_of_other_nodes_are_suspended_until_the_container_starts() {
     let digest = format!("registry.test/app@sha256:{}", "a".repeat(64));
     index.pod_waits(&pod("default", "a", &digest), 10);
     let effects = described(&mut index);
-    assert_eq!(effects, ["1 report a1 every 250 ms", "2 suspend b1", "3 suspend c1"]);
+    let expected =
+        ["1 assign a1 pod waits", "1 report a1 every 250 ms", "2 suspend b1", "3 suspend c1"];
+    assert_eq!(effects, expected);
     assert_eq!((index.pulls(), index.waiting_pods(), index.take_suspended()), ((1, 0), 1, 2));
     // Their warmers ask again, and wait.
     index.message(2, &request("b1"), 20);
@@ -138,7 +140,9 @@ fn the_pods_own_node_waits_neither_for_a_canary_nor_for_a_place() {
     assert!(described(&mut index).is_empty(), "b1 waits for a1, the canary");
     index.pod_waits(&pod("default", "b", IMAGE), 10);
     let effects = described(&mut index);
-    assert_eq!(effects, ["2 report b1 every 250 ms", "1 suspend a1", "2 resolve b1"]);
+    let expected =
+        ["2 assign b1 pod waits", "2 report b1 every 250 ms", "1 suspend a1", "2 resolve b1"];
+    assert_eq!(effects, expected);
 }
 
 #[test]
@@ -146,7 +150,8 @@ fn a_pull_that_a_reconnected_warmer_still_runs_is_suspended_as_well() {
     let mut index = pulling();
     index.close(2, 5);
     index.pod_waits(&pod("default", "a", IMAGE), 10);
-    assert_eq!(described(&mut index), ["1 report a1 every 250 ms", "3 suspend c1"]);
+    let expected = ["1 assign a1 pod waits", "1 report a1 every 250 ms", "3 suspend c1"];
+    assert_eq!(described(&mut index), expected);
     index.open(4, &"b".into(), &hello(2, &["b1"]), 20);
     described(&mut index);
     index.begin_waiting(100);

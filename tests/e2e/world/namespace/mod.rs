@@ -91,6 +91,19 @@ impl Namespace {
         Ok(())
     }
 
+    /// What a scheduler says of a Pod that fits no node.
+    pub async fn scheduler_event(&self, pod: &str) -> Result<()> {
+        let event: Event = serde_json::from_value(json!({
+            "metadata": {"generateName": format!("{pod}.")},
+            "involvedObject": {"kind": "Pod", "namespace": self.name, "name": pod},
+            "reason": "FailedScheduling", "type": "Warning",
+            "message": "0/3 nodes are available: 3 Insufficient cpu.",
+            "reportingComponent": "default-scheduler", "reportingInstance": "default-scheduler",
+        }))?;
+        self.api().create(&PostParams::default(), &event).await?;
+        Ok(())
+    }
+
     pub async fn label(&self, key: &str, value: &str) -> Result<()> {
         let body = json!({"metadata": {"labels": {key: value}}});
         self.objects().patch(&self.name, &PatchParams::default(), &Patch::Merge(body)).await?;

@@ -1,5 +1,5 @@
-//! Follows what kubelets say in Events of the images of Pods: that one is being pulled, and that one is
-//! there.
+//! Follows what kubelets say in Events of the images of Pods (that one is being pulled, and that one is there), and
+//! schedulers of Pods that fit no node.
 //!
 //! What is lost while the API server does not answer is lost, and an API server that refuses the right to
 //! watch Events is asked again in five minutes: nothing that has to be right depends on it.
@@ -31,7 +31,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const REFUSED_INTERVAL: Duration = Duration::from_secs(300);
 
 /// The Events about Pods that have this reason, while this replica leads.
-pub(crate) struct KubeletEvents {
+pub(crate) struct PodEvents {
     events: Api<Event>,
     leadership: watch::Receiver<Leadership>,
     reason: &'static str,
@@ -45,14 +45,14 @@ enum End {
     Again,
 }
 
-impl KubeletEvents {
+impl PodEvents {
     /// Of this `reason`.
     pub(crate) fn new(
         client: Client,
         leadership: watch::Receiver<Leadership>,
         reason: &'static str,
     ) -> Self {
-        KubeletEvents { events: Api::all(client), leadership, reason }
+        PodEvents { events: Api::all(client), leadership, reason }
     }
 
     /// Calls `seen` for each, until `stop`.
@@ -92,7 +92,7 @@ impl KubeletEvents {
                     backoff.next_with_jitter()
                 }
                 End::Refused(error) => {
-                    tracing::info!(error, reason = self.reason, "Events of kubelets are not seen");
+                    tracing::info!(error, reason = self.reason, "Events about Pods are not seen");
                     REFUSED_INTERVAL
                 }
             };
@@ -178,7 +178,7 @@ mod tests {
             pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
         });
         let (sender, receiver) = watch::channel(Leadership::default());
-        let events = KubeletEvents::new(Client::new(service, "default"), receiver, "Pulled");
+        let events = PodEvents::new(Client::new(service, "default"), receiver, "Pulled");
         let stop = CancellationToken::new();
         let running = tokio::spawn(events.run(|_| {}, stop.clone()));
         let leads = |leading: bool, address: &str| {

@@ -51,6 +51,8 @@ enum Verdict {
 enum Check {
     /// Is this Node gone?
     Node(String),
+    /// Is this Node the one that the cache holds, or gone?
+    ReplacedNode(String),
     /// Is this Revision (namespace, name) gone, or known not to demand the image?
     Revision(String, String),
     /// Is this Image (namespace, name) gone, or known not to demand the image?
@@ -179,6 +181,15 @@ impl GarbageCollector {
                 // The cache holds it by now: the next run decides again.
                 found.map(|found| verdict(found, known.then_some(Verdict::Keep)))
             }
+            Check::ReplacedNode(node) => {
+                let cached = stores.nodes.get("", node).and_then(|node| node.metadata.uid.clone());
+                let found = writes::find_node(&self.client, node).await;
+                found.map(|found| match found {
+                    Presence::Present(live) if live.uid == cached => Verdict::Delete,
+                    Presence::Present(_) | Presence::TypeAbsent => Verdict::Keep,
+                    Presence::Absent => Verdict::Delete,
+                })
+            }
             Check::Revision(namespace, name) => {
                 let cached = stores.revisions.get(namespace, name);
                 let found = writes::find_revision(&self.client, namespace, name).await;
@@ -286,8 +297,10 @@ fn log_failure(warm: &CachedImageWarm, error: &ApplyError) {
 
 fn check_for(deletion: &Deletion) -> Check {
     let warm = &deletion.warm;
-    if deletion.cause == Cause::NodeGone {
-        return Check::Node(warm.node_name.to_string());
+    match deletion.cause {
+        Cause::NodeGone => return Check::Node(warm.node_name.to_string()),
+        Cause::NodeReplaced => return Check::ReplacedNode(warm.node_name.to_string()),
+        Cause::NotDemanded | Cause::Reserve | Cause::Resolved => {}
     }
     let namespace = warm.namespace.to_string();
     if let Some(image) =

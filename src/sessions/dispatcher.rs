@@ -61,6 +61,9 @@ enum Resolved {
 /// An open stream.
 struct Session {
     sender: mpsc::Sender<Outgoing>,
+    node: NodeName,
+    /// Of the Node that its warmer was accepted for.
+    node_uid: Option<String>,
     /// Ends its reader and its connection.
     cut: CancellationToken,
 }
@@ -267,7 +270,8 @@ impl Dispatcher {
                         self.settle_at.get_or_insert(Instant::now() + SETTLE);
                     }
                 }
-                Ok(Change::Node(_) | Change::Namespace(_)) => {}
+                Ok(Change::Node(name)) => self.drop_departed(Some(&name)),
+                Ok(Change::Namespace(_)) => {}
                 Err(RecvError::Closed) => return,
             }
             if handled == BATCH {
@@ -339,7 +343,8 @@ impl Dispatcher {
             return;
         }
         // The warmer of a new node may be faster than the watch on Nodes; it reconnects.
-        let rejected = match self.stores.nodes.get("", node) {
+        let found = self.stores.nodes.get("", node);
+        let rejected = match &found {
             None => Some(StreamEnd::UnknownNode),
             Some(found)
                 if warmer.node_uid.is_some()
@@ -368,7 +373,8 @@ impl Dispatcher {
                 runtime = hello.runtime_name,
                 "warmer connected"
             );
-            self.sessions.insert(session, Session { sender, cut });
+            let node_uid = found.and_then(|found| found.metadata.uid.clone());
+            self.sessions.insert(session, Session { sender, node: node.clone(), node_uid, cut });
             self.index.open(session, node, hello, self.now());
         }
     }
@@ -376,6 +382,7 @@ impl Dispatcher {
     /// Applies every cached ImageWarm, and drops those that are no longer cached.
     fn resync(&mut self) {
         self.settle_at = None;
+        self.drop_departed(None);
         self.pull_contexts.clear();
         self.pull_contexts.group(&self.stores);
         let mut gone: BTreeSet<Uid> = self.index.uids().into_iter().collect();
@@ -501,6 +508,35 @@ impl Dispatcher {
         self.publish_connected();
     }
 
+    /// Ends the streams of nodes that have left or were replaced by others of their name, and drops what is still
+    /// to be written for those that have left. Of one node, or of all.
+    fn drop_departed(&mut self, name: Option<&str>) {
+        let is_other = |open: &Session| {
+            let found = self.stores.nodes.get("", &open.node);
+            found.is_none_or(|found| found.metadata.uid != open.node_uid)
+        };
+        let sessions = self.sessions.iter();
+        let ended = sessions.filter(|(_, open)| name.is_none_or(|name| *open.node == *name));
+        let ended: Vec<_> = ended.filter(|(_, open)| is_other(open)).collect();
+        let ended: Vec<(SessionId, NodeName)> =
+            ended.into_iter().map(|(session, open)| (*session, open.node.clone())).collect();
+        let mut left: BTreeSet<NodeName> = ended.iter().map(|(_, node)| node.clone()).collect();
+        left.extend(name.map(NodeName::from));
+        for (session, _) in &ended {
+            self.end_stream(*session, StreamEnd::NodeLeft);
+            self.index.close(*session, self.now());
+        }
+        if !ended.is_empty() {
+            self.publish_connected();
+        }
+        for node in left {
+            if self.stores.nodes.get("", &node).is_none() {
+                let uids = self.index.node_left(&node);
+                uids.iter().for_each(|uid| self.writer.forget(uid));
+            }
+        }
+    }
+
     /// Drops sessions whose call was cancelled while its stream was being opened.
     fn drop_abandoned(&mut self) {
         let closed = self.sessions.iter().filter(|(_, open)| open.sender.is_closed());
@@ -513,7 +549,7 @@ impl Dispatcher {
     }
 
     fn end_stream(&mut self, session: SessionId, end: StreamEnd) {
-        if let Some(Session { sender, cut }) = self.sessions.remove(&session) {
+        if let Some(Session { sender, cut, .. }) = self.sessions.remove(&session) {
             self.metrics.stream_end(end);
             // A full channel has no room for the status; the stream then ends without one.
             let _ = sender.try_send(Err(end_status(end, &self.leader.borrow())));

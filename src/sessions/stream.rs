@@ -77,6 +77,7 @@ pub(super) fn end_status(end: StreamEnd, leader: &Leadership) -> Status {
         StreamEnd::OtherNode => {
             Status::permission_denied("the token is bound to another Node of this name")
         }
+        StreamEnd::NodeLeft => Status::permission_denied("the Node was deleted or replaced"),
         StreamEnd::Misbehaved => Status::permission_denied("the stream violates the protocol"),
         StreamEnd::Excessive => Status::permission_denied(
             "the warmer asked for more pulls or credentials than a node can use",

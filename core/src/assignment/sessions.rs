@@ -64,6 +64,14 @@ impl Index {
         self.effects.push(Effect::Send(session, ToWarmer::Synced(Synced {})));
     }
 
+    /// Assignments of a node that has left the cluster: nothing more is to be written for them. Its stream is
+    /// closed by the caller.
+    pub fn node_left(&mut self, name: &str) -> Vec<Uid> {
+        let Some(node) = self.nodes.get_mut(name) else { return Vec::new() };
+        node.absence_unreported = false;
+        node.assignments.iter().cloned().collect()
+    }
+
     /// Removes a closed stream. What the node holds or pulls does not change.
     pub fn close(&mut self, session: SessionId, now: i64) {
         let Some(name) = self.sessions.remove(&session) else { return };

@@ -13,6 +13,8 @@ labels! {
         UnknownNode,
         /// The token is bound to a Node of the same name that was deleted.
         OtherNode,
+        /// The Node was deleted, or another of its name has taken its place.
+        NodeLeft,
         /// The token could not be reviewed, or the index did not answer.
         Unavailable,
         /// A newer stream of the node replaced it.

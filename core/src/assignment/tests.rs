@@ -629,3 +629,17 @@ fn what_a_tag_was_resolved_to_is_sent_while_its_node_does_not_hold_it() {
     index.apply(kept(held), resolved("sha256:2"), 7);
     assert!(sent(&mut index).is_empty(), "an ImageWarm by digest follows where it is another");
 }
+
+#[test]
+fn nothing_is_written_for_a_node_that_has_left() {
+    let mut index = index_with(&[("a1", "a"), ("b1", "b")]);
+    assert_eq!(index.node_left("a"), [Uid::from("a1")]);
+    assert!(index.node_left("never").is_empty());
+    index.tick(GRACE * 9);
+    assert_eq!(described(&mut index), ["status b1 waiting"]);
+    // Another of its name comes, with ImageWarms of its own.
+    index.delete("a1", GRACE * 9);
+    index.apply(kept(warm("a2", "a", "app")), pull_context(1), GRACE * 9);
+    index.tick(GRACE * 20);
+    assert_eq!(described(&mut index), ["status a2 waiting"]);
+}

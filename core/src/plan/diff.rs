@@ -102,6 +102,8 @@ labels! {
     pub enum Cause {
         /// Its node no longer exists.
         NodeGone,
+        /// It is older than its node, and so for one of the same name before: what it says is not of this one.
+        NodeReplaced,
         /// No consumer demands its image.
         NotDemanded,
         /// Only Revisions past the reserve grace period demand it.
@@ -221,7 +223,8 @@ fn collect_garbage(
     if !observed.may_delete {
         return;
     }
-    let nodes: HashSet<&str> = observed.nodes.iter().map(|node| node.name).collect();
+    let nodes: HashMap<&str, Option<i64>> =
+        observed.nodes.iter().map(|node| (node.name, node.created)).collect();
     let (mut wanted, mut in_reserve) = (DemandedImages::default(), DemandedImages::default());
     for one in observed.demands {
         let expires_at = one
@@ -239,8 +242,14 @@ fn collect_garbage(
         if !warm.is_managed() || warm.is_terminating() {
             continue;
         }
-        let cause = if !nodes.contains(&*warm.node_name) {
+        let created = warm.created.map(|at| at.as_second());
+        let node_created = nodes.get(&*warm.node_name);
+        let cause = if node_created.is_none() {
             Cause::NodeGone
+        } else if created.is_some() && node_created.is_some_and(|node| *node > created) {
+            // Both times are the API server's, and such an ImageWarm must not stay for the grace period.
+            plan.delete.push(Deletion { warm: warm.clone(), cause: Cause::NodeReplaced });
+            continue;
         } else if let Some(until) = wanted.until(warm, observed.image_warms) {
             if let Some(until) = until {
                 plan.recheck(until);

@@ -69,6 +69,7 @@ fn each_object_has_its_check() {
         check_for(&Deletion { warm: Arc::new(warm.into()), cause })
     };
     assert_eq!(check(Cause::NodeGone, Some("u/r")), Check::Node("node-a".into()));
+    assert_eq!(check(Cause::NodeReplaced, Some("u/r")), Check::ReplacedNode("node-a".into()));
     assert_eq!(check(Cause::NotDemanded, Some("u/r")), Check::Revision("n".into(), "r".into()));
     for unnamed in [None, Some(""), Some("u/"), Some("r")] {
         assert_eq!(check(Cause::NotDemanded, unnamed), Check::Unnamed("n".into()), "{unnamed:?}");
@@ -208,4 +209,33 @@ async fn many_orphans_are_deleted_in_parts() {
     let next = garbage.collect(candidates, &stores).await.unwrap();
     assert!(next > Instant::now());
     assert_eq!(deleted.load(Ordering::Relaxed), DELETIONS + 2);
+}
+
+#[tokio::test]
+async fn a_replaced_node_has_to_be_the_one_that_the_cache_holds() {
+    let node = |uid: &str| -> k8s_openapi::api::core::v1::Node {
+        serde_json::from_value(json!({"metadata": {"name": "node-a", "uid": uid}})).unwrap()
+    };
+    let check = Check::ReplacedNode("node-a".into());
+    for (live, verdict) in
+        [(Some("new"), Verdict::Delete), (Some("newer"), Verdict::Keep), (None, Verdict::Delete)]
+    {
+        let service = tower::service_fn(move |_: http::Request<Body>| {
+            let body = match live {
+                Some(uid) => serde_json::to_value(node(uid)).unwrap(),
+                None => json!({
+                    "kind": "Status", "apiVersion": "v1", "status": "Failure",
+                    "reason": "NotFound", "code": 404, "message": "nodes \"node-a\" not found",
+                    "details": {"name": "node-a", "kind": "nodes"},
+                }),
+            };
+            let status = if live.is_some() { 200 } else { 404 };
+            let answer = http::Response::builder().status(status);
+            let answer = answer.body(Body::from(body.to_string().into_bytes())).unwrap();
+            async move { Ok::<_, tower::BoxError>(answer) }
+        });
+        let stores = Stores::fixed(vec![], vec![], vec![], vec![node("new")], vec![]);
+        let garbage_collector = garbage_collector(Client::new(service, "default"));
+        assert_eq!(garbage_collector.check(&check, &stores).await, verdict, "{live:?}");
+    }
 }

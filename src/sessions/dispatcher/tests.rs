@@ -582,6 +582,33 @@ async fn a_warmer_is_rejected_before_its_node_exists() {
 }
 
 #[tokio::test]
+async fn a_node_that_leaves_or_is_replaced_loses_its_stream() {
+    let (cluster, authority) = (Cluster::new(), Authority::new());
+    cluster.assign("stuck", "node-b", "r.test/stuck:v1");
+    let replica = Replica::start(&cluster, &authority, leads()).await;
+    let runtime = FakeRuntime::default().with("r.test/stuck:v1", Script::Stuck);
+    let node = Node::start(&authority, replica.address, "node-b", &runtime);
+    let is_connected = |replica: &Replica| replica.connected.borrow().contains("node-b");
+    cluster.wait_for("stuck", Reason::Pulling).await;
+
+    let mut replaced = node_object("node-b");
+    replaced.metadata.uid = Some("another".into());
+    cluster.nodes.put(Arc::new(replaced));
+    let _ = cluster.changes.send(Change::Node("node-b".into()));
+    until("the stream has ended", || (!is_connected(&replica)).then_some(())).await;
+    // It is itself again: an unchanged Node ends nothing.
+    cluster.nodes.put(Arc::new(node_object("node-b")));
+    let _ = cluster.changes.send(Change::Node("node-b".into()));
+    until("it is connected again", || is_connected(&replica).then_some(())).await;
+
+    cluster.nodes.take("", "node-b").unwrap();
+    let _ = cluster.changes.send(Change::Node("node-b".into()));
+    until("the stream has ended", || (!is_connected(&replica)).then_some(())).await;
+    node.stop().await;
+    replica.stop().await;
+}
+
+#[tokio::test]
 async fn a_token_of_a_node_that_was_made_anew_is_rejected() {
     let (cluster, authority) = (Cluster::new(), Authority::new());
     cluster.assign("app", "node-a", "r.test/app:v1");

@@ -216,6 +216,21 @@ fn a_runtime_class_decides_too() {
 }
 
 #[test]
+fn what_is_older_than_its_node_was_for_another_and_goes_at_once() {
+    let demanded = revision("r", 100, &["app:v1"]);
+    let before = warm(&demanded, "app:v1", "a", 100);
+    let after = warm(&demanded, "app:v1", "b", 100);
+    let mut world = World::new(&["a", "b"], &[&demanded], &[before.clone(), after.clone()]);
+    for (node, created) in world.nodes.iter_mut().zip([101, 100]) {
+        node.metadata.creation_timestamp = Some(Time(at(created)));
+    }
+    assert_eq!(deleted(&world.plan(101)), ["app:v1 on a: NodeReplaced"]);
+    // One that a person made stays.
+    world.warms = vec![kept(&by_hand(before)), kept(&after)];
+    assert_eq!(deleted(&world.plan(101)), NOTHING);
+}
+
+#[test]
 fn collection() {
     let demanded = revision("r", 100, &["app:v1"]);
     let other = revision("gone", 100, &["old:v1"]);

@@ -1,5 +1,5 @@
 //! Generates the dispatch protocol's client and server, and the clients of the container runtime
-//! interface and of containerd's content service, from `proto/`, without protoc.
+//! interface and of containerd's content and image services, from `proto/`, without protoc.
 
 use std::error::Error;
 
@@ -16,8 +16,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         // A derived Debug would print passwords; src/runtime/cri/api.rs writes these by hand.
         .skip_debug(["runtime.v1.AuthConfig"])
         .compile_fds(cri)?;
-    let content = "proto/containerd/services/content/v1/content.proto";
-    let content = protox::compile([content], ["proto/containerd"])?;
-    tonic_prost_build::configure().build_server(false).compile_fds(content)?;
+    let services = ["content/v1/content.proto", "images/v1/images.proto"];
+    let services = services.map(|file| format!("proto/containerd/services/{file}"));
+    let services = protox::compile(services, ["proto/containerd"])?;
+    tonic_prost_build::configure().build_server(false).compile_fds(services)?;
     Ok(())
 }

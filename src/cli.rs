@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::clock::wall_clock;
-use crate::commands::{certs, reference, report, status};
+use crate::commands::{certs, pins, reference, report, status};
 use crate::exit::Exit;
 use crate::kubernetes::client::ClientArgs;
 use crate::programs::{self, ControllerCommand, WarmerCommand};
@@ -33,6 +33,9 @@ enum Command {
     /// Show what warming was worth: which containers found their image, and how long the others
     /// waited
     Report(ReportCommand),
+    /// Print the settings with which CRI-O or cri-dockerd pins the images that are wanted now, so that kubelets do
+    /// not remove them
+    Pins(PinsCommand),
     /// Show certificates, their expiry and those that replicas serve; exit with 1 on any fault
     Certs(CertsCommand),
     /// Parse image references and print their parts; exit with 1 if any is invalid
@@ -55,6 +58,14 @@ struct ReportCommand {
     client: ClientArgs,
     #[command(flatten)]
     report: report::ReportArgs,
+}
+
+#[derive(Args, Debug)]
+struct PinsCommand {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    pins: pins::PinsArgs,
 }
 
 #[derive(Args, Debug)]
@@ -98,6 +109,11 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Report(command) => block_on(async move {
             let client = command.client.connect().await?;
             report::run(&command.report, client, &mut io::stdout()).await?;
+            Ok(Exit::Done)
+        }),
+        Command::Pins(command) => block_on(async move {
+            let client = command.client.connect().await?;
+            pins::run(&command.pins, client, &mut io::stdout()).await?;
             Ok(Exit::Done)
         }),
         Command::Certs(command) => block_on(async move {

@@ -368,6 +368,9 @@ fn bad_flag_values_are_wrong_usage() {
         ("warmer", "--parallel-pulls", "0", "1..=64"),
         ("warmer", "--max-pulls-per-registry", "0", "1..=64"),
         ("warmer", "--keep-free-disk", "15", "15%"),
+        ("warmer", "--pin-share", "0.3", "15%"),
+        ("warmer", "--image-gc-high-threshold", "85", "15%"),
+        ("warmer", "--image-gc-low-threshold", "100%", "15%"),
         ("warmer", "--assumed-image-size", "1MB", "512Mi"),
         ("warmer", "--pull-idle-timeout", "10ms", "2m"),
         ("warmer", "--presence-interval", "never", "1m30s"),
@@ -489,7 +492,7 @@ fn help_explains_every_flag() {
         }
         commands += 1;
     }
-    assert_eq!(commands, 7);
+    assert_eq!(commands, 8);
 }
 
 /// Answers one request, with 403. Returns its head.

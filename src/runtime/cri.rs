@@ -6,6 +6,8 @@ pub mod api;
 mod content;
 mod content_api;
 mod handlers;
+mod image_records;
+mod image_records_api;
 
 use std::error::Error as _;
 use std::fmt;
@@ -23,15 +25,17 @@ use api::image_service_client::ImageServiceClient;
 use api::runtime_service_client::RuntimeServiceClient;
 use api::{
     AuthConfig, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ImageStatusResponse,
-    ListPodSandboxRequest, PodSandboxConfig, PodSandboxFilter, PodSandboxMetadata,
-    PullImageRequest, VersionRequest,
+    ListContainersRequest, ListImagesRequest, ListPodSandboxRequest, PodSandboxConfig,
+    PodSandboxFilter, PodSandboxMetadata, PullImageRequest, VersionRequest,
 };
 use content::ContentStore;
 use handlers::Handlers;
+use image_records::{ImageRecords, held};
 use imagewarm_core::api::Reason;
 use imagewarm_core::error_chain::root_cause;
 use imagewarm_core::image::quoted::printable;
 use imagewarm_core::image::{Credential, Reference};
+use imagewarm_core::runtime::pins::{HeldImage, honours_pins};
 use imagewarm_core::runtime::{
     LONGEST_MESSAGE, PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion,
     Sandboxes, cri_failure, digest_of, platform,
@@ -51,6 +55,7 @@ pub struct Cri {
     channel: Channel,
     content: ContentStore,
     handlers: Handlers,
+    records: ImageRecords,
 }
 
 impl fmt::Debug for Cri {
@@ -75,6 +80,7 @@ impl Cri {
             socket: socket.to_owned(),
             content: ContentStore::new(channel.clone()),
             handlers: Handlers::default(),
+            records: ImageRecords::new(channel.clone()),
             channel,
         }
     }
@@ -104,6 +110,21 @@ impl Cri {
         let filter = Some(PodSandboxFilter { label_selector });
         let request = ListPodSandboxRequest { filter };
         Ok(!in_time(client.list_pod_sandbox(request), None).await?.items.is_empty())
+    }
+
+    async fn list_images(&self) -> Result<Option<Vec<HeldImage>>, RuntimeError> {
+        // On the same socket there may be another version by now.
+        if !honours_pins(&self.request_version().await?) {
+            return Ok(None);
+        }
+        let mut images = self.images();
+        let mut containers = RuntimeServiceClient::new(self.channel.clone());
+        let (images, containers, own) = tokio::try_join!(
+            in_time(images.list_images(ListImagesRequest { filter: None }), None),
+            in_time(containers.list_containers(ListContainersRequest {}), None),
+            self.records.own(),
+        )?;
+        Ok(Some(held(images.images, &containers.containers, own)))
     }
 
     /// Whether the runtime holds the image, for whatever Pods.
@@ -214,6 +235,18 @@ impl Runtime for Cri {
         progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>> {
         Box::pin(self.pull_image(image, sandboxes, credential, progress))
+    }
+
+    fn held_images(&self) -> RuntimeFuture<'_, Result<Option<Vec<HeldImage>>, RuntimeError>> {
+        Box::pin(self.list_images())
+    }
+
+    fn set_pin<'a>(
+        &'a self,
+        id: &'a str,
+        since_unix_ms: Option<i64>,
+    ) -> RuntimeFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(self.records.set_pin(id, since_unix_ms))
     }
 }
 

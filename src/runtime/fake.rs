@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use imagewarm_core::api::Reason;
+use imagewarm_core::runtime::pins::Pin;
 
 use super::*;
 
@@ -32,6 +33,8 @@ pub(crate) struct FakeRuntime {
     calls: Arc<Mutex<Vec<String>>>,
     silent: bool,
     removals: Arc<(Mutex<VecDeque<bool>>, tokio::sync::Notify)>,
+    /// With pins; `None` if it cannot pin images.
+    images: Option<Arc<Mutex<Vec<HeldImage>>>>,
 }
 
 impl FakeRuntime {
@@ -55,6 +58,17 @@ impl FakeRuntime {
     pub(crate) fn report_removal(&self, removed: bool) {
         self.removals.0.lock().unwrap().push_back(removed);
         self.removals.1.notify_one();
+    }
+
+    /// Can pin these images.
+    pub(crate) fn holding(mut self, images: impl IntoIterator<Item = HeldImage>) -> Self {
+        self.images = Some(Arc::new(Mutex::new(images.into_iter().collect())));
+        self
+    }
+
+    pub(crate) fn is_pinned(&self, id: &str) -> bool {
+        let images = self.images.as_ref().unwrap().lock().unwrap();
+        images.iter().any(|image| image.id == id && image.pin != Pin::None)
     }
 
     pub(crate) fn lose(&self, image: &str) {
@@ -102,6 +116,23 @@ impl Runtime for FakeRuntime {
                 }
             }
         })
+    }
+
+    fn held_images(&self) -> RuntimeFuture<'_, Result<Option<Vec<HeldImage>>, RuntimeError>> {
+        let held = self.images.as_ref().map(|images| images.lock().unwrap().clone());
+        Box::pin(async { Ok(held) })
+    }
+
+    fn set_pin<'a>(
+        &'a self,
+        id: &'a str,
+        since_unix_ms: Option<i64>,
+    ) -> RuntimeFuture<'a, Result<(), RuntimeError>> {
+        let mut images = self.images.as_ref().unwrap().lock().unwrap();
+        let own = |since_unix_ms| Pin::Own { since_unix_ms, in_effect: true };
+        let pin = since_unix_ms.map_or(Pin::None, own);
+        images.iter_mut().filter(|image| image.id == id).for_each(|image| image.pin = pin);
+        Box::pin(async { Ok(()) })
     }
 
     fn image_folder(&self) -> RuntimeFuture<'_, Result<PathBuf, RuntimeError>> {

@@ -17,6 +17,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 
+use imagewarm_core::runtime::pins::HeldImage;
 use imagewarm_core::runtime::{
     PresentImage, PullProgress, PulledImage, RuntimeError, RuntimeVersion, Sandboxes,
 };
@@ -88,6 +89,21 @@ pub trait Runtime: Send + Sync + fmt::Debug {
         credential: Option<&'a Credential>,
         progress: &'a (dyn Fn(PullProgress) + Send + Sync),
     ) -> RuntimeFuture<'a, Result<PulledImage, RuntimeError>>;
+
+    /// All images that the runtime holds, and how they are pinned; `None` if it lets nobody pin images.
+    fn held_images(&self) -> RuntimeFuture<'_, Result<Option<Vec<HeldImage>>, RuntimeError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Pins the image with this ID, so that the kubelet does not remove it, and notes the time in milliseconds
+    /// since 1970. `None` unpins it, if it was pinned here. An image that is gone is no error.
+    fn set_pin<'a>(
+        &'a self,
+        _id: &'a str,
+        _since_unix_ms: Option<i64>,
+    ) -> RuntimeFuture<'a, Result<(), RuntimeError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Verifies with the registry that this credential may pull `image`, which the runtime holds.
     /// Downloads no layers.

@@ -93,6 +93,22 @@ pub struct WarmerArgs {
     #[arg(long, env = "IMAGEWARM_IMAGE_FOLDER", value_name = "DIR")]
     pub image_folder: Option<PathBuf>,
 
+    /// Share of the runtime's image file system that images may take up which the warmer pins while they are
+    /// wanted on this node, so that the kubelet does not remove them. An image is taken to need three times its
+    /// packed size. Only containerd 2 and later can pin; by default nothing is pinned
+    #[arg(long, env = "IMAGEWARM_PIN_SHARE", default_value = "0%", value_name = "PERCENT", value_parser = settings::percentage)]
+    pub pin_share: u8,
+
+    /// The kubelet's setting of the same name (`imageGCHighThresholdPercent`). When so much of the image file
+    /// system is used, pins go until the kubelet can free it, the oldest first
+    #[arg(long, env = "IMAGEWARM_IMAGE_GC_HIGH_THRESHOLD", default_value = "85%", value_name = "PERCENT", value_parser = settings::percentage)]
+    pub image_gc_high_threshold: u8,
+
+    /// The kubelet's setting of the same name (`imageGCLowThresholdPercent`), down to which it frees the image
+    /// file system. Above it no image is pinned in addition
+    #[arg(long, env = "IMAGEWARM_IMAGE_GC_LOW_THRESHOLD", default_value = "80%", value_name = "PERCENT", value_parser = settings::percentage)]
+    pub image_gc_low_threshold: u8,
+
     /// How long a pull by Docker may make no progress before it is cancelled and retried later
     #[arg(long, env = "IMAGEWARM_PULL_IDLE_TIMEOUT", default_value = "2m", value_name = "DURATION", value_parser = settings::at_least_a_second)]
     pub pull_idle_timeout: Duration,

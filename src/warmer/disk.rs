@@ -69,7 +69,8 @@ impl DiskGuard {
         }
     }
 
-    async fn space(&self, runtime: &dyn Runtime) -> Option<Space> {
+    /// The space of the image file system, if that is visible.
+    pub(super) async fn space(&self, runtime: &dyn Runtime) -> Option<Space> {
         let folder = self.folder(runtime).await?;
         let measured = (self.measure)(&folder);
         if let Err(error) = &measured {

@@ -30,6 +30,42 @@ pub struct WarmerMetrics {
     outcomes: Family<PullLabels, Counter>,
     /// Calls of credential providers.
     pub credential_providers: CredentialProviderMetrics,
+    pub(super) pins: PinMetrics,
+}
+
+/// Images that are kept from the kubelet's garbage collection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PinMetrics {
+    images: Gauge,
+    bytes: Gauge,
+    without_room: Gauge,
+}
+
+impl PinMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "warmer_pinned_images",
+            "Images that the warmer has pinned, so that the kubelet does not remove them",
+            self.images.clone(),
+        );
+        registry.register(
+            "warmer_pinned_bytes",
+            "Sizes of the images that the warmer has pinned, as the runtime counts them",
+            self.bytes.clone(),
+        );
+        registry.register(
+            "warmer_unpinned_for_room",
+            "Warm images that are not pinned for want of room: the share is used up, or the disk too full",
+            self.without_room.clone(),
+        );
+    }
+
+    pub(super) fn show(&self, images: usize, bytes: u64, without_room: usize) {
+        let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        self.images.set(count(images));
+        self.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.without_room.set(count(without_room));
+    }
 }
 
 impl WarmerMetrics {
@@ -65,6 +101,7 @@ impl WarmerMetrics {
             "Presence checks and pulls whose outcome was reported, by reason",
             all.outcomes.clone(),
         );
+        all.pins.register(registry);
         metrics
     }
 

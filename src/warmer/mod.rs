@@ -7,6 +7,7 @@ mod disk;
 mod introduction;
 mod link;
 mod metrics;
+mod pins;
 mod pull;
 mod removals;
 mod selector;
@@ -34,8 +35,10 @@ use imagewarm_core::protocol::from_controller::Message;
 use imagewarm_core::protocol::{FromController, Hello, Outcome, Progress, PullGrant};
 use imagewarm_core::report::outbox::Outbox;
 use imagewarm_core::runtime::RuntimeVersion;
+use imagewarm_core::runtime::pins::{PinSettings, ThresholdsError, Wanted};
 use link::{Link, LinkEvent};
 pub use metrics::WarmerMetrics;
+use pins::Pins;
 use pull::{JobEvent, PullTimeouts};
 use removals::Removals;
 use selector::Selector;
@@ -59,6 +62,9 @@ pub enum WarmerError {
     /// The credential providers cannot be used.
     #[error(transparent)]
     CredentialProvider(#[from] CredentialProviderError),
+    /// The kubelet's thresholds are impossible.
+    #[error(transparent)]
+    Thresholds(#[from] ThresholdsError),
 }
 
 /// A warmer, ready to run.
@@ -68,6 +74,9 @@ pub struct Warmer {
     /// The runtime's version, logged once.
     logged_version: Arc<OnceLock<RuntimeVersion>>,
     removals: Removals,
+    pins: Pins,
+    /// Whether the controller has listed all assignments once.
+    synced: bool,
     link: Link,
     clock: Clock,
     queue: Queue,
@@ -128,8 +137,19 @@ impl Warmer {
                 .unwrap_or(i64::MAX / 4),
             assumed_bytes: args.assumed_image_size,
         };
+        let disk = Arc::new(DiskGuard::new(args.keep_free_disk, args.image_folder.clone()));
+        let pin_settings = PinSettings::new(
+            args.pin_share,
+            args.image_gc_high_threshold,
+            args.image_gc_low_threshold,
+        )?;
+        let mut pins =
+            Pins::new(pin_settings, args.presence_interval, disk.clone(), metrics.pins.clone());
+        pins.keep_in(runtime.clone());
         Ok(Warmer {
             removals: Removals::listen(runtime.clone()),
+            pins,
+            synced: false,
             runtime,
             selector: Selector::new(Vec::new(), None),
             logged_version: Arc::default(),
@@ -139,7 +159,7 @@ impl Warmer {
             outbox: Outbox::default(),
             metrics,
             timeouts: PullTimeouts { idle: args.pull_idle_timeout, total: args.pull_deadline },
-            disk: Arc::new(DiskGuard::new(args.keep_free_disk, args.image_folder.clone())),
+            disk,
             providers,
             epoch: 0,
             jobs: JoinSet::new(),
@@ -187,6 +207,10 @@ impl Warmer {
                         self.link.close();
                     }
                     self.report_waiting();
+                    self.pins.want(|| Wanted {
+                        images: self.queue.wanted(),
+                        is_complete: self.synced,
+                    });
                 }
             }
         };
@@ -257,6 +281,7 @@ impl Warmer {
         }
         let was_usable = self.runtime.usable().is_ok();
         self.removals = Removals::listen(runtime.clone());
+        self.pins.keep_in(runtime.clone());
         self.runtime = runtime;
         if was_usable || again.is_none() {
             self.queue.runtime_changed(self.clock.now());
@@ -289,6 +314,7 @@ impl Warmer {
             }
             Some(Message::Withdraw(withdraw)) => self.withdraw(&withdraw.uid.into()),
             Some(Message::Synced(_)) => {
+                self.synced = true;
                 for uid in self.queue.synced() {
                     self.withdraw(&uid);
                 }

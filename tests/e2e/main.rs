@@ -25,6 +25,7 @@ mod mounted;
 mod nodes;
 mod outages;
 mod overlays;
+mod pins;
 mod pod_security;
 mod preemption;
 mod private;
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
         nodes::TESTS,
         outages::TESTS,
         overlays::TESTS,
+        pins::TESTS,
         pod_security::TESTS,
         preemption::TESTS,
         private::TESTS,

@@ -123,7 +123,7 @@ async fn warm(cluster: &Cluster, node: &KubeletNode, name: &str) -> Result<Image
 
 /// The kubelet's condition, once it has looked at the disk since now: it does so every ten seconds,
 /// and would keep what it found then for five minutes.
-async fn pressure_after_a_look(cluster: &Cluster, node: &str) -> Result<NodeCondition> {
+pub(crate) async fn pressure_after_a_look(cluster: &Cluster, node: &str) -> Result<NodeCondition> {
     let nodes: Api<Node> = Api::all(cluster.client());
     let condition = async || {
         let conditions = nodes.get(node).await.ok()?.status?.conditions?;
@@ -140,9 +140,9 @@ async fn pressure_after_a_look(cluster: &Cluster, node: &str) -> Result<NodeCond
 
 /// The least that was free, in per cent.
 #[derive(Clone, Copy, Debug)]
-struct Least {
-    bytes: f64,
-    inodes: f64,
+pub(crate) struct Least {
+    pub(crate) bytes: f64,
+    pub(crate) inodes: f64,
 }
 
 /// Watches the free space of a file system.
@@ -174,7 +174,7 @@ impl Watched {
     }
 }
 
-fn free(folder: &Path) -> Result<Least> {
+pub(crate) fn free(folder: &Path) -> Result<Least> {
     let output = Command::new("stat").args(["-f", "-c", "%a %b %d %c"]).arg(folder).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let numbers: Vec<f64> = text.split_whitespace().filter_map(|n| n.parse().ok()).collect();

@@ -1,10 +1,11 @@
 //! What warming is for, seen by a real kubelet: a Pod whose image was warmed starts with the image
 //! already there; one whose image was not warmed waits for its pull. Both times are printed, and
 //! nothing is asserted of them. In [`cold_start`]: a request to a Service at zero; in [`verification`]:
-//! who may use what was warmed; in [`disk`]: images that do not fit.
+//! who may use what was warmed; in [`disk`]: images that do not fit; in [`pins`]: what garbage collections leave.
 
 mod cold_start;
 mod disk;
+mod pins;
 mod verification;
 
 use std::path::{Path, PathBuf};

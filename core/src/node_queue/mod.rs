@@ -6,6 +6,7 @@ mod entry;
 mod registry;
 mod removal;
 pub mod space;
+mod wanted;
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};

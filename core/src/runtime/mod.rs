@@ -7,6 +7,7 @@ pub mod kubelet;
 #[cfg(test)]
 mod metamorphic;
 mod names;
+pub mod pins;
 pub mod platform;
 mod refused;
 mod sandboxes;

@@ -202,7 +202,7 @@ async fn within<T>(
         .unwrap_or_else(|_| Err(Status::deadline_exceeded("the content store did not respond")))
 }
 
-fn in_namespace(mut request: Request<()>) -> Result<Request<()>, Status> {
+pub(super) fn in_namespace(mut request: Request<()>) -> Result<Request<()>, Status> {
     request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
     Ok(request)
 }

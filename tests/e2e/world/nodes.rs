@@ -159,6 +159,34 @@ impl Nodes {
         self.system.node(node)?.remove_image(image).await
     }
 
+    /// Pulls an image over CRI behind everybody's back, as a kubelet does.
+    pub async fn cri_pull(&self, node: &str, image: &str) -> Result<()> {
+        self.system.node(node)?.cri_pull(image).await
+    }
+
+    /// Whether the node's runtime with CRI reports the image as pinned; None when it lacks the image.
+    pub async fn is_pinned(&self, node: &str, image: &str) -> Result<Option<bool>> {
+        self.system.node(node)?.is_pinned(image).await
+    }
+
+    /// Sets a label in containerd's record of this name, or of the image's ID, as `ctr` does.
+    pub async fn label_image(
+        &self,
+        node: &str,
+        image: &str,
+        by_id: bool,
+        label: (&str, &str),
+    ) -> Result<()> {
+        self.system.node(node)?.label_image(image, by_id, label).await
+    }
+
+    /// Starts the node's CRI-O again with a further file of settings.
+    pub async fn restart_crio_with(&self, node: &str, name: &str, settings: &str) -> Result<()> {
+        self.system.node(node)?.write_crio_settings(name, settings)?;
+        self.stop_runtime(node).await?;
+        self.start_runtime(node).await
+    }
+
     fn start_runtime_after_test(&self, node: &str) {
         let (nodes, name) = (self.clone(), node.to_owned());
         self.undo.register(&format!("runtime of {node}"), async move || {
@@ -217,6 +245,14 @@ impl Nodes {
         let (cluster, settings) = (&self.system.cluster, settings.concat());
         cluster.add_containerd_node_with(&name, ContainerdVersion::V2_2, &settings).await?;
         self.warmers.start_first(&name, &["--presence-interval", "1s"]).await?;
+        Ok(name)
+    }
+
+    /// A new node with the newer containerd, and a warmer with these flags; returns its name.
+    pub async fn join_with_containerd_2(&self, name: &str, flags: &[&str]) -> Result<String> {
+        let name = self.joining(name);
+        self.system.cluster.add_containerd_node(&name, ContainerdVersion::V2_2).await?;
+        self.warmers.start_first(&name, flags).await?;
         Ok(name)
     }
 

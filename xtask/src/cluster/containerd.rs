@@ -41,12 +41,13 @@ config_path = TRUSTED
 /// One containerd with its own folders, stopped or running.
 pub(super) struct Containerd {
     containerd: PathBuf,
+    version: ContainerdVersion,
     settings: PathBuf,
     /// Where it runs, when not on the machine itself.
     place: Option<Program>,
 }
 
-/// What Debian's containerd must know to run Pods.
+/// What containerd must know to run Pods.
 pub(super) struct Pods<'a> {
     /// Image of the process that holds a Pod's namespaces.
     pub(super) pause: &'a str,
@@ -98,20 +99,31 @@ address = {socket}
             socket = text(socket.to_owned()),
         );
         fs::write(&settings, content)?;
-        Ok(Self { containerd: containerd.to_owned(), settings, place: None })
+        Ok(Self { containerd: containerd.to_owned(), version, settings, place: None })
     }
 
-    /// The same for Pods that really run. Of version 1.6, since Debian's package has the shim.
+    /// The same for Pods that really run, with the shim of Debian's package.
     pub(super) fn running_pods(mut self, pods: Pods<'_>) -> Result<Self> {
-        let settings = fs::read_to_string(&self.settings)?;
-        let first = "restrict_oom_score_adj = true\n";
-        let sandbox = format!("{first}sandbox_image = {}\n", json!(pods.pause));
-        let networks = format!(
-            "\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {}\nconf_dir = {}\n",
-            json!(pods.plugins),
-            json!(pods.networks)
-        );
-        fs::write(&self.settings, settings.replacen(first, &sandbox, 1) + &networks)?;
+        let mut settings = fs::read_to_string(&self.settings)?;
+        let (pause, plugins, networks) =
+            (json!(pods.pause), json!(pods.plugins), json!(pods.networks));
+        let more = match self.version {
+            ContainerdVersion::V1_6 => {
+                let first = "restrict_oom_score_adj = true\n";
+                let sandbox = format!("{first}sandbox_image = {pause}\n");
+                settings = settings.replacen(first, &sandbox, 1);
+                format!(
+                    "\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
+                     bin_dir = {plugins}\nconf_dir = {networks}\n"
+                )
+            }
+            ContainerdVersion::V2_2 => format!(
+                "\n[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = {pause}\n\
+                 \n[plugins.\"io.containerd.cri.v1.runtime\".cni]\n\
+                 bin_dirs = [{plugins}]\nconf_dir = {networks}\n"
+            ),
+        };
+        fs::write(&self.settings, settings + &more)?;
         self.place = Some(pods.place);
         Ok(self)
     }

@@ -39,6 +39,35 @@ struct RemoveImage {
     image: Option<ImageSpec>,
 }
 
+/// The same numbers as of the interface, for a request to pull.
+type PullImage = RemoveImage;
+
+/// containerd's own record of an image: what its API calls `UpdateImageRequest`.
+#[derive(Clone, PartialEq, Message)]
+struct UpdateRecord {
+    #[prost(message, optional, tag = "1")]
+    record: Option<Record>,
+    #[prost(message, optional, tag = "2")]
+    mask: Option<Mask>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Record {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(map = "string, string", tag = "2")]
+    labels: HashMap<String, String>,
+    /// containerd needs it, and does not change it.
+    #[prost(message, optional, tag = "3")]
+    target: Option<Nothing>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Mask {
+    #[prost(string, repeated, tag = "1")]
+    paths: Vec<String>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct Images {
     #[prost(message, repeated, tag = "1")]
@@ -53,6 +82,8 @@ struct Image {
     tags: Vec<String>,
     #[prost(string, repeated, tag = "3")]
     digests: Vec<String>,
+    #[prost(bool, tag = "8")]
+    pinned: bool,
 }
 
 impl Image {
@@ -137,6 +168,42 @@ impl CriImages {
         let labels = answer.info.unwrap_or_default().labels;
         let names = labels.keys().filter_map(|label| label.strip_prefix(SNAPSHOT));
         Ok(names.map(str::to_owned).collect())
+    }
+
+    /// Whether the runtime reports the image as pinned, or None when it lacks it.
+    pub(super) async fn is_pinned(&self, reference: &str) -> Result<Option<bool>> {
+        let images = self.all().await?;
+        let image = images.iter().find(|image| image.is_called(reference));
+        Ok(image.map(|image| image.pinned))
+    }
+
+    /// Pulls an image without credentials.
+    pub(super) async fn pull(&self, reference: &str) -> Result<()> {
+        let image = Some(ImageSpec { image: reference.to_owned() });
+        let _: Nothing = self.call("ImageService/PullImage", PullImage { image }).await?;
+        Ok(())
+    }
+
+    /// Sets a label of the image in containerd's own records: in that of its name, or in that of its ID.
+    /// An empty value removes it.
+    pub(super) async fn label(
+        &self,
+        reference: &str,
+        by_id: bool,
+        (label, value): (&str, &str),
+    ) -> Result<()> {
+        let images = self.all().await?;
+        let image = images.into_iter().find(|image| image.is_called(reference));
+        let image = image.with_context(|| format!("the runtime does not hold {reference}"))?;
+        let name = if by_id { image.id } else { reference.to_owned() };
+        let labels = HashMap::from([(label.to_owned(), value.to_owned())]);
+        let update = UpdateRecord {
+            record: Some(Record { name, labels, target: Some(Nothing {}) }),
+            mask: Some(Mask { paths: vec![format!("labels.{label}")] }),
+        };
+        let _: Nothing =
+            self.call_at("containerd.services.images.v1.Images/Update", update).await?;
+        Ok(())
     }
 
     /// Removes an image under all its names.

@@ -115,6 +115,23 @@ impl Cluster {
         mebibytes: u64,
         fields: &Value,
     ) -> Result<KubeletNode> {
+        self.make_disk(name, mebibytes).await?;
+        self.add_kubelet_node_with(name, fields).await
+    }
+
+    /// The same with the newer containerd.
+    pub async fn add_kubelet_node_with_containerd_2(
+        &self,
+        name: &str,
+        mebibytes: u64,
+        fields: &Value,
+    ) -> Result<KubeletNode> {
+        self.make_disk(name, mebibytes).await?;
+        let version = ContainerdVersion::V2_2;
+        self.add_kubelet((name, version), fields, 0, &Link::default()).await
+    }
+
+    async fn make_disk(&self, name: &str, mebibytes: u64) -> Result<()> {
         let folder = self.folder().join(name);
         fs::create_dir_all(&folder)?;
         let disk = folder.join("disk.img");
@@ -124,12 +141,12 @@ impl Cluster {
         let made =
             tokio::process::Command::new(program).args(["-q", "-F", "-m", "0"]).arg(&disk).status();
         ensure!(made.await?.success(), "cannot make a file system in {}", disk.display());
-        self.add_kubelet_node_with(name, fields).await
+        Ok(())
     }
 
     /// The same with these fields of the KubeletConfiguration too.
     pub async fn add_kubelet_node_with(&self, name: &str, fields: &Value) -> Result<KubeletNode> {
-        self.add_kubelet(name, fields, 0, &Link::default()).await
+        self.add_kubelet((name, ContainerdVersion::V1_6), fields, 0, &Link::default()).await
     }
 
     /// Starts the same as the node `node-NUMBER` of a cluster with Knative: its Pods and those of other
@@ -137,13 +154,13 @@ impl Cluster {
     pub async fn add_pod_node(&self, number: u8, link: &Link) -> Result<KubeletNode> {
         ensure!(NODES.contains(&number), "a node's number must be one of {NODES:?}");
         let name = format!("node-{number}");
-        self.add_kubelet(&name, &json!({}), number, link).await
+        self.add_kubelet((&name, ContainerdVersion::V1_6), &json!({}), number, link).await
     }
 
     /// On the segment, if there is one, unless the number is 0.
     async fn add_kubelet(
         &self,
-        name: &str,
+        (name, version): (&str, ContainerdVersion),
         fields: &Value,
         number: u8,
         link: &Link,
@@ -155,7 +172,8 @@ impl Cluster {
         if let Some(segment) = self.segment.as_ref().filter(|_| number > 0) {
             segment.attach(&network, number)?;
         }
-        let node = Arc::new(self.runtime_for_pods(name, &folder, &network, number).await?);
+        let node =
+            Arc::new(self.runtime_for_pods((name, version), &folder, &network, number).await?);
         node.start_runtime().await?;
         self.nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(node.clone());
         let kubelet = self.start_kubelet(&node, &folder, &network.address, fields).await?;
@@ -169,7 +187,7 @@ impl Cluster {
 
     async fn runtime_for_pods(
         &self,
-        name: &str,
+        (name, version): (&str, ContainerdVersion),
         folder: &Path,
         network: &Network,
         number: u8,
@@ -205,7 +223,7 @@ impl Cluster {
             .context("no folder of plugins")?;
         let pause = registry.image("pause", "v1");
         let pods = Pods { pause: &pause, plugins, networks: &networks, place };
-        let (version, registries) = (ContainerdVersion::V1_6, self.registries());
+        let registries = self.registries();
         let programs = &self.programs;
         Node::with_containerd(name, version, programs, self.folder(), &registries, Some(pods))
     }

@@ -323,6 +323,33 @@ exec chroot "$root" "$@""#;
         }
     }
 
+    /// Whether a runtime with CRI reports an image of exactly this name as pinned, asked from the runtime
+    /// itself; None when it lacks the image.
+    pub async fn is_pinned(&self, reference: &str) -> Result<Option<bool>> {
+        self.cri_images().context("no runtime with CRI")?.is_pinned(reference).await
+    }
+
+    /// Pulls an image over CRI, without credentials.
+    pub async fn cri_pull(&self, reference: &str) -> Result<()> {
+        self.cri_images().context("no runtime with CRI")?.pull(reference).await
+    }
+
+    /// Sets a label in containerd's record of an image, as an administrator does with `ctr`: in the record of
+    /// this name, or in that of the image's ID. An empty value removes it.
+    pub async fn label_image(
+        &self,
+        reference: &str,
+        by_id: bool,
+        label: (&str, &str),
+    ) -> Result<()> {
+        self.cri_images().context("no runtime with CRI")?.label(reference, by_id, label).await
+    }
+
+    /// Writes a file into CRI-O's folder of settings, which it reads at its next start.
+    pub fn write_crio_settings(&self, name: &str, text: &str) -> Result<()> {
+        Ok(fs::write(self.folder.join("crio.d").join(name), text)?)
+    }
+
     /// What its runtime is called, for people.
     pub fn runtime_name(&self) -> &'static str {
         match self.runtime {

@@ -1,0 +1,101 @@
+//! `imagewarm pins`: the settings with which CRI-O and cri-dockerd pin what is wanted now. Reads ImageWarms only.
+//! Nodes with containerd 2 need no settings: their warmers pin.
+
+use std::io::{self, Write};
+
+use kube::Client;
+use kube::api::{Api, ListParams};
+
+use crate::commands::listing::{Scope, list};
+use crate::kubernetes::request::RequestError;
+use imagewarm_core::api::names::{Namespace, NodeName};
+use imagewarm_core::api::{CachedImageWarm, ImageWarm};
+use imagewarm_core::table::pins::{render_cri_dockerd, render_crio, wanted_names};
+
+/// Print the settings with which CRI-O or cri-dockerd pins the images that are wanted now, so that kubelets do not
+/// remove them
+///
+/// These runtimes pin by name, and only what their own configuration names. The list is that of this moment: print it
+/// again after deploys. With containerd 2 the warmer pins by itself, see `imagewarm warmer --pin-share`.
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = "Example:\n  $ imagewarm pins crio --all-namespaces > 99-imagewarm.conf")]
+pub(crate) struct PinsArgs {
+    /// Which settings to print
+    #[arg(value_enum, value_name = "RUNTIME")]
+    pub runtime: PinningRuntime,
+
+    /// Namespace whose images to pin. By default that of the kubeconfig's context
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<Namespace>,
+
+    /// Pin the images of all namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+
+    /// Only images that are wanted on this node
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<NodeName>,
+}
+
+/// A runtime whose settings name the images to pin.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PinningRuntime {
+    /// A file for /etc/crio/crio.conf.d.
+    Crio,
+    /// Flags of cri-dockerd, for Docker. Versions before September 2026 do not know them.
+    CriDockerd,
+}
+
+/// Why nothing is printed. `Display` states the remedy where one is known.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PinsError {
+    /// The API server does not serve ImageWarms.
+    #[error("this cluster knows no ImageWarms: install imagewarm with `kubectl apply -k deploy`")]
+    NotInstalled,
+    /// The user may not list ImageWarms.
+    #[error("you may not list ImageWarms {scope}: the ClusterRole imagewarm-view allows it")]
+    Forbidden {
+        /// The namespace, or all.
+        scope: String,
+    },
+    /// The request failed.
+    #[error("cannot list ImageWarms: {0}")]
+    Request(RequestError),
+    /// The output is closed or full.
+    #[error("cannot write the settings")]
+    Output(#[from] io::Error),
+}
+
+impl PinsError {
+    fn of(error: RequestError, scope: &Scope) -> Self {
+        match error.status_code() {
+            Some(404) => PinsError::NotInstalled,
+            Some(403) => PinsError::Forbidden { scope: scope.description() },
+            _ => PinsError::Request(error),
+        }
+    }
+}
+
+/// Prints the settings to `out`.
+pub(crate) async fn run(
+    args: &PinsArgs,
+    client: Client,
+    out: &mut dyn Write,
+) -> Result<(), PinsError> {
+    let scope = Scope::new(args.namespace.as_ref(), args.all_namespaces, &client);
+    let api: Api<ImageWarm> = scope.api(client);
+    let params = match &args.node {
+        Some(node) => ListParams::default().fields(&format!("spec.nodeName={node}")),
+        None => ListParams::default(),
+    };
+    let mut warms: Vec<CachedImageWarm> = Vec::new();
+    let listing = list(&api, params, |warm| warms.push(warm.into())).await;
+    listing.map_err(|error| PinsError::of(error, &scope))?;
+    let names = wanted_names(&warms);
+    let text = match args.runtime {
+        PinningRuntime::Crio => render_crio(&names, &scope.description()),
+        PinningRuntime::CriDockerd => render_cri_dockerd(&names),
+    };
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}

@@ -13,12 +13,12 @@ use super::disk::DiskGuard;
 use super::metrics::PinMetrics;
 use crate::clock::unix_ms;
 use crate::runtime::Runtime;
+use imagewarm_core::node_queue::space::measure_again_in;
 use imagewarm_core::runtime::pins::{HeldImage, PinSettings, Wanted, plan};
 use imagewarm_core::runtime::{RuntimeError, Space};
 
-/// Interval at which the space is measured, which takes microseconds: a kubelet evicts Pods from a full disk within
-/// ten seconds.
-const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of comparisons while the disk is full.
+const FULL_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// For all requests of one comparison.
 const COMPARE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -115,7 +115,18 @@ impl Keeper {
                     Err(_) => RETRY_INTERVAL,
                 };
             }
-            sleep(MEASURE_INTERVAL).await;
+            sleep(self.until_next(space)).await;
+        }
+    }
+
+    /// Until the space is measured again: the sooner the less is left, since a kubelet evicts Pods from a disk that
+    /// is full.
+    fn until_next(&self, space: Option<Space>) -> Duration {
+        match space {
+            Some(space) if self.full_since.is_none() => {
+                measure_again_in(space, self.settings.full_below_free())
+            }
+            _ => FULL_INTERVAL,
         }
     }
 

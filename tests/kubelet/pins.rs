@@ -18,14 +18,18 @@ use xtask::images::TestImage;
 use xtask::wait::wait_for;
 
 use crate::disk::{free, pressure_after_a_look};
-use crate::{BINARY, DEADLINE, NAMESPACE, TURNS, create_namespace, nothing_is_left};
+use crate::{BINARY, DEADLINE, NAMESPACE, Pods, TURNS, create_namespace, nothing_is_left, push};
 
 const NODE: &str = "pins";
 const DISK: u64 = 1024;
 /// Of the images that are warmed; on the disk each takes up twice as much.
-const SIZE: usize = 80 << 20;
-/// What is free, in per cent, while the kubelet collects down to 45%: less than one image is to be freed.
-const FULL: f64 = 38.5;
+const SIZE: usize = 60 << 20;
+/// What is free, in per cent, when the warmer takes the disk for full, as the kubelet rounds it; and when the kubelet
+/// collects, down to 45%: a little less than one image is to be freed.
+const ALMOST_FULL: f64 = 40.9;
+const FULL: f64 = 39.2;
+/// Of the image of a running Pod, which the kubelet cannot remove; it would suffice.
+const RUNNING: usize = 72 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pinned_image_survives_collections_until_nothing_else_is_left() -> Result<()> {
@@ -54,11 +58,12 @@ async fn a_pinned_image_survives_collections_until_nothing_else_is_left() -> Res
         stage.oldest_goes_first().await
     };
     let tested = tested.await.with_context(|| format!("log of the kubelet:\n{}", node.log_tail()));
+    let containers = node.containers()?;
     let stopped = node.stop().await;
     drop(cluster);
     tested?;
     stopped?;
-    nothing_is_left(&folder, &[])
+    nothing_is_left(&folder, &containers)
 }
 
 struct Stage<'a> {
@@ -79,6 +84,7 @@ impl<'a> Stage<'a> {
             let image = TestImage::new(&[size]).seed(seed);
             cluster.registry_plain.push(&image, name, "v1").await?;
         }
+        push(cluster, "running", RUNNING).await?;
         let warms = Api::namespaced(cluster.client(), NAMESPACE);
         Ok(Stage { cluster, node, disk, warms })
     }
@@ -91,7 +97,7 @@ impl<'a> Stage<'a> {
         ensure!(!self.is_pinned("app").await?, "pinned without a share");
         // It would pull the image again.
         warmer.kill();
-        let ballast = self.fill()?;
+        let ballast = self.fill(FULL)?;
         self.until_held("app", false).await?;
         ballast.remove()?;
 
@@ -101,20 +107,27 @@ impl<'a> Stage<'a> {
         self.until_pinned("garbage", true).await?;
         self.warms.delete("garbage", &DeleteParams::default()).await?;
         self.until_pinned("garbage", false).await?;
-        let ballast = self.fill()?;
+        let ballast = self.fill(FULL)?;
         self.until_held("garbage", false).await?;
         self.still_pinned(&["app"]).await?;
         ballast.remove()
     }
 
     async fn oldest_goes_first(&self) -> Result<()> {
+        let pods = Pods { client: self.cluster.client(), node: &self.node.name };
+        pods.start("running", &self.image("running")).await?;
         for name in ["second", "third"] {
             self.create_warm(name).await?;
             self.until_pinned(name, true).await?;
         }
-        let ballast = self.fill()?;
+        self.fill(ALMOST_FULL)?;
+        self.until_pinned("app", false).await?;
+        let ballast = self.fill(FULL)?;
         self.until_held("app", false).await?;
         self.still_pinned(&["second", "third"]).await?;
+        let running = pods.api().get("running").await?;
+        let phase = running.status.and_then(|status| status.phase);
+        ensure!(phase.as_deref() == Some("Running"), "the Pod was evicted: {phase:?}");
         ballast.remove()
     }
 
@@ -123,7 +136,7 @@ impl<'a> Stage<'a> {
         let flags = [
             ["--image-folder", &disk],
             // What was collected from a full disk does not fit again.
-            ["--keep-free-disk", "45%"],
+            ["--keep-free-disk", "42%"],
             ["--presence-interval", "1s"],
             ["--pin-share", share],
             ["--image-gc-high-threshold", "60%"],
@@ -183,12 +196,12 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Writes a file until no more than `FULL` is free.
-    fn fill(&self) -> Result<Ballast> {
+    /// Writes a file until no more than so many per cent are free.
+    fn fill(&self, least: f64) -> Result<Ballast> {
         let ballast = Ballast(self.disk.join("ballast"));
-        let mut file = File::create(&ballast.0)?;
+        let mut file = File::options().append(true).create(true).open(&ballast.0)?;
         let before = free(&self.disk)?;
-        while free(&self.disk)?.bytes > FULL {
+        while free(&self.disk)?.bytes > least {
             file.write_all(&[0; 1 << 20])?;
             file.sync_data()?;
         }

@@ -60,6 +60,11 @@ impl PinSettings {
         used_percent(space) >= self.high_threshold.into() || has_few_inodes(space)
     }
 
+    /// The percentage of the file system at which it counts as full, if less is free.
+    pub fn full_below_free(&self) -> u8 {
+        101 - self.high_threshold
+    }
+
     /// What all pinned images may take up together.
     fn bound(&self, space: Space) -> u64 {
         percent_of(space.capacity_bytes, self.share)

@@ -206,6 +206,15 @@ fn between_the_thresholds_pins_stay_and_none_is_added() {
 }
 
 #[test]
+fn a_disk_is_full_as_soon_as_the_kubelet_counts_so() {
+    let settings = settings(30);
+    assert_eq!(settings.full_below_free(), 16);
+    assert!(settings.is_full(free(159)) && !settings.is_full(free(160)));
+    let unknown = Space { capacity_bytes: 0, ..free(0) };
+    assert!(!settings.is_full(unknown));
+}
+
+#[test]
 fn thresholds_are_in_order() {
     assert!(PinSettings::new(30, 85, 84).is_ok());
     let error = PinSettings::new(30, 85, 85).unwrap_err().to_string();

@@ -340,6 +340,13 @@ fn what_credential_providers_need() {
 }
 
 #[test]
+fn thresholds_that_no_kubelet_takes_are_named() {
+    let words = ["warmer", "--health-listen=127.0.0.1:0", "--image-gc-high-threshold=75%"];
+    let parts = ["--image-gc-low-threshold 80%", "--image-gc-high-threshold 75%", "kubelet"];
+    Place::new().fails(&words, &parts);
+}
+
+#[test]
 fn bad_flag_values_are_wrong_usage() {
     let place = Place::new();
     let table = [

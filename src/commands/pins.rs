@@ -99,3 +99,55 @@ pub(crate) async fn run(
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use http::{Request, Response, StatusCode};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What is printed when an API server answers each list with this.
+    async fn pins(answer: fn(&str) -> (u16, Value)) -> Result<String, String> {
+        let service = tower::service_fn(move |request: Request<Body>| async move {
+            let (code, body) = answer(&request.uri().to_string());
+            let answer = Response::builder().status(StatusCode::from_u16(code).unwrap());
+            Ok::<_, std::convert::Infallible>(
+                answer.body(Body::from(body.to_string().into_bytes())).unwrap(),
+            )
+        });
+        let args = PinsArgs {
+            runtime: PinningRuntime::Crio,
+            namespace: None,
+            all_namespaces: false,
+            node: Some("node-1".into()),
+        };
+        let mut out = Vec::new();
+        let printed = run(&args, Client::new(service, "shop"), &mut out).await;
+        printed.map(|()| String::from_utf8(out).unwrap()).map_err(|error| error.to_string())
+    }
+
+    fn refused(code: u16) -> (u16, Value) {
+        (code, json!({"kind": "Status", "status": "Failure", "message": "no", "code": code}))
+    }
+
+    #[tokio::test]
+    async fn only_the_images_of_the_node_are_listed() {
+        let printed = pins(|uri| {
+            assert!(uri.contains("/namespaces/shop/"), "{uri}");
+            assert!(uri.contains("fieldSelector=spec.nodeName%3Dnode-1"), "{uri}");
+            (200, json!({"metadata": {}, "items": []}))
+        });
+        assert!(printed.await.unwrap().starts_with("# Images that are wanted in namespace shop"));
+    }
+
+    #[tokio::test]
+    async fn the_remedy_of_a_refusal_is_named() {
+        let error = pins(|_| refused(403)).await.unwrap_err();
+        assert!(error.ends_with("the ClusterRole imagewarm-view allows it"), "{error}");
+        let error = pins(|_| refused(404)).await.unwrap_err();
+        assert!(error.contains("install imagewarm"), "{error}");
+    }
+}

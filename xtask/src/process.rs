@@ -27,6 +27,8 @@ pub enum Signal {
     Stop,
     /// Lets a frozen process go on.
     Continue,
+    /// Asks a process to read its settings again.
+    Hangup,
 }
 
 /// Sends `signal` to one process.
@@ -50,6 +52,7 @@ fn kill(target: libc::pid_t, signal: Signal) {
         Signal::Terminate => libc::SIGTERM,
         Signal::Stop => libc::SIGSTOP,
         Signal::Continue => libc::SIGCONT,
+        Signal::Hangup => libc::SIGHUP,
     };
     // SAFETY: kill(2) takes two integers and touches no memory.
     unsafe {

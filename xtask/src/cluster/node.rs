@@ -21,7 +21,7 @@ use super::name_server;
 use super::registry::Registry;
 use crate::images::architecture;
 use crate::prerequisites::{Prerequisite, Programs};
-use crate::process::{Process, Program};
+use crate::process::{Process, Program, Signal, send};
 
 /// Until a runtime must answer.
 const START: Duration = Duration::from_secs(60);
@@ -345,9 +345,12 @@ exec chroot "$root" "$@""#;
         self.cri_images().context("no runtime with CRI")?.label(reference, by_id, label).await
     }
 
-    /// Writes a file into CRI-O's folder of settings, which it reads at its next start.
-    pub fn write_crio_settings(&self, name: &str, text: &str) -> Result<()> {
-        Ok(fs::write(self.folder.join("crio.d").join(name), text)?)
+    /// Writes a file into CRI-O's folder of settings, and lets CRI-O read them again, as `systemctl reload crio`
+    /// does.
+    pub fn reload_crio_with(&self, name: &str, text: &str) -> Result<()> {
+        fs::write(self.folder.join("crio.d").join(name), text)?;
+        send(self.runtime_pid().context("CRI-O has ended")?, Signal::Hangup);
+        Ok(())
     }
 
     /// What its runtime is called, for people.

@@ -132,7 +132,10 @@ mod tests {
         let containers = [
             api::Container { image_ref: "own".into(), ..api::Container::default() },
             api::Container {
-                image: Some(api::ImageSpec { image: "r.test/free:v1".into() }),
+                image: Some(api::ImageSpec {
+                    image: "r.test/free:v1".into(),
+                    ..api::ImageSpec::default()
+                }),
                 ..api::Container::default()
             },
         ];

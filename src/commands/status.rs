@@ -5,20 +5,23 @@ mod live;
 
 use std::io::{self, IsTerminal, Write};
 
+use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
-use kube::{Client, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 
 use crate::clock::wall_clock;
 use crate::commands::listing::{Scope, list};
 use crate::kubernetes::request::RequestError;
 use imagewarm_core::api::ImageWarm;
 use imagewarm_core::api::names::Namespace;
+use imagewarm_core::placement::{GATE_TAINT, GateTaint};
+use imagewarm_core::plan::node_gate::gate_taints;
 use imagewarm_core::table::images::{render_json, render_table};
-use imagewarm_core::table::nodes::{NodeRow, render_nodes, render_nodes_json};
+use imagewarm_core::table::nodes::{HeldNodes, NodeRow, render_nodes, render_nodes_json};
 use imagewarm_core::table::row::{Row, Summary};
 
 /// Show which images are warm on which nodes, and why the others are not
-#[derive(clap::Args, Clone, Debug, Default)]
+#[derive(clap::Args, Clone, Debug)]
 pub(crate) struct StatusArgs {
     /// Namespace to list. By default that of the kubeconfig's context
     #[arg(short, long, value_name = "NAMESPACE")]
@@ -33,9 +36,14 @@ pub(crate) struct StatusArgs {
     #[arg(short, long)]
     pub watch: bool,
 
-    /// Print one line for each node, with its container runtime
+    /// Print one line for each node, with its container runtime, and what nodes wait for that the node
+    /// gate holds
     #[arg(long, conflicts_with = "watch")]
     pub nodes: bool,
+
+    /// Key of the taint of the node gate, for --nodes
+    #[arg(long, value_name = "KEY", default_value = GATE_TAINT)]
+    pub node_gate_taint: GateTaint,
 
     /// Output format; json with --watch is printed once, at the end
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
@@ -69,6 +77,9 @@ pub(crate) enum StatusError {
     /// The request failed.
     #[error("cannot list ImageWarms: {0}")]
     Request(RequestError),
+    /// The Nodes cannot be listed.
+    #[error("cannot list Nodes: {0}")]
+    Nodes(RequestError),
     /// The output is closed or full.
     #[error("cannot write the status")]
     Output(#[from] io::Error),
@@ -92,6 +103,10 @@ pub(crate) async fn run(
     out: &mut dyn Write,
 ) -> Result<bool, StatusError> {
     let scope = Scope::new(args.namespace.as_ref(), args.all_namespaces, &client);
+    let held = match &args.node_gate_taint.0 {
+        Some(key) if args.nodes => held_nodes(client.clone(), key).await?,
+        _ => HeldNodes::new(),
+    };
     let api = scope.api(client);
     let mut listed = Vec::new();
     let listing = list(&api, ListParams::default(), |warm| listed.push(warm)).await;
@@ -109,10 +124,10 @@ pub(crate) async fn run(
     };
     let now = wall_clock();
     let rows = Row::from_all(&warms, now);
-    let (nodes, all) = (NodeRow::from_all(&warms, now), Summary::of(&rows));
+    let (nodes, all) = (NodeRow::from_all(&warms, &held, now), Summary::of(&rows));
     let text = match args.output {
         StatusOutput::Json if args.nodes => render_nodes_json(&nodes, &all),
-        _ if args.nodes && !rows.is_empty() => {
+        _ if args.nodes && !nodes.is_empty() => {
             render_nodes(&nodes, &all, args.output == StatusOutput::Wide)
         }
         StatusOutput::Json => render_json(&rows),
@@ -122,6 +137,22 @@ pub(crate) async fn run(
     out.write_all(text.as_bytes())?;
     out.flush()?;
     Ok(all.all_ready())
+}
+
+/// The nodes that the node gate holds. None for users who may not list Nodes, which most roles of a
+/// namespace do not allow.
+async fn held_nodes(client: Client, key: &str) -> Result<HeldNodes, StatusError> {
+    let mut held = HeldNodes::new();
+    let add = |node: Node| {
+        let created = node.metadata.creation_timestamp.as_ref();
+        if let Some(created) = created.filter(|_| gate_taints(&node, key).next().is_some()) {
+            held.insert(node.name_any(), created.0);
+        }
+    };
+    match list(&Api::all(client), ListParams::default(), add).await {
+        Err(error) if error.status_code() != Some(403) => Err(StatusError::Nodes(error)),
+        _ => Ok(held),
+    }
 }
 
 /// The text for an empty list.

@@ -19,6 +19,7 @@ use imagewarm_core::api::knative::{Configuration, KnativeImageStatus};
 use imagewarm_core::api::names::{self, is_dns_subdomain};
 use imagewarm_core::api::{ImageWarm, ImageWarmStatus, KnativeImage, Revision};
 use imagewarm_core::image::quoted::printable;
+use imagewarm_core::plan::node_gate::gate_taints;
 
 /// How long one call may take, with all that the client retries by itself.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -366,11 +367,15 @@ pub(crate) async fn knative_is_served(client: &Client) -> Result<bool, ApplyErro
     Ok(true)
 }
 
-/// A Warning about an object, in the Event's own terms.
+/// An Event, in its own terms.
 #[derive(Clone, Debug)]
-pub(crate) struct Warning<'a> {
+pub(crate) struct EventText<'a> {
     /// Name of the Event; the same again is written once.
     pub name: String,
+    /// Whether it is a Warning; else it is Normal.
+    pub is_warning: bool,
+    /// What was done, in upper camel case.
+    pub action: &'a str,
     /// One typed word.
     pub reason: &'a str,
     /// One sentence.
@@ -379,35 +384,52 @@ pub(crate) struct Warning<'a> {
     pub instance: &'a str,
 }
 
-/// Writes an Event on a Revision, unless one of this name exists.
+/// A Revision as the object of an Event.
+pub(crate) fn regarding_revision(revision: &Revision) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(Revision::api_version(&()).into_owned()),
+        kind: Some(Revision::kind(&()).into_owned()),
+        name: revision.metadata.name.clone(),
+        namespace: Some(revision.metadata.namespace.clone().unwrap_or_default()),
+        uid: revision.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// A Node as the object of an Event.
+pub(crate) fn regarding_node(node: &Node) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(Node::api_version(&()).into_owned()),
+        kind: Some(Node::kind(&()).into_owned()),
+        name: node.metadata.name.clone(),
+        uid: node.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// Writes an Event, unless one of this name exists: in the namespace of its object, or in `default` for
+/// an object without one.
 pub(crate) async fn publish_event(
     client: &Client,
-    revision: &Revision,
-    warning: Warning<'_>,
+    regarding: ObjectReference,
+    text: EventText<'_>,
     now: Timestamp,
 ) -> Result<Created, ApplyError> {
-    let namespace = revision.metadata.namespace.clone().unwrap_or_default();
+    let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".into());
     let event = Event {
         metadata: ObjectMeta {
-            name: Some(warning.name),
+            name: Some(text.name),
             namespace: Some(namespace.clone()),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
-        type_: Some("Warning".into()),
-        action: Some("WarmImages".into()),
-        reason: Some(warning.reason.to_owned()),
-        note: Some(printable(&warning.note, NOTE_MAX)),
-        regarding: Some(ObjectReference {
-            api_version: Some(Revision::api_version(&()).into_owned()),
-            kind: Some(Revision::kind(&()).into_owned()),
-            name: revision.metadata.name.clone(),
-            namespace: Some(namespace.clone()),
-            uid: revision.metadata.uid.clone(),
-            ..ObjectReference::default()
-        }),
+        type_: Some(if text.is_warning { "Warning" } else { "Normal" }.into()),
+        action: Some(text.action.to_owned()),
+        reason: Some(text.reason.to_owned()),
+        note: Some(printable(&text.note, NOTE_MAX)),
+        regarding: Some(regarding),
         reporting_controller: Some("caching.knative.dev/imagewarm".into()),
-        reporting_instance: Some(printable(warning.instance, 128)),
+        reporting_instance: Some(printable(text.instance, 128)),
         ..Event::default()
     };
     let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
@@ -416,6 +438,42 @@ pub(crate) async fn publish_event(
         Err(ApplyError::AlreadyExists) => Ok(Created::Existed),
         Err(error) => Err(error),
     }
+}
+
+/// Removes the taints of this key from the Node, as it is in `node`. [`ApplyError::Conflict`] when its
+/// taints have changed since; taints that others add or remove meanwhile are never lost.
+pub(crate) async fn remove_taint(
+    client: &Client,
+    node: &Node,
+    key: &str,
+) -> Result<(), ApplyError> {
+    let mut operations = vec![json!({
+        "op": "test", "path": "/metadata/uid", "value": node.metadata.uid,
+    })];
+    // From the last, so that the positions of the others stay.
+    for (at, _) in gate_taints(node, key).rev() {
+        let path = format!("/spec/taints/{at}");
+        operations.push(json!({"op": "test", "path": format!("{path}/key"), "value": key}));
+        operations.push(json!({"op": "remove", "path": path}));
+    }
+    let patch = serde_json::from_value(Value::Array(operations))
+        .map_err(|error| ApplyError::Invalid(error.to_string()))?;
+    let api: Api<Node> = Api::all(client.clone());
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let patch = Patch::Json::<()>(patch);
+    match request(CALL_TIMEOUT, api.patch_metadata(name, &patch_parameters(), &patch)).await {
+        Ok(_) => Ok(()),
+        Err(RequestError::Failed(error)) => match *error {
+            kube::Error::Api(status) if is_outdated(&status) => Err(ApplyError::Conflict),
+            error => Err(error.into()),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a test of a JSON patch failed. The 422 of a policy or a validation names the object.
+fn is_outdated(status: &Status) -> bool {
+    status.code == 422 && status.details.as_ref().is_none_or(|details| details.name.is_empty())
 }
 
 fn api(client: &Client, warm: &ImageWarm) -> Api<ImageWarm> {
@@ -513,6 +571,14 @@ mod tests {
         };
         assert_eq!(answer("AlreadyExists"), "AlreadyExists");
         assert_eq!(answer("Conflict"), "Conflict", "several creations updated one quota");
+    }
+
+    #[test]
+    fn a_patch_is_outdated_where_a_422_names_no_object() {
+        assert!(is_outdated(&refused(422, "", "")));
+        assert!(is_outdated(&Status { code: 422, ..Status::default() }));
+        assert!(!is_outdated(&refused(422, "node-1", "")));
+        assert!(!is_outdated(&refused(403, "", "")));
     }
 
     #[test]

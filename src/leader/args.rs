@@ -9,7 +9,7 @@ use imagewarm_core::api::names::Namespace;
 use imagewarm_core::image::ImageRewrites;
 use imagewarm_core::image::quoted::quoted;
 use imagewarm_core::image::registry_pattern::{RegistryPattern, RegistryPatternError};
-use imagewarm_core::placement::NodeSelector;
+use imagewarm_core::placement::{GateTaint, NodeSelector};
 use imagewarm_core::plan::diff::GracePeriods;
 use imagewarm_core::policy::bounds::NamespaceSelection;
 use imagewarm_core::policy::{Bounds, Policy};
@@ -63,6 +63,22 @@ pub struct ControllerArgs {
         default_value = "node.kubernetes.io/not-ready"
     )]
     pub startup_taints: Vec<String>,
+
+    /// Key of a taint with which new nodes come, such as `caching.knative.dev/warming`. It is removed once the
+    /// images that active Revisions want there are warm or have failed for good. It is a startup taint, too.
+    /// Empty for no node gate. overlays/node-gate has the right that this needs
+    #[arg(long, env = "IMAGEWARM_NODE_GATE_TAINT", value_name = "KEY", default_value = "")]
+    pub node_gate_taint: GateTaint,
+
+    /// Maximum age of a node with that taint. Then the taint is removed, whatever is missing
+    #[arg(
+        long,
+        env = "IMAGEWARM_NODE_GATE_DEADLINE",
+        value_name = "DURATION",
+        default_value = "5m",
+        value_parser = duration
+    )]
+    pub node_gate_deadline: Duration,
 
     /// Which namespaces are warmed: all but those labelled `caching.knative.dev/warm: "false"`
     /// (`opt-out`), or only those labelled `caching.knative.dev/warm: "true"` (`opt-in`)
@@ -203,6 +219,7 @@ impl ControllerArgs {
             skipped_registries: self.skipped_registries.0.clone(),
             image_rewrites: self.image_rewrites.clone(),
             startup_taints: filled(&self.startup_taints),
+            gate_taint: self.node_gate_taint.0.clone(),
             default_node_selector: self.default_node_selector.clone(),
             knative_namespace: self.knative_namespace.to_string(),
             bounds: Bounds {
@@ -325,6 +342,7 @@ mod tests {
         let (policy, default) = (args.policy(), Policy::default());
         assert_eq!(policy.skipped_registries, default.skipped_registries);
         assert_eq!(policy.startup_taints, default.startup_taints);
+        assert_eq!(policy.gate_taint, default.gate_taint);
         assert!(!policy.paused);
         assert_eq!(policy.bounds, default.bounds);
         assert_eq!(policy.default_node_selector, default.default_node_selector);

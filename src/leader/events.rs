@@ -4,14 +4,15 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use sha2::{Digest, Sha256};
 
 use super::refused_namespaces::RefusedNamespaces;
 use crate::clock::wall_clock;
 use crate::kubernetes::caches::Stores;
-use crate::kubernetes::writes::{self, ApplyError, Warning};
-use imagewarm_core::api::{Reason, Revision};
+use crate::kubernetes::writes::{self, ApplyError, EventText};
+use imagewarm_core::api::Reason;
 use imagewarm_core::plan::failures::Failure;
 
 /// How long an Event waits for the other nodes, so that it can state how many fail.
@@ -58,15 +59,17 @@ impl EventRecorder {
             if self.refused.contains(namespace, now) {
                 continue;
             }
-            let warning = Warning {
-                name: event_name(&failure.revision, failure.reason),
-                reason: failure.reason.as_str(),
+            let reason = failure.reason.as_str();
+            let text = EventText {
+                name: event_name(&failure.revision.metadata, reason),
+                is_warning: true,
+                action: "WarmImages",
+                reason,
                 note: failure.note(),
                 instance: &self.instance,
             };
-            let written =
-                writes::publish_event(&self.client, &failure.revision, warning, wall_clock());
-            match written.await {
+            let regarding = writes::regarding_revision(&failure.revision);
+            match writes::publish_event(&self.client, regarding, text, wall_clock()).await {
                 Ok(_) => {
                     self.refused.accepted(namespace);
                     self.recorded.insert(key);
@@ -138,12 +141,12 @@ fn key(failure: &Failure) -> (String, Reason) {
 }
 
 /// The same on every replica, so that a new leader does not repeat an Event of the previous one.
-fn event_name(revision: &Revision, reason: Reason) -> String {
-    let uid = revision.metadata.uid.as_deref().unwrap_or_default();
+pub(super) fn event_name(of: &ObjectMeta, reason: &str) -> String {
+    let uid = of.uid.as_deref().unwrap_or_default();
     let hash = Sha256::digest(format!("{uid}/{reason}"));
     let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let name = revision.metadata.name.as_deref().unwrap_or_default();
-    // Names of Revisions are labels of at most 63 characters, but nothing here depends on it.
+    let name = of.name.as_deref().unwrap_or_default();
+    // Names of Nodes are longer than those of Revisions.
     let name = &name[..name.floor_char_boundary(200)];
     format!("{}.{hash}", name.trim_end_matches(['.', '-']))
 }
@@ -155,7 +158,7 @@ mod tests {
     use super::*;
 
     fn failure(undecided: bool) -> Failure {
-        let mut revision = Revision::default();
+        let mut revision = imagewarm_core::api::Revision::default();
         revision.metadata.name = Some("hello-00001".into());
         revision.metadata.uid = Some("u".into());
         Failure {
@@ -251,11 +254,11 @@ mod tests {
 
     #[test]
     fn names_differ_by_reason_only() {
-        let revision = failure(false).revision;
-        let name = event_name(&revision, Reason::NotFound);
+        let revision = &failure(false).revision.metadata;
+        let name = event_name(revision, "NotFound");
         assert!(name.starts_with("hello-00001."), "{name}");
-        assert_eq!(name, event_name(&revision, Reason::NotFound));
-        assert_ne!(name, event_name(&revision, Reason::Unauthorized));
+        assert_eq!(name, event_name(revision, "NotFound"));
+        assert_ne!(name, event_name(revision, "Unauthorized"));
         assert_eq!(
             failure(false).note(),
             "Unauthorized on 2 of 3 nodes: no basic auth credentials"

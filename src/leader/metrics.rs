@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use imagewarm_core::api::Reason;
 use imagewarm_core::plan::Repair;
 use imagewarm_core::plan::diff::Cause;
+use imagewarm_core::plan::node_gate::Release;
 
 use crate::telemetry::metrics::{LabelValue, OptionalLabelValue};
 
@@ -28,6 +29,9 @@ pub struct ControllerMetrics {
     leading: Gauge,
     deployment_config: Gauge,
     image_warms: Family<StateLabels, Gauge>,
+    nodes_held: Gauge,
+    nodes_released: Family<ReleaseLabels, Counter>,
+    node_hold: Histogram,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,6 +49,11 @@ struct StateLabels {
     reason: OptionalLabelValue<Reason>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReleaseLabels {
+    reason: LabelValue<Release>,
+}
+
 impl ControllerMetrics {
     /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
@@ -59,10 +68,17 @@ impl ControllerMetrics {
             leading: Gauge::default(),
             deployment_config: Gauge::default(),
             image_warms: Family::default(),
+            nodes_held: Gauge::default(),
+            nodes_released: Family::default(),
+            node_hold: Histogram::new([5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0]),
         };
         // A series that begins later than at 0 hides the first increase from Prometheus.
         for repair in Repair::ALL {
             drop(metrics.repairs.get_or_create(&RepairLabels { kind: LabelValue(*repair) }));
+        }
+        for reason in Release::ALL {
+            let labels = ReleaseLabels { reason: LabelValue(*reason) };
+            drop(metrics.nodes_released.get_or_create(&labels));
         }
         registry.register(
             "reconcile_duration_seconds",
@@ -111,6 +127,21 @@ impl ControllerMetrics {
             "ImageWarms by the reason of their Ready condition; set by the leader",
             metrics.image_warms.clone(),
         );
+        registry.register(
+            "nodes_held",
+            "Nodes with the taint of the node gate; set by the leader",
+            metrics.nodes_held.clone(),
+        );
+        registry.register(
+            "nodes_released",
+            "Nodes from which the leader removed the taint of the node gate, by reason",
+            metrics.nodes_released.clone(),
+        );
+        registry.register(
+            "node_hold_seconds",
+            "Time from the creation of a Node to its release by the node gate",
+            metrics.node_hold.clone(),
+        );
         metrics
     }
 
@@ -153,7 +184,18 @@ impl ControllerMetrics {
             self.image_warms.clear();
             self.waiting.set(0);
             self.over_limit.set(0);
+            self.nodes_held.set(0);
         }
+    }
+
+    pub(super) fn held(&self, nodes: usize) {
+        self.nodes_held.set(i64::try_from(nodes).unwrap_or(i64::MAX));
+    }
+
+    /// `age` is that of the Node.
+    pub(super) fn released(&self, reason: Release, age: Duration) {
+        self.nodes_released.get_or_create(&ReleaseLabels { reason: LabelValue(reason) }).inc();
+        self.node_hold.observe(age.as_secs_f64());
     }
 
     /// Counts objects by reason. Every reason gets a value, so one without objects is 0.

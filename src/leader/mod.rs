@@ -5,7 +5,8 @@
 //! `election` determines the leader. `reconcile` is the loop: observe (the caches), plan (pure, in
 //! `imagewarm_core::plan`), apply (through `kubernetes::writes`). `garbage_collection` reads the
 //! live objects before it deletes anything. `image_status` writes the Images' statuses, `events`
-//! the Events; `pod_events` reads those about Pods, and `container_starts` counts what they say.
+//! the Events; `node_gate` removes the taint of nodes that are warm; `pod_events` reads the Events about
+//! Pods, and `container_starts` counts what they say.
 //! `ca_publication` publishes the CA that signs what admission and sessions serve.
 
 pub(crate) mod args;
@@ -16,6 +17,7 @@ mod events;
 mod garbage_collection;
 mod image_status;
 pub(crate) mod metrics;
+mod node_gate;
 mod owners;
 pub(crate) mod pod_events;
 mod reconcile;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::events::EventRecorder;
 use super::garbage_collection::GarbageCollector;
 use super::image_status::ImageStatuses;
+use super::node_gate::NodeGate;
 use super::owners::without_terminating_owners;
 use super::refused_namespaces::RefusedNamespaces;
 use super::still_leading::StillLeading;
@@ -34,6 +35,7 @@ use imagewarm_core::demand::consumers::demands;
 use imagewarm_core::placement::{NodeFacts, RuntimeClasses};
 use imagewarm_core::plan::diff::Creation;
 use imagewarm_core::plan::failures::{Failure, failures};
+use imagewarm_core::plan::node_gate::{GatedNodes, gated_nodes};
 use imagewarm_core::plan::rollup::{ImageUpdate, Nodes, rollup};
 use imagewarm_core::plan::{ImageWarmIndex, Observed, Plan, diff};
 use imagewarm_core::policy::Policy;
@@ -112,14 +114,36 @@ impl Controller {
         let forever = async {
             while leadership_won(&mut self.leadership).await {
                 self.metrics.leading(true);
-                self.lead().await;
+                let (gated, gate) = self.node_gate();
+                tokio::select! {
+                    () = self.lead(&gated) => {}
+                    () = gate.run() => {}
+                }
                 self.metrics.leading(false);
             }
         };
         shutdown.run_until_cancelled(forever).await;
     }
 
-    async fn lead(&mut self) {
+    /// Releases nodes beside the reconciliations, since no write may delay a deadline; and where these
+    /// state what is wanted on such nodes.
+    fn node_gate(&self) -> (watch::Sender<GatedNodes>, NodeGate) {
+        let gated = watch::Sender::default();
+        let gate = NodeGate {
+            client: self.client.clone(),
+            stores: self.stores.clone(),
+            policy: self.args.policy(),
+            deadline: self.args.node_gate_deadline,
+            concurrency: self.args.repair_concurrency.into(),
+            still_leading: StillLeading(self.leadership.clone()),
+            gated: gated.subscribe(),
+            instance: self.instance.clone(),
+            metrics: self.metrics.clone(),
+        };
+        (gated, gate)
+    }
+
+    async fn lead(&mut self, gated: &watch::Sender<GatedNodes>) {
         let still_leading = StillLeading(self.leadership.clone());
         let mut changes = self.stores.changes.subscribe();
         let mut memory = Memory {
@@ -146,7 +170,7 @@ impl Controller {
         while still_leading.get() {
             let began = Instant::now();
             synced.mark_unchanged();
-            let next = self.reconcile(&mut memory, &still_leading).await;
+            let next = self.reconcile(&mut memory, &still_leading, gated).await;
             self.metrics.reconciled(began.elapsed());
             sleep((memory.planning * DEBOUNCE_SHARE).clamp(DEBOUNCE, DEBOUNCE_MAX)).await;
             let resync = began + RESYNC;
@@ -186,6 +210,7 @@ impl Controller {
         &mut self,
         memory: &mut Memory,
         still_leading: &StillLeading,
+        gated: &watch::Sender<GatedNodes>,
     ) -> Option<Instant> {
         let snapshot = self.observe()?;
         self.metrics.reads_deployment_config(snapshot.cluster.deployment.is_some());
@@ -198,10 +223,11 @@ impl Controller {
             tokio::task::spawn_blocking(move || plan(&snapshot, &policy, grace_periods, now));
         let planned = planned.await;
         memory.planning = began.elapsed();
-        let Ok(Planned { plan, images, failures, reasons }) = planned else {
+        let Ok(Planned { plan, images, failures, gated: nodes, reasons }) = planned else {
             tracing::error!("planning failed");
             return Some(Instant::now() + RETRY_BACKOFF);
         };
+        gated.send_if_modified(|counted| std::mem::replace(counted, nodes) != *counted);
         self.metrics.states(reasons.into_iter());
         self.metrics.waiting(plan.create.len() + images.len());
         self.metrics.over_limit(plan.over_limit.values().map(|over| over.missing).sum());
@@ -461,6 +487,7 @@ struct Planned {
     plan: Plan,
     images: Vec<ImageUpdate>,
     failures: Vec<Failure>,
+    gated: GatedNodes,
     reasons: Vec<Option<Reason>>,
 }
 
@@ -498,6 +525,7 @@ fn plan(
             false => Vec::new(),
         },
         failures: failures(&image_warms, &demanded.consumers),
+        gated: gated_nodes(&snapshot.nodes, &observed, &plan.over_limit, policy),
         reasons: snapshot.image_warms.iter().map(|warm| warm.reason()).collect(),
         plan,
     }

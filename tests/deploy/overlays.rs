@@ -10,6 +10,7 @@ use imagewarm::cli::Cli;
 use imagewarm::leader::ControllerMetrics;
 use imagewarm::programs::certificates::SERVICES;
 use imagewarm::telemetry::certificates::CertificateMetrics;
+use imagewarm_core::placement::GATE_TAINT;
 use serde_json::{Value, json};
 
 use crate::{CONTROLLER, NAMESPACE, container, folder, list, one, read, text};
@@ -195,6 +196,39 @@ fn in_clouds_the_plugins_are_where_the_warmer_looks_for_them() {
             patch["target"]["kind"] == "NetworkPolicy" && patch["target"]["name"] == target
         });
         assert_eq!(policies.count(), 1, "{cloud}");
+    }
+}
+
+/// The overlay for the node gate adds one right, for the account that its policy narrows; and the base has none.
+#[test]
+fn the_node_gate_adds_one_right_and_its_policy() {
+    let overlay = |file: &str| read(&crate::overlay("node-gate").join(file));
+    let kustomization = overlay("kustomization.yaml").remove(0);
+    assert_eq!(kustomization["resources"], json!(["../../deploy", "rights.yaml", "policy.yaml"]));
+    let rights = overlay("rights.yaml");
+    let granted = crate::rights::granted(&rights);
+    let account = crate::service_account_user(CONTROLLER);
+    let granted: Vec<_> = granted.iter().map(ToString::to_string).collect();
+    assert_eq!(granted, [format!("{account}: patch nodes")]);
+    let [policy, binding] = &overlay("policy.yaml")[..] else { panic!("a policy and its binding") };
+    assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
+    assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
+    assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+    let condition = text(&policy["spec"]["matchConditions"][0]["expression"]);
+    assert_eq!(condition, format!("request.userInfo.username == '{account}'"));
+    let key = json!({"name": "key", "expression": format!("'{GATE_TAINT}'")});
+    assert!(list(&policy["spec"]["variables"]).contains(&key), "{policy}");
+    let patch = overlay("controller.yaml").remove(0);
+    assert_eq!(patch["metadata"]["name"], CONTROLLER);
+    let ours = container(&patch);
+    assert_eq!(ours["name"], container(&one("Deployment", CONTROLLER))["name"]);
+    let variable = json!([{"name": "IMAGEWARM_NODE_GATE_TAINT", "value": GATE_TAINT}]);
+    assert_eq!(ours["env"], variable);
+    // Off in the base: the setting is not there, and is empty by default.
+    let base = container(&one("Deployment", CONTROLLER)).to_string();
+    assert!(!base.contains("NODE_GATE") && !base.contains("node-gate"), "{base}");
+    for object in rights.iter().chain([policy, binding]) {
+        assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/part-of"], "imagewarm");
     }
 }
 

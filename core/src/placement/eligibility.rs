@@ -169,6 +169,7 @@ fn tolerates_cordon(pod: &PodConstraints) -> bool {
 
 fn repels(taint: &Taint, pod: &PodConstraints, policy: &Policy) -> bool {
     matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
+        && policy.gate_taint.as_ref() != Some(&taint.key)
         && !policy.startup_taints.iter().any(|key| matches_key(key, &taint.key))
         && !pod.tolerations.iter().any(|toleration| tolerates(toleration, taint))
 }

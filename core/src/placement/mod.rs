@@ -3,6 +3,7 @@
 
 mod constraints;
 pub mod eligibility;
+mod gate_taint;
 mod labels;
 pub mod namespace;
 mod node_selector;
@@ -11,6 +12,7 @@ mod runtime_class;
 
 pub use constraints::{PodConstraints, Rejection};
 pub use eligibility::{Exclusion, NodeFacts, VIRTUAL_NODES, is_eligible};
+pub use gate_taint::{GATE_TAINT, GateTaint, GateTaintError};
 pub use namespace::NamespaceRules;
 pub use node_selector::{NodeSelector, NodeSelectorError};
 pub use nodes::EligibleNodes;

@@ -1,11 +1,13 @@
 //! Which ImageWarms to create and delete ([`diff`]), the statuses of Knative's Images ([`rollup`]),
-//! and the failures to report as Events ([`failures`]). Works on one full observation.
+//! the failures to report as Events ([`failures`]), and when nodes are released ([`node_gate`]). Works on
+//! one full observation.
 
 pub mod diff;
 mod eligible;
 mod existing;
 pub mod failures;
 pub mod fan_out;
+pub mod node_gate;
 mod repair;
 pub mod rollup;
 

@@ -19,6 +19,9 @@ pub struct Policy {
     pub image_rewrites: ImageRewrites,
     /// Keys of taints that do not hold warming back, since they only mark a starting node.
     pub startup_taints: Vec<String>,
+    /// Key of the taint that holds new nodes until they are warm: a further startup taint. `None` without
+    /// the node gate.
+    pub gate_taint: Option<String>,
     /// The node selector of namespaces that have none of their own.
     pub default_node_selector: NodeSelector,
     /// The namespace of Knative Serving.
@@ -37,6 +40,7 @@ impl Default for Policy {
                 .collect(),
             image_rewrites: ImageRewrites::default(),
             startup_taints: vec!["node.kubernetes.io/not-ready".into()],
+            gate_taint: None,
             default_node_selector: NodeSelector::default(),
             knative_namespace: "knative-serving".into(),
             bounds: Bounds::default(),

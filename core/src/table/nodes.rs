@@ -22,12 +22,27 @@ pub struct NodeRow {
     pub reports: String,
     /// Number of images in each phase.
     pub summary: Summary,
+    /// What the node gate waits for, where it holds the node.
+    pub held: Option<Held>,
 }
+
+/// A node with the taint of the node gate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Whole seconds since the creation of the Node.
+    pub seconds: i64,
+    /// Images whose phase still changes, each with the reason of its condition; empty without one.
+    pub waits_for: Vec<(String, String)>,
+}
+
+/// The nodes with the taint of the node gate, and when each Node was created.
+pub type HeldNodes = BTreeMap<String, Timestamp>;
 
 impl NodeRow {
     /// Reads all, sorted by node.
-    pub fn from_all(warms: &[ImageWarm], now: Timestamp) -> Vec<NodeRow> {
-        let mut nodes: BTreeMap<&str, Vec<&ImageWarm>> = BTreeMap::new();
+    pub fn from_all(warms: &[ImageWarm], held: &HeldNodes, now: Timestamp) -> Vec<NodeRow> {
+        let mut nodes: BTreeMap<&str, Vec<&ImageWarm>> =
+            held.keys().map(|node| (node.as_str(), Vec::new())).collect();
         for warm in warms {
             nodes.entry(&warm.spec.node_name).or_default().push(warm);
         }
@@ -44,15 +59,44 @@ impl NodeRow {
                 runtime: fact(RUNTIME_KEY).unwrap_or_default(),
                 reports: fact(RUNTIME_REPORTS_KEY).unwrap_or_default(),
                 summary: Summary::of(&rows),
+                held: held.get(node).map(|created| Held {
+                    seconds: now.as_second().saturating_sub(created.as_second()).max(0),
+                    waits_for: rows
+                        .into_iter()
+                        .filter(|row| !row.is_final)
+                        .map(|row| (row.image, row.reason))
+                        .collect(),
+                }),
             }
         };
         nodes.into_iter().map(row).collect()
     }
 }
 
-/// The table, and the summary of all nodes. `wide` adds what the runtimes report.
+impl Held {
+    /// `42s, waits for app:v1 (Pulling) and 2 more`.
+    fn line(&self) -> String {
+        let Held { seconds, waits_for } = self;
+        let Some((image, reason)) = waits_for.first() else { return format!("{seconds}s") };
+        let mut line = format!("{seconds}s, waits for {}", printable(image));
+        if !reason.is_empty() {
+            line.push_str(&format!(" ({})", printable(reason)));
+        }
+        if waits_for.len() > 1 {
+            line.push_str(&format!(" and {} more", waits_for.len() - 1));
+        }
+        line
+    }
+}
+
+/// The table, and the summary of all nodes. `wide` adds what the runtimes report. Where nodes are held,
+/// there is a column for it.
 pub fn render_nodes(nodes: &[NodeRow], all: &Summary, wide: bool) -> String {
+    let any_held = nodes.iter().any(|node| node.held.is_some());
     let mut header = vec!["NODE", "RUNTIME", "IMAGES"];
+    if any_held {
+        header.push("HELD");
+    }
     if wide {
         header.push("REPORTS");
     }
@@ -60,6 +104,9 @@ pub fn render_nodes(nodes: &[NodeRow], all: &Summary, wide: bool) -> String {
     table.load_style(presets::NOTHING).set_header(header);
     for node in nodes {
         let mut cells = vec![printable(&node.node), printable(&node.runtime), node.summary.line()];
+        if any_held {
+            cells.push(node.held.as_ref().map(Held::line).unwrap_or_default());
+        }
         if wide {
             cells.push(printable(&node.reports));
         }
@@ -83,6 +130,11 @@ pub fn render_nodes_json(nodes: &[NodeRow], all: &Summary) -> String {
             "failed": summary.failed,
         })
     };
+    let held = |held: &Held| {
+        let image = |(image, reason): &(String, String)| json!({"image": image, "reason": reason});
+        let waits_for: Vec<_> = held.waits_for.iter().map(image).collect();
+        json!({"seconds": held.seconds, "waitsFor": waits_for})
+    };
     let nodes: Vec<_> = nodes
         .iter()
         .map(|node| {
@@ -91,6 +143,7 @@ pub fn render_nodes_json(nodes: &[NodeRow], all: &Summary) -> String {
                 "runtime": node.runtime,
                 "runtimeReports": node.reports,
                 "images": counts(&node.summary),
+                "held": node.held.as_ref().map(held),
             })
         })
         .collect();
@@ -129,7 +182,7 @@ mod tests {
             warm("node-a", "Pulled", Some("containerd 1.6.20"), 2),
             warm("node-a", "DiskPressure", None, 9),
         ];
-        let rows = NodeRow::from_all(&warms, Timestamp::UNIX_EPOCH);
+        let rows = NodeRow::from_all(&warms, &HeldNodes::new(), Timestamp::UNIX_EPOCH);
         let all = Summary::of(&Row::from_all(&warms, Timestamp::UNIX_EPOCH));
         insta::assert_snapshot!(render_nodes(&rows, &all, true), @"
         NODE    RUNTIME           IMAGES                                REPORTS
@@ -143,5 +196,36 @@ mod tests {
         assert_eq!(value["nodes"][0]["runtime"], "containerd 2.2.3");
         assert_eq!(value["nodes"][0]["images"]["failed"]["DiskPressure"], 1);
         assert_eq!(value["summary"]["total"], 4);
+    }
+
+    #[test]
+    fn a_held_node_shows_what_it_waits_for() {
+        let now = Timestamp::from_second(100).unwrap();
+        let warms = [
+            warm("held", "Pulled", None, 5),
+            warm("held", "NotFound", None, 5),
+            warm("held", "RegistryUnreachable", None, 5),
+            warm("held", "DiskPressure", None, 5),
+            warm("other", "Pulled", None, 5),
+        ];
+        let created = |second| Timestamp::from_second(second).unwrap();
+        let held = [("held", created(58)), ("new", created(101))];
+        let held = held.map(|(node, created)| (node.to_owned(), created)).into();
+        let rows = NodeRow::from_all(&warms, &held, now);
+        let all = Summary::of(&Row::from_all(&warms, now));
+        insta::assert_snapshot!(render_nodes(&rows, &all, false), @"
+        NODE   RUNTIME  IMAGES                                                                     HELD
+        held            1 of 4 ready, 3 failed: 1 DiskPressure, 1 NotFound, 1 RegistryUnreachable  42s, waits for app (RegistryUnreachable) and 1 more
+        new             0 of 0 ready                                                               0s
+        other           1 of 1 ready
+
+        2 of 5 ready, 3 failed: 1 DiskPressure, 1 NotFound, 1 RegistryUnreachable
+        ");
+        let value: serde_json::Value =
+            serde_json::from_str(&render_nodes_json(&rows, &all)).unwrap();
+        let waits_for = &value["nodes"][0]["held"]["waitsFor"];
+        assert_eq!(waits_for.as_array().unwrap().len(), 2);
+        assert_eq!(value["nodes"][1]["held"], json!({"seconds": 0, "waitsFor": []}));
+        assert!(value["nodes"][2]["held"].is_null());
     }
 }

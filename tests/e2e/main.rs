@@ -22,6 +22,7 @@ mod hostile;
 mod images;
 mod limited;
 mod mounted;
+mod node_gate;
 mod nodes;
 mod outages;
 mod overlays;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         images::TESTS,
         limited::TESTS,
         mounted::TESTS,
+        node_gate::TESTS,
         nodes::TESTS,
         outages::TESTS,
         overlays::TESTS,

@@ -1,10 +1,12 @@
 //! What warming is for, seen by a real kubelet: a Pod whose image was warmed starts with the image
 //! already there; one whose image was not warmed waits for its pull. Both times are printed, and
 //! nothing is asserted of them. In [`cold_start`]: a request to a Service at zero; in [`verification`]:
-//! who may use what was warmed; in [`disk`]: images that do not fit; in [`pins`]: what garbage collections leave.
+//! who may use what was warmed; in [`disk`]: images that do not fit; in [`pins`]: what garbage collections leave; in
+//! [`node_gate`]: nodes that are held until they are warm.
 
 mod cold_start;
 mod disk;
+mod node_gate;
 mod pins;
 mod verification;
 
@@ -64,7 +66,7 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
     // The very first Pod also fetches the sandbox's image and makes the network.
     pods.start("first", &first).await?;
 
-    create_revision(&client, &warmed).await?;
+    create_revision(&client, "hello", &warmed).await?;
     let warms: Api<ImageWarm> = Api::namespaced(client, NAMESPACE);
     wait_for(DEADLINE, "the image to be warm", async || {
         let list = warms.list(&ListParams::default()).await.ok()?;
@@ -247,7 +249,7 @@ async fn create_namespace(client: &Client, name: &str) -> Result<()> {
 }
 
 /// A Revision of a Configuration, as Knative makes it.
-async fn create_revision(client: &Client, image: &str) -> Result<()> {
+async fn create_revision(client: &Client, name: &str, image: &str) -> Result<()> {
     let mut kind = ApiResource::erase::<Revision>(&());
     let revisions: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &kind);
     (kind.kind, kind.plural) = ("Configuration".into(), "configurations".into());
@@ -255,20 +257,20 @@ async fn create_revision(client: &Client, image: &str) -> Result<()> {
     let api_version = &kind.api_version;
     let configuration = serde_json::from_value(json!({
         "apiVersion": api_version, "kind": "Configuration",
-        "metadata": {"name": "hello"}, "spec": {},
+        "metadata": {"name": name}, "spec": {},
     }))?;
     let made = configurations.create(&PostParams::default(), &configuration).await?;
     let revision = serde_json::from_value(json!({
         "apiVersion": api_version, "kind": "Revision",
         "metadata": {
-            "name": "hello-00001",
+            "name": format!("{name}-00001"),
             "labels": {
-                "serving.knative.dev/configuration": "hello",
+                "serving.knative.dev/configuration": name,
                 "serving.knative.dev/configurationUID": made.metadata.uid,
                 "serving.knative.dev/routingState": "active",
             },
             "ownerReferences": [{
-                "apiVersion": api_version, "kind": "Configuration", "name": "hello",
+                "apiVersion": api_version, "kind": "Configuration", "name": name,
                 "uid": made.metadata.uid, "controller": true, "blockOwnerDeletion": true,
             }],
         },

@@ -89,6 +89,21 @@ impl Installation {
         manifests::apply(&self.system.client(), objects).await
     }
 
+    /// Applies, of rendered manifests, the objects of this name, for the time of the test.
+    pub async fn add(&self, rendered: Vec<Value>, name: &str) -> Result<()> {
+        let objects: Vec<Value> =
+            rendered.into_iter().filter(|object| object["metadata"]["name"] == name).collect();
+        ensure!(!objects.is_empty(), "no object is called {name}");
+        let (installation, added) = (self.clone(), objects.clone());
+        self.undo.register(name, async move || {
+            for object in added.iter().rev() {
+                manifests::delete(&installation.system.client(), object).await?;
+            }
+            Ok(())
+        });
+        manifests::apply(&self.system.client(), objects).await
+    }
+
     /// Deletes the objects of one shipped manifest.
     pub async fn delete(&self, manifest: &'static Path) -> Result<()> {
         let installation = self.clone();

@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use xtask::cluster::ContainerdVersion;
 
-use super::BINARY;
 use super::system::{JOINED, System, wait_ready};
 use super::undo::Undo;
 use super::warmers::Warmers;
+use super::{BINARY, eventually};
 
 /// Those that are there from the start, with Docker.
 pub const NAMES: [&str; 3] = ["node-1", "node-2", "node-3"];
@@ -227,6 +228,43 @@ impl Nodes {
         self.system.cluster.add_node(&name, &[]).await?;
         self.warmers.start(&name).await?;
         Ok(name)
+    }
+
+    /// A new node with dockerd and warmer that comes with the label `pool=NAME` and taints of these keys;
+    /// returns its name.
+    pub async fn join_tainted(&self, name: &str, taints: &[&str]) -> Result<String> {
+        let pool = name;
+        let name = self.joining(name);
+        self.system.cluster.add_node(&name, &[]).await?;
+        let taint = |key: &&str| json!({"key": key, "effect": "NoSchedule"});
+        let taints: Vec<Value> = taints.iter().map(taint).collect();
+        // At the same time: who selects the pool finds no node without the taints.
+        let body = json!({"metadata": {"labels": {"pool": pool}}, "spec": {"taints": taints}});
+        self.patch(&name, body).await?;
+        self.warmers.start(&name).await?;
+        Ok(name)
+    }
+
+    /// The keys of its taints.
+    pub async fn taints(&self, node: &str) -> Result<Vec<String>> {
+        let taints = self.objects().get(node).await?.spec.and_then(|spec| spec.taints);
+        Ok(taints.unwrap_or_default().into_iter().map(|taint| taint.key).collect())
+    }
+
+    /// The Event about it for this reason, once there is one: its type and its note.
+    pub async fn event(&self, node: &str, reason: &str) -> Result<(String, String)> {
+        let events: Api<Event> = Api::namespaced(self.system.client(), "default");
+        let what = format!("an Event {reason} about {node}");
+        eventually(&what, async || {
+            let all = events.list(&Default::default()).await?.items;
+            let about = |event: &Event| {
+                event.reason.as_deref() == Some(reason)
+                    && event.regarding.as_ref().and_then(|it| it.name.as_deref()) == Some(node)
+            };
+            let found = all.into_iter().find(about);
+            Ok(found.map(|it| (it.type_.unwrap_or_default(), it.note.unwrap_or_default())))
+        })
+        .await
     }
 
     /// A new node with containerd and warmer, which looks every second; returns its name.

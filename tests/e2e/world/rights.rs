@@ -7,6 +7,8 @@ use super::system::System;
 use crate::rights::{Request, differences, granted};
 
 const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/rbac");
+/// Granted while the tests of the node gate run.
+const NODE_GATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/overlays/node-gate/rights.yaml");
 
 impl System {
     /// Whether every right was used and none was missing. Prints what differs.
@@ -30,8 +32,9 @@ impl System {
 
     fn rights(&self) -> Result<std::collections::BTreeSet<String>> {
         let mut objects = Vec::new();
-        for file in std::fs::read_dir(ROLES).context(ROLES)? {
-            let text = std::fs::read_to_string(file?.path())?;
+        let roles = std::fs::read_dir(ROLES).context(ROLES)?.map(|file| Ok(file?.path()));
+        for file in roles.chain([anyhow::Ok(NODE_GATE.into())]) {
+            let text = std::fs::read_to_string(file?)?;
             objects.extend(serde_saphyr::from_multiple::<serde_json::Value>(&text)?);
         }
         let events = self.cluster.audit_events()?;

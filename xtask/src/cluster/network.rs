@@ -102,13 +102,16 @@ impl Network {
 }
 
 impl Cluster {
-    /// Makes the API server and the registries reachable in that network, these over a link.
+    /// Makes the API server, the registries' proxy and the registries reachable in that network, these over a
+    /// link.
     pub(super) fn forward_into(&self, network: &Network, link: &Link) -> Result<JoinSet<()>> {
         let api = self.server_url().trim_start_matches("https://");
         let mut forwards = JoinSet::new();
         let registries = self.registries().into_iter();
         let registries = registries.map(|one| (one.address.as_str(), link.clone()));
-        for (address, link) in std::iter::once((api, Link::default())).chain(registries) {
+        let proxy = self.registry_proxy.address().to_string();
+        let others = [api, &proxy].map(|address| (address, Link::default()));
+        for (address, link) in others.into_iter().chain(registries) {
             let address: SocketAddr = address.parse()?;
             if !address.ip().is_loopback() {
                 network.claim(&self.programs, address.ip())?;

@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::Repair;
 use super::eligible::DemandNodes;
-use super::existing::ImageWarmIndex;
+use super::existing::{ImageWarmIndex, is_older_than_node};
 use super::fan_out::{Origin, image_warm};
 use crate::api::{CachedImageWarm, ImageWarm};
 use crate::demand::consumers::{Consumer, ConsumerDemand, is_of_revision};
@@ -242,12 +242,11 @@ fn collect_garbage(
         if !warm.is_managed() || warm.is_terminating() {
             continue;
         }
-        let created = warm.created.map(|at| at.as_second());
         let node_created = nodes.get(&*warm.node_name);
         let cause = if node_created.is_none() {
             Cause::NodeGone
-        } else if created.is_some() && node_created.is_some_and(|node| *node > created) {
-            // Both times are the API server's, and such an ImageWarm must not stay for the grace period.
+        } else if node_created.is_some_and(|at| is_older_than_node(warm, *at)) {
+            // It must not stay for the grace period: what it says is not of this node.
             plan.delete.push(Deletion { warm: warm.clone(), cause: Cause::NodeReplaced });
             continue;
         } else if let Some(until) = wanted.until(warm, observed.image_warms) {

@@ -27,6 +27,13 @@ impl<'a> OnNodes<'a> {
     }
 }
 
+/// Whether the ImageWarm is older than its node, whose creation is in seconds since 1970: it is for one of the same
+/// name before. Both times are the API server's.
+pub(super) fn is_older_than_node(warm: &CachedImageWarm, node_created: Option<i64>) -> bool {
+    let created = warm.created.map(|at| at.as_second());
+    created.is_some() && created < node_created
+}
+
 /// All ImageWarms, and by namespace and image those that are not being deleted.
 #[derive(Debug)]
 pub struct ImageWarmIndex<'a> {

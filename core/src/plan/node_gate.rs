@@ -2,7 +2,7 @@
 //! images that active Revisions want there are warm or have failed for good, and never for longer than
 //! the deadline. The taint is set by others, and only removed by us.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use k8s_openapi::jiff::SignedDuration;
 
 use super::Observed;
 use super::eligible::DemandNodes;
-use super::existing::State;
+use super::existing::{State, is_older_than_node};
 use crate::api::Reason;
 use crate::demand::consumers::{Consumer, ConsumerDemand, is_of_revision};
 use crate::image::Reference;
@@ -122,9 +122,22 @@ pub fn gated_nodes(
         }
     }
     let uid = |node: &Node| node.metadata.uid.clone().unwrap_or_default();
+    let created: HashMap<&str, Option<i64>> =
+        gated.iter().map(|one| (one.observed.name, one.observed.created)).collect();
+    // What their ImageWarms say is of nodes of the same names before.
+    let replaced: HashSet<&str> = observed
+        .image_warms
+        .all
+        .iter()
+        .filter(|warm| {
+            created.get(&*warm.node_name).is_some_and(|at| is_older_than_node(warm, *at))
+        })
+        .map(|warm| &*warm.node_name)
+        .collect();
     let counted = |one: &Gated<'_>| {
-        let images = states.remove(one.observed.name).unwrap_or_default();
-        (uid(one.node), GatedNode::new(&images, one.in_setup()))
+        let name = one.observed.name;
+        let images = states.remove(name).unwrap_or_default();
+        (uid(one.node), GatedNode::new(&images, one.in_setup() || replaced.contains(name)))
     };
     gated.iter().map(counted).collect()
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 
 use super::*;
@@ -14,7 +15,7 @@ use crate::placement::{GATE_TAINT, RuntimeClasses};
 use crate::plan::ImageWarmIndex;
 use crate::policy::bounds::Limit;
 use crate::sample::{
-    because, by_digest, holding, kept, knative_image, labelled, node, revision, route, tainted,
+    at, because, by_digest, holding, kept, knative_image, labelled, node, revision, route, tainted,
     warm,
 };
 
@@ -205,6 +206,17 @@ fn a_node_is_not_released_before_its_setup_is_complete() {
     let mut world = World::new(&["app:v1"]);
     world.nodes = vec![tainted(gated("a"), "dedicated", "NoSchedule")];
     assert_eq!(world.decided(), Some(Release::NothingWanted));
+}
+
+#[test]
+fn what_a_node_of_the_same_name_held_before_releases_nothing() {
+    let created = |seconds| {
+        let mut world = World::new(&["app:v1"]).with("app:v1", Reason::Pulled);
+        world.nodes[0].metadata.creation_timestamp = Some(Time(at(seconds)));
+        world.decided()
+    };
+    assert_eq!(created(0), Some(Release::Warm));
+    assert_eq!(created(1), None);
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod growth;
 mod herd;
 mod load;
 mod memory;
+mod new_node;
 mod noop;
 mod plot;
 mod process;
@@ -84,6 +85,7 @@ benchmarks![
     bursts,
     cold_start,
     first_pod,
+    new_node,
     fan_out,
     fake_warmers,
     api_server,

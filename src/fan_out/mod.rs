@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::caches::Stores;
+use crate::kubernetes::live;
 use crate::kubernetes::writes::{self, Created};
 use imagewarm_core::api::knative::configuration_owner;
 use imagewarm_core::api::names::Namespace;
@@ -225,7 +226,7 @@ impl FanOutWorker {
                 LeftToLeader::Undecodable
             })?;
         let owner = configuration_owner(&revision.metadata).ok_or(LeftToLeader::NoOwner)?;
-        let live = writes::read_configuration(&self.client, &namespace, &owner.name).await;
+        let live = live::read_configuration(&self.client, &namespace, &owner.name).await;
         let live = live.map_err(|error| {
             let configuration = owner.name.as_str();
             tracing::warn!(%namespace, configuration, %error, "cannot read Configuration");
@@ -298,7 +299,7 @@ impl FanOutWorker {
         if let Some(found) = self.stores.namespace(namespace) {
             return Some(found.metadata.clone()).filter(is_warmed);
         }
-        match writes::read_namespace(&self.client, namespace).await {
+        match live::read_namespace(&self.client, namespace).await {
             Ok(found) => found.filter(is_warmed),
             Err(error) => {
                 tracing::warn!(%namespace, %error, "cannot read Namespace");

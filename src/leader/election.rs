@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::LeaseArgs;
 use crate::clock::wall_clock;
+use crate::kubernetes::apply_error::ApplyError;
 use crate::kubernetes::leadership::Leadership;
-use crate::kubernetes::writes::ApplyError;
 use imagewarm_core::election::{self, Action, Observation, Record, decide};
 
 /// Timeout of one attempt: a read of the Lease and a write.

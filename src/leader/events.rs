@@ -10,8 +10,9 @@ use sha2::{Digest, Sha256};
 
 use super::refused_namespaces::RefusedNamespaces;
 use crate::clock::wall_clock;
+use crate::kubernetes::apply_error::ApplyError;
 use crate::kubernetes::caches::Stores;
-use crate::kubernetes::writes::{self, ApplyError, EventText};
+use crate::kubernetes::events::{self, EventText};
 use imagewarm_core::api::Reason;
 use imagewarm_core::plan::failures::Failure;
 
@@ -68,8 +69,8 @@ impl EventRecorder {
                 note: failure.note(),
                 instance: &self.instance,
             };
-            let regarding = writes::regarding_revision(&failure.revision);
-            match writes::publish_event(&self.client, regarding, text, wall_clock()).await {
+            let regarding = events::regarding_revision(&failure.revision);
+            match events::publish_event(&self.client, regarding, text, wall_clock()).await {
                 Ok(_) => {
                     self.refused.accepted(namespace);
                     self.recorded.insert(key);

@@ -10,8 +10,10 @@ use kube::{Client, Resource};
 
 use super::ControllerMetrics;
 use super::still_leading::StillLeading;
+use crate::kubernetes::apply_error::ApplyError;
 use crate::kubernetes::caches::Stores;
-use crate::kubernetes::writes::{self, ApplyError, Presence};
+use crate::kubernetes::live::{self, Presence};
+use crate::kubernetes::writes;
 use imagewarm_core::api::knative::{REVISION_LABEL, ROUTING_STATE_LABEL};
 use imagewarm_core::api::names::Uid;
 use imagewarm_core::api::{CREATED_FOR_ANNOTATION, CachedImageWarm, KnativeImage};
@@ -136,7 +138,7 @@ impl GarbageCollector {
     }
 
     async fn knative_is_served(&self) -> bool {
-        let served = writes::knative_is_served(&self.client).await;
+        let served = live::knative_is_served(&self.client).await;
         match &served {
             Ok(true) => {}
             Ok(false) => {
@@ -177,13 +179,13 @@ impl GarbageCollector {
             Check::Unnamed(namespace) => self.unnamed(namespace, stores).await,
             Check::Node(node) => {
                 let known = stores.nodes.get("", node).is_some();
-                let found = writes::find_node(&self.client, node).await;
+                let found = live::find_node(&self.client, node).await;
                 // The cache holds it by now: the next run decides again.
                 found.map(|found| verdict(found, known.then_some(Verdict::Keep)))
             }
             Check::ReplacedNode(node) => {
                 let cached = stores.nodes.get("", node).and_then(|node| node.metadata.uid.clone());
-                let found = writes::find_node(&self.client, node).await;
+                let found = live::find_node(&self.client, node).await;
                 found.map(|found| match found {
                     Presence::Present(live) if live.uid == cached => Verdict::Delete,
                     Presence::Present(_) | Presence::TypeAbsent => Verdict::Keep,
@@ -192,7 +194,7 @@ impl GarbageCollector {
             }
             Check::Revision(namespace, name) => {
                 let cached = stores.revisions.get(namespace, name);
-                let found = writes::find_revision(&self.client, namespace, name).await;
+                let found = live::find_revision(&self.client, namespace, name).await;
                 found.map(|found| {
                     let known = cached.map(|cached| compare(&cached.metadata, &found));
                     verdict(found, known)
@@ -200,7 +202,7 @@ impl GarbageCollector {
             }
             Check::Image(namespace, name) => {
                 let cached = stores.images.get(namespace, name);
-                let found = writes::find_image(&self.client, namespace, name).await;
+                let found = live::find_image(&self.client, namespace, name).await;
                 found.map(|found| {
                     let known = cached.map(|cached| compare(&cached.metadata, &found));
                     verdict(found, known)
@@ -219,7 +221,7 @@ impl GarbageCollector {
         if stores.revisions.is_empty() {
             return Ok(Verdict::Keep);
         }
-        let names = writes::revision_names(&self.client, namespace).await?;
+        let names = live::revision_names(&self.client, namespace).await?;
         let known = |name: &String| stores.revisions.get(namespace, name).is_some();
         Ok(if names.iter().all(known) { Verdict::Delete } else { Verdict::Keep })
     }

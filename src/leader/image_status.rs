@@ -9,7 +9,8 @@ use kube::Client;
 
 use super::ControllerMetrics;
 use super::still_leading::StillLeading;
-use crate::kubernetes::writes::{self, ApplyError};
+use crate::kubernetes::apply_error::ApplyError;
+use crate::kubernetes::writes;
 use imagewarm_core::plan::rollup::ImageUpdate;
 
 /// Minimum interval between two writes of one Image.

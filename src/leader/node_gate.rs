@@ -18,8 +18,10 @@ use super::ControllerMetrics;
 use super::events::event_name;
 use super::still_leading::StillLeading;
 use crate::clock::wall_clock;
+use crate::kubernetes::apply_error::ApplyError;
 use crate::kubernetes::caches::{Change, Stores};
-use crate::kubernetes::writes::{self, ApplyError, EventText};
+use crate::kubernetes::events::{self, EventText};
+use crate::kubernetes::taints;
 use imagewarm_core::plan::node_gate::{
     GatedNode, GatedNodes, Release, gate_taints, release, time_left,
 };
@@ -162,7 +164,7 @@ impl NodeGate {
     async fn release(&self, key: &str, due: Due) -> (String, Duration) {
         let Due { uid, node, reason, images, age } = due;
         let name = name(&node);
-        let backoff = match writes::remove_taint(&self.client, &node, key).await {
+        let backoff = match taints::remove_taint(&self.client, &node, key).await {
             Ok(()) => {
                 let age = age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
                 self.metrics.released(reason, age);
@@ -201,8 +203,8 @@ impl NodeGate {
             note,
             instance: &self.instance,
         };
-        let regarding = writes::regarding_node(node);
-        let written = writes::publish_event(&self.client, regarding, text, wall_clock()).await;
+        let regarding = events::regarding_node(node);
+        let written = events::publish_event(&self.client, regarding, text, wall_clock()).await;
         if let Err(error) = written {
             tracing::warn!(node = name(node), %error, "cannot write Event");
         }

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Client;
 
-use crate::kubernetes::writes::{self, Presence};
+use crate::kubernetes::live::{self, Presence};
 use imagewarm_core::api::knative::configuration_owner;
 use imagewarm_core::plan::Repair;
 use imagewarm_core::plan::diff::Creation;
@@ -48,7 +48,7 @@ fn owner(creation: &Creation) -> Option<Owner> {
 
 /// An error counts as "not terminating": as far as the caches show, the image is demanded.
 async fn is_terminating(client: &Client, (namespace, name, uid): &Owner) -> bool {
-    match writes::find_configuration(client, namespace, name).await {
+    match live::find_configuration(client, namespace, name).await {
         Ok(Presence::Present(live)) => {
             live.uid.as_ref() != Some(uid) || live.deletion_timestamp.is_some()
         }

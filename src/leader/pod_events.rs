@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::kubernetes::leadership::{Leadership, Leading};
 use crate::kubernetes::request::one_line;
-use imagewarm_core::report::pod_image::field_selector;
+use imagewarm_core::report::pod_image::pod_events_selector;
 
 /// The server terminates a watch after this time; a stream silent for longer is dropped.
 const WATCH_SECONDS: u32 = 290;
@@ -30,11 +30,11 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Interval between attempts where Events may not be watched.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(300);
 
-/// The Events about Pods that have this reason, while this replica leads.
+/// The Events about Pods, while this replica leads: those of kubelets about images, those of schedulers about Pods
+/// that fit no node, and others.
 pub(crate) struct PodEvents {
     events: Api<Event>,
     leadership: watch::Receiver<Leadership>,
-    reason: &'static str,
 }
 
 /// Why a watch ended.
@@ -46,13 +46,9 @@ enum End {
 }
 
 impl PodEvents {
-    /// Of this `reason`.
-    pub(crate) fn new(
-        client: Client,
-        leadership: watch::Receiver<Leadership>,
-        reason: &'static str,
-    ) -> Self {
-        PodEvents { events: Api::all(client), leadership, reason }
+    /// Read through `client`.
+    pub(crate) fn new(client: Client, leadership: watch::Receiver<Leadership>) -> Self {
+        PodEvents { events: Api::all(client), leadership }
     }
 
     /// Calls `seen` for each, until `stop`.
@@ -92,7 +88,7 @@ impl PodEvents {
                     backoff.next_with_jitter()
                 }
                 End::Refused(error) => {
-                    tracing::info!(error, reason = self.reason, "Events about Pods are not seen");
+                    tracing::info!(error, "Events about Pods are not seen");
                     REFUSED_INTERVAL
                 }
             };
@@ -102,7 +98,7 @@ impl PodEvents {
 
     /// Goes on from `version`, and leaves there where to go on next time.
     async fn watch(&self, version: &mut Option<String>, seen: &impl Fn(&Event)) -> End {
-        let fields = field_selector(self.reason);
+        let fields = pod_events_selector();
         // Only for the version: what was said before is over.
         let newest = ListParams::default().fields(&fields).limit(1);
         let mut last = match version.take() {
@@ -178,7 +174,7 @@ mod tests {
             pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
         });
         let (sender, receiver) = watch::channel(Leadership::default());
-        let events = PodEvents::new(Client::new(service, "default"), receiver, "Pulled");
+        let events = PodEvents::new(Client::new(service, "default"), receiver);
         let stop = CancellationToken::new();
         let running = tokio::spawn(events.run(|_| {}, stop.clone()));
         let leads = |leading: bool, address: &str| {

@@ -23,9 +23,10 @@ use super::refused_namespaces::RefusedNamespaces;
 use super::still_leading::StillLeading;
 use super::{ControllerArgs, ControllerMetrics};
 use crate::clock::wall_clock;
+use crate::kubernetes::apply_error::ApplyError;
 use crate::kubernetes::caches::{Change, Stores, Synced};
 use crate::kubernetes::leadership::Leadership;
-use crate::kubernetes::writes::{self, ApplyError};
+use crate::kubernetes::writes;
 use imagewarm_core::api::names::NodeName;
 use imagewarm_core::api::{
     CachedImageWarm, DeploymentConfig, ImageWarm, KnativeImage, Reason, Revision,

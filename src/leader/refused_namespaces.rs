@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::kubernetes::writes::ApplyError;
+use crate::kubernetes::apply_error::ApplyError;
 
 /// Back-off after the first rejection; each further one doubles it.
 const FIRST_BACKOFF: Duration = Duration::from_secs(60);

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::{DispatchMetrics, WriteResult};
 use crate::clock::wall_clock;
-use crate::kubernetes::writes::{self, ApplyError};
+use crate::kubernetes::apply_error::ApplyError;
+use crate::kubernetes::writes;
 use imagewarm_core::api::names::Uid;
 use imagewarm_core::api::{CachedImageWarm, ImageWarm, ImageWarmStatus};
 use imagewarm_core::report::status::{Report, next_status};

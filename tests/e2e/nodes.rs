@@ -1,7 +1,9 @@
 //! Nodes come, go and lose their warmers.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
-use imagewarm_core::api::Reason;
+use imagewarm_core::api::{ImageWarm, Reason};
 use serde_json::json;
 
 use crate::world::{World, containers, eventually};
@@ -13,6 +15,7 @@ crate::tests![
     a_restarted_warmer_changes_no_ready_and_pulls_nothing_twice,
     a_node_without_a_warmer_is_reported,
     a_deleted_nodes_image_warms_are_deleted,
+    nothing_outlives_nodes_that_come_and_go,
     a_runtime_that_is_not_the_kubelets_is_not_used,
 ];
 
@@ -130,6 +133,54 @@ async fn a_deleted_nodes_image_warms_are_deleted(world: &World) -> Result<()> {
         Ok((warms.len() == 3).then_some(()))
     })
     .await
+}
+
+/// 200 nodes, of which 20 names come back with other nodes.
+async fn nothing_outlives_nodes_that_come_and_go(world: &World) -> Result<()> {
+    const NODES: usize = 200;
+    const BACK: usize = 20;
+    let namespace = world.namespace("churn").await?;
+    let app = world.registries.push("churn", "v1").await?;
+    let nodes = world.nodes.create_fake("churn", NODES).await?;
+    let mut spec = containers(&[&app.tag]);
+    spec["nodeSelector"] = json!({"pool": "churn"});
+    spec["tolerations"] = json!([{"key": "pool", "operator": "Exists"}]);
+    namespace.revision("hello-00001", spec).await?;
+    let reported = async |count: usize| {
+        eventually(&format!("{count} ImageWarms wait for their warmers"), async || {
+            let warms = namespace.image_warms().await?;
+            let waits = |warm: &ImageWarm| warm.reason() == Some(Reason::WaitingForWarmer);
+            Ok((warms.len() == count && warms.iter().all(waits)).then_some(warms))
+        })
+        .await
+    };
+    let before = reported(NODES).await?;
+
+    world.nodes.delete_objects(&nodes).await?;
+    let came_back = &nodes[..BACK];
+    world.nodes.create_again("churn", came_back).await?;
+    let after = reported(BACK).await?;
+    for warm in &after {
+        ensure!(came_back.contains(&warm.spec.node_name), "{warm:?}");
+        let same = before.iter().any(|old| old.metadata.uid == warm.metadata.uid);
+        ensure!(!same, "what was of the node before is still there: {warm:?}");
+    }
+    // One status for each ImageWarm, and none for nodes that have left.
+    let mut writes: BTreeMap<String, usize> = BTreeMap::new();
+    for request in world.audit.of_controllers_in(&namespace.name)? {
+        if request.resource == "imagewarms/status" && request.status < 300 {
+            *writes.entry(request.name).or_default() += 1;
+        }
+    }
+    for warm in &before {
+        let is_back = came_back.contains(&warm.spec.node_name);
+        let expected = if is_back { 2 } else { 1 };
+        let name = warm.metadata.name.as_deref().unwrap_or_default();
+        let found = writes.get(name).copied().unwrap_or_default();
+        ensure!(found == expected, "{name}: {found} statuses written, not {expected}");
+    }
+    ensure!(namespace.events(Reason::WaitingForWarmer).await?.is_empty(), "an Event was written");
+    Ok(())
 }
 
 async fn a_runtime_that_is_not_the_kubelets_is_not_used(world: &World) -> Result<()> {

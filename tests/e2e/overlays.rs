@@ -47,6 +47,14 @@ async fn kubectl_renders_the_overlays(world: &World) -> Result<()> {
     let volumes = &find(&objects, "DaemonSet", WARMER)?["spec"]["template"]["spec"]["volumes"];
     let folder = &volumes[0]["hostPath"]["path"];
     ensure!(folder == "/var/snap/microk8s/common/run", "{folder}");
+    let objects = render(world, "host-network").await?;
+    let pod = &find(&objects, "DaemonSet", WARMER)?["spec"]["template"]["spec"];
+    ensure!(pod["hostNetwork"] == true && pod["dnsPolicy"] == "ClusterFirstWithHostNet", "{pod}");
+    let (container, port) = (&pod["containers"][0], json!(18080));
+    ensure!(container["ports"][0]["containerPort"] == port, "{container}");
+    ensure!(container["args"].to_string().contains("--health-listen=[::]:18080"), "{container}");
+    let policy = find(&objects, "NetworkPolicy", CONTROLLER)?.to_string();
+    ensure!(policy.contains("0.0.0.0/0"), "warmers on the nodes' network are no Pods: {policy}");
     Ok(())
 }
 

@@ -129,6 +129,7 @@ pub fn gated_nodes(
         .image_warms
         .all
         .iter()
+        .filter(|warm| warm.is_managed())
         .filter(|warm| {
             created.get(&*warm.node_name).is_some_and(|at| is_older_than_node(warm, *at))
         })

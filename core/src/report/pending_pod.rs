@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Event;
 use crate::api::names::MAX_SUBDOMAIN;
 
 /// `reason` of the scheduler's Event about a Pod that fits no node.
-pub const FAILED_SCHEDULING: &str = "FailedScheduling";
+const FAILED_SCHEDULING: &str = "FailedScheduling";
 
 /// A Pod of a Revision that fits no node.
 #[derive(Clone, Debug, PartialEq, Eq)]

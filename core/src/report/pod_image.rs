@@ -10,12 +10,33 @@ use crate::api::names::{MAX_SUBDOMAIN, NodeName};
 use crate::image::Reference;
 
 /// `reason` of the kubelet's Event when it begins to pull a container's image.
-pub const PULLING: &str = "Pulling";
+const PULLING: &str = "Pulling";
 /// `reason` of the kubelet's Event when a container's image is on the node.
 pub const PULLED: &str = "Pulled";
 /// Selects the Events of this reason about Pods.
 pub fn field_selector(reason: &str) -> String {
     format!("involvedObject.kind=Pod,reason={reason}")
+}
+
+/// Reasons of the most frequent other Events about Pods.
+const OTHERS: [&str; 10] = [
+    "Scheduled",
+    "Created",
+    "Started",
+    "Killing",
+    "BackOff",
+    "Unhealthy",
+    "Failed",
+    "FailedMount",
+    "Evicted",
+    "Preempted",
+];
+
+/// Selects the Events about Pods that have a reason of interest, and a few more: a selector has no `or`, and each
+/// further watch has the API server read all Events once more.
+pub fn pod_events_selector() -> String {
+    let others = OTHERS.iter().map(|reason| format!(",reason!={reason}"));
+    ["involvedObject.kind=Pod".to_owned()].into_iter().chain(others).collect()
 }
 
 /// The longest message that is read, in bytes: an image's name and a sentence.

@@ -56,6 +56,10 @@ const PHRASES: &[(Reason, &[&str])] = &[
             "is no longer supported since containerd",
             "schema 1 support has been removed",
             "mediatype in manifest",
+            // Of a manifest of schema version 1.
+            "missing signature key",
+            "no signatures",
+            "parse manifest from blob",
             "failed to register layer",
             "layer verification failed",
             "unexpected commit digest",
@@ -182,6 +186,13 @@ mod tests {
                 None,
                 "write /var/lib/docker/tmp/GetImageBlob1: no space left on device",
                 DiskPressure,
+            ),
+            (None, "missing signature key", InvalidImage),
+            (None, "failed to pull and unpack image \"r.test/a:v1\": no signatures", InvalidImage),
+            (
+                None,
+                "unable to try pulling possible OCI artifact: parse manifest from blob: image ID \"00\" is invalid",
+                InvalidImage,
             ),
             (
                 None,

@@ -34,8 +34,8 @@ use imagewarm_core::api::names::NodeName;
 use imagewarm_core::policy::Policy;
 use imagewarm_core::report::container_start::ContainerStart;
 use imagewarm_core::report::image_starts::AllImageStarts;
-use imagewarm_core::report::pending_pod::{FAILED_SCHEDULING, PendingPod};
-use imagewarm_core::report::pod_image::{PULLED, PULLING, PodImage};
+use imagewarm_core::report::pending_pod::PendingPod;
+use imagewarm_core::report::pod_image::PodImage;
 use imagewarm_core::webhook_paths::ServedPaths;
 use imagewarm_webhook_certs::{Resolver, Served};
 
@@ -266,33 +266,20 @@ impl Replica<'_> {
             self.parts.spawn("container starts", |_| starts.run());
             sender
         });
-        if let Some(pod_images) = pod_images.clone() {
-            let pulling = PodEvents::new(self.client.clone(), leadership.clone(), PULLING);
-            let seen = move |event: &Event| {
-                PodImage::pulling(event).into_iter().for_each(|image| pod_images.waits(image));
-            };
-            self.parts.spawn("waiting Pods", |stop| pulling.run(seen, stop));
-        }
-        if let Some(pod_images) = pod_images.clone() {
-            let pending =
-                PodEvents::new(self.client.clone(), leadership.clone(), FAILED_SCHEDULING);
-            let seen = move |event: &Event| {
-                PendingPod::of(event).into_iter().for_each(|pod| pod_images.pending(pod));
-            };
-            self.parts.spawn("pending Pods", |stop| pending.run(seen, stop));
-        }
         if pod_images.is_some() || counted.is_some() {
-            let pulled = PodEvents::new(self.client.clone(), leadership.clone(), PULLED);
+            let events = PodEvents::new(self.client.clone(), leadership.clone());
             let seen = move |event: &Event| {
-                let Some(start) = ContainerStart::of(event) else { return };
+                let start = ContainerStart::of(event);
                 if let Some(pod_images) = &pod_images {
-                    pod_images.started(start.image.clone());
+                    PodImage::pulling(event).into_iter().for_each(|image| pod_images.waits(image));
+                    PendingPod::of(event).into_iter().for_each(|pod| pod_images.pending(pod));
+                    start.iter().for_each(|start| pod_images.started(start.image.clone()));
                 }
-                if let Some(counted) = &counted {
+                if let (Some(counted), Some(start)) = (&counted, start) {
                     let _ = counted.try_send(start);
                 }
             };
-            self.parts.spawn("started containers", |stop| pulled.run(seen, stop));
+            self.parts.spawn("Events about Pods", |stop| events.run(seen, stop));
         }
         of_images
     }

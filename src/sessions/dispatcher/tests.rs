@@ -15,10 +15,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::kubernetes::apply_error::ApplyError;
 use crate::kubernetes::caches::{Store, Synced};
 use crate::kubernetes::token_review::TokenReviewer;
 use crate::kubernetes::token_review::{TokenError, WarmerIdentity};
-use crate::kubernetes::writes::ApplyError;
 use crate::runtime::fake::{FakeRuntime, Script};
 use crate::sessions::DispatchServer;
 use crate::sessions::credentials::CredentialFuture;

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use imagewarm_core::api::Reason;
+use xtask::cluster::Fault;
 
 use super::{Stage, cases};
 
@@ -12,6 +13,7 @@ pub const CASES: super::Cases = cases![Together:
     connection_refused,
     unknown_host,
     unknown_authority,
+    old_manifest_format,
 ];
 
 async fn fails(stage: &Stage<'_>, image: &str, reason: Reason, words: &[&str]) -> Result<()> {
@@ -54,4 +56,11 @@ async fn unknown_authority(stage: &Stage<'_>) -> Result<()> {
     let image = stage.untrusted_registry().await?.image("app", "v1");
     let words = ["certificate signed by unknown authority"];
     fails(stage, &image, Reason::RegistryUnreachable, &words).await
+}
+
+async fn old_manifest_format(stage: &Stage<'_>) -> Result<()> {
+    let behind = stage.push_behind_proxy("old-format").await?;
+    behind.spoil(Fault::OldFormat);
+    let words = ["no longer supported", "signature", "parse manifest"];
+    fails(stage, &behind.image.tag, Reason::InvalidImage, &words).await
 }

@@ -94,11 +94,17 @@ impl Nodes {
         self.undo.register(&format!("fake nodes {pool}"), async move || {
             nodes.delete_objects(&all).await
         });
-        for name in &names {
+        self.create_again(pool, &names).await?;
+        Ok(names)
+    }
+
+    /// Such Node objects once more, after they were deleted.
+    pub async fn create_again(&self, pool: &str, names: &[String]) -> Result<()> {
+        for name in names {
             let spec = json!({"taints": [{"key": "pool", "effect": "NoSchedule"}]});
             self.create_object(name, json!({"pool": pool}), spec).await?;
         }
-        Ok(names)
+        Ok(())
     }
 
     /// A Node object that is Ready, as the kubelet of that name makes it.

@@ -149,6 +149,16 @@ impl Cluster {
         self.add_kubelet((name, ContainerdVersion::V1_6), fields, 0, &Link::default()).await
     }
 
+    /// The same with this link from the registry to the node.
+    pub async fn add_kubelet_node_behind(
+        &self,
+        name: &str,
+        fields: &Value,
+        link: &Link,
+    ) -> Result<KubeletNode> {
+        self.add_kubelet((name, ContainerdVersion::V1_6), fields, 0, link).await
+    }
+
     /// Starts the same as the node `node-NUMBER` of a cluster with Knative: its Pods and those of other
     /// such nodes reach each other, and Knative reaches them. Images come to it over this link.
     pub async fn add_pod_node(&self, number: u8, link: &Link) -> Result<KubeletNode> {

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -36,6 +38,8 @@ pub enum Fault {
     Truncate,
     /// Each layer's bytes are others than they should be.
     Spoil,
+    /// Manifests are of Docker's first format, as registries before 2015 have them.
+    OldFormat,
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +137,9 @@ impl RegistryProxy {
             );
             return client.write_all(answer.as_bytes()).await;
         }
+        if request.is_manifest && self.fault(&request.repository) == Some(Fault::OldFormat) {
+            return client.write_all(old_manifest(&head).as_bytes()).await;
+        }
         let resumed = header(&head, "range").is_some();
         if self.fault(&request.repository) == Some(Fault::Truncate) && request.is_blob && resumed {
             self.count_cut(&request.repository);
@@ -180,7 +187,7 @@ impl RegistryProxy {
                 return client.write_all(&rest).await;
             }
             Some(Fault::Hold) => self.hold(repository, &Fault::Hold, &mut client).await?,
-            Some(Fault::HoldAt(_) | Fault::Status(..)) | None => {}
+            Some(Fault::HoldAt(_) | Fault::Status(..) | Fault::OldFormat) | None => {}
         }
         tokio::io::copy(&mut registry, &mut client).await?;
         Ok(())
@@ -229,6 +236,7 @@ struct Request {
     head: String,
     repository: String,
     is_blob: bool,
+    is_manifest: bool,
 }
 
 impl Request {
@@ -245,6 +253,7 @@ impl Request {
             _ => path.to_owned(),
         };
         let is_blob = method == "GET" && named.contains("/blobs/");
+        let is_manifest = named.contains("/manifests/");
         let mut changed = format!("{method} {path} HTTP/1.1\r\n");
         for line in lines.filter(|line| !line.is_empty()) {
             if !line.to_ascii_lowercase().starts_with("connection:") {
@@ -253,8 +262,26 @@ impl Request {
         }
         // The registry then says so to the client too.
         changed += "Connection: close\r\n\r\n";
-        Self { head: changed, repository, is_blob }
+        Self { head: changed, repository, is_blob, is_manifest }
     }
+}
+
+/// The answer with a manifest of schema version 1, to a GET or a HEAD.
+fn old_manifest(head: &str) -> String {
+    let layer = "sha256:a3ed95caeb02ffe68cdd9fd84406680ae93d633cb16422d00e8a7c22955b46d4";
+    let config = json!({"id": "00", "architecture": "amd64", "os": "linux", "throwaway": true});
+    let manifest = json!({
+        "schemaVersion": 1, "name": "app", "tag": "v1", "architecture": "amd64",
+        "fsLayers": [{"blobSum": layer}], "history": [{"v1Compatibility": config.to_string()}],
+    });
+    let body = manifest.to_string();
+    let digest: String = Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.distribution.manifest.v1+prettyjws\r\n\
+         Docker-Content-Digest: sha256:{digest}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{}",
+        body.len(),
+        if head.starts_with("HEAD ") { "" } else { body.as_str() },
+    )
 }
 
 /// A message's head, and what of its body came with it.

@@ -217,6 +217,11 @@ fn what_a_node_of_the_same_name_held_before_releases_nothing() {
     };
     assert_eq!(created(0), Some(Release::Warm));
     assert_eq!(created(1), None);
+    // One that a person made for a node to come is not replaced.
+    let mut world = World::new(&["app:v1"]).with("app:v1", Reason::Pulled);
+    world.warms[0].metadata.labels = None;
+    world.nodes[0].metadata.creation_timestamp = Some(Time(at(1)));
+    assert_eq!(world.decided(), Some(Release::Warm));
 }
 
 #[test]

@@ -50,6 +50,54 @@ impl Scope {
     }
 }
 
+/// Why a list is not shown. `Display` states the remedy where one is known.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListingError {
+    /// The API server does not serve ImageWarms.
+    #[error("this cluster knows no ImageWarms: install imagewarm with `kubectl apply -k deploy`")]
+    NotInstalled,
+    /// The user may not list these.
+    #[error("you may not list {kind} {scope}: the ClusterRole {role} allows it")]
+    Forbidden {
+        /// What was to be listed.
+        kind: &'static str,
+        /// The namespace, or all.
+        scope: String,
+        /// The role that has the right.
+        role: &'static str,
+    },
+    /// The request failed.
+    #[error("cannot list {kind}: {error}")]
+    Request {
+        /// What was to be listed.
+        kind: &'static str,
+        /// Why not.
+        error: RequestError,
+    },
+}
+
+/// What is listed, and the role that allows it.
+#[derive(Clone, Copy)]
+pub(super) struct Listed {
+    kind: &'static str,
+    role: &'static str,
+}
+
+pub(super) const IMAGE_WARMS: Listed = Listed { kind: "ImageWarms", role: "imagewarm-view" };
+pub(super) const EVENTS: Listed = Listed { kind: "Events", role: "view" };
+
+impl Listed {
+    /// The error of a list that failed.
+    pub(super) fn failed(self, error: RequestError, scope: &Scope) -> ListingError {
+        let Listed { kind, role } = self;
+        match error.status_code() {
+            Some(404) if kind == IMAGE_WARMS.kind => ListingError::NotInstalled,
+            Some(403) => ListingError::Forbidden { kind, scope: scope.description(), role },
+            _ => ListingError::Request { kind, error },
+        }
+    }
+}
+
 /// Calls `each` with all objects of the list, page by page.
 pub(super) async fn list<K: Clone + Debug + DeserializeOwned>(
     api: &Api<K>,

@@ -6,8 +6,7 @@ use std::io::{self, Write};
 use kube::Client;
 use kube::api::{Api, ListParams};
 
-use crate::commands::listing::{Scope, list};
-use crate::kubernetes::request::RequestError;
+use crate::commands::listing::{IMAGE_WARMS, ListingError, Scope, list};
 use imagewarm_core::api::names::{Namespace, NodeName};
 use imagewarm_core::api::{CachedImageWarm, ImageWarm};
 use imagewarm_core::table::pins::{render_cri_dockerd, render_crio, wanted_names};
@@ -49,31 +48,12 @@ pub(crate) enum PinningRuntime {
 /// Why nothing is printed. `Display` states the remedy where one is known.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PinsError {
-    /// The API server does not serve ImageWarms.
-    #[error("this cluster knows no ImageWarms: install imagewarm with `kubectl apply -k deploy`")]
-    NotInstalled,
-    /// The user may not list ImageWarms.
-    #[error("you may not list ImageWarms {scope}: the ClusterRole imagewarm-view allows it")]
-    Forbidden {
-        /// The namespace, or all.
-        scope: String,
-    },
-    /// The request failed.
-    #[error("cannot list ImageWarms: {0}")]
-    Request(RequestError),
+    /// The list failed.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// The output is closed or full.
     #[error("cannot write the settings")]
     Output(#[from] io::Error),
-}
-
-impl PinsError {
-    fn of(error: RequestError, scope: &Scope) -> Self {
-        match error.status_code() {
-            Some(404) => PinsError::NotInstalled,
-            Some(403) => PinsError::Forbidden { scope: scope.description() },
-            _ => PinsError::Request(error),
-        }
-    }
 }
 
 /// Prints the settings to `out`.
@@ -90,7 +70,7 @@ pub(crate) async fn run(
     };
     let mut warms: Vec<CachedImageWarm> = Vec::new();
     let listing = list(&api, params, |warm| warms.push(warm.into())).await;
-    listing.map_err(|error| PinsError::of(error, &scope))?;
+    listing.map_err(|error| IMAGE_WARMS.failed(error, &scope))?;
     let names = wanted_names(&warms);
     let text = match args.runtime {
         PinningRuntime::Crio => render_crio(&names, &scope.description()),

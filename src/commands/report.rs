@@ -9,8 +9,7 @@ use kube::Client;
 use kube::api::{Api, ListParams};
 
 use crate::clock::wall_clock;
-use crate::commands::listing::{Scope, list};
-use crate::kubernetes::request::RequestError;
+use crate::commands::listing::{EVENTS, IMAGE_WARMS, ListingError, Scope, list};
 use imagewarm_core::api::names::Namespace;
 use imagewarm_core::api::{CachedImageWarm, ImageWarm};
 use imagewarm_core::report::container_start::ContainerStart;
@@ -56,51 +55,12 @@ pub(crate) enum ReportOutput {
 /// Why there is no report. `Display` states the remedy where one is known.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReportError {
-    /// The API server does not serve ImageWarms.
-    #[error("this cluster knows no ImageWarms: install imagewarm with `kubectl apply -k deploy`")]
-    NotInstalled,
-    /// The user may not list these.
-    #[error("you may not list {kind} {scope}: the ClusterRole {role} allows it")]
-    Forbidden {
-        /// What was to be listed.
-        kind: &'static str,
-        /// The namespace, or all.
-        scope: String,
-        /// The role that has the right.
-        role: &'static str,
-    },
-    /// The request failed.
-    #[error("cannot list {kind}: {error}")]
-    Request {
-        /// What was to be listed.
-        kind: &'static str,
-        /// Why not.
-        error: RequestError,
-    },
+    /// The list failed.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// The output is closed or full.
     #[error("cannot write the report")]
     Output(#[from] io::Error),
-}
-
-/// What is listed, and the role that allows it.
-#[derive(Clone, Copy)]
-struct Listed {
-    kind: &'static str,
-    role: &'static str,
-}
-
-const IMAGE_WARMS: Listed = Listed { kind: "ImageWarms", role: "imagewarm-view" };
-const EVENTS: Listed = Listed { kind: "Events", role: "view" };
-
-impl Listed {
-    fn failed(self, error: RequestError, scope: &Scope) -> ReportError {
-        let Listed { kind, role } = self;
-        match error.status_code() {
-            Some(404) if kind == IMAGE_WARMS.kind => ReportError::NotInstalled,
-            Some(403) => ReportError::Forbidden { kind, scope: scope.description(), role },
-            _ => ReportError::Request { kind, error },
-        }
-    }
 }
 
 /// Prints the report to `out`.

@@ -1,5 +1,6 @@
 //! `imagewarm status`: which images are on which nodes, the progress of the others, and the reasons
-//! of failures. Lists once, or watches until every state is final. Reads only ImageWarms.
+//! of failures. Lists once, or watches until every state is final. Reads ImageWarms, and for `--nodes`
+//! the Nodes that the gate holds.
 
 mod live;
 
@@ -10,7 +11,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use crate::clock::wall_clock;
-use crate::commands::listing::{Scope, list};
+use crate::commands::listing::{IMAGE_WARMS, ListingError, Scope, list};
 use crate::kubernetes::request::RequestError;
 use imagewarm_core::api::ImageWarm;
 use imagewarm_core::api::names::Namespace;
@@ -65,34 +66,15 @@ pub(crate) enum StatusOutput {
 /// Why the status cannot be shown. `Display` states the remedy where one is known.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StatusError {
-    /// The API server does not serve ImageWarms.
-    #[error("this cluster knows no ImageWarms: install imagewarm with `kubectl apply -k deploy`")]
-    NotInstalled,
-    /// The user may not list ImageWarms.
-    #[error("you may not list ImageWarms {scope}: the ClusterRole imagewarm-view allows it")]
-    Forbidden {
-        /// The namespace, or all.
-        scope: String,
-    },
-    /// The request failed.
-    #[error("cannot list ImageWarms: {0}")]
-    Request(RequestError),
+    /// The ImageWarms cannot be listed.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// The Nodes cannot be listed.
     #[error("cannot list Nodes: {0}")]
     Nodes(RequestError),
     /// The output is closed or full.
     #[error("cannot write the status")]
     Output(#[from] io::Error),
-}
-
-impl StatusError {
-    fn of(error: RequestError, scope: &Scope) -> Self {
-        match error.status_code() {
-            Some(404) => StatusError::NotInstalled,
-            Some(403) => StatusError::Forbidden { scope: scope.description() },
-            _ => StatusError::Request(error),
-        }
-    }
 }
 
 /// Prints the status to `out`. Returns whether every listed image is on its node; true if there
@@ -110,7 +92,7 @@ pub(crate) async fn run(
     let api = scope.api(client);
     let mut listed = Vec::new();
     let listing = list(&api, ListParams::default(), |warm| listed.push(warm)).await;
-    listing.map_err(|error| StatusError::of(error, &scope))?;
+    listing.map_err(|error| IMAGE_WARMS.failed(error, &scope))?;
     let warms = match args.watch {
         true => {
             let screen = match args.output {

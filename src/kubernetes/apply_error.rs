@@ -36,7 +36,7 @@ pub(crate) enum ApplyError {
 }
 
 impl ApplyError {
-    /// The word for metrics and logs.
+    /// The reason for metrics and logs.
     pub(crate) const fn reason(&self) -> &'static str {
         match self {
             ApplyError::Conflict => "Conflict",

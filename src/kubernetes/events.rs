@@ -24,7 +24,7 @@ pub(crate) struct EventText<'a> {
     pub is_warning: bool,
     /// What was done, in upper camel case.
     pub action: &'a str,
-    /// One typed word.
+    /// The reason, in upper camel case.
     pub reason: &'a str,
     /// One sentence.
     pub note: String,

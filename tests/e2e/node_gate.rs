@@ -142,7 +142,7 @@ async fn only_the_gates_taint_can_be_removed(world: &World) -> Result<()> {
     ] {
         ensure!(!may(world, verb, resource).await?, "it may {verb} {resource}");
     }
-    // The program tells this from a denial by the name that is missing.
+    // The program distinguishes this from a denial by the name that is missing.
     let outdated = json!([{"op": "test", "path": "/spec/taints/0/key", "value": TAINT},
         remove("/spec/taints/0")]);
     match patch(&client, &node, &outdated, false).await {

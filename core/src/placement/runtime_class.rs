@@ -8,10 +8,10 @@ use k8s_openapi::api::node::v1::{RuntimeClass, Scheduling};
 use super::PodConstraints;
 
 /// All RuntimeClasses, by name.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct RuntimeClasses(HashMap<String, Class>);
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Class {
     handler: String,
     scheduling: Scheduling,

@@ -14,7 +14,7 @@ const DISK_PER_SIZE: u64 = 3;
 /// The kubelet evicts Pods when less than this percentage of the inodes is free, unless set otherwise.
 const FEWEST_INODES: u128 = 5;
 
-/// Whether this runtime tells the kubelet that images with containerd's label are pinned. 1.6 ignores the label,
+/// Whether this runtime reports to the kubelet that images with containerd's label are pinned. 1.6 ignores the label,
 /// 1.7 has not been tried.
 pub fn honours_pins(runtime: &RuntimeVersion) -> bool {
     let major = runtime.version.split('.').next().and_then(|major| major.parse::<u32>().ok());

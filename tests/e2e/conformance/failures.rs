@@ -61,6 +61,6 @@ async fn unknown_authority(stage: &Stage<'_>) -> Result<()> {
 async fn old_manifest_format(stage: &Stage<'_>) -> Result<()> {
     let behind = stage.push_behind_proxy("old-format").await?;
     behind.spoil(Fault::OldFormat);
-    let words = ["no longer supported", "signature", "parse manifest"];
-    fails(stage, &behind.image.tag, Reason::InvalidImage, &words).await
+    let messages = ["no longer supported", "signature", "parse manifest"];
+    fails(stage, &behind.image.tag, Reason::InvalidImage, &messages).await
 }

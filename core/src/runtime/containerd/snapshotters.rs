@@ -35,7 +35,10 @@ pub struct Unpacking<'a> {
 
 /// None of the handlers is one of the runtime's: no Pod of such a RuntimeClass can start on the node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the runtime of this node has no handler {0:?}, which the RuntimeClass names")]
+#[error(
+    "the runtime of this node has no handler {0:?}, which the RuntimeClass names: add it to the runtime's settings, or \
+     limit the RuntimeClass to nodes that have it (scheduling.nodeSelector)"
+)]
 pub struct UnknownHandler(pub String);
 
 #[derive(Deserialize)]

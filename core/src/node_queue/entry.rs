@@ -3,7 +3,7 @@
 
 use super::registry::Account;
 use super::removal::Removals;
-use super::{Job, Step};
+use super::{ALONE_MS, Job, Step};
 use crate::api::Reason;
 use crate::clock::Now;
 use crate::image::{Digest, Reference};
@@ -34,6 +34,8 @@ pub(super) struct Entry {
     pub(super) state: State,
     pub(super) arrived: u64,
     pub(super) attempts: u32,
+    /// Since when it is the first of its namespace: monotonic, in milliseconds.
+    pub(super) first_since: Option<i64>,
     pub(super) last: Option<Outcome>,
     /// Assigned again since the last Welcome.
     pub(super) confirmed: bool,
@@ -82,6 +84,13 @@ impl Entry {
         self.resolved.as_ref().unwrap_or(&self.image)
     }
 
+    /// Whether other pulls of its namespace wait for its, since a Pod waits for it: for a while, and until it is known
+    /// how the pull ended.
+    pub(super) fn is_first(&self, now: Now) -> bool {
+        let is_recent = |since: i64| now.monotonic_ms - since < ALONE_MS;
+        self.assign.pod_waits && self.first_since.is_some_and(is_recent)
+    }
+
     /// The image of a step.
     pub(super) fn of(&self, step: Step) -> &Reference {
         if step.uses_registry() { self.target() } else { &self.image }
@@ -105,8 +114,12 @@ impl Entry {
         {
             self.state = State::Due(Step::CheckPresence, now.monotonic_ms);
         }
-        if report.is_some() {
-            self.last.clone_from(report);
+        if let Some(report) = report {
+            // While its content is being downloaded for somebody else, such as the Pod's kubelet, it is not over.
+            if report.reason != Reason::Pulling.as_str() {
+                self.first_since = None;
+            }
+            self.last = Some(report.clone());
         }
     }
 

@@ -106,8 +106,6 @@ struct Running {
     namespace: String,
     account: u64,
     step: Step,
-    /// Since when it keeps pulls of its namespace waiting, since a Pod waits for it: monotonic, in milliseconds.
-    first_since: Option<i64>,
     room_bytes: u64,
 }
 
@@ -121,14 +119,6 @@ impl<'a> RunningPulls<'a> {
     fn new(running: impl Iterator<Item = &'a Running>) -> Self {
         let pulls: Vec<_> = running.filter(|job| job.step.uses_registry()).collect();
         RunningPulls { all: pulls.len(), pulls }
-    }
-
-    /// Whether a Pod of the namespace waits for one of them, which then runs alone for a while.
-    fn is_pod_waiting(&self, namespace: &str, now: Now) -> bool {
-        let is_first = |pull: &&&Running| {
-            pull.first_since.is_some_and(|since| now.monotonic_ms - since < ALONE_MS)
-        };
-        self.pulls.iter().filter(is_first).any(|pull| pull.namespace == namespace)
     }
 
     fn of_namespace(&self, namespace: &str) -> usize {
@@ -216,6 +206,7 @@ impl Queue {
                 pull_not_before: 0,
                 recheck: false,
                 unproven: None,
+                first_since: assign.pod_waits.then_some(now.monotonic_ms),
                 assign,
             };
             entry.state = State::Due(entry.first_step(), now.monotonic_ms);
@@ -248,7 +239,8 @@ impl Queue {
             && (new.identity_mark != old.identity_mark
                 || new.priority > old.priority
                 || is_resolved);
-        match entry.state {
+        let begins_to_wait = entry.assign.pod_waits && !old.pod_waits;
+        let report = match entry.state {
             State::Running => {
                 entry.rerun |= to_check || to_retry || is_for_others;
                 // A presence check without a change reports nothing, and the controller may not
@@ -266,7 +258,12 @@ impl Queue {
                 None
             }
             State::Due(..) => entry.last.clone(),
+        };
+        // One that waits for its next attempt is waited for by no other.
+        if begins_to_wait && !matches!(entry.state, State::Due(_, at) if at > now.monotonic_ms) {
+            entry.first_since = Some(now.monotonic_ms);
         }
+        report
     }
 
     /// The registry may answer again: a failed pull is due at once, unless the registry asked for fewer
@@ -309,13 +306,20 @@ impl Queue {
     pub fn next(&mut self, now: Now) -> Option<Job> {
         let busy: HashSet<&Reference> = self.running.values().map(|job| &job.image).collect();
         let pulls = RunningPulls::new(self.running.values());
+        let first: HashSet<&str> = self
+            .entries
+            .values()
+            .filter(|entry| entry.is_first(now))
+            .map(|entry| entry.assign.namespace.as_str())
+            .collect();
         let free_check = self.running.len() - pulls.all < PRESENCE_CHECKS;
         let due = self.entries.iter().filter_map(|(uid, entry)| match entry.state {
             State::Due(step, at) if at <= now.monotonic_ms && !busy.contains(entry.of(step)) => {
                 let (free, of_namespace) = match step {
                     Step::CheckPresence => (free_check, 0),
                     Step::Pull | Step::Verify => (
-                        self.may_pull(entry, &pulls, now),
+                        (entry.assign.pod_waits || !first.contains(&*entry.assign.namespace))
+                            && self.may_pull(entry, &pulls, now),
                         pulls.of_namespace(&entry.assign.namespace),
                     ),
                 };
@@ -345,7 +349,6 @@ impl Queue {
             namespace: entry.assign.namespace.clone(),
             account: entry.assign.account_mark,
             step,
-            first_since: entry.assign.pod_waits.then_some(now.monotonic_ms),
             room_bytes,
         };
         self.running.insert(uid.clone(), running);
@@ -362,7 +365,6 @@ impl Queue {
         let (of_registry, in_registry) = pulls.of_registry(account.0, namespace);
         pulls.all < parallel_pulls
             && pulls.of_namespace(namespace) < namespace_share(parallel_pulls)
-            && (entry.assign.pod_waits || !pulls.is_pod_waiting(namespace, now))
             && of_registry < pulls_per_registry
             && in_registry < namespace_share(pulls_per_registry)
             && pulls.of_account(account) < self.registries.places(account, pulls_per_registry)

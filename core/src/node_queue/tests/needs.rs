@@ -39,6 +39,52 @@ fn beside_it_no_other_of_its_namespace_is_pulled_for_a_while() {
 }
 
 #[test]
+fn before_it_is_known_to_be_missing_no_other_of_its_namespace_is_pulled() {
+    let mut queue = queue();
+    let all = [("before", "a", false), ("elsewhere", "b", false), ("waiting", "a", true)];
+    for (uid, namespace, waits) in all {
+        let image = format!("r{uid}.test/app@{DIGEST}");
+        queue.assign(Assign { image, ..needed(uid, namespace, waits, 0) }, 0);
+    }
+    let checks: Vec<Job> = std::iter::from_fn(|| queue.next(0)).collect();
+    let missing = |queue: &mut Queue, uid: &str| {
+        let check = checks.iter().find(|job| &*job.uid == uid).unwrap();
+        queue.ended(check, Ended::PresenceChecked(Ok(None)), 1, 0.5);
+    };
+    missing(&mut queue, "before");
+    missing(&mut queue, "elsewhere");
+    assert_eq!(order(&mut queue, 1), ["elsewhere"]);
+    missing(&mut queue, "waiting");
+    assert_eq!(order(&mut queue, 1), ["waiting"]);
+}
+
+#[test]
+fn beside_the_download_of_its_kubelet_no_other_of_its_namespace_is_pulled() {
+    let mut queue = queue();
+    queue.assign(needed("waiting", "a", true, 0), 0);
+    queue.assign(needed("beside", "a", false, 0), 0);
+    let job = queue.next(0).unwrap();
+    let mut locked = |now: i64| {
+        queue.ended(&job, Ended::Pulled(0, Err(error(Reason::Pulling))), now, 0.5);
+        queue.next(now)
+    };
+    assert_eq!(locked(1), None);
+    assert_eq!(locked(ALONE_MS - 1), None);
+    assert_eq!(&*locked(ALONE_MS).unwrap().uid, "beside");
+}
+
+#[test]
+fn a_pod_that_waits_for_what_has_just_failed_lets_the_others_go() {
+    let mut queue = queue();
+    queue.assign(needed("failed", "a", false, 0), 0);
+    let job = queue.next(0).unwrap();
+    queue.ended(&job, Ended::Pulled(0, Err(error(Reason::RegistryUnreachable))), 1, 0.5);
+    queue.assign(needed("failed", "a", true, 0), 1);
+    queue.assign(needed("beside", "a", false, 0), 1);
+    assert_eq!(order(&mut queue, 1), ["beside"]);
+}
+
+#[test]
 fn the_end_of_its_pull_lets_the_others_go() {
     let mut queue = queue();
     queue.assign(needed("waiting", "a", true, 0), 0);

@@ -12,8 +12,9 @@ use crate::demand::PullIdentity;
 use crate::image::{Credential, Reference};
 use crate::protocol::from_controller::Message as ToWarmer;
 
-/// Interval between two reads for one assignment; up to half as much is added as jitter.
-const RECHECK_INTERVAL_MS: i64 = 15_000;
+/// Interval between two reads for one assignment, longer than a result is cached; up to half as much is added as
+/// jitter.
+const RECHECK_INTERVAL_MS: i64 = 5_500;
 /// Reads that begin in one tick; the others wait for the next ticks.
 const READS_PER_TICK: usize = 4;
 

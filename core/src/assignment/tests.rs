@@ -514,15 +514,15 @@ fn secrets_are_read_again_for_pulls_that_wait_for_a_credential() {
     failed(&mut index, "c1", "nobody", Reason::SecretMissing);
     described(&mut index);
 
-    index.tick(14_000);
+    index.tick(5_400);
     assert!(described(&mut index).is_empty(), "too soon");
-    index.tick(23_000);
+    index.tick(8_300);
     assert_eq!(
         described(&mut index),
         ["again a1 b1"],
         "one read for all with the same credentials and image"
     );
-    index.tick(24_000);
+    index.tick(9_300);
     assert!(described(&mut index).is_empty(), "asked already");
 
     let both = [Uid::from("a1"), Uid::from("b1")];

@@ -20,7 +20,7 @@ use imagewarm_core::image::{Keychain, Reference};
 use imagewarm_core::placement::{NodeFacts, RuntimeClasses};
 use imagewarm_core::plan::diff::{GracePeriods, diff};
 use imagewarm_core::plan::fan_out::fan_out;
-use imagewarm_core::plan::{ImageWarmIndex, Observed};
+use imagewarm_core::plan::{ImageWarmIndex, Observed, placements};
 use imagewarm_core::policy::Policy;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
@@ -134,7 +134,9 @@ fn plans(criterion: &mut Criterion) {
             let demanded = demands(&revisions, &none, &Cluster::default(), &policy);
             let observed = Observed {
                 image_warms: &image_warms,
+                elsewhere: 0,
                 demands: &demanded.consumers,
+                every_revision: &placements(demanded.consumers.iter()),
                 nodes: &facts,
                 runtime_classes: &RuntimeClasses::default(),
                 terminating: &BTreeSet::new(),

@@ -1,6 +1,7 @@
 //! Counts how many containers found their image on the node: the proof that warming pays, or that it does
 //! not; as metrics, and for the statuses of Knative's Images. Nothing depends on it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,8 +118,11 @@ impl ContainerStarts {
     }
 
     fn count(&self, starts: &[ContainerStart], term: &mut Term) {
-        let image_warms = self.stores.image_warms.state();
+        let namespaces: BTreeSet<&str> =
+            starts.iter().map(|start| start.image.namespace.as_str()).collect();
+        let image_warms = self.stores.image_warms.in_namespaces(namespaces);
         let image_warms = image_warms.iter().map(AsRef::as_ref);
+        term.used.retain(|namespace| self.stores.namespace(namespace).is_some());
         let counted = term.used.count(starts, image_warms, term.since);
         if counted.is_empty() {
             return;
@@ -161,7 +165,8 @@ mod tests {
             "metadata": {"namespace": "ns", "name": "i", "uid": "i"}, "spec": {"image": "app:v1"},
         }))
         .unwrap();
-        Stores::fixed(warms.to_vec(), vec![], vec![image], vec![], vec![])
+        let namespace = serde_json::from_value(json!({"metadata": {"name": "ns"}})).unwrap();
+        Stores::fixed(warms.to_vec(), vec![], vec![image], vec![], vec![namespace])
     }
 
     fn start(node: &str) -> ContainerStart {

@@ -1,5 +1,6 @@
 //! The leader's metrics.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -199,17 +200,13 @@ impl ControllerMetrics {
     }
 
     /// Counts objects by reason. Every reason gets a value, so one without objects is 0.
-    pub(super) fn states(&self, reasons: impl Iterator<Item = Option<Reason>>) {
-        let mut counts = std::collections::HashMap::<Option<Reason>, i64>::new();
-        for reason in reasons {
-            *counts.entry(reason).or_default() += 1;
-        }
+    pub(super) fn states(&self, counts: &BTreeMap<Option<Reason>, usize>) {
         let all = Reason::ALL.iter().copied().map(Some).chain([None]);
         for reason in all {
             let labels = StateLabels { reason: OptionalLabelValue(reason) };
             self.image_warms
                 .get_or_create(&labels)
-                .set(counts.get(&reason).copied().unwrap_or_default());
+                .set(counts.get(&reason).map_or(0, |count| *count as i64));
         }
     }
 }

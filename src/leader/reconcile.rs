@@ -1,5 +1,6 @@
-//! The leader's loop: observe (a snapshot of the caches), plan (pure), apply (bounded writes). Each
-//! run considers every object, so the next run repairs what an earlier one missed.
+//! The leader's loop: observe (a snapshot of the caches), plan (pure), apply (bounded writes). Each run
+//! considers every object of the namespaces in which something has changed or is still to be done, and from time
+//! to time all, so that the next run repairs what an earlier one missed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::pin::pin;
@@ -7,8 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{sleep, sleep_until};
@@ -28,18 +27,11 @@ use crate::kubernetes::caches::{Change, Stores, Synced};
 use crate::kubernetes::leadership::Leadership;
 use crate::kubernetes::writes;
 use imagewarm_core::api::names::NodeName;
-use imagewarm_core::api::{
-    CachedImageWarm, DeploymentConfig, ImageWarm, KnativeImage, Reason, Revision,
-};
+use imagewarm_core::api::{DeploymentConfig, ImageWarm, Reason};
 use imagewarm_core::demand::Cluster;
-use imagewarm_core::demand::consumers::demands;
-use imagewarm_core::placement::{NodeFacts, RuntimeClasses};
 use imagewarm_core::plan::diff::Creation;
-use imagewarm_core::plan::failures::{Failure, failures};
-use imagewarm_core::plan::node_gate::{GatedNodes, gated_nodes};
-use imagewarm_core::plan::rollup::{ImageUpdate, Nodes, rollup};
-use imagewarm_core::plan::{ImageWarmIndex, Observed, Plan, diff};
-use imagewarm_core::policy::Policy;
+use imagewarm_core::plan::node_gate::GatedNodes;
+use imagewarm_core::plan::planner::{Outcome, Planner, Scope, Snapshot};
 use imagewarm_core::policy::bounds::{LIMIT_REACHED, OverLimit};
 use imagewarm_core::report::image_starts::AllImageStarts;
 
@@ -51,7 +43,7 @@ const DEBOUNCE_MAX: Duration = Duration::from_secs(5);
 const DEBOUNCE_SHARE: u32 = 2;
 /// Maximum delay of a run when only the progress of fan-outs and pulls has changed.
 const PROGRESS_DELAY: Duration = Duration::from_secs(5);
-/// Maximum interval between two runs, whatever the watches report.
+/// Maximum interval between two runs over all namespaces, whatever the watches report.
 const RESYNC: Duration = Duration::from_secs(300);
 /// A creation is not repeated for this long; by then the watch has delivered the object.
 const CREATED_BACKOFF: Duration = Duration::from_secs(10);
@@ -81,6 +73,13 @@ pub struct Controller {
 
 /// State that the leader keeps between runs; dropped when it stops leading.
 struct Memory {
+    planner: Planner,
+    /// When all namespaces are planned again.
+    resync_at: Instant,
+    /// What the last plan was made from.
+    synced: Synced,
+    connected: Arc<BTreeSet<NodeName>>,
+    starts: Arc<AllImageStarts>,
     /// When each of these creations may be retried, by namespace and name.
     held_back: HashMap<(String, String), Instant>,
     refused: RefusedNamespaces,
@@ -93,20 +92,6 @@ struct Memory {
     problem: Option<String>,
     /// How long the last plan took.
     planning: Duration,
-}
-
-/// A snapshot of the caches.
-struct Snapshot {
-    image_warms: Vec<Arc<CachedImageWarm>>,
-    revisions: Vec<Arc<Revision>>,
-    images: Vec<Arc<KnativeImage>>,
-    nodes: Vec<Arc<Node>>,
-    runtime_classes: RuntimeClasses,
-    cluster: Cluster,
-    terminating: BTreeSet<String>,
-    connected: Arc<BTreeSet<NodeName>>,
-    starts: Arc<AllImageStarts>,
-    may_delete: bool,
 }
 
 impl Controller {
@@ -148,6 +133,11 @@ impl Controller {
         let still_leading = StillLeading(self.leadership.clone());
         let mut changes = self.stores.changes.subscribe();
         let mut memory = Memory {
+            planner: Planner::default(),
+            resync_at: Instant::now() + RESYNC,
+            synced: Synced::default(),
+            connected: Arc::default(),
+            starts: Arc::default(),
             held_back: HashMap::new(),
             refused: RefusedNamespaces::default(),
             garbage: GarbageCollector::new(
@@ -174,22 +164,26 @@ impl Controller {
             let next = self.reconcile(&mut memory, &still_leading, gated).await;
             self.metrics.reconciled(began.elapsed());
             sleep((memory.planning * DEBOUNCE_SHARE).clamp(DEBOUNCE, DEBOUNCE_MAX)).await;
-            let resync = began + RESYNC;
-            let next = next.map_or(resync, |next| next.min(resync));
-            self.wait(&mut changes, &mut synced, next).await;
+            let next = next.map_or(memory.resync_at, |next| next.min(memory.resync_at));
+            self.wait(&mut changes, &mut synced, next, &mut memory.planner).await;
+            if memory.resync_at <= Instant::now() {
+                memory.planner.all_changed();
+                memory.resync_at = Instant::now() + RESYNC;
+            }
         }
     }
 
-    /// Waits until the next run is due.
+    /// Waits until the next run is due. What has changed until then is noted.
     async fn wait(
         &mut self,
         changes: &mut broadcast::Receiver<Change>,
         synced: &mut watch::Receiver<Synced>,
         until: Instant,
+        planner: &mut Planner,
     ) {
         let woken = async {
             tokio::select! {
-                () = relevant_change(changes, PROGRESS_DELAY) => {}
+                () = relevant_change(changes, PROGRESS_DELAY, planner) => {}
                 Ok(()) = synced.changed() => {}
                 Ok(()) = self.connected.changed() => {}
                 Ok(()) = self.starts.changed() => {}
@@ -200,10 +194,15 @@ impl Controller {
         };
         woken.await;
         // The next run covers the rest of the burst.
-        while !matches!(
-            changes.try_recv(),
-            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed)
-        ) {}
+        loop {
+            match changes.try_recv() {
+                Ok(change) => note(&change, planner),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => planner.all_changed(),
+                Err(
+                    broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed,
+                ) => break,
+            }
+        }
     }
 
     /// One run. Returns when the next one is due if nothing changes.
@@ -213,23 +212,33 @@ impl Controller {
         still_leading: &StillLeading,
         gated: &watch::Sender<GatedNodes>,
     ) -> Option<Instant> {
-        let snapshot = self.observe()?;
+        let (scope, snapshot) = self.observe(memory)?;
         self.metrics.reads_deployment_config(snapshot.cluster.deployment.is_some());
         memory.log_problem(snapshot.cluster.deployment.as_deref());
         let (policy, grace_periods) = (self.args.policy(), self.args.grace_periods());
         let now = wall_clock();
         // With thousands of nodes, planning occupies a thread for longer than other tasks may wait.
         let began = Instant::now();
-        let planned =
-            tokio::task::spawn_blocking(move || plan(&snapshot, &policy, grace_periods, now));
+        let mut planner = std::mem::take(&mut memory.planner);
+        let planned = tokio::task::spawn_blocking(move || {
+            let plan = planner.plan(&scope, &snapshot, &policy, grace_periods, now);
+            if !snapshot.may_delete {
+                // What was left out is made up for once the lists are complete.
+                planner.all_changed();
+            }
+            (planner, plan)
+        });
         let planned = planned.await;
         memory.planning = began.elapsed();
-        let Ok(Planned { plan, images, failures, gated: nodes, reasons }) = planned else {
+        // Of a planner that is lost nothing is known any more: the next run plans all.
+        let Ok((planner, plan)) = planned else {
             tracing::error!("planning failed");
             return Some(Instant::now() + RETRY_BACKOFF);
         };
+        memory.planner = planner;
+        let Outcome { images, failures, gated: nodes, .. } = plan;
         gated.send_if_modified(|counted| std::mem::replace(counted, nodes) != *counted);
-        self.metrics.states(reasons.into_iter());
+        self.metrics.states(&plan.reasons);
         self.metrics.waiting(plan.create.len() + images.len());
         self.metrics.over_limit(plan.over_limit.values().map(|over| over.missing).sum());
         memory.log_limits(&plan.over_limit);
@@ -244,24 +253,49 @@ impl Controller {
         [recheck, retry, deletions, images, events].into_iter().flatten().min()
     }
 
-    /// `None` while the caches are too incomplete even for creations.
-    fn observe(&self) -> Option<Snapshot> {
+    /// The namespaces to be planned and what the caches hold of them; `None` while the caches are too incomplete
+    /// even for creations.
+    fn observe(&self, memory: &mut Memory) -> Option<(Scope, Snapshot)> {
         let mut synced = self.stores.synced.clone();
         let before = *synced.borrow_and_update();
         if !before.own || !before.revisions {
             return None;
         }
-        let policy = self.args.policy();
+        let (policy, stores) = (self.args.policy(), &self.stores);
+        let (nodes, connected) = (stores.nodes.state(), self.connected.borrow().clone());
+        let starts = self.starts.borrow().clone();
+        memory.note(before, &connected, &starts);
+        let scope = memory.planner.scope(&nodes, &connected, &policy, wall_clock());
+        let (all, cluster) =
+            (stores.image_warms.len(), Cluster::new(&policy, stores.deployment_config()));
+        let (image_warms, revisions, images, namespaces) = match &scope {
+            Scope::All => (
+                stores.image_warms.state(),
+                stores.revisions.state(),
+                stores.images.state(),
+                stores.namespaces.state(),
+            ),
+            Scope::Only(names) => {
+                let names = || names.iter().map(AsRef::as_ref);
+                (
+                    stores.image_warms.in_namespaces(names()),
+                    stores.revisions.in_namespaces(names()),
+                    stores.images.in_namespaces(names()),
+                    names().filter_map(|name| stores.namespace(name)).collect(),
+                )
+            }
+        };
         let mut snapshot = Snapshot {
-            image_warms: self.stores.image_warms.state(),
-            revisions: self.stores.revisions.state(),
-            images: self.stores.images.state(),
-            nodes: self.stores.nodes.state(),
-            runtime_classes: self.stores.runtime_classes(),
-            cluster: Cluster::new(&policy, self.stores.deployment_config()),
+            elsewhere: all.saturating_sub(image_warms.len()),
+            image_warms,
+            revisions,
+            images,
+            nodes,
+            runtime_classes: stores.runtime_classes(),
+            cluster,
             terminating: BTreeSet::new(),
-            connected: self.connected.borrow().clone(),
-            starts: self.starts.borrow().clone(),
+            connected,
+            starts,
             may_delete: before.may_delete(),
         };
         if !policy.bounds.selects_unknown() {
@@ -269,10 +303,10 @@ impl Controller {
             let all = revisions.chain(snapshot.images.iter().map(|one| &one.metadata));
             let unknown = all
                 .filter_map(|metadata| metadata.namespace.as_deref())
-                .filter(|name| self.stores.namespace(name).is_none());
+                .filter(|name| stores.namespace(name).is_none());
             snapshot.cluster.opted_out.extend(unknown.map(Into::into));
         }
-        for namespace in self.stores.namespaces.state() {
+        for namespace in namespaces {
             snapshot.cluster.add(&namespace.metadata, &policy);
             if namespace.metadata.deletion_timestamp.is_some() {
                 let name = namespace.metadata.name.clone();
@@ -281,7 +315,7 @@ impl Controller {
         }
         // A cache that was emptied or filled during the read does not prove that an object is gone.
         snapshot.may_delete &= !synced.has_changed().unwrap_or(false);
-        Some(snapshot)
+        Some((scope, snapshot))
     }
 
     async fn create(
@@ -385,6 +419,24 @@ impl Controller {
 }
 
 impl Memory {
+    /// Notes what has changed since the last plan, beside the changes of objects.
+    fn note(
+        &mut self,
+        synced: Synced,
+        connected: &Arc<BTreeSet<NodeName>>,
+        starts: &Arc<AllImageStarts>,
+    ) {
+        if std::mem::replace(&mut self.synced, synced) != synced {
+            self.planner.all_changed();
+        }
+        if !Arc::ptr_eq(&self.connected, connected) {
+            self.connected = connected.clone();
+            self.planner.nodes_changed();
+        }
+        let before = std::mem::replace(&mut self.starts, starts.clone());
+        starts.changed_since(&before).for_each(|namespace| self.planner.changed(namespace));
+    }
+
     /// Logs once why no RuntimeClass can be read from Knative's ConfigMap.
     fn log_problem(&mut self, deployment: Option<&DeploymentConfig>) {
         let problem = deployment.and_then(|deployment| deployment.problem.clone());
@@ -413,21 +465,44 @@ impl Memory {
 
 /// Waits for a change that a plan may depend on. New ImageWarms and the progress of pulls,
 /// thousands a second in a large cluster, are delayed by at most `progress_delay`: they require no
-/// repair, and only counts depend on them.
-async fn relevant_change(changes: &mut broadcast::Receiver<Change>, progress_delay: Duration) {
+/// repair, and only counts depend on them. All are noted.
+async fn relevant_change(
+    changes: &mut broadcast::Receiver<Change>,
+    progress_delay: Duration,
+    planner: &mut Planner,
+) {
     let mut delay = pin!(sleep(Duration::MAX));
     loop {
         tokio::select! {
             change = changes.recv() => match change {
-                Ok(change) if is_progress(&change) => {
+                Ok(change) => {
+                    note(&change, planner);
+                    if !is_progress(&change) {
+                        return;
+                    }
                     let latest = tokio::time::Instant::now() + progress_delay;
                     let due = delay.deadline().min(latest);
                     delay.as_mut().reset(due);
                 }
-                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+                Err(broadcast::error::RecvError::Lagged(_)) => return planner.all_changed(),
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             },
             () = &mut delay => return,
+        }
+    }
+}
+
+/// Notes what is to be planned after a change.
+fn note(change: &Change, planner: &mut Planner) {
+    match change {
+        Change::ImageWarm(warm) | Change::ImageWarmDeleted(warm) => {
+            planner.changed(&warm.namespace)
+        }
+        Change::Revision(namespace, _) | Change::Image(namespace, _) => planner.changed(namespace),
+        Change::Namespace(name) => planner.changed(name),
+        Change::Node(_) => planner.nodes_changed(),
+        Change::RuntimeClass(_) | Change::DeploymentConfig | Change::Relisted => {
+            planner.all_changed();
         }
     }
 }
@@ -480,55 +555,6 @@ fn log_failure(warm: &ImageWarm, error: &ApplyError) -> Duration {
     match error {
         ApplyError::Retryable(_) | ApplyError::Conflict => RETRY_BACKOFF,
         _ => REFUSED_BACKOFF,
-    }
-}
-
-/// The results of planning from one snapshot.
-struct Planned {
-    plan: Plan,
-    images: Vec<ImageUpdate>,
-    failures: Vec<Failure>,
-    gated: GatedNodes,
-    reasons: Vec<Option<Reason>>,
-}
-
-fn plan(
-    snapshot: &Snapshot,
-    policy: &Policy,
-    grace_periods: imagewarm_core::plan::diff::GracePeriods,
-    now: Timestamp,
-) -> Planned {
-    let nodes: Vec<_> =
-        snapshot.nodes.iter().map(|node| NodeFacts::new(node, &snapshot.connected)).collect();
-    let image_warms = ImageWarmIndex::new(&snapshot.image_warms);
-    let demanded = demands(&snapshot.revisions, &snapshot.images, &snapshot.cluster, policy);
-    let observed = Observed {
-        image_warms: &image_warms,
-        demands: &demanded.consumers,
-        nodes: &nodes,
-        runtime_classes: &snapshot.runtime_classes,
-        terminating: &snapshot.terminating,
-        may_delete: snapshot.may_delete,
-    };
-    let plan = diff(&observed, policy, grace_periods, now);
-    let cluster = Nodes {
-        image_warms: &image_warms,
-        nodes: &nodes,
-        runtime_classes: &snapshot.runtime_classes,
-        terminating: &snapshot.terminating,
-        full: &plan.over_limit,
-        starts: &snapshot.starts,
-    };
-    Planned {
-        // A stale list yields wrong statuses.
-        images: match snapshot.may_delete {
-            true => rollup(&cluster, &demanded, policy, grace_periods, now),
-            false => Vec::new(),
-        },
-        failures: failures(&image_warms, &demanded.consumers),
-        gated: gated_nodes(&snapshot.nodes, &observed, &plan.over_limit, policy),
-        reasons: snapshot.image_warms.iter().map(|warm| warm.reason()).collect(),
-        plan,
     }
 }
 

@@ -400,11 +400,10 @@ impl Dispatcher {
     fn settle(&mut self) {
         self.settle_at = None;
         let namespaces = self.pull_contexts.take_changed(&self.stores);
-        for warm in self.stores.image_warms.state() {
-            if namespaces.contains(&*warm.namespace) {
-                let pull_context = self.pull_contexts.of(&warm, &self.stores);
-                self.index.apply(warm, pull_context, self.now());
-            }
+        let namespaces = namespaces.iter().map(String::as_str);
+        for warm in self.stores.image_warms.in_namespaces(namespaces) {
+            let pull_context = self.pull_contexts.of(&warm, &self.stores);
+            self.index.apply(warm, pull_context, self.now());
         }
     }
 

@@ -92,7 +92,8 @@ impl PullContexts {
         images: &[Arc<KnativeImage>],
     ) -> Shared {
         let running = Policy { paused: false, ..self.policy.clone() };
-        let demands = demands_in(namespace, revisions, images, &self.cluster, &running);
+        let demands =
+            demands_in(|name| name == namespace, revisions, images, &self.cluster, &running);
         let starting = demands.consumers.iter().filter(|one| one.starts_pods());
         let handlers = starting.filter_map(|one| self.handlers.of(one));
         let handlers: BTreeSet<String> =
@@ -112,9 +113,8 @@ impl PullContexts {
         if let Some(demands) = self.demands.get(namespace) {
             return demands.clone();
         }
-        let (mut revisions, mut images) = (stores.revisions.state(), stores.images.state());
-        revisions.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
-        images.retain(|one| one.metadata.namespace.as_deref() == Some(namespace));
+        let revisions = stores.revisions.in_namespaces([namespace]);
+        let images = stores.images.in_namespaces([namespace]);
         self.compute(namespace, &revisions, &images)
     }
 

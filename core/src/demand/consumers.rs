@@ -117,16 +117,13 @@ pub fn demands(
     cluster: &Cluster,
     policy: &Policy,
 ) -> Demands {
-    let mut demands = of_objects(revisions, images, cluster, policy);
-    if let Some(config) = &cluster.deployment {
-        demands.add_deployment_config(config, cluster, policy);
-    }
-    demands
+    demands_in(|_| true, revisions, images, cluster, policy)
 }
 
-/// The demands of the Revisions and Images of one namespace, and of the settings of the cluster that are there.
+/// The demands of the Revisions and Images of some namespaces, and of the settings of the cluster, if they are
+/// in one of these.
 pub fn demands_in(
-    namespace: &str,
+    is_meant: impl Fn(&str) -> bool,
     revisions: &[Arc<Revision>],
     images: &[Arc<KnativeImage>],
     cluster: &Cluster,
@@ -134,7 +131,7 @@ pub fn demands_in(
 ) -> Demands {
     let mut demands = of_objects(revisions, images, cluster, policy);
     let config = cluster.deployment.as_ref();
-    if let Some(config) = config.filter(|one| self::namespace(&one.metadata) == namespace) {
+    if let Some(config) = config.filter(|one| is_meant(namespace(&one.metadata))) {
         demands.add_deployment_config(config, cluster, policy);
     }
     demands

@@ -1,5 +1,5 @@
-//! The leader's plan: which ImageWarms are missing, and which are orphans. Works from a full
-//! observation, so that a missed event is repaired by the next run.
+//! The leader's plan for some namespaces or all: which ImageWarms are missing there, and which are orphans.
+//! Works from a full observation of these, so that a missed event is repaired by the next run.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::demand::consumers::{Consumer, ConsumerDemand, is_of_revision};
 use crate::demand::revision::WantedImage;
 use crate::image::Reference;
 use crate::labels;
-use crate::placement::{NodeFacts, RuntimeClasses};
+use crate::placement::{NodeFacts, PodConstraints, RuntimeClasses};
 use crate::policy::Policy;
 use crate::policy::bounds::{OverLimit, Room};
 
@@ -28,13 +28,17 @@ const TRUNCATION: Duration = Duration::from_secs(1);
 /// multiple: nodes that join one after another must not be delayed for ever.
 const FAN_OUT_EXTENSION: u32 = 30;
 
-/// Everything that the plan depends on, from one moment.
+/// Everything that the plan of some namespaces depends on, from one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
-    /// All ImageWarms.
+    /// All ImageWarms of these namespaces.
     pub image_warms: &'a ImageWarmIndex<'a>,
-    /// All that is demanded, by [`crate::demand::consumers::demands`].
+    /// How many ImageWarms all other namespaces have.
+    pub elsewhere: usize,
+    /// All that is demanded there, by [`crate::demand::consumers::demands`].
     pub demands: &'a [ConsumerDemand],
+    /// The [placements](super::placements) of the Revisions of all namespaces.
+    pub every_revision: &'a [PodConstraints],
     /// All nodes.
     pub nodes: &'a [NodeFacts<'a>],
     /// What RuntimeClasses add to where Pods may run.
@@ -75,8 +79,8 @@ pub struct Plan {
     pub delete: Vec<Deletion>,
     /// Missing objects over a limit, by namespace.
     pub over_limit: BTreeMap<String, OverLimit>,
-    /// When to plan again without a change.
-    pub recheck_at: Option<Timestamp>,
+    /// When to plan a namespace again without a change.
+    pub rechecks: BTreeMap<String, Timestamp>,
 }
 
 /// A missing object.
@@ -125,9 +129,9 @@ pub fn diff(
         return plan;
     }
     let mut eligible =
-        DemandNodes::new(observed.nodes, observed.runtime_classes, observed.demands, policy);
+        DemandNodes::new(observed.nodes, observed.runtime_classes, observed.every_revision, policy);
     let existing = observed.image_warms.all.iter().map(Arc::as_ref);
-    let mut room = Room::new(policy.bounds, existing);
+    let mut room = Room::new(policy.bounds, existing, observed.elsewhere);
     let mut planned: HashSet<(&str, &Reference, &str)> = HashSet::new();
     for one in observed.demands {
         let (metadata, namespace) = (one.by.metadata(), one.by.namespace());
@@ -150,7 +154,7 @@ pub fn diff(
                     continue;
                 };
                 if fan_out_deadline > now {
-                    plan.recheck(fan_out_deadline);
+                    plan.recheck(namespace, fan_out_deadline);
                     break;
                 }
                 if planned.insert((namespace, image, node.name)) && room.take(namespace) {
@@ -198,8 +202,12 @@ fn wait_for_fan_out(
 }
 
 impl Plan {
-    fn recheck(&mut self, at: Timestamp) {
-        self.recheck_at = Some(self.recheck_at.map_or(at, |known| known.min(at)));
+    /// Has the namespace planned again at this time, or before.
+    pub(super) fn recheck(&mut self, namespace: &str, at: Timestamp) {
+        match self.rechecks.get_mut(namespace) {
+            Some(known) => *known = at.min(*known),
+            None => drop(self.rechecks.insert(namespace.to_owned(), at)),
+        }
     }
 }
 
@@ -251,7 +259,7 @@ fn collect_garbage(
             continue;
         } else if let Some(until) = wanted.until(warm, observed.image_warms) {
             if let Some(until) = until {
-                plan.recheck(until);
+                plan.recheck(&warm.namespace, until);
             }
             continue;
         } else if wanted.is_resolved(warm) {
@@ -263,7 +271,7 @@ fn collect_garbage(
         };
         let due = reaches_age(warm.created, grace_periods.collect);
         if due > now {
-            plan.recheck(due);
+            plan.recheck(&warm.namespace, due);
         } else {
             plan.delete.push(Deletion { warm: warm.clone(), cause });
         }

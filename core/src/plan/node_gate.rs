@@ -95,7 +95,8 @@ pub fn gated_nodes(
     }
     let facts: Vec<NodeFacts<'_>> = gated.iter().map(Gated::facts).collect();
     let mut states: BTreeMap<&str, Images<'_>> = BTreeMap::new();
-    let mut eligible = DemandNodes::new(&facts, observed.runtime_classes, observed.demands, policy);
+    let mut eligible =
+        DemandNodes::new(&facts, observed.runtime_classes, observed.every_revision, policy);
     for one in observed.demands {
         let namespace = one.by.namespace();
         if !is_active(one) || observed.terminating.contains(namespace) {

@@ -16,7 +16,7 @@ use crate::api::{Condition, ConditionStatus, KnativeImage, Reason};
 use crate::demand::consumers::{ConsumerDemand, Demands, Resolution};
 use crate::demand::revision::WantedImage;
 use crate::image::quoted::printable;
-use crate::placement::{Exclusion, NodeFacts, RuntimeClasses};
+use crate::placement::{Exclusion, NodeFacts, PodConstraints, RuntimeClasses};
 use crate::policy::Policy;
 use crate::policy::bounds::{LIMIT_REACHED, Limit, OverLimit};
 use crate::report::image_starts::{AllImageStarts, ImageStarts};
@@ -51,6 +51,8 @@ pub struct Nodes<'a> {
     pub nodes: &'a [NodeFacts<'a>],
     /// What RuntimeClasses add to where Pods may run.
     pub runtime_classes: &'a RuntimeClasses,
+    /// The [placements](super::placements) of the Revisions of all namespaces.
+    pub every_revision: &'a [PodConstraints],
     /// Namespaces that are being deleted: nothing is written there.
     pub terminating: &'a BTreeSet<String>,
     /// Namespaces at their limit of ImageWarms that demand more.
@@ -80,7 +82,7 @@ pub fn rollup(
         return Vec::new();
     }
     let (nodes, classes) = (observed.nodes, observed.runtime_classes);
-    let mut eligible = DemandNodes::new(nodes, classes, &demanded.consumers, policy);
+    let mut eligible = DemandNodes::new(nodes, classes, observed.every_revision, policy);
     let mut updates = Vec::new();
     for (image, resolution) in &demanded.images {
         let namespace = image.metadata.namespace.as_deref().unwrap_or_default();

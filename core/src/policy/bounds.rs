@@ -120,9 +120,14 @@ pub struct OverLimit {
 }
 
 impl<'a> Room<'a> {
-    /// The remaining number beside `existing`.
-    pub fn new(bounds: Bounds, existing: impl Iterator<Item = &'a CachedImageWarm>) -> Self {
-        let mut room = Room { bounds, taken: HashMap::new(), all: 0, refused: BTreeMap::new() };
+    /// The remaining number beside `existing`, and so many in other namespaces.
+    pub fn new(
+        bounds: Bounds,
+        existing: impl Iterator<Item = &'a CachedImageWarm>,
+        elsewhere: usize,
+    ) -> Self {
+        let (taken, refused) = (HashMap::new(), BTreeMap::new());
+        let mut room = Room { bounds, taken, all: elsewhere, refused };
         for warm in existing {
             *room.taken.entry(&*warm.namespace).or_default() += 1;
             room.all += 1;
@@ -186,7 +191,7 @@ mod tests {
             Bounds { images_per_revision: 3, image_warms_per_namespace: 2, ..Bounds::default() };
         assert_eq!((some.of_images(2), some.of_images(4)), (2, 3));
         assert_eq!((some.reached(1, 9), some.reached(2, 9)), (None, Some(Limit::Namespace(2))));
-        let mut room = Room::new(none, std::iter::empty());
+        let mut room = Room::new(none, std::iter::empty(), 0);
         assert!((0..10_000).all(|_| room.take("ns")) && room.refused.is_empty());
     }
 
@@ -195,7 +200,7 @@ mod tests {
         let bounds = Bounds { image_warms_per_namespace: 3, ..Bounds::default() };
         let warm = CachedImageWarm { namespace: "a".into(), ..CachedImageWarm::default() };
         let existing = [warm.clone(), warm];
-        let mut room = Room::new(bounds, existing.iter());
+        let mut room = Room::new(bounds, existing.iter(), 0);
         assert!(room.take("a") && !room.take("a") && !room.take("a"));
         assert!(room.take("b"), "each namespace has its own");
         let refused = OverLimit { missing: 2, limit: Limit::Namespace(3) };

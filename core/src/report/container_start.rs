@@ -97,12 +97,12 @@ fn waited(text: &str) -> Option<SignedDuration> {
     Some(duration.clamp(SignedDuration::ZERO, LONGEST_PULL))
 }
 
-/// The ImageWarms whose image a container has used already on their node.
+/// The ImageWarms whose image a container has used already on their node, by namespace.
 #[derive(Debug, Default)]
-pub struct Used(HashSet<Uid>);
+pub struct Used(HashMap<String, HashSet<Uid>>);
 
 impl Used {
-    /// What is to be counted of `starts`, beside all ImageWarms. Of each ImageWarm the first container
+    /// What is to be counted of `starts`, beside the ImageWarms of their namespaces. Of each ImageWarm the first container
     /// counts that finds the image: those that follow would find it without us. `since` is when the starts
     /// began to be followed: of an image that was there before it is not known whether one had used it.
     pub fn count<'a>(
@@ -116,11 +116,11 @@ impl Used {
             let PodImage { namespace, node, .. } = &start.image;
             of_node.entry((namespace, node)).or_default().push(at);
         }
-        let mut used = HashSet::new();
+        let mut used: HashMap<&str, HashSet<Uid>> = HashMap::new();
         let mut candidates: HashMap<usize, Vec<&CachedImageWarm>> = HashMap::new();
         for warm in image_warms {
-            if self.0.contains(&warm.uid) {
-                used.insert(warm.uid.clone());
+            if self.contains(warm) {
+                used.entry(&warm.namespace).or_default().insert(warm.uid.clone());
             }
             let there = of_node.get(&(&*warm.namespace, &*warm.node_name)).into_iter().flatten();
             let is_of = |start: &ContainerStart| start.image.is_of(warm) && start.saw(warm.created);
@@ -129,11 +129,28 @@ impl Used {
             }
         }
         // Of ImageWarms that are gone nothing is kept.
-        self.0 = used;
+        for (namespace, _) in of_node.keys() {
+            self.0.remove(*namespace);
+        }
+        self.0.extend(used.into_iter().map(|(namespace, used)| (namespace.to_owned(), used)));
         let in_order = starts.iter().enumerate();
         in_order
             .filter_map(|(at, start)| self.count_one(start, candidates.get(&at)?, since))
             .collect()
+    }
+
+    /// Forgets the namespaces that no longer exist.
+    pub fn retain(&mut self, exists: impl Fn(&str) -> bool) {
+        self.0.retain(|namespace, _| exists(namespace));
+    }
+
+    fn contains(&self, warm: &CachedImageWarm) -> bool {
+        self.0.get(&*warm.namespace).is_some_and(|used| used.contains(&warm.uid))
+    }
+
+    fn add(&mut self, start: &ContainerStart, warms: &[&CachedImageWarm]) {
+        let used = self.0.entry(start.image.namespace.clone()).or_default();
+        used.extend(warms.iter().map(|warm| warm.uid.clone()));
     }
 
     fn count_one(
@@ -142,7 +159,7 @@ impl Used {
         warms: &[&CachedImageWarm],
         since: Timestamp,
     ) -> Option<Counted> {
-        let is_first = !warms.iter().any(|warm| self.0.contains(&warm.uid));
+        let is_first = !warms.iter().any(|warm| self.contains(warm));
         let counted = |result| Counted {
             start: start.clone(),
             result,
@@ -156,13 +173,13 @@ impl Used {
             .filter(|warm| matches!(warm.reason(), Some(Reason::Pulled | Reason::AlreadyPresent)));
         let ready = ready.filter_map(|warm| Some((finished(warm)?, *warm))).min_by_key(|one| one.0);
         if let Some(waited) = start.waited {
-            self.0.extend(warms.iter().map(|warm| warm.uid.clone()));
+            self.add(start, warms);
             let waited_seconds = waited.as_secs_f64();
             return Some(Counted { waited_seconds, ..counted(StartResult::Cold) });
         }
         // Else the image is there for another's sake, and its own warmer had not reported yet.
         let (finished_at, warm) = ready.filter(|(at, _)| start.saw(Some(*at)))?;
-        self.0.extend(warms.iter().map(|warm| warm.uid.clone()));
+        self.add(start, warms);
         if !is_first || finished_at < since {
             return None;
         }
@@ -321,8 +338,13 @@ mod tests {
         let cold = ContainerStart { waited: Some(SignedDuration::from_secs(7)), ..by_digest };
         let counted = used.count(&[cold], warms.iter(), start());
         assert_eq!((counted[0].result, counted[0].waited_seconds), (StartResult::Cold, 7.0));
-        used.count(&[], [].iter(), start());
+        used.retain(|namespace| namespace == "ns");
+        assert!(!used.0.is_empty());
+        used.count(&others, [].iter(), start());
         assert!(used.0.is_empty(), "nothing is kept of ImageWarms that are gone");
+        used.count(std::slice::from_ref(&counted[0].start), warms.iter(), start());
+        used.retain(|namespace| namespace != "ns");
+        assert!(used.0.is_empty(), "nor of namespaces");
     }
 
     #[test]

@@ -97,14 +97,28 @@ impl ImageStarts {
     }
 }
 
-/// The starts of all Images of which this leader has seen one, by the Image's uid.
+/// The starts of all Images of which this leader has seen one, by the Image's uid; each with the Image's
+/// namespace.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct AllImageStarts(HashMap<Uid, ImageStarts>);
+pub struct AllImageStarts(HashMap<Uid, (Arc<str>, ImageStarts)>);
 
 impl AllImageStarts {
     /// Those of one Image.
     pub fn of(&self, image: &KnativeImage) -> Option<&ImageStarts> {
-        self.0.get(image.metadata.uid.as_deref()?)
+        self.0.get(image.metadata.uid.as_deref()?).map(|(_, starts)| starts)
+    }
+
+    /// The namespaces of Images that have other starts than `before`.
+    pub fn changed_since<'a>(
+        &'a self,
+        before: &'a AllImageStarts,
+    ) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.differing(before).chain(before.differing(self))
+    }
+
+    fn differing<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a str> {
+        let differing = self.0.iter().filter(|(uid, starts)| other.0.get(*uid) != Some(*starts));
+        differing.map(|(_, (namespace, _))| &**namespace)
     }
 
     /// Adds the starts to the Images of their namespace that name the same image, or one that is rewritten to
@@ -124,7 +138,7 @@ impl AllImageStarts {
         let mut all = HashMap::with_capacity(self.0.len());
         for image in images {
             let Some(uid) = image.metadata.uid.as_deref().map(Uid::from) else { continue };
-            let known = self.0.remove(&uid);
+            let known = self.0.remove(&uid).map(|(_, starts)| starts);
             let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
             let reference = Some(&image.spec.image).filter(|_| namespaces.contains(namespace));
             let reference = reference.and_then(|image| Reference::parse(image).ok());
@@ -134,7 +148,7 @@ impl AllImageStarts {
             let begun = || ImageStarts::stored(image).or(Some(ImageStarts::from(first?.start.at)));
             let Some(mut starts) = known.or_else(|| first.and_then(|_| begun())) else { continue };
             new.into_iter().flatten().for_each(|one| starts.add(one));
-            all.insert(uid, starts);
+            all.insert(uid, (namespace.into(), starts));
         }
         self.0 = all;
     }
@@ -186,6 +200,20 @@ pub(crate) mod tests {
         let mut starts = AllImageStarts::default();
         add(&mut starts, &[pods], std::slice::from_ref(&image));
         assert_eq!(starts.of(&image), None);
+    }
+
+    #[test]
+    fn namespaces_whose_images_have_other_starts_are_known() {
+        let image = Arc::new(knative_image("i", &by_digest("app", '1'), None));
+        let images = std::slice::from_ref(&image);
+        let (none, mut one) = (AllImageStarts::default(), AllImageStarts::default());
+        add(&mut one, &[counted(&by_digest("app", '1'), 1, Some(3.0))], images);
+        let mut more = one.clone();
+        add(&mut more, &[counted(&by_digest("app", '1'), 2, None)], images);
+        for (now, before) in [(&one, &none), (&more, &one), (&none, &more)] {
+            assert_eq!(now.changed_since(before).collect::<HashSet<_>>(), HashSet::from(["ns"]));
+            assert_eq!(now.changed_since(now).count(), 0);
+        }
     }
 
     #[test]

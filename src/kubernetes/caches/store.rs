@@ -1,9 +1,10 @@
-//! The cached objects of one type, by namespace and name. Own code rather than kube's
+//! The cached objects of one type, by namespace and name, so that what concerns one namespace costs what that
+//! namespace holds. Own code rather than kube's
 //! `reflector::Store`, whose keys alone take more memory than a cached ImageWarm may.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -19,31 +20,49 @@ pub struct Store<T> {
 
 #[derive(Debug)]
 struct Objects<T> {
-    table: HashTable<Arc<T>>,
-    by_namespace: HashMap<Box<str>, usize>,
+    /// By namespace; no table is empty.
+    tables: HashMap<Box<str>, HashTable<Arc<T>>>,
+    count: usize,
 }
 
 impl<T> Default for Objects<T> {
     fn default() -> Self {
-        Objects { table: HashTable::new(), by_namespace: HashMap::new() }
+        Objects { tables: HashMap::new(), count: 0 }
     }
 }
 
-impl<T> Objects<T> {
-    fn added(&mut self, namespace: &str) {
-        match self.by_namespace.get_mut(namespace) {
-            Some(count) => *count += 1,
-            None => drop(self.by_namespace.insert(namespace.into(), 1)),
+impl<T: CachedObject> Objects<T> {
+    fn find(&self, hasher: &RandomState, namespace: &str, name: &str) -> Option<&Arc<T>> {
+        let table = self.tables.get(namespace)?;
+        table.find(hasher.hash_one(name), |one| one.name() == name)
+    }
+
+    fn put(&mut self, hasher: &RandomState, object: Arc<T>) -> Option<Arc<T>> {
+        let table = match self.tables.get_mut(object.namespace()) {
+            Some(table) => table,
+            None => self.tables.entry(object.namespace().into()).or_default(),
+        };
+        let is = |one: &Arc<T>| one.name() == object.name();
+        let hash = |one: &Arc<T>| hasher.hash_one(one.name());
+        match table.entry(hash(&object), is, hash) {
+            Entry::Occupied(mut found) => Some(std::mem::replace(found.get_mut(), object)),
+            Entry::Vacant(free) => {
+                free.insert(object.clone());
+                self.count += 1;
+                None
+            }
         }
     }
 
-    fn removed(&mut self, namespace: &str) {
-        if let Some(count) = self.by_namespace.get_mut(namespace) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_namespace.remove(namespace);
-            }
+    fn take(&mut self, hasher: &RandomState, namespace: &str, name: &str) -> Option<Arc<T>> {
+        let table = self.tables.get_mut(namespace)?;
+        let found = table.find_entry(hasher.hash_one(name), |one| one.name() == name);
+        let removed = found.ok()?.remove().0;
+        self.count -= 1;
+        if table.is_empty() {
+            self.tables.remove(namespace);
         }
+        Some(removed)
     }
 }
 
@@ -72,108 +91,83 @@ impl<T: CachedObject> FromIterator<T> for Store<T> {
 impl<T: CachedObject> Store<T> {
     /// The object of this name; `namespace` is empty for cluster-scoped types.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
-        let is = |one: &Arc<T>| one.namespace() == namespace && one.name() == name;
-        self.read().table.find(self.hash(namespace, name), is).cloned()
+        self.read().find(&self.hasher, namespace, name).cloned()
     }
 
     /// All objects, in arbitrary order.
     pub fn state(&self) -> Vec<Arc<T>> {
-        self.read().table.iter().cloned().collect()
+        self.read().tables.values().flatten().cloned().collect()
+    }
+
+    /// All objects of these namespaces, in arbitrary order.
+    pub fn in_namespaces<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Vec<Arc<T>> {
+        let objects = self.read();
+        let tables = names.into_iter().filter_map(|name| objects.tables.get(name));
+        tables.flatten().cloned().collect()
     }
 
     /// Number of objects.
     pub fn len(&self) -> usize {
-        self.read().table.len()
+        self.read().count
     }
 
     /// Number of objects of the namespace, and of all.
     pub fn counts(&self, namespace: &str) -> (usize, usize) {
         let objects = self.read();
-        (objects.by_namespace.get(namespace).copied().unwrap_or(0), objects.table.len())
+        (objects.tables.get(namespace).map_or(0, HashTable::len), objects.count)
     }
 
     /// Whether there are no objects.
     pub fn is_empty(&self) -> bool {
-        self.read().table.is_empty()
+        self.len() == 0
     }
 
     /// Inserts the object. Returns the one of the same name that it replaces.
     pub(crate) fn put(&self, object: Arc<T>) -> Option<Arc<T>> {
-        let hash = self.hash_of(&object);
-        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
-        let is =
-            |one: &Arc<T>| one.namespace() == object.namespace() && one.name() == object.name();
-        match objects.table.entry(hash, is, |one| self.hash_of(one)) {
-            Entry::Occupied(mut found) => Some(std::mem::replace(found.get_mut(), object)),
-            Entry::Vacant(free) => {
-                free.insert(object.clone());
-                objects.added(object.namespace());
-                None
-            }
-        }
+        self.write().put(&self.hasher, object)
     }
 
     /// Removes and returns the object of this name.
     pub(crate) fn take(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
-        let hash = self.hash(namespace, name);
-        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
-        let is = |one: &Arc<T>| one.namespace() == namespace && one.name() == name;
-        let removed = objects.table.find_entry(hash, is).ok()?.remove().0;
-        objects.removed(removed.namespace());
-        Some(removed)
+        self.write().take(&self.hasher, namespace, name)
     }
 
     /// Replaces the whole content by `new`, atomically.
     pub(super) fn replace(&self, new: Listed<T>) {
-        let mut objects = Objects::default();
-        new.objects.iter().for_each(|object| objects.added(object.namespace()));
-        objects.table = new.objects;
-        *self.objects.write().unwrap_or_else(PoisonError::into_inner) = objects;
+        *self.write() = new.objects;
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Objects<T>> {
         self.objects.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hash(&self, namespace: &str, name: &str) -> u64 {
-        self.hasher.hash_one((namespace, name))
-    }
-
-    fn hash_of(&self, object: &Arc<T>) -> u64 {
-        self.hash(object.namespace(), object.name())
+    fn write(&self) -> RwLockWriteGuard<'_, Objects<T>> {
+        self.objects.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A list that is being read for a store. Unchanged objects are shared with the store, so that
 /// relisting takes no further memory.
 pub(super) struct Listed<T> {
-    objects: HashTable<Arc<T>>,
+    objects: Objects<T>,
 }
 
 impl<T: CachedObject> Listed<T> {
     pub(super) fn new() -> Self {
-        Listed { objects: HashTable::new() }
+        Listed { objects: Objects::default() }
     }
 
+    /// Adds an object. A page may repeat objects of the page before.
     pub(super) fn add(&mut self, object: T, store: &Store<T>) {
         let known = store.get(object.namespace(), object.name());
         let known = known
             .filter(|known| known.version() == object.version() && !object.version().1.is_empty());
         let object = known.unwrap_or_else(|| Arc::new(object));
-        let hash = store.hash_of(&object);
-        // A page may repeat objects of the page before.
-        let is =
-            |one: &Arc<T>| one.namespace() == object.namespace() && one.name() == object.name();
-        match self.objects.entry(hash, is, |one| store.hash_of(one)) {
-            Entry::Occupied(mut found) => *found.get_mut() = object,
-            Entry::Vacant(free) => drop(free.insert(object)),
-        }
+        self.objects.put(&store.hasher, object);
     }
 
     pub(super) fn has(&self, object: &T, store: &Store<T>) -> bool {
-        let is =
-            |one: &Arc<T>| one.namespace() == object.namespace() && one.name() == object.name();
-        self.objects.find(store.hash(object.namespace(), object.name()), is).is_some()
+        self.objects.find(&store.hasher, object.namespace(), object.name()).is_some()
     }
 }
 
@@ -206,6 +200,8 @@ mod tests {
         assert_eq!((reader.state().len(), reader.is_empty()), (100, false));
         assert!(reader.get("team", "w7").is_some());
         assert!(reader.get("", "w7").is_none() && reader.get("team", "w100").is_none());
+        let in_namespaces = |names: &[&str]| reader.in_namespaces(names.iter().copied()).len();
+        assert_eq!((in_namespaces(&["team", "other"]), in_namespaces(&["other"])), (100, 0));
 
         let old = store.put(Arc::new(warm("w7", "2"))).unwrap();
         assert_eq!(&*old.resource_version, "1");

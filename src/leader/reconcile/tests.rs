@@ -34,11 +34,12 @@ fn deletion() -> Change {
 #[tokio::test]
 async fn progress_is_delayed_and_other_changes_are_not() {
     let (sender, mut changes) = broadcast::channel(16);
+    let planner = &mut Planner::default();
     let began = tokio::time::Instant::now();
     for progress in [None, Some("Queued"), Some("Pulling"), Some("Pulling")] {
         sender.send(change(progress)).unwrap();
     }
-    relevant_change(&mut changes, DELAY).await;
+    relevant_change(&mut changes, DELAY, planner).await;
     assert!(began.elapsed() >= DELAY, "{:?}", began.elapsed());
 
     // The delay outlasts the test, so that only the other change can end the wait.
@@ -48,8 +49,8 @@ async fn progress_is_delayed_and_other_changes_are_not() {
     for other in others {
         sender.send(change(Some("Pulling"))).unwrap();
         sender.send(other).unwrap();
-        timeout(DEADLINE, relevant_change(&mut changes, never)).await.unwrap();
+        timeout(DEADLINE, relevant_change(&mut changes, never, planner)).await.unwrap();
     }
-    let without_change = relevant_change(&mut changes, never).now_or_never();
+    let without_change = relevant_change(&mut changes, never, planner).now_or_never();
     assert!(without_change.is_none(), "no change, no run");
 }

@@ -10,6 +10,7 @@ use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{KnativeImage, Reason, Revision, WARM_KEY};
 use crate::demand::Cluster;
 use crate::demand::consumers::{Demands, demands};
+use crate::plan::placements;
 use crate::policy::Bounds;
 use crate::sample::{
     at, because, by_digest, digest, holding, kept, knative_image, labelled, node, reference,
@@ -53,7 +54,9 @@ impl World {
         let demanded = self.demands();
         let observed = Observed {
             image_warms: &ImageWarmIndex::new(&self.warms),
+            elsewhere: 0,
             demands: &demanded.consumers,
+            every_revision: &placements(demanded.consumers.iter()),
             nodes: &nodes,
             runtime_classes: &self.runtime_classes,
             terminating: &self.terminating,
@@ -93,6 +96,10 @@ fn deleted(plan: &Plan) -> Vec<String> {
     plan.delete.iter().map(|one| format!("{}: {:?}", brief(&one.warm), one.cause)).collect()
 }
 
+fn recheck(plan: &Plan) -> Option<Timestamp> {
+    plan.rechecks.values().copied().min()
+}
+
 fn idle(plan: &Plan) -> bool {
     plan.create.is_empty() && plan.delete.is_empty()
 }
@@ -118,18 +125,18 @@ fn a_young_revision_is_left_to_the_fan_out() {
     let world = World::new(&["a"], &[&revision("r", 100, &["app:v1"])], &[]);
     let plan = world.plan(102);
     assert!(idle(&plan));
-    assert_eq!(plan.recheck_at, Some(at(103)));
+    assert_eq!(recheck(&plan), Some(at(103)));
     let plan = world.plan(103);
     assert_eq!(created(&plan), ["app:v1 on a"]);
     assert_eq!(plan.create[0].repair, Repair::Missing);
-    assert_eq!(plan.recheck_at, None);
+    assert_eq!(recheck(&plan), None);
 }
 
 #[test]
 fn a_complete_young_revision_needs_no_second_plan() {
     let demanded = revision("r", 100, &["app:v1"]);
     let world = World::new(&["a"], &[&demanded], &[warm(&demanded, "app:v1", "a", 100)]);
-    assert_eq!(world.plan(101).recheck_at, None);
+    assert_eq!(recheck(&world.plan(101)), None);
 }
 
 #[test]
@@ -251,7 +258,7 @@ fn collection() {
 
     let early = world(&[&kept, &old]).plan(129);
     assert!(idle(&early));
-    assert_eq!(early.recheck_at, Some(at(130)));
+    assert_eq!(recheck(&early), Some(at(130)));
 
     let mut unsynced = world(&[&kept, &old, &lost]);
     unsynced.unsynced = true;
@@ -378,13 +385,13 @@ fn reserve_keeps_its_images_for_a_while_only() {
     let world = World::new(&["a", "b"], &[&one], std::slice::from_ref(&image_warm));
     let plan = world.plan(1599);
     assert!(plan.create.is_empty());
-    assert_eq!((deleted(&plan), plan.recheck_at), (vec![], Some(at(1600))));
+    assert_eq!((deleted(&plan), recheck(&plan)), (vec![], Some(at(1600))));
     assert_eq!(deleted(&world.plan(1600)), ["app:v1 on a: Reserve"]);
 
     let other = revision("r-2", 0, &["app:v1"]);
     let world = World::new(&["a"], &[&one, &other], std::slice::from_ref(&image_warm));
     let plan = world.plan(1600);
-    assert_eq!((deleted(&plan), plan.recheck_at), (vec![], None), "another still wants it");
+    assert_eq!((deleted(&plan), recheck(&plan)), (vec![], None), "another still wants it");
 
     route(&mut one, "active");
     let world = World::new(&["a"], &[&one], &[]);
@@ -461,7 +468,7 @@ fn a_fan_out_at_work_is_not_helped_along() {
     assert_eq!(created(&plan(101, 105)), missing);
     let waits = plan(104, 105);
     assert!(idle(&waits));
-    assert_eq!(waits.recheck_at, Some(at(107)));
+    assert_eq!(recheck(&waits), Some(at(107)));
     assert_eq!(created(&plan(104, 107)), missing);
     // However long image_warms go on to appear, it ends some time.
     assert!(idle(&plan(158, 159)));

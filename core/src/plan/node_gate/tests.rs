@@ -12,7 +12,7 @@ use crate::api::{ImageWarm, KnativeImage, Revision};
 use crate::demand::Cluster;
 use crate::demand::consumers::demands;
 use crate::placement::{GATE_TAINT, RuntimeClasses};
-use crate::plan::ImageWarmIndex;
+use crate::plan::{ImageWarmIndex, placements};
 use crate::policy::bounds::Limit;
 use crate::sample::{
     at, because, by_digest, holding, kept, knative_image, labelled, node, revision, route, tainted,
@@ -59,7 +59,9 @@ impl World {
             nodes.iter().map(|node| NodeFacts::new(node, &BTreeSet::new())).collect();
         let observed = Observed {
             image_warms: &ImageWarmIndex::new(&warms),
+            elsewhere: 0,
             demands: &demanded.consumers,
+            every_revision: &placements(demanded.consumers.iter()),
             nodes: &facts,
             runtime_classes: &RuntimeClasses::default(),
             terminating: &self.terminating,

@@ -9,6 +9,7 @@ use crate::api::knative::ROUTING_STATE_MODIFIED;
 use crate::api::{ImageWarm, Revision};
 use crate::demand::Cluster;
 use crate::demand::consumers::demands;
+use crate::plan::placements;
 use crate::policy::Bounds;
 use crate::report::image_starts::WARM_STARTS;
 use crate::report::image_starts::tests::{add, counted};
@@ -48,6 +49,7 @@ impl World {
             image_warms: &image_warms,
             nodes: &facts,
             runtime_classes,
+            every_revision: &placements(demanded.consumers.iter()),
             terminating: &none,
             full,
             starts: &self.starts,

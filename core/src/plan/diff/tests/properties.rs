@@ -139,7 +139,7 @@ proptest! {
         let (one, other) = (world.plan(now), turned.plan(now));
         prop_assert_eq!(one.create, other.create);
         prop_assert_eq!(one.delete, other.delete);
-        prop_assert_eq!(one.recheck_at, other.recheck_at);
+        prop_assert_eq!(one.rechecks, other.rechecks);
     }
 
     #[test]
@@ -147,7 +147,7 @@ proptest! {
         let mut world = world;
         world.unsynced = false;
         let plan = world.plan(10_000);
-        prop_assert_eq!(plan.recheck_at, None);
+        prop_assert_eq!(recheck(&plan), None);
         world.apply(&plan, 10_000);
         world.warms.retain(|warm| !warm.is_terminating());
 

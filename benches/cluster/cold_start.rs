@@ -13,7 +13,8 @@ use crate::stage::BINARY;
 
 /// Rows: seconds from the request to the first byte of the answer, and from the creation of a second Pod, on
 /// the other node, until it is Ready: with imagewarm, beside the same with an image that is there already,
-/// and without imagewarm. Milliseconds from a Revision to its Deployment, with and without imagewarm.
+/// and without imagewarm. Milliseconds from a Revision to its Deployment, with and without imagewarm; and with it,
+/// of an image that the nodes have, so that nothing is pulled meanwhile.
 pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     let programs: Vec<_> = prerequisites().into_iter().collect();
     let programs = prerequisites::ensure(&programs).await?;
@@ -23,7 +24,7 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
         ("first request to a Service at zero", Default::default()),
         ("a second Pod on the other node, until it is Ready", Default::default()),
     ];
-    let mut deployment = Series::default();
+    let (mut deployment, mut without_pulls) = (Series::default(), Series::default());
     for round in 0..scale.pick(2, 5) {
         let (cold, warmed) = (format!("cold-{round}"), format!("warmed-{round}"));
         let image = cold_starts.image(&cold, bytes).await?;
@@ -38,6 +39,10 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
             beside_cold.round(with.starts[at], without.starts[at]);
         }
         deployment.round(with.deployment_ms, without.deployment_ms);
+        let there = format!("there-{round}");
+        let made = cold_starts.service(WARMED, &there, &image).await?;
+        without_pulls.round(made.as_secs_f64() * 1e3, without.deployment_ms);
+        cold_starts.delete(WARMED, &there).await?;
     }
     cold_starts.stop().await?;
     for (what, [beside_present, beside_cold]) in rows {
@@ -47,6 +52,8 @@ pub async fn run(scale: Scale, report: &mut Report) -> Result<()> {
     }
     let name = "from a Revision to its Deployment, beside one without imagewarm";
     report.add(name, "ms", deployment, Limit::Ratio(1.15));
+    let name = "the same of an image that the nodes have";
+    report.add(name, "ms", without_pulls, Limit::None);
     Ok(())
 }
 

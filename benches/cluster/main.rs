@@ -7,6 +7,7 @@ mod api_server;
 mod bursts;
 mod byte_nodes;
 mod cold_start;
+mod crowded;
 mod deploys;
 mod fairness;
 mod fake_warmers;
@@ -27,6 +28,7 @@ mod revision_create;
 mod row;
 mod size;
 mod stage;
+mod status_writes;
 mod tap;
 mod warmer;
 
@@ -90,6 +92,8 @@ benchmarks![
     fake_warmers,
     api_server,
     fairness,
+    crowded,
+    status_writes,
     deploys,
     herd,
     memory,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use imagewarm_core::placement::VIRTUAL_NODES;
 use serde_json::{Value, json};
 
+mod chart;
 mod flow;
 mod overlays;
 mod program;
@@ -39,7 +40,7 @@ fn yaml_files(folder: &Path, found: &mut BTreeSet<PathBuf>) {
         let path = entry.expect("deploy can be read").path();
         match path.extension().and_then(|kind| kind.to_str()) {
             // Not of the base: tests of their own.
-            _ if path.ends_with("alerts") => {}
+            _ if path.ends_with("alerts") || path.ends_with("helm") => {}
             _ if path.is_dir() => yaml_files(&path, found),
             Some("yaml") => drop(found.insert(path)),
             Some("yml" | "json") => panic!("{}: manifests end in .yaml", path.display()),

@@ -9,6 +9,7 @@ mod bad_traffic;
 mod bounds;
 mod canary;
 mod certificates;
+mod chart;
 mod commands;
 mod conformance;
 mod containerd;
@@ -85,6 +86,8 @@ fn main() -> ExitCode {
         bounds::TESTS,
         canary::TESTS,
         certificates::TESTS,
+        chart::rendering::TESTS,
+        chart::lifecycle::TESTS,
         commands::TESTS,
         containerd::TESTS,
         convergence::TESTS,

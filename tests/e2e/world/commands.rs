@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use xtask::prerequisites::Prerequisite;
 
 use super::system::System;
 use super::{BINARY, DEADLINE};
@@ -38,6 +39,25 @@ impl Commands {
         let (code, output) = self.run(self.system.cluster.kubectl()?, arguments, &[]).await?;
         if code != 0 {
             bail!("kubectl {arguments:?} exited with {code}:\n{output}");
+        }
+        Ok(output)
+    }
+
+    /// Runs `helm`, which keeps its own settings in the cluster's folder; returns its exit code and what it
+    /// printed.
+    pub async fn helm(&self, arguments: &[&str]) -> Result<(i32, String)> {
+        let cluster = &self.system.cluster;
+        let folder = cluster.folder().join("helm").display().to_string();
+        let homes = ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"];
+        let homes = homes.map(|home| (home, folder.clone()));
+        self.run(cluster.program(Prerequisite::Helm)?, arguments, &homes).await
+    }
+
+    /// The same; it must succeed.
+    pub async fn helm_well(&self, arguments: &[&str]) -> Result<String> {
+        let (code, output) = self.helm(arguments).await?;
+        if code != 0 {
+            bail!("helm {arguments:?} exited with {code}:\n{output}");
         }
         Ok(output)
     }

@@ -53,7 +53,7 @@ pub use xtask::memory_limit::MemoryLimit;
 /// How long anything may take on a slow machine before it counts as never.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-const BINARY: &str = env!("CARGO_BIN_EXE_imagewarm");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_imagewarm");
 
 /// All that we log ourselves, for the search for credentials.
 const EVERYTHING: &str = "info,imagewarm=trace,imagewarm_webhook_certs=trace,kube_client=off";

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::control_plane::write_private;
 use super::node::Node;
 use super::tokens::TokenFor;
-use super::{ApiProxy, Cluster, DISPATCH_CA, NAMESPACE};
+use super::{ApiProxy, ApiServer, Cluster, DISPATCH_CA, NAMESPACE};
 use crate::ports::Port;
 use crate::process::{Process, Program};
 
@@ -99,6 +99,69 @@ impl Cluster {
         let process = Process::start(name, program, self.folder())?.with_health(health);
         self.webhook.add(webhook, health);
         self.dispatch.add(dispatch, health);
+        Ok(self.keep(Imagewarm { process, webhook: Some(webhook), _ports: ports }))
+    }
+
+    /// Starts a controller as its Deployment describes it, on another API server, where its
+    /// ServiceAccount is: with the flags and variables that a kubelet would give it. The addresses are
+    /// this machine's, and no Service leads to it. Does not wait.
+    pub async fn start_controller_of(
+        &self,
+        deployment: &Value,
+        server: &ApiServer,
+        binary: &Path,
+    ) -> Result<Arc<Imagewarm>> {
+        let namespace = deployment["metadata"]["namespace"].as_str().context("no namespace")?;
+        let pod = &deployment["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        let account = pod["serviceAccountName"].as_str().context("no ServiceAccount")?;
+        let of_server = TokenFor {
+            namespace,
+            service_account: account,
+            pod: None,
+            audience: None,
+            seconds: DAY,
+        };
+        let token = super::tokens::request(&server.client(), &of_server).await?;
+        let mut kubeconfig = self.control_plane.kubeconfig_with(json!({"token": token}));
+        kubeconfig["clusters"][0]["cluster"]["server"] = json!(server.url());
+        let name = format!("controller-of-{namespace}");
+        let file = self.folder().join(format!("{name}.kubeconfig"));
+        write_private(&file, &kubeconfig.to_string())?;
+
+        let ports = vec![Port::reserve()?, Port::reserve()?, Port::reserve()?];
+        let [webhook, dispatch, health] = [0, 1, 2].map(|index: usize| ports[index].address());
+        let texts = |value: &Value| -> Vec<String> {
+            let all = value.as_array().into_iter().flatten();
+            all.filter_map(|one| Some(one.as_str()?.to_owned())).collect()
+        };
+        let values = [("$(POD_NAMESPACE)", namespace), ("$(POD_NAME)", &name)];
+        let is_address = |argument: &String| {
+            argument.contains("-listen=") || argument.starts_with("--dispatch-advertise=")
+        };
+        let mut arguments = texts(&container["args"]);
+        arguments.retain(|argument| !is_address(argument));
+        for argument in &mut arguments {
+            for (variable, value) in values {
+                *argument = argument.replace(variable, value);
+            }
+        }
+        let mut program = Program::new(binary)
+            .args(arguments)
+            .arg("--kubeconfig")
+            .arg(file)
+            .args(["--webhook-listen", &webhook.to_string()])
+            .args(["--dispatch-listen", &dispatch.to_string()])
+            .args(["--dispatch-advertise", &dispatch.to_string()])
+            .args(["--health-listen", &health.to_string()]);
+        for variable in container["env"].as_array().into_iter().flatten() {
+            if let (Some(name), Some(value)) =
+                (variable["name"].as_str(), variable["value"].as_str())
+            {
+                program = program.env(name, value);
+            }
+        }
+        let process = Process::start(&name, program, self.folder())?.with_health(health);
         Ok(self.keep(Imagewarm { process, webhook: Some(webhook), _ports: ports }))
     }
 

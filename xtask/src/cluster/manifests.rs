@@ -71,7 +71,12 @@ pub fn for_development(mut object: Value, webhook_port: u16) -> Value {
 }
 
 /// Applies the objects, namespaces and CRDs first, and waits until the CRDs are served.
-pub async fn apply(client: &kube::Client, mut objects: Vec<Value>) -> Result<()> {
+pub async fn apply(client: &kube::Client, objects: Vec<Value>) -> Result<()> {
+    apply_as(client, FIELD_MANAGER, objects).await
+}
+
+/// The same for another writer.
+pub async fn apply_as(client: &kube::Client, manager: &str, mut objects: Vec<Value>) -> Result<()> {
     objects.sort_by_key(|object| match object["kind"].as_str() {
         Some("Namespace") => 0,
         Some("CustomResourceDefinition") => 1,
@@ -83,13 +88,13 @@ pub async fn apply(client: &kube::Client, mut objects: Vec<Value>) -> Result<()>
     });
     let mut kinds = Kinds { client, known: BTreeMap::new() };
     for object in &first {
-        kinds.apply(object).await?;
+        kinds.apply(manager, object).await?;
     }
     for crd in first.iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
         wait_served(client, crd).await?;
     }
     for object in &rest {
-        kinds.apply(object).await?;
+        kinds.apply(manager, object).await?;
     }
     Ok(())
 }
@@ -157,9 +162,9 @@ impl Kinds<'_> {
         Ok((api, name))
     }
 
-    async fn apply(&mut self, object: &Value) -> Result<()> {
+    async fn apply(&mut self, manager: &str, object: &Value) -> Result<()> {
         let (api, name) = self.api(object).await?;
-        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let params = PatchParams::apply(manager).force();
         let applied = api.patch(&name, &params, &Patch::Apply(object)).await;
         applied.map(drop).with_context(|| format!("apply {} {name}", object["kind"]))
     }

@@ -32,6 +32,9 @@ pub const CONTAINERD_VERSION: &str = "v2.2.3";
 /// The version of Knative Serving that `xtask/knative/go.mod` names.
 pub const KNATIVE_VERSION: &str = "v0.42.2";
 
+/// The Helm version that `xtask/helm/go.mod` names.
+pub const HELM_VERSION: &str = "v4.3.2";
+
 /// A program that a development cluster may need. Those that are built stand in the order of their
 /// builds: the first of Kubernetes' programs compiles most of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -61,6 +64,8 @@ pub enum Prerequisite {
     #[value(name = "containerd-2")]
     Containerd2,
     Crio,
+    /// Installs the chart.
+    Helm,
     KnativeController,
     KnativeWebhook,
     KnativeAutoscaler,
@@ -145,6 +150,7 @@ impl Prerequisite {
             | Self::KubeControllerManager
             | Self::KubeScheduler
             | Self::Kubectl
+            | Self::Helm
             | Self::KnativeController
             | Self::KnativeWebhook
             | Self::KnativeAutoscaler
@@ -202,6 +208,17 @@ impl Prerequisite {
                 version_variable: None,
                 any_version: true,
                 about: Duration::from_secs(120),
+            },
+            // The one in `PATH` may be Helm 3, whose answers are others.
+            Self::Helm => GoProgram {
+                name: "helm",
+                module: "helm",
+                version: HELM_VERSION,
+                package: "helm.sh/helm/v4/cmd/helm",
+                tags: "",
+                version_variable: Some("helm.sh/helm/v4/internal/version.version"),
+                any_version: false,
+                about: Duration::from_secs(60),
             },
             Self::KnativeController => {
                 knative("knative-controller", "knative.dev/serving/cmd/controller", 300)
@@ -379,6 +396,7 @@ mod tests {
             ("crio", format!("github.com/cri-o/cri-o {CRIO_VERSION}")),
             ("containerd", format!("github.com/containerd/containerd/v2 {CONTAINERD_VERSION}")),
             ("knative", format!("knative.dev/serving {KNATIVE_VERSION}")),
+            ("helm", format!("helm.sh/helm/v4 {HELM_VERSION}")),
         ];
         for (module, wanted) in modules {
             let path = workspace().join("xtask").join(module).join("go.mod");

@@ -205,6 +205,24 @@ async fn a_release_from_installation_to_uninstallation(world: &World) -> Result<
     ensure!(code != 0 && output.contains("imagewarms.caching.knative.dev"), "{output}");
     release.helm_well(&[&elsewhere[..], &["--take-ownership"]].concat()).await?;
     release.warms().get("by-hand").await.context("the ImageWarm is gone")?;
+    release.helm_well(&["uninstall", "again", "-n", "elsewhere"]).await?;
+    after_kustomize_helm_goes_on(&release).await
+}
+
+/// What `kubectl apply -k deploy` has installed becomes a release, as the documentation says.
+async fn after_kustomize_helm_goes_on(release: &Release<'_>) -> Result<()> {
+    const NAMESPACE: &str = xtask::cluster::NAMESPACE;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+    let kubectl = ["apply", "-k", folder, "--server", release.server.url()];
+    release.world.commands.kubectl(&kubectl).await?;
+    let install = ["install", RELEASE, CHART, "-n", NAMESPACE, "--take-ownership"];
+    let own = ["--force-conflicts", "--set=image.repository=registry.test/imagewarm"];
+    release.helm_well(&[&install[..], &own].concat()).await?;
+    let deployments: Api<Deployment> = Api::namespaced(release.server.client(), NAMESPACE);
+    let deployment = serde_json::to_value(deployments.get("imagecontroller").await?)?;
+    let image = &deployment["spec"]["template"]["spec"]["containers"][0]["image"];
+    ensure!(*image == format!("registry.test/imagewarm:{}", env!("CARGO_PKG_VERSION")), "{image}");
+    ensure!(deployment["metadata"]["annotations"]["meta.helm.sh/release-name"] == RELEASE);
     Ok(())
 }
 

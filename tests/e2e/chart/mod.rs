@@ -2,6 +2,7 @@
 
 pub mod lifecycle;
 pub mod rendering;
+pub mod values;
 
 use anyhow::Result;
 use serde_json::Value;

@@ -14,6 +14,9 @@ crate::tests![
     bad_values_are_refused_by_their_name,
     monitoring_finds_the_pods_and_has_the_alerts,
     plugins_elsewhere_than_in_clouds_are_mounted,
+    addresses_of_the_control_plane_narrow_the_policies,
+    on_openshift_warmers_may_use_the_network_that_they_are_given,
+    the_test_runs_with_the_rights_of_the_check_and_leaves_nothing,
 ];
 
 fn argument_list(objects: &[Value], kind: &str) -> Result<Vec<String>> {
@@ -200,5 +203,76 @@ async fn plugins_elsewhere_than_in_clouds_are_mounted(world: &World) -> Result<(
     );
     ensure!(container["resources"]["limits"]["memory"] == "256Mi", "{}", container["resources"]);
     ensure!(pod["hostNetwork"].is_null(), "{pod}");
+    Ok(())
+}
+
+async fn addresses_of_the_control_plane_narrow_the_policies(world: &World) -> Result<()> {
+    let flags = [
+        "--set=networkPolicy.apiServerCidrs={10.0.0.0/28,fd00::/64}",
+        "--set=networkPolicy.apiServerPorts={6443}",
+    ];
+    let objects = template(world, NAMESPACE, &flags).await?;
+    let is_it = |one: &&Value| {
+        one["kind"] == "NetworkPolicy" && one["metadata"]["name"] == "imagecontroller"
+    };
+    let policy = objects.iter().find(is_it).context("no policy")?;
+    let blocks = json!([{"ipBlock": {"cidr": "10.0.0.0/28"}}, {"ipBlock": {"cidr": "fd00::/64"}}]);
+    let ports = json!([{"protocol": "TCP", "port": 6443}]);
+    let egress = &policy["spec"]["egress"][0];
+    ensure!(egress["to"] == blocks && egress["ports"] == ports, "{egress}");
+    let ingress = policy["spec"]["ingress"].as_array().context("no ingress")?;
+    let admission = ingress.iter().find(|rule| rule["ports"][0]["port"] == "webhook");
+    ensure!(admission.is_some_and(|rule| rule["from"] == blocks), "{ingress:?}");
+    ensure!(!policy.to_string().contains("0.0.0.0/0"), "{policy}");
+    let without = template(world, NAMESPACE, &["--set=networkPolicy.enabled=false"]).await?;
+    ensure!(!without.iter().any(|one| one["kind"] == "NetworkPolicy"), "policies are rendered");
+    Ok(())
+}
+
+async fn on_openshift_warmers_may_use_the_network_that_they_are_given(world: &World) -> Result<()> {
+    for (flag, allowed) in [("warmer.hostNetwork=true", true), ("warmer.hostNetwork=false", false)]
+    {
+        let flags = ["--set=openshift.enabled=true", &format!("--set={flag}")];
+        let objects = template(world, NAMESPACE, &flags).await?;
+        let find = |kind: &str| {
+            objects.iter().find(|one| one["kind"] == kind).with_context(|| format!("no {kind}"))
+        };
+        let constraints = find("SecurityContextConstraints")?;
+        ensure!(constraints["allowHostNetwork"] == allowed, "{constraints}");
+        ensure!(constraints["allowHostPorts"] == allowed, "{constraints}");
+        let pod = &find("DaemonSet")?["spec"]["template"]["spec"];
+        ensure!((pod["hostNetwork"] == true) == allowed, "{pod}");
+    }
+    Ok(())
+}
+
+async fn the_test_runs_with_the_rights_of_the_check_and_leaves_nothing(
+    world: &World,
+) -> Result<()> {
+    let test = ["template", "any", CHART, "-n", "warming", "-s", "templates/tests/check.yaml"];
+    let output = world.commands.helm_well(&test).await?;
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&output)?;
+    let mut kinds = vec![];
+    for object in objects.iter().filter(|object| !object.is_null()) {
+        let annotations = &object["metadata"]["annotations"];
+        ensure!(annotations["helm.sh/hook"] == "test", "{object} is installed");
+        let policy = annotations["helm.sh/hook-delete-policy"].as_str().unwrap_or_default();
+        ensure!(policy.contains("hook-succeeded"), "{object} stays");
+        let kind = object["kind"].as_str().unwrap_or_default();
+        kinds.push(kind);
+        if let Some(role) = kind.strip_suffix("Binding") {
+            ensure!(object["roleRef"]["kind"] == role, "{object}");
+            ensure!(object["roleRef"]["name"] == "imagewarm-check", "{object}");
+            let subject = json!({"kind": "ServiceAccount", "name": "imagewarm-check", "namespace": "warming"});
+            ensure!(object["subjects"] == json!([subject]), "{object}");
+        }
+        if kind == "Pod" {
+            ensure!(object["spec"]["serviceAccountName"] == "imagewarm-check", "{object}");
+            let arguments = &object["spec"]["containers"][0]["args"];
+            ensure!(*arguments == json!(["check", "--namespace=warming"]), "{arguments}");
+        }
+    }
+    kinds.sort_unstable();
+    ensure!(kinds == ["ClusterRoleBinding", "Pod", "RoleBinding", "ServiceAccount"], "{kinds:?}");
     Ok(())
 }

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::clock::wall_clock;
-use crate::commands::{certs, pins, reference, report, status};
+use crate::commands::terminal::Terminal;
+use crate::commands::{certs, check, pins, reference, report, status, wait};
 use crate::exit::Exit;
 use crate::kubernetes::client::ClientArgs;
 use crate::programs::{self, ControllerCommand, WarmerCommand};
@@ -28,8 +29,12 @@ enum Command {
     Controller(Box<ControllerCommand>),
     /// Run the imagewarmer of one node, which pulls the images that the controller assigns
     Warmer(Box<WarmerCommand>),
+    /// Check an installation, or with --pre a cluster before installation; exit with 1 if anything does not hold
+    Check(CheckCommand),
     /// Show which images are warm on which nodes, and why the others are not
     Status(StatusCommand),
+    /// Wait until images are on their nodes; exit with 4 when they are not in time
+    Wait(WaitCommand),
     /// Show what warming was worth: which containers found their image, and how long the others
     /// waited
     Report(ReportCommand),
@@ -45,11 +50,27 @@ enum Command {
 }
 
 #[derive(Args, Debug)]
+struct CheckCommand {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    check: check::CheckArgs,
+}
+
+#[derive(Args, Debug)]
 struct StatusCommand {
     #[command(flatten)]
     client: ClientArgs,
     #[command(flatten)]
     status: status::StatusArgs,
+}
+
+#[derive(Args, Debug)]
+struct WaitCommand {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    wait: wait::WaitArgs,
 }
 
 #[derive(Args, Debug)]
@@ -101,10 +122,19 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(programs::warmer(*command))
         }
+        Command::Check(command) => block_on(async move {
+            let client = command.client.connect().await?;
+            Ok(check::run(&command.check, client, Terminal::stdout(), &mut io::stdout()).await?)
+        }),
         Command::Status(command) => block_on(async move {
             let client = command.client.connect().await?;
-            let all_ready = status::run(&command.status, client, &mut io::stdout()).await?;
+            let all_ready =
+                status::run(&command.status, client, Terminal::stdout(), &mut io::stdout()).await?;
             Ok(Exit::from(all_ready))
+        }),
+        Command::Wait(command) => block_on(async move {
+            let client = command.client.connect().await?;
+            Ok(wait::run(&command.wait, client, Terminal::stdout(), &mut io::stdout()).await?)
         }),
         Command::Report(command) => block_on(async move {
             let client = command.client.connect().await?;

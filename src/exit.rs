@@ -9,6 +9,8 @@ pub enum Exit {
     Failed = 1,
     /// An unexpected error. clap uses 2 for wrong usage.
     Unexpected = 3,
+    /// What was waited for did not come in time.
+    TimedOut = 4,
 }
 
 impl From<bool> for Exit {

@@ -8,6 +8,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use imagewarm::cli::Cli;
 use imagewarm_core::api::Reason;
+use imagewarm_core::check::Check;
 
 fn readme() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
@@ -70,5 +71,15 @@ fn settings_exist_and_have_the_documented_default() {
         let told = told.replace('`', "");
         let wanted: Vec<_> = quoted(variables).map(|name| defaults[name].as_str()).collect();
         assert_eq!(wanted.join(", "), told, "{variables}");
+    }
+}
+
+#[test]
+fn every_check_is_explained() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md");
+    let page = fs::read_to_string(path).expect("the page is there");
+    for check in Check::ALL {
+        let heading = format!("\n#### {}\n", check.as_str());
+        assert!(page.contains(&heading), "no heading of {}", check.as_str());
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod assignment;
+pub mod check;
 pub mod clock;
 pub mod demand;
 pub mod election;

@@ -84,6 +84,8 @@ pub(super) struct Listed {
 }
 
 pub(super) const IMAGE_WARMS: Listed = Listed { kind: "ImageWarms", role: "imagewarm-view" };
+pub(super) const REVISIONS: Listed =
+    Listed { kind: "Revisions", role: "knative-serving-namespaced-view" };
 pub(super) const EVENTS: Listed = Listed { kind: "Events", role: "view" };
 
 impl Listed {

@@ -14,10 +14,8 @@ use tower::timeout::TimeoutLayer;
 
 use super::proxy::{ProxyError, proxy};
 use super::request::request;
+use imagewarm_core::api::server_version::{OLDEST_MINOR, is_served};
 use imagewarm_core::image::quoted::{MESSAGE_MAX, QUOTED_MAX, printable};
-
-/// The oldest Kubernetes minor version that has all that is used (selectable fields).
-pub(crate) const OLDEST_MINOR: u32 = 32;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Until the head of a response; a watch answers at once and then stays open.
@@ -180,37 +178,10 @@ pub(crate) async fn check_server_version(client: &Client) -> Result<String, Clie
     }
 }
 
-/// Some providers write the minor version as `32+`. What cannot be read is given a try.
-fn is_served(major: &str, minor: &str) -> bool {
-    let number = |text: &str| {
-        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        text[..end].parse::<u32>().ok()
-    };
-    match (number(major), number(minor)) {
-        (Some(1), Some(minor)) => minor >= OLDEST_MINOR,
-        (Some(0), _) => false,
-        _ => true,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn versions() {
-        for (major, minor, served) in [
-            ("1", "31", false),
-            ("1", "32", true),
-            ("1", "36+", true),
-            ("1", "9-gke", false),
-            ("2", "0", true),
-            ("1", "", true),
-        ] {
-            assert_eq!(is_served(major, minor), served, "{major}.{minor}");
-        }
-    }
 
     #[tokio::test]
     async fn a_missing_kubeconfig_is_one_clear_line() {

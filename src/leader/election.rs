@@ -19,6 +19,7 @@ use super::LeaseArgs;
 use crate::clock::wall_clock;
 use crate::kubernetes::apply_error::ApplyError;
 use crate::kubernetes::leadership::Leadership;
+use imagewarm_core::api::VERSION_ANNOTATION;
 use imagewarm_core::election::{self, Action, Observation, Record, decide};
 
 /// Timeout of one attempt: a read of the Lease and a write.
@@ -186,6 +187,8 @@ fn read(lease: &Lease) -> Record {
 /// conflicts.
 fn hold(lease: &mut Lease, identity: &str, duration: Duration, acquired: bool) {
     let now = MicroTime(wall_clock());
+    let annotations = lease.metadata.annotations.get_or_insert_default();
+    annotations.insert(VERSION_ANNOTATION.into(), env!("CARGO_PKG_VERSION").into());
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
     spec.holder_identity = Some(identity.to_owned());
     spec.lease_duration_seconds = Some(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX));

@@ -20,6 +20,8 @@ mod rights_table;
 const NAMESPACE: &str = "imagewarm-system";
 const CONTROLLER: &str = "imagecontroller";
 const WARMER: &str = "imagewarmer";
+/// Of the ClusterRole and the Role for `imagewarm check`.
+const CHECK: &str = "imagewarm-check";
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
@@ -197,9 +199,37 @@ fn warmers_have_no_rights() {
 }
 
 #[test]
+fn whoever_checks_reads_no_secret_and_stores_nothing() {
+    let roles = [one("ClusterRole", CHECK), one("Role", CHECK)];
+    for role in &roles {
+        for rule in list(&role["rules"]) {
+            let place = format!("{} {rule}", role["kind"]);
+            assert!(
+                !rule.to_string().contains('*') && !rule.to_string().contains("secrets"),
+                "{place}"
+            );
+            for verb in list(&rule["verbs"]).iter().map(text) {
+                // Asked for even by a dry run.
+                let of_image_warms = verb == "create" && rule["resources"] == json!(["imagewarms"]);
+                let in_namespace = of_image_warms && role["kind"] == "Role";
+                assert!(["get", "list"].contains(&verb) || in_namespace, "{place}");
+            }
+        }
+    }
+    // In no default role: webhook configurations hold the paths of the webhooks.
+    let labels = &roles[0]["metadata"]["labels"];
+    assert_eq!(*labels, json!({"app.kubernetes.io/part-of": "imagewarm"}));
+    for binding in [of_kind("ClusterRoleBinding"), of_kind("RoleBinding")].concat() {
+        assert!(binding["roleRef"]["name"] != CHECK, "{}", name(&binding));
+    }
+}
+
+#[test]
 fn controller_has_few_rights() {
     let configurations = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"];
-    for role in [of_kind("ClusterRole"), of_kind("Role")].concat() {
+    let mut roles = [of_kind("ClusterRole"), of_kind("Role")].concat();
+    roles.retain(|role| role["metadata"]["name"] != CHECK);
+    for role in roles {
         for rule in list(&role["rules"]) {
             let place = format!("{}: {rule}", name(&role));
             assert!(!rule.to_string().contains('*'), "{place}");

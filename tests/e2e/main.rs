@@ -10,6 +10,7 @@ mod bounds;
 mod canary;
 mod certificates;
 mod chart;
+mod check;
 mod commands;
 mod conformance;
 mod containerd;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         chart::lifecycle::TESTS,
         chart::rendering::TESTS,
         chart::values::TESTS,
+        check::TESTS,
         commands::TESTS,
         containerd::TESTS,
         convergence::TESTS,

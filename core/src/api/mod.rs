@@ -9,6 +9,7 @@ pub mod image_warm;
 pub mod knative;
 pub(crate) mod lenient;
 pub mod names;
+pub mod server_version;
 
 pub use cached::CachedImageWarm;
 pub use cached_object::CachedObject;
@@ -28,6 +29,9 @@ pub const RUNTIME_KEY: &str = "caching.knative.dev/runtime";
 
 /// Annotation in the status of an ImageWarm: what that runtime reports by itself.
 pub const RUNTIME_REPORTS_KEY: &str = "caching.knative.dev/runtime-reports";
+
+/// Annotation on the Lease of the leader: its version.
+pub const VERSION_ANNOTATION: &str = "caching.knative.dev/version";
 
 /// Label of every object created by this program; hand-made objects lack it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";

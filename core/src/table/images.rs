@@ -1,18 +1,22 @@
 //! Rows as text: the table with its summary and failures, and JSON. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use comfy_table::{Table, presets};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::duration::duration;
 use super::row::{Phase, Row, Summary};
-use crate::api::Progress;
-use crate::image::quoted;
+use crate::api::{GROUP, Progress};
+use crate::image::{Reference, quoted};
 
 /// Nodes named for one failure; the rest are counted.
 const NODES_NAMED: usize = 3;
 /// Longest cell, in bytes: the longest message or image that is stored.
 const CELL_MAX: usize = 1_024;
+/// Seconds of a pull after which its rate is shown.
+const SPEED_AFTER: i64 = 3;
 /// Hex digits shown of a digest.
 const DIGEST_SHOWN: usize = 12;
 
@@ -23,6 +27,21 @@ pub fn render_table(rows: &[Row], namespaces: bool, wide: bool) -> String {
     let failures = failures(rows);
     let table = lines(rows.iter(), namespaces, wide);
     format!("{table}\n\n{summary}\n{failures}")
+}
+
+/// How a wait ended: the summary, what has no ImageWarm, and each failure. `limit` is the time that was not enough.
+pub fn render_outcome(rows: &[Row], missing: &[&Reference], limit: Option<Duration>) -> String {
+    let mut text = format!("{}\n", Summary::of(rows).line());
+    if let Some(limit) = limit {
+        text.push_str(&format!("Not done within {}.\n", duration(limit.as_secs_f64())));
+    }
+    for image in missing {
+        text.push_str(&format!(
+            "No node is to hold {}: `imagewarm why {image}` says more.\n",
+            shortened(image.as_str())
+        ));
+    }
+    text + &failures(rows)
 }
 
 /// The table alone, without a line break after the last line.
@@ -62,10 +81,25 @@ pub fn lines<'a>(rows: impl Iterator<Item = &'a Row>, namespaces: bool, wide: bo
 
 /// One JSON object: `summary` (counts) and `items` (one for each ImageWarm; absent is null).
 pub fn render_json(rows: &[Row]) -> String {
+    format!("{:#}\n", value(rows))
+}
+
+/// The same as YAML.
+pub fn render_yaml(rows: &[Row]) -> Result<String, serde_saphyr::SerializeError> {
+    serde_saphyr::to_string(&value(rows))
+}
+
+/// One line for each ImageWarm, as kubectl names it.
+pub fn render_names(rows: &[Row]) -> String {
+    rows.iter().map(|row| format!("imagewarm.{GROUP}/{}\n", printable(&row.name))).collect()
+}
+
+fn value(rows: &[Row]) -> Value {
     let summary = Summary::of(rows);
     let items = rows.iter().map(|row| {
         json!({
             "namespace": row.namespace,
+            "name": row.name,
             "node": row.node,
             "image": row.image,
             "ready": row.phase == Phase::Ready,
@@ -79,7 +113,7 @@ pub fn render_json(rows: &[Row]) -> String {
             "attempts": row.attempts,
         })
     });
-    let value = json!({
+    json!({
         "summary": {
             "total": summary.total,
             "ready": summary.ready,
@@ -89,12 +123,11 @@ pub fn render_json(rows: &[Row]) -> String {
             "failed": summary.failed,
         },
         "items": items.collect::<Vec<_>>(),
-    });
-    format!("{value:#}\n")
+    })
 }
 
 /// Each failure once, with the nodes that have it.
-fn failures(rows: &[Row]) -> String {
+pub(super) fn failures(rows: &[Row]) -> String {
     let mut nodes: BTreeMap<_, Vec<&str>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.phase == Phase::Failed) {
         let failure = (&row.namespace, &row.image, &row.reason, &row.message);
@@ -130,7 +163,7 @@ fn progress(row: &Row) -> String {
         (Some(Progress { downloaded_bytes: done, total_bytes: total }), _) if total > 0 => {
             // 100 % is reserved for images on the node: unpacking follows the download.
             let percent = (i128::from(done.max(0)) * 100 / i128::from(total)).min(99);
-            format!("{percent}% of {}", bytes(total))
+            format!("{percent}% of {}{}", bytes(total), speed(row, done, total))
         }
         (Some(progress), _) if progress.downloaded_bytes > 0 => bytes(progress.downloaded_bytes),
         (_, Some(seconds)) => format!("for {seconds}s"),
@@ -138,8 +171,20 @@ fn progress(row: &Row) -> String {
     }
 }
 
+/// Rate and time left, by what the pull has come to so far: `, 10.5 MB/s, 3s left`. Nothing within the first
+/// seconds, which say little.
+fn speed(row: &Row, done: i64, total: i64) -> String {
+    let Some(seconds) = row.running_seconds.filter(|seconds| *seconds >= SPEED_AFTER && done > 0)
+    else {
+        return String::new();
+    };
+    let rate = done as f64 / seconds as f64;
+    let left = (total - done).max(0) as f64 / rate;
+    format!(", {}/s, {} left", bytes(rate as i64), duration(left.ceil().max(1.0)))
+}
+
 /// Decimal units, as registries and `docker images` count.
-fn bytes(count: i64) -> String {
+pub(super) fn bytes(count: i64) -> String {
     let count = count.max(0) as f64;
     match count {
         c if c < 1e3 => format!("{c:.0} B"),

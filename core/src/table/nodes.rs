@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use comfy_table::{Table, presets};
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::images::printable;
 use super::row::{Row, Summary};
@@ -120,6 +120,18 @@ pub fn render_nodes(nodes: &[NodeRow], all: &Summary, wide: bool) -> String {
 
 /// One JSON object: `summary` (counts) and `nodes` (one for each node).
 pub fn render_nodes_json(nodes: &[NodeRow], all: &Summary) -> String {
+    format!("{:#}\n", value(nodes, all))
+}
+
+/// The same as YAML.
+pub fn render_nodes_yaml(
+    nodes: &[NodeRow],
+    all: &Summary,
+) -> Result<String, serde_saphyr::SerializeError> {
+    serde_saphyr::to_string(&value(nodes, all))
+}
+
+fn value(nodes: &[NodeRow], all: &Summary) -> Value {
     let counts = |summary: &Summary| {
         json!({
             "total": summary.total,
@@ -147,7 +159,7 @@ pub fn render_nodes_json(nodes: &[NodeRow], all: &Summary) -> String {
             })
         })
         .collect();
-    format!("{:#}\n", json!({"summary": counts(all), "nodes": nodes}))
+    json!({"summary": counts(all), "nodes": nodes})
 }
 
 #[cfg(test)]

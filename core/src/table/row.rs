@@ -28,6 +28,8 @@ pub enum Phase {
 pub struct Row {
     /// Namespace of the ImageWarm.
     pub namespace: String,
+    /// Its name.
+    pub name: String,
     /// The node.
     pub node: String,
     /// The image, as in the ImageWarm.
@@ -79,6 +81,7 @@ impl Row {
         let started = status.started_at.filter(|_| is_pulling);
         Row {
             namespace: warm.namespace().unwrap_or_default(),
+            name: warm.name_any(),
             node: warm.spec.node_name.clone(),
             image: warm.spec.image.clone(),
             phase,
@@ -92,6 +95,27 @@ impl Row {
             took: status.took.filter(|_| phase == Phase::Ready),
             digest: status.digest,
             attempts: status.attempts,
+        }
+    }
+
+    /// A row for tests.
+    #[cfg(any(test, feature = "samples"))]
+    pub fn sample(namespace: &str, image: &str, phase: Phase, reason: &str) -> Row {
+        Row {
+            namespace: namespace.into(),
+            name: "x".into(),
+            node: "node".into(),
+            image: image.into(),
+            phase,
+            reason: reason.into(),
+            message: String::new(),
+            is_final: phase == Phase::Ready,
+            progress: None,
+            running_seconds: None,
+            size_bytes: None,
+            took: None,
+            digest: None,
+            attempts: None,
         }
     }
 

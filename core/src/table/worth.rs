@@ -4,6 +4,7 @@ use comfy_table::{Table, presets};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::duration::duration;
 use super::images::{printable, shortened};
 use crate::report::worth::{Starts, Worth};
 
@@ -134,25 +135,6 @@ fn percent(ratio: f64) -> String {
     format!("{:.0}%", (ratio * 100.0).floor())
 }
 
-/// `0.4s`, `59s`, `3m 5s`, `2h 7m`: two units at most.
-fn duration(seconds: f64) -> String {
-    let whole = seconds.round().max(0.0) as u64;
-    match whole {
-        0..10 => format!("{:.1}s", seconds.max(0.0)),
-        10..60 => format!("{whole}s"),
-        60..3_600 => two(whole / 60, "m", whole % 60, "s"),
-        3_600..86_400 => two(whole / 3_600, "h", whole % 3_600 / 60, "m"),
-        _ => two(whole / 86_400, "d", whole % 86_400 / 3_600, "h"),
-    }
-}
-
-fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
-    match small {
-        0 => format!("{large}{large_unit}"),
-        _ => format!("{large}{large_unit} {small}{small_unit}"),
-    }
-}
-
 fn whole_second(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
@@ -268,24 +250,6 @@ mod tests {
         From kubelets' Events of the last 1h (API servers keep Events for one hour by default) and the
         ImageWarms of now.
         ");
-    }
-
-    #[test]
-    fn times_have_two_units_at_most() {
-        for (seconds, text) in [
-            (-1.0, "0.0s"),
-            (0.04, "0.0s"),
-            (9.44, "9.4s"),
-            (9.96, "10s"),
-            (59.4, "59s"),
-            (60.0, "1m"),
-            (185.0, "3m 5s"),
-            (3_600.0, "1h"),
-            (7_620.0, "2h 7m"),
-            (266_400.0, "3d 2h"),
-        ] {
-            assert_eq!(duration(seconds), text, "{seconds}");
-        }
     }
 
     #[test]

@@ -190,3 +190,17 @@ fn an_annotation_that_makes_no_sense_is_ignored() {
         assert_eq!(object.read().next, Paths::new(), "{text}");
     }
 }
+
+#[test]
+fn quoted_urls_lose_their_secrets() {
+    let path = |endpoint| WebhookPath::new(endpoint, 0x1234).as_str().to_owned();
+    let text = format!(
+        "Post \"https://h.svc:443{}?timeout=10s\": refused; {} and /mutate/ too",
+        path(Endpoint::Mutate),
+        path(Endpoint::Validate)
+    );
+    assert_eq!(
+        without_secrets(&text),
+        "Post \"https://h.svc:443/mutate/…?timeout=10s\": refused; /validate/… and /mutate/ too"
+    );
+}

@@ -116,6 +116,48 @@ impl Installation {
         Ok(())
     }
 
+    /// A webhook configuration as another installation has it, for objects that nobody makes.
+    pub async fn add_second_webhook_configuration(&self) -> Result<()> {
+        const SECOND: &str = "imagewarm-second";
+        let configuration = serde_json::from_value(json!({
+            "metadata": {"name": SECOND},
+            "webhooks": [{
+                "name": "revisions.caching.knative.dev", "admissionReviewVersions": ["v1"],
+                "sideEffects": "None", "failurePolicy": "Ignore",
+                "clientConfig": {"url": "https://localhost:9/"},
+                "rules": [{
+                    "apiGroups": ["example.com"], "apiVersions": ["v1"], "operations": ["CREATE"],
+                    "resources": ["nothings"],
+                }],
+            }],
+        }))?;
+        let all = self.mutating();
+        self.undo.register(SECOND, async move || {
+            all.delete(SECOND, &Default::default()).await?;
+            Ok(())
+        });
+        self.mutating().create(&Default::default(), &configuration).await?;
+        Ok(())
+    }
+
+    /// Grants a ServiceAccount what `imagewarm check` needs, and nothing else.
+    pub async fn allow_check(&self, namespace: &str, account: &str) -> Result<()> {
+        let subjects = json!([{"kind": "ServiceAccount", "name": account, "namespace": namespace}]);
+        let binding = |kind: &str, place: Value, role: &str| {
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": place,
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": "imagewarm-check"},
+                "subjects": subjects,
+            })
+        };
+        let name = format!("check-{namespace}");
+        let objects = vec![
+            binding("ClusterRoleBinding", json!({"name": name}), "ClusterRole"),
+            binding("RoleBinding", json!({"name": name, "namespace": NAMESPACE}), "Role"),
+        ];
+        self.add(objects, &name).await
+    }
+
     /// A RuntimeClass whose Pods start on one node only.
     pub async fn create_runtime_class(&self, name: &str, node: &str) -> Result<()> {
         let scheduling = json!({"nodeSelector": {"kubernetes.io/hostname": node}});

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
 use xtask::cluster::{Imagewarm, NAMESPACE, WARMER_ACCOUNT};
 
 use super::system::{JOINED, System, locked, wait_ready};
 use super::undo::Undo;
-use super::{BINARY, DEADLINE, EVERYTHING, changed};
+use super::{BINARY, DEADLINE, EVERYTHING, changed, eventually};
 
 const DAY: i64 = 24 * 60 * 60;
 const FLAGS: [&str; 2] = ["--log-level", EVERYTHING];
@@ -109,6 +113,51 @@ impl Warmers {
         self.start_with(node, flags).await
     }
 
+    /// Binds the DaemonSet's Pods to their nodes as the scheduler does, and reports them ready as
+    /// kubelets do.
+    pub async fn run_pods(&self, nodes: &[&str]) -> Result<()> {
+        for node in nodes {
+            let warmers = self.clone();
+            let pod = eventually("the DaemonSet has a Pod for each node", async || {
+                let of_warmers = ListParams::default().labels("app.kubernetes.io/name=imagewarmer");
+                let pods = warmers.pods().list(&of_warmers).await?.items;
+                Ok(pods.into_iter().find(|pod| node_of(pod) == Some(node)))
+            })
+            .await?;
+            let name = pod.name_any();
+            // The DaemonSet makes another one.
+            let (pods, bound) = (self.pods(), name.clone());
+            self.undo.register(&format!("Pod of {node}"), async move || {
+                pods.delete(&bound, &DeleteParams::default().grace_period(0)).await?;
+                Ok(())
+            });
+            let binding = json!({
+                "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+                "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+            });
+            let params = PostParams::default();
+            let _: Value =
+                self.pods().create_subresource("binding", &name, &params, &binding).await?;
+            self.report_pod(node, "True").await?;
+        }
+        Ok(())
+    }
+
+    /// What the kubelet says of the Pod of a node: whether it is ready.
+    pub async fn report_pod(&self, node: &str, ready: &str) -> Result<()> {
+        let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let of_node = of_node.labels("app.kubernetes.io/name=imagewarmer");
+        let pods = self.pods().list(&of_node).await?.items;
+        let name = pods.first().with_context(|| format!("no Pod on {node}"))?.name_any();
+        let status = json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        self.pods().patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        Ok(())
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.system.client(), NAMESPACE)
+    }
+
     /// How many were started and not stopped.
     pub fn count(&self) -> usize {
         locked(&self.warmers.0).values().filter(|warmer| warmer.process.is_some()).count()
@@ -181,4 +230,13 @@ fn write_token(system: &System, node: &str, token: &str) -> Result<()> {
     let next = file.with_extension("next");
     std::fs::write(&next, token)?;
     Ok(std::fs::rename(next, file)?)
+}
+
+/// The node for which the DaemonSet has made a Pod.
+fn node_of(pod: &Pod) -> Option<&str> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
+    let mut fields =
+        required.node_selector_terms.iter().flat_map(|term| term.match_fields.iter().flatten());
+    fields.find_map(|field| Some(field.values.as_ref()?.first()?.as_str()))
 }

@@ -224,11 +224,49 @@ fn json_has_counts_and_items() {
     let pulling = value["items"].as_array().unwrap().iter().find(|item| item["node"] == "node-b");
     assert_eq!(
         pulling.unwrap(),
-        &json!({"namespace": "shop", "node": "node-b", "image": APP, "ready": false,
+        &json!({"namespace": "shop", "name": "2", "node": "node-b", "image": APP, "ready": false,
                 "reason": "Pulling", "message": "", "downloadedBytes": 21_000_000,
                 "totalBytes": 50_000_000, "sizeBytes": null, "took": null, "digest": null,
                 "attempts": null})
     );
+}
+
+#[test]
+fn yaml_is_the_same_and_names_are_kubectls() {
+    let yaml: Value = serde_saphyr::from_str(&render_yaml(&mixed()).unwrap()).unwrap();
+    let json: Value = serde_json::from_str(&render_json(&mixed())).unwrap();
+    assert_eq!(yaml, json);
+    let names = render_names(&mixed()[2..4]);
+    assert_eq!(names, "imagewarm.caching.knative.dev/1\nimagewarm.caching.knative.dev/2\n");
+}
+
+#[test]
+fn rate_and_time_left_are_shown_once_they_say_something() {
+    let shown = |seconds: i64| {
+        let started = now() - jiff::SignedDuration::from_secs(seconds);
+        let more = json!({
+            "progress": {"downloadedBytes": 42_000_000, "totalBytes": 100_000_000},
+            "startedAt": started.to_string(),
+        });
+        let pulling = warm("1", "node-a", APP, Some(("Unknown", "Pulling", "")), more);
+        progress(&Row::new(&pulling, now()))
+    };
+    assert_eq!(shown(2), "42% of 100.0 MB");
+    assert_eq!(shown(4), "42% of 100.0 MB, 10.5 MB/s, 6.0s left");
+    assert_eq!(shown(420), "42% of 100.0 MB, 100.0 kB/s, 9m 40s left");
+}
+
+#[test]
+fn a_wait_ends_with_what_was_not_there() {
+    let app = Reference::parse("side:v1").unwrap();
+    insta::assert_snapshot!(render_outcome(&mixed()[1..3], &[&app], Some(Duration::from_secs(90))), @"
+    1 of 2 ready, 1 failed: Unauthorized
+    Not done within 1m 30s.
+    No node is to hold docker.io/library/side:v1: `imagewarm why docker.io/library/side:v1` says more.
+
+    docker.io/library/proxy@sha256:4c5f1d6a1d0e… (shop) on node-c
+      Unauthorized: pull access denied, repository does not exist or may require authorization
+    ");
 }
 
 #[test]

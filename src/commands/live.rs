@@ -1,4 +1,4 @@
-//! `--watch`: follows ImageWarms until every state is final.
+//! Follows ImageWarms until every state is final, and shows how they change.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -6,14 +6,16 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, ResourceExt};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Scope, StatusError, empty, key};
 use crate::clock::wall_clock;
+use crate::commands::listing::Scope;
+use crate::commands::terminal::Terminal;
 use imagewarm_core::api::ImageWarm;
+use imagewarm_core::table::filter::Filter;
 use imagewarm_core::table::images::{lines, printable, shortened, state};
 use imagewarm_core::table::row::{Row, Summary};
 
@@ -36,16 +38,24 @@ pub(super) enum Screen {
     Silent,
 }
 
+impl Screen {
+    pub(super) fn of(terminal: Terminal) -> Self {
+        if terminal.is_interactive { Screen::Terminal } else { Screen::Lines }
+    }
+}
+
 type Store = BTreeMap<(String, String), ImageWarm>;
 
-/// Follows from `listed` on, and returns the final ImageWarms.
+/// Follows from `listed` on, and returns the ImageWarms once those that the filter keeps are final, and there is
+/// one for each image that it wants.
 pub(super) async fn follow(
     api: Api<ImageWarm>,
     listed: Vec<ImageWarm>,
     scope: &Scope,
+    filter: &Filter,
     screen: Screen,
     out: &mut dyn Write,
-) -> Result<Vec<ImageWarm>, StatusError> {
+) -> io::Result<Vec<ImageWarm>> {
     let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
     let mut store: Store = listed.into_iter().map(|warm| (key(&warm), warm)).collect();
     let mut relisted = Store::new();
@@ -69,9 +79,12 @@ pub(super) async fn follow(
                 None => return Ok(store.into_values().collect()),
             },
             _ = tick.tick() => {
-                let rows = Row::from_all(store.values(), wall_clock());
+                let kept = store.values().filter(|warm| filter.keeps(warm));
+                let rows = Row::from_all(kept, wall_clock());
                 view.show(&rows, scope)?;
-                let is_settled = !rows.is_empty() && Summary::of(&rows).is_settled();
+                let is_settled = !rows.is_empty()
+                    && Summary::of(&rows).is_settled()
+                    && filter.missing(rows.iter().map(|row| row.image.as_str())).is_empty();
                 settled_since = settled_since.filter(|_| is_settled);
                 if is_settled && settled_since.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
                     view.erase()?;
@@ -153,6 +166,26 @@ fn live_view(rows: &[Row], namespaces: bool) -> String {
     format!("{table}\n{hidden}\n{}\n", Summary::of(rows).line())
 }
 
+/// The text for an empty list.
+pub(super) fn empty(scope: &Scope) -> String {
+    let elsewhere = match scope.namespace {
+        Some(_) => "\nOther namespaces: imagewarm status -A.",
+        None => "",
+    };
+    format!(
+        "No ImageWarms {}.\n\
+         A new Knative Revision (`kn service create`, or a changed Service) creates them, one for \
+         each of\nits images and each node that may run it; so does an ImageWarm made by hand.{}\n",
+        scope.description(),
+        elsewhere
+    )
+}
+
+/// Key of an object in the view and in the cache of a watch.
+fn key(warm: &ImageWarm) -> (String, String) {
+    (warm.namespace().unwrap_or_default(), warm.name_any())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -161,21 +194,22 @@ mod tests {
     use imagewarm_core::table::row::Phase;
 
     fn row(node: usize, phase: Phase, reason: &str) -> Row {
-        Row {
-            namespace: "shop".into(),
-            node: format!("node-{node:02}"),
-            image: "app:v1".into(),
-            phase,
-            reason: reason.into(),
-            message: String::new(),
-            is_final: phase == Phase::Ready,
-            progress: None,
-            running_seconds: None,
-            size_bytes: None,
-            took: None,
-            digest: None,
-            attempts: None,
-        }
+        Row { node: format!("node-{node:02}"), ..Row::sample("shop", "app:v1", phase, reason) }
+    }
+
+    #[test]
+    fn an_empty_list_explains_what_creates_image_warms() {
+        insta::assert_snapshot!(empty(&Scope { namespace: Some("shop".into()) }), @"
+        No ImageWarms in namespace shop.
+        A new Knative Revision (`kn service create`, or a changed Service) creates them, one for each of
+        its images and each node that may run it; so does an ImageWarm made by hand.
+        Other namespaces: imagewarm status -A.
+        ");
+        insta::assert_snapshot!(empty(&Scope { namespace: None }), @"
+        No ImageWarms in any namespace.
+        A new Knative Revision (`kn service create`, or a changed Service) creates them, one for each of
+        its images and each node that may run it; so does an ImageWarm made by hand.
+        ");
     }
 
     #[test]

@@ -15,6 +15,7 @@ crate::tests![
     monitoring_finds_the_pods_and_has_the_alerts,
     plugins_elsewhere_than_in_clouds_are_mounted,
     addresses_of_the_control_plane_narrow_the_policies,
+    further_labels_replace_none_of_ours,
     on_openshift_warmers_may_use_the_network_that_they_are_given,
     the_test_runs_with_the_rights_of_the_check_and_leaves_nothing,
 ];
@@ -226,6 +227,23 @@ async fn addresses_of_the_control_plane_narrow_the_policies(world: &World) -> Re
     ensure!(!policy.to_string().contains("0.0.0.0/0"), "{policy}");
     let without = template(world, NAMESPACE, &["--set=networkPolicy.enabled=false"]).await?;
     ensure!(!without.iter().any(|one| one["kind"] == "NetworkPolicy"), "policies are rendered");
+    Ok(())
+}
+
+async fn further_labels_replace_none_of_ours(world: &World) -> Result<()> {
+    let further = "{\"team\": \"shop\", \"app.kubernetes.io/part-of\": \"shop\"}";
+    let names = ["commonLabels", "controller.podLabels", "warmer.podLabels"];
+    let flags = names.map(|name| format!("--set-json={name}={further}"));
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    for object in template(world, NAMESPACE, &flags).await? {
+        let of_pods = &object["spec"]["template"]["metadata"]["labels"];
+        for labels in [&object["metadata"]["labels"], of_pods] {
+            if !labels.is_null() {
+                ensure!(labels["team"] == "shop", "{object}");
+                ensure!(labels["app.kubernetes.io/part-of"] == "imagewarm", "{object}");
+            }
+        }
+    }
     Ok(())
 }
 

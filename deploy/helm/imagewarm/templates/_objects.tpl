@@ -10,7 +10,7 @@ For this namespace, with the chart's labels. Returns YAML: {items: […]}.
 {{- range splitList "\n---\n" ($text | replace "imagewarm-system" $root.Release.Namespace) -}}
 {{- $object := fromYaml . -}}
 {{- if hasKey $object "Error" -}}{{- fail (printf "%s: %s" $file $object.Error) -}}{{- end -}}
-{{- $labels := merge (include "imagewarm.chartLabels" $root | fromYaml) (index $object.metadata "labels" | default dict) -}}
+{{- $labels := merge (index $object.metadata "labels" | default dict) (include "imagewarm.chartLabels" $root | fromYaml) -}}
 {{- $_ := set $object.metadata "labels" $labels -}}
 {{- $items = append $items $object -}}
 {{- end -}}

@@ -35,6 +35,7 @@ const TREES: &[Tree] = &[
     Tree { name: "imagewarm_core", folder: "core/src" },
     Tree { name: "imagewarm_webhook_certs", folder: "webhook-certs/src" },
     Tree { name: "xtask", folder: "xtask/src" },
+    Tree { name: "imagewarm_release", folder: "release/src" },
     Tree { name: "cluster", folder: "benches/cluster" },
     Tree { name: "monkey", folder: "tests/monkey" },
     Tree { name: "e2e", folder: "tests/e2e" },

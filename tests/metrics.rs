@@ -167,9 +167,11 @@ fn documentation_and_alerts_name_what_exists() {
     let alerts = files(&root().join("deploy/alerts"), "yaml");
     assert!(!alerts.is_empty());
     let pages = files(&root().join("docs"), "md").into_iter().chain([root().join("README.md")]);
-    for path in pages.chain(alerts) {
-        // A cell of a table has `\|` for `|`.
-        let text = read(&path).replace("\\|", "|");
+    let dashboards = files(&root().join("overlays/monitoring"), "json");
+    assert!(!dashboards.is_empty());
+    for path in pages.chain(alerts).chain(dashboards) {
+        // A cell of a table has `\|` for `|`, and JSON `\"` for `"`.
+        let text = read(&path).replace("\\|", "|").replace("\\\"", "\"");
         if let Err(fault) = expressions::check(&text, &metrics) {
             panic!("{}: {fault}", path.display());
         }

@@ -63,7 +63,8 @@ fn settings_exist_and_have_the_documented_default() {
         let flag = flag.split([' ', '=']).next().unwrap_or_default();
         let own = flags.contains(flag);
         // Those of `cargo xtask`.
-        let xtask = ["keep", "knative", "nodes", "runtime", "binary", "filter", "no-skips"];
+        let xtask =
+            ["keep", "knative", "nodes", "runtime", "binary", "filter", "no-skips", "target"];
         assert!(own || xtask.contains(&flag), "--{flag} is no flag");
     }
     for row in table(&readme, "variable") {

@@ -167,15 +167,6 @@ fn image_and_version_stand_in_one_place() {
 }
 
 #[test]
-fn dockerfile_builds_with_the_compiler_that_the_crate_asks_for() {
-    let dockerfile =
-        fs::read_to_string(folder().join("Dockerfile")).expect("Dockerfile is shipped");
-    let version = env!("CARGO_PKG_RUST_VERSION");
-    assert!(dockerfile.contains(&format!("\nARG RUST_VERSION={version}\n")), "not {version}");
-    assert!(dockerfile.contains("\nFROM scratch\n") && dockerfile.contains("\nUSER 65532:65532\n"));
-}
-
-#[test]
 fn controller_sets_what_no_file_can_know() {
     for object in objects() {
         let text = object.to_string();

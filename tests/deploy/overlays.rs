@@ -1,15 +1,12 @@
-//! What is shipped beside the base: the overlay for cert-manager, and the alerts. Their parts name
-//! each other, the program's settings and the program's metrics.
+//! What is shipped beside the base: the overlays. Their parts name each other and the program's settings. What alerts
+//! ask for is checked in `tests/metrics.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::CommandFactory;
-use imagewarm::admission::WebhookMetrics;
 use imagewarm::cli::Cli;
-use imagewarm::leader::ControllerMetrics;
 use imagewarm::programs::certificates::SERVICES;
-use imagewarm::telemetry::certificates::CertificateMetrics;
 use imagewarm_core::placement::GATE_TAINT;
 use serde_json::{Value, json};
 
@@ -230,25 +227,4 @@ fn the_node_gate_adds_one_right_and_its_policy() {
     for object in rights.iter().chain([policy, binding]) {
         assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/part-of"], "imagewarm");
     }
-}
-
-#[test]
-fn alerts_ask_for_metrics_that_exist() {
-    let rules = read(&folder().join("alerts/imagewarm.rules.yaml")).remove(0);
-    let mut registry = imagewarm::telemetry::metrics::registry();
-    CertificateMetrics::register(&mut registry);
-    ControllerMetrics::register(&mut registry);
-    WebhookMetrics::register(&mut registry);
-    let known = format!("{registry:?}");
-    let mut asked = 0;
-    for rule in list(&rules["groups"]).iter().flat_map(|group| list(&group["rules"])) {
-        assert!(rule["annotations"]["summary"].is_string(), "{rule}");
-        let words = text(&rule["expr"]).split(|c: char| !c.is_ascii_lowercase() && c != '_');
-        for metric in words.filter_map(|word| word.strip_prefix("imagewarm_")) {
-            let metric = metric.trim_end_matches("_total");
-            assert!(known.contains(&format!("name: \"{metric}\"")), "{metric}");
-            asked += 1;
-        }
-    }
-    assert!(asked >= 3, "the alerts ask for too little");
 }

@@ -47,6 +47,10 @@ async fn kubectl_renders_the_overlays(world: &World) -> Result<()> {
     let volumes = &find(&objects, "DaemonSet", WARMER)?["spec"]["template"]["spec"]["volumes"];
     let folder = &volumes[0]["hostPath"]["path"];
     ensure!(folder == "/var/snap/microk8s/common/run", "{folder}");
+    let objects = render(world, "monitoring").await?;
+    find(&objects, "PodMonitor", CONTROLLER)?;
+    find(&objects, "PodMonitor", WARMER)?;
+    find(&objects, "PrometheusRule", "imagewarm")?;
     let objects = render(world, "host-network").await?;
     let pod = &find(&objects, "DaemonSet", WARMER)?["spec"]["template"]["spec"];
     ensure!(pod["hostNetwork"] == true && pod["dnsPolicy"] == "ClusterFirstWithHostNet", "{pod}");

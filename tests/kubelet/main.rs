@@ -1,13 +1,16 @@
 //! What warming is for, seen by a real kubelet: a Pod whose image was warmed starts with the image
 //! already there; one whose image was not warmed waits for its pull. Both times are printed, and
 //! nothing is asserted of them. In [`cold_start`]: a request to a Service at zero; in [`verification`]:
-//! who may use what was warmed; in [`disk`]: images that do not fit; in [`pins`]: what garbage collections leave; in
+//! who may use what was warmed; in [`release`]: the image of a release; in [`disk`]: images that do not fit; in [`pins`]: what garbage collections leave; in
 //! [`node_gate`]: nodes that are held until they are warm.
 
 mod cold_start;
 mod disk;
 mod node_gate;
 mod pins;
+#[path = "../release/program.rs"]
+mod program;
+mod release;
 mod verification;
 
 use std::path::{Path, PathBuf};
@@ -107,6 +110,9 @@ async fn compare(cluster: &Cluster, node: &KubeletNode) -> Result<Vec<String>> {
     let late_took = pods.start("late", &late).await?;
     let counted = starts_were_counted(&controller, warmed_took + late_took).await?;
     the_report_agrees(cluster, counted).await?;
+    // What follows counts too.
+    let _warmer = cluster.start_warmer(BINARY.as_ref(), node, &[]).await?;
+    release::runs(cluster, node).await?;
     // The others still run when everything ends.
     let containers = node.containers()?;
     ensure!(

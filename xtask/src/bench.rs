@@ -40,7 +40,7 @@ pub async fn run(arguments: BenchArgs) -> Result<ExitCode> {
 
 async fn cargo_bench(target: &str, words: &[&str]) -> Result<bool> {
     let mut command = cargo("bench");
-    // Static, as `deploy/Dockerfile` builds it: less of it is resident. With a target of its own, the
+    // Static, as a release is built: less of it is resident. With a target of its own, the
     // flag holds for the program and not for build scripts and macros.
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     command.args(["--package", "imagewarm", "--target", &triple, "--bench", target, "--"]);

@@ -3,18 +3,14 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use http::{Method, Request, Response, StatusCode, header};
-use kube::client::Body;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+use crate::upload::{INDEX, MANIFEST, Target};
+
 const CONFIGURATION: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -190,78 +186,6 @@ impl TestImage {
         }
         Ok((layers, unpacked))
     }
-}
-
-/// One repository of a registry, reached over its HTTP API.
-struct Target<'a> {
-    registry: &'a kube::Client,
-    repository: &'a str,
-}
-
-impl Target<'_> {
-    async fn blob(&self, media_type: &str, content: Vec<u8>) -> Result<Value> {
-        let descriptor = descriptor(media_type, &content);
-        let digest = descriptor["digest"].as_str().unwrap_or_default();
-        let path = format!("/v2/{}/blobs/{digest}", self.repository);
-        if self.send(Method::HEAD, &path, "", Vec::new()).await?.status().is_success() {
-            return Ok(descriptor);
-        }
-        let path = format!("/v2/{}/blobs/uploads/", self.repository);
-        let started = self.send(Method::POST, &path, "", Vec::new()).await?;
-        let started = expect(started, StatusCode::ACCEPTED).await?;
-        let location = started.headers().get(header::LOCATION).context("no upload location")?;
-        let location: http::Uri = location.to_str()?.parse()?;
-        let upload = location.path_and_query().context("no upload path")?.as_str();
-        let separator = if upload.contains('?') { '&' } else { '?' };
-        let upload = format!("{upload}{separator}digest={digest}");
-        let done = self.send(Method::PUT, &upload, "application/octet-stream", content).await?;
-        expect(done, StatusCode::CREATED).await?;
-        Ok(descriptor)
-    }
-
-    async fn manifest(&self, kind: &str, tag: Option<&str>, manifest: &Value) -> Result<Value> {
-        let content = manifest.to_string().into_bytes();
-        let descriptor = descriptor(kind, &content);
-        let reference = tag.or(descriptor["digest"].as_str()).unwrap_or_default();
-        let path = format!("/v2/{}/manifests/{reference}", self.repository);
-        let answer = self.send(Method::PUT, &path, kind, content).await?;
-        expect(answer, StatusCode::CREATED).await?;
-        Ok(descriptor)
-    }
-
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        content_type: &str,
-        content: Vec<u8>,
-    ) -> Result<Response<Body>> {
-        let mut request = Request::builder().method(method.clone()).uri(path);
-        if !content_type.is_empty() {
-            request = request.header(header::CONTENT_TYPE, content_type);
-        }
-        let request = request.body(Body::from(content))?;
-        let answer = tokio::time::timeout(Duration::from_secs(60), self.registry.send(request));
-        answer
-            .await
-            .context("the registry does not answer")?
-            .with_context(|| format!("{method} {path}"))
-    }
-}
-
-async fn expect(answer: Response<Body>, wanted: StatusCode) -> Result<Response<Body>> {
-    let status = answer.status();
-    if status == wanted {
-        return Ok(answer);
-    }
-    let body = answer.into_body().collect_bytes().await.unwrap_or_default();
-    bail!("the registry answered {status}: {}", String::from_utf8_lossy(&body))
-}
-
-fn descriptor(media_type: &str, content: &[u8]) -> Value {
-    let hash = Sha256::digest(content);
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    json!({"mediaType": media_type, "size": content.len(), "digest": format!("sha256:{hex}")})
 }
 
 /// A tar archive with one file of random bytes.

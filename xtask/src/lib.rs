@@ -12,6 +12,7 @@ mod cargo;
 pub mod cluster;
 pub mod cold_start;
 pub mod demo;
+pub mod dist;
 pub mod http_get;
 pub mod images;
 pub mod memory_limit;
@@ -22,6 +23,7 @@ pub mod progress;
 mod restartable;
 pub mod sandbox;
 pub mod test;
+mod upload;
 pub mod wait;
 
 use std::path::PathBuf;

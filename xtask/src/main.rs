@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use xtask::cluster::{Cluster, Knative, Options, require_root};
 use xtask::prerequisites::{self, Prerequisite};
-use xtask::{bench, demo, test};
+use xtask::{bench, demo, dist, test};
 
 /// Developer commands of imagewarm.
 #[derive(Parser)]
@@ -25,6 +25,9 @@ enum Command {
     Test(test::TestArgs),
     /// Measures imagewarm against the development cluster, beside baselines.
     Bench(bench::BenchArgs),
+    /// Makes the files of a release: image, archives, manual, SBOM, notices, manifests, checksums.
+    #[command(disable_help_flag = true)]
+    Dist(dist::DistArgs),
     /// Brings up the bare development cluster and leaves it running until Ctrl-C.
     Cluster(ClusterArgs),
     /// Finds, installs and builds the programs that the development cluster needs.
@@ -107,6 +110,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Test(arguments) => test::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
+        Command::Dist(arguments) => dist::run(arguments).await,
         Command::Cluster(arguments) => keep_cluster(arguments).await,
         Command::Prerequisites(PrerequisitesArgs { programs }) => {
             let all = Prerequisite::all();

@@ -17,6 +17,7 @@ use crate::ports::Port;
 use crate::prerequisites::{Prerequisite, Programs};
 use crate::process::Program;
 use crate::restartable::Restartable;
+use crate::upload::Target;
 
 /// User name that the registry with TLS asks for.
 pub const USER: &str = "warm";
@@ -102,6 +103,13 @@ impl Registry {
     /// Makes an image, pushes it, and returns the digest under which it is served.
     pub async fn push(&self, image: &TestImage, repository: &str, tag: &str) -> Result<String> {
         let pushed = image.push(&self.client, repository, tag).await;
+        pushed.with_context(|| format!("push {}", self.image(repository, tag)))
+    }
+
+    /// Pushes the image of an OCI layout, and returns the digest under which it is served.
+    pub async fn push_layout(&self, layout: &Path, repository: &str, tag: &str) -> Result<String> {
+        let target = Target { registry: &self.client, repository };
+        let pushed = target.layout(layout, tag).await;
         pushed.with_context(|| format!("push {}", self.image(repository, tag)))
     }
 

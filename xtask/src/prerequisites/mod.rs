@@ -35,6 +35,12 @@ pub const KNATIVE_VERSION: &str = "v0.42.2";
 /// The Helm version that `xtask/helm/go.mod` names.
 pub const HELM_VERSION: &str = "v4.3.2";
 
+/// The version of krew that `xtask/krew/go.mod` names.
+pub const KREW_VERSION: &str = "v0.4.3";
+
+/// The version of actionlint that `xtask/actionlint/go.mod` names.
+pub const ACTIONLINT_VERSION: &str = "v1.7.12";
+
 /// A program that a development cluster may need. Those that are built stand in the order of their
 /// builds: the first of Kubernetes' programs compiles most of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -72,6 +78,18 @@ pub enum Prerequisite {
     KnativeActivator,
     /// The sidecar of every Pod that Knative makes.
     KnativeQueue,
+    /// kubectl's plugin manager.
+    Krew,
+    /// Judges manifests of krew's index, with krew itself.
+    ValidateKrewManifest,
+    /// Judges workflows of the forge.
+    Actionlint,
+    Zsh,
+    Fish,
+    /// Judges man pages.
+    Mandoc,
+    /// Judges and tests rules of Prometheus.
+    Promtool,
     /// A folder: the manifests of Knative Serving and of the modules that it is made of.
     KnativeManifests,
 }
@@ -96,6 +114,25 @@ fn knative(name: &'static str, package: &'static str, seconds: u64) -> GoProgram
         name,
         module: "knative",
         version: KNATIVE_VERSION,
+        package,
+        tags: "",
+        version_variable: None,
+        any_version: false,
+        about: Duration::from_secs(seconds),
+    }
+}
+
+/// A program that releases and manifests are judged with.
+fn judge(
+    name: &'static str,
+    (module, version): (&'static str, &'static str),
+    package: &'static str,
+    seconds: u64,
+) -> GoProgram {
+    GoProgram {
+        name,
+        module,
+        version,
         package,
         tags: "",
         version_variable: None,
@@ -146,6 +183,12 @@ impl Prerequisite {
             Self::Faketime => &[("faketime", "faketime")],
             Self::Kubelet => &[("iptables", "iptables"), ("nsenter", "util-linux")],
             Self::Crio => &[("runc", "runc")],
+            // krew downloads nothing without git.
+            Self::Krew => &[("git", "git")],
+            Self::Zsh => &[("zsh", "zsh")],
+            Self::Fish => &[("fish", "fish")],
+            Self::Mandoc => &[("mandoc", "mandoc")],
+            Self::Promtool => &[("promtool", "prometheus")],
             Self::KubeApiserver
             | Self::KubeControllerManager
             | Self::KubeScheduler
@@ -156,6 +199,8 @@ impl Prerequisite {
             | Self::KnativeAutoscaler
             | Self::KnativeActivator
             | Self::KnativeQueue
+            | Self::ValidateKrewManifest
+            | Self::Actionlint
             | Self::KnativeManifests => &[],
         }
     }
@@ -173,6 +218,10 @@ impl Prerequisite {
             | Self::Busybox
             | Self::Ext4
             | Self::Faketime
+            | Self::Zsh
+            | Self::Fish
+            | Self::Mandoc
+            | Self::Promtool
             | Self::KnativeManifests => return None,
             Self::KubeApiserver => {
                 kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 360)
@@ -233,6 +282,21 @@ impl Prerequisite {
                 knative("knative-activator", "knative.dev/serving/cmd/activator", 10)
             }
             Self::KnativeQueue => knative("knative-queue", "knative.dev/serving/cmd/queue", 10),
+            Self::Krew => {
+                judge("kubectl-krew", ("krew", KREW_VERSION), "sigs.k8s.io/krew/cmd/krew", 30)
+            }
+            Self::ValidateKrewManifest => judge(
+                "validate-krew-manifest",
+                ("krew", KREW_VERSION),
+                "sigs.k8s.io/krew/cmd/validate-krew-manifest",
+                10,
+            ),
+            Self::Actionlint => judge(
+                "actionlint",
+                ("actionlint", ACTIONLINT_VERSION),
+                "github.com/rhysd/actionlint/cmd/actionlint",
+                15,
+            ),
         })
     }
 
@@ -397,6 +461,8 @@ mod tests {
             ("containerd", format!("github.com/containerd/containerd/v2 {CONTAINERD_VERSION}")),
             ("knative", format!("knative.dev/serving {KNATIVE_VERSION}")),
             ("helm", format!("helm.sh/helm/v4 {HELM_VERSION}")),
+            ("krew", format!("sigs.k8s.io/krew {KREW_VERSION}")),
+            ("actionlint", format!("github.com/rhysd/actionlint {ACTIONLINT_VERSION}")),
         ];
         for (module, wanted) in modules {
             let path = workspace().join("xtask").join(module).join("go.mod");

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::clock::wall_clock;
 use crate::commands::terminal::Terminal;
-use crate::commands::{certs, check, pins, reference, report, status, wait};
+use crate::commands::{certs, check, pins, reference, report, status, wait, warm, why};
 use crate::exit::Exit;
 use crate::kubernetes::client::ClientArgs;
 use crate::programs::{self, ControllerCommand, WarmerCommand};
@@ -16,7 +16,14 @@ use crate::telemetry::logs;
 
 /// Warm container images on every node the moment a Knative Revision is created
 #[derive(Parser, Debug)]
-#[command(name = "imagewarm", version, about, max_term_width = 100)]
+#[command(
+    name = "imagewarm",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done and all is well, 1 the request failed or something is not well, \
+                  2 wrong usage, 3 unexpected, 4 not in time"
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -33,6 +40,10 @@ enum Command {
     Check(CheckCommand),
     /// Show which images are warm on which nodes, and why the others are not
     Status(StatusCommand),
+    /// Tell the whole story of an image: who wants it, how its pulls went, what comes next
+    Why(WhyCommand),
+    /// Warm images by hand
+    Warm(WarmCommand),
     /// Wait until images are on their nodes; exit with 4 when they are not in time
     Wait(WaitCommand),
     /// Show what warming was worth: which containers found their image, and how long the others
@@ -63,6 +74,22 @@ struct StatusCommand {
     client: ClientArgs,
     #[command(flatten)]
     status: status::StatusArgs,
+}
+
+#[derive(Args, Debug)]
+struct WhyCommand {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    why: why::WhyArgs,
+}
+
+#[derive(Args, Debug)]
+struct WarmCommand {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    warm: warm::WarmArgs,
 }
 
 #[derive(Args, Debug)]
@@ -131,6 +158,14 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             let all_ready =
                 status::run(&command.status, client, Terminal::stdout(), &mut io::stdout()).await?;
             Ok(Exit::from(all_ready))
+        }),
+        Command::Why(command) => block_on(async move {
+            let client = command.client.connect().await?;
+            Ok(why::run(&command.why, client, &mut io::stdout()).await?)
+        }),
+        Command::Warm(command) => block_on(async move {
+            let client = command.client.connect().await?;
+            Ok(warm::run(&command.warm, client, Terminal::stdout(), &mut io::stdout()).await?)
         }),
         Command::Wait(command) => block_on(async move {
             let client = command.client.connect().await?;

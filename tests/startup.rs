@@ -384,7 +384,10 @@ fn bad_flag_values_are_wrong_usage() {
         ("warmer", "--dispatch-server", "http://controller:8444", "https://"),
         ("warmer", "--health-listen", "8080", "address"),
         ("warmer", "--log-level", "", "info"),
-        ("status", "--output", "yaml", "json"),
+        ("status", "--output", "xml", "yaml"),
+        ("status", "--image", "App", "lower case"),
+        ("check", "--output", "yaml", "json"),
+        ("wait", "--timeout", "soon", "5s"),
     ];
     for (command, flag, value, right) in table {
         let assignment = format!("{flag}={value}");
@@ -405,7 +408,13 @@ fn wrong_usage() {
     let place = Place::new();
     for (words, part) in [
         (vec![], "Usage: imagewarm"),
-        (vec!["warm"], "'warm'"),
+        (vec!["melt"], "'melt'"),
+        (vec!["check", "--timeout", "5s"], "--wait"),
+        (vec!["wait", "service/Hello"], "is no name of an object"),
+        (vec!["why"], "<TARGET>"),
+        (vec!["warm"], "<IMAGE>"),
+        (vec!["warm", "App"], "lower case"),
+        (vec!["warm", "app", "--pull-secret", "a/b"], "is not the name of a Secret"),
         (vec!["controller"], "--dispatch-advertise"),
         (vec!["crds", "--json"], "--json"),
         (vec!["reference"], "<IMAGE>"),
@@ -499,7 +508,7 @@ fn help_explains_every_flag() {
         }
         commands += 1;
     }
-    assert_eq!(commands, 8);
+    assert_eq!(commands, 12);
 }
 
 /// Answers one request, with 403. Returns its head.

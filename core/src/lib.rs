@@ -29,3 +29,4 @@ pub mod table;
 pub mod throttle;
 pub mod validation;
 pub mod webhook_paths;
+pub mod why;

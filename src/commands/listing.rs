@@ -86,6 +86,8 @@ pub(super) struct Listed {
 pub(super) const IMAGE_WARMS: Listed = Listed { kind: "ImageWarms", role: "imagewarm-view" };
 pub(super) const REVISIONS: Listed =
     Listed { kind: "Revisions", role: "knative-serving-namespaced-view" };
+pub(super) const NODES: Listed =
+    Listed { kind: "Nodes", role: "view-nodes (get and list on nodes)" };
 pub(super) const EVENTS: Listed = Listed { kind: "Events", role: "view" };
 
 impl Listed {

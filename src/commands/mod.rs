@@ -1,5 +1,5 @@
-//! The commands for users: check, status, wait, report, pins, certs, reference, crds. They read and print, and change
-//! nothing.
+//! The commands for users: check, status, why, wait, warm, report, pins, certs, reference, crds. Only warm changes
+//! anything.
 
 pub(crate) mod certs;
 pub(crate) mod check;
@@ -13,3 +13,5 @@ pub(crate) mod status;
 mod target;
 pub(crate) mod terminal;
 pub(crate) mod wait;
+pub(crate) mod warm;
+pub(crate) mod why;

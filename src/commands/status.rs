@@ -191,7 +191,7 @@ async fn filter(args: &FilterArgs, client: Client, scope: &Scope) -> Result<Filt
         None => None,
     };
     let FilterArgs { node, image, failed, .. } = args.clone();
-    Ok(Filter { node, image, wanted, failed })
+    Ok(Filter { node, image, wanted, failed, ..Filter::default() })
 }
 
 /// The nodes that the node gate holds. None for users who may not list Nodes, which most roles of a

@@ -15,6 +15,9 @@ pub(crate) enum TargetError {
     /// The Revisions cannot be listed.
     #[error(transparent)]
     Listing(#[from] ListingError),
+    /// A Pod waits by itself.
+    #[error("a Pod waits by itself: `kubectl wait pod/NAME`, or name its Service or Revision here")]
+    Pod,
     /// There is no such one.
     #[error(
         "there is no {kind} {name} {scope}: `kubectl get revisions` lists what there is; -n names another namespace"
@@ -35,6 +38,9 @@ pub(super) async fn wanted_images(
     client: Client,
     scope: &Scope,
 ) -> Result<Vec<WantedImage>, TargetError> {
+    if matches!(target, Target::Pod(_)) {
+        return Err(TargetError::Pod);
+    }
     let revisions: Api<Revision> = scope.api(client);
     let mut all = Vec::new();
     let listing = list(&revisions, ListParams::default(), |revision| all.push(revision)).await;
@@ -44,12 +50,7 @@ pub(super) async fn wanted_images(
         listing => listing.map_err(|error| REVISIONS.failed(error, scope))?,
     }
     images_of(target, &all).ok_or_else(|| {
-        let (kind, name) = match target {
-            Target::Service(name) => ("Service with traffic called", quoted(name).to_string()),
-            Target::Revision(name) => ("Revision called", quoted(name).to_string()),
-            Target::Name(name) => ("Service or Revision called", quoted(name).to_string()),
-            Target::Image(_) => ("image", String::new()),
-        };
-        TargetError::NotFound { kind, name, scope: scope.description() }
+        let (kind, name) = target.described();
+        TargetError::NotFound { kind, name: quoted(name).to_string(), scope: scope.description() }
     })
 }

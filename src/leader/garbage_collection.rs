@@ -59,6 +59,9 @@ enum Check {
     Revision(String, String),
     /// Is this Image (namespace, name) gone, or known not to demand the image?
     Image(String, String),
+    /// Made by hand for a time that is over. That its annotation is still the same is a precondition of the
+    /// deletion.
+    Expiry,
     /// The Revision had no name yet (`generateName`): does the cache hold all Revisions of this
     /// namespace?
     Unnamed(String),
@@ -177,6 +180,7 @@ impl GarbageCollector {
         }
         let checked = match check {
             Check::Unnamed(namespace) => self.unnamed(namespace, stores).await,
+            Check::Expiry => Ok(Verdict::Delete),
             Check::Node(node) => {
                 let known = stores.nodes.get("", node).is_some();
                 let found = live::find_node(&self.client, node).await;
@@ -302,6 +306,7 @@ fn check_for(deletion: &Deletion) -> Check {
     match deletion.cause {
         Cause::NodeGone => return Check::Node(warm.node_name.to_string()),
         Cause::NodeReplaced => return Check::ReplacedNode(warm.node_name.to_string()),
+        Cause::Expired => return Check::Expiry,
         Cause::NotDemanded | Cause::Reserve | Cause::Resolved => {}
     }
     let namespace = warm.namespace.to_string();

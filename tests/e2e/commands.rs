@@ -13,6 +13,9 @@ use crate::world::{World, containers, eventually};
 crate::tests![
     status_shows_nodes_images_and_reasons,
     watching_ends_by_itself,
+    a_service_is_waited_for_and_explained,
+    waiting_ends_in_time,
+    warming_by_hand_ends_with_its_time,
     a_report_has_what_kubelets_said,
     kubectl_shows_and_explains_image_warms,
     field_selectors_find_a_nodes_image_warms,
@@ -68,6 +71,118 @@ async fn watching_ends_by_itself(world: &World) -> Result<()> {
     };
     tokio::try_join!(watching, healing)?;
     namespace.all_ready(3).await?;
+    Ok(())
+}
+
+async fn a_service_is_waited_for_and_explained(world: &World) -> Result<()> {
+    let namespace = world.namespace("explain").await?;
+    let name = namespace.name.as_str();
+    let imagewarm = async |arguments: &[&str]| {
+        let arguments = [arguments, &["-n", name]].concat();
+        world.commands.imagewarm(&arguments).await
+    };
+    let app = world.registries.push("explain", "v1").await?;
+    namespace.revision("hello-00001", containers(&[&app.tag])).await?;
+    namespace.of_service("hello-00001", "hello").await?;
+    let (code, output) = imagewarm(&["wait", "hello", "--timeout", "60s"]).await?;
+    ensure!(code == 0 && output.contains("3 of 3 ready"), "{code}\n{output}");
+    let missing = app.tag.replace(":v1", ":v9");
+    namespace.create_image_warm("bad", &missing, "node-1", &[]).await?;
+    namespace.reaches("bad", Reason::NotFound).await?;
+
+    let repository = app.tag.trim_end_matches(":v1");
+    for (filters, count) in [
+        (vec!["--service", "hello"], 3),
+        (vec!["--service", "hello", "--node", "node-2"], 1),
+        (vec!["--image", repository], 4),
+        (vec!["--image", &missing], 1),
+        (vec!["--failed"], 1),
+        (vec![], 4),
+    ] {
+        let (_, output) = imagewarm(&[&["status", "-o", "name"], &*filters].concat()).await?;
+        let all_named = output.lines().all(|it| it.starts_with("imagewarm.caching.knative.dev/"));
+        ensure!(output.lines().count() == count && all_named, "{filters:?}:\n{output}");
+    }
+    let (_, output) = imagewarm(&["status", "-o", "yaml", "--node", "node-3"]).await?;
+    ensure!(output.contains("total: 1") && output.contains("node: node-3"), "{output}");
+
+    let (code, output) = imagewarm(&["why", "hello", "--node", "node-2"]).await?;
+    ensure!(code == 0, "{code}\n{output}");
+    for part in
+        [" on node-2\n", "Pulled for", "Revision hello-00001 of the Service hello", "docker"]
+    {
+        ensure!(output.contains(part), "no {part:?} in:\n{output}");
+    }
+    let (code, output) = imagewarm(&["why", &missing]).await?;
+    ensure!(code == 1, "{code}\n{output}");
+    for part in
+        ["NotFound for", "created it by hand", "it is tried again within", "does the tag exist?"]
+    {
+        ensure!(output.contains(part), "no {part:?} in:\n{output}");
+    }
+    world.nodes.cordon("node-1").await?;
+    let side = world.registries.push("explain-side", "v1").await?;
+    namespace.revision("side-00001", containers(&[&side.tag])).await?;
+    let (code, output) = imagewarm(&["wait", "revision/side-00001", "--timeout", "60s"]).await?;
+    ensure!(code == 0 && output.contains("2 of 2 ready"), "{code}\n{output}");
+    let (_, output) = imagewarm(&["why", "side-00001"]).await?;
+    for part in [" on node-2, node-3\n", " on node-1\n", "cannot start here: node is cordoned"] {
+        ensure!(output.contains(part), "no {part:?} in:\n{output}");
+    }
+    Ok(())
+}
+
+async fn waiting_ends_in_time(world: &World) -> Result<()> {
+    let namespace = world.namespace("in-time").await?;
+    let name = namespace.name.as_str();
+    world.registries.push("in-time", "v1").await?;
+    let proxied = world.registries.behind_proxy("in-time", "in-time");
+    proxied.spoil(Fault::Hold);
+    namespace.revision("hello-00001", containers(&[&proxied.image("v1")])).await?;
+    proxied.until_held().await?;
+    let wait = ["wait", "hello-00001", "--timeout", "500ms", "-n", name];
+    let (code, output) = world.commands.imagewarm(&wait).await?;
+    ensure!(code == 4 && output.contains("Not done within"), "{code}\n{output}");
+    let unknown = ["wait", "nothing", "-n", name];
+    let (code, output) = world.commands.imagewarm(&unknown).await?;
+    let told = format!("there is no Service or Revision called \"nothing\" in namespace {name}");
+    ensure!(code == 1 && output.contains(&told), "{code}\n{output}");
+    proxied.heal();
+    namespace.create_image_warm("bad", &proxied.image("v9"), "node-1", &[]).await?;
+    let image = format!("image/{}", proxied.image("v9"));
+    let (code, output) = world.commands.imagewarm(&["wait", &image, "-n", name]).await?;
+    ensure!(code == 1 && output.contains("NotFound"), "time does not heal it: {code}\n{output}");
+    Ok(())
+}
+
+async fn warming_by_hand_ends_with_its_time(world: &World) -> Result<()> {
+    let namespace = world.namespace("by-hand").await?;
+    let name = namespace.name.as_str();
+    let (brief, stays) =
+        (world.registries.push("brief", "v1").await?, world.registries.push("stays", "v1").await?);
+    let node = "kubernetes.io/hostname=node-1";
+    let warm = ["warm", "-n", name, "--nodes", node, "--wait", "--timeout", "60s"];
+    let for_a_time = [&warm[..], &["--ttl", "1s", &brief.tag]].concat();
+    let for_good = [&warm[..], &[&*stays.tag]].concat();
+    for arguments in [for_good.clone(), for_a_time] {
+        let (code, output) = world.commands.imagewarm(&arguments).await?;
+        ensure!(
+            code == 0 && output.contains("1 ImageWarms created, 0 were there"),
+            "{code}\n{output}"
+        );
+        ensure!(output.contains("1 of 1 ready"), "{output}");
+    }
+    eventually("what was for a time is deleted", async || {
+        let warms = namespace.image_warms().await?;
+        let images: Vec<&str> = warms.iter().map(|warm| &*warm.spec.image).collect();
+        Ok((images == [&*stays.tag]).then_some(()))
+    })
+    .await?;
+    let (code, output) = world.commands.imagewarm(&for_good).await?;
+    ensure!(code == 0 && output.contains("0 ImageWarms created, 1 were there"), "{code}\n{output}");
+    let nowhere = ["warm", &brief.tag, "-n", name, "--nodes", "no=where"];
+    let (code, output) = world.commands.imagewarm(&nowhere).await?;
+    ensure!(code == 1 && output.contains("no node is eligible"), "{code}\n{output}");
     Ok(())
 }
 

@@ -13,8 +13,9 @@ use kube_core::Resource;
 use super::condition::{Condition, READY, Reason};
 use super::names::{MAX_PULL_SECRET_NAMES, MAX_PULL_SECRETS, MAX_SUBDOMAIN, NodeName, Uid};
 use super::{
-    CREATED_FOR_ANNOTATION, ImageWarm, ImageWarmSpec, ImageWarmStatus, KnativeImage, MANAGED_BY,
-    MANAGED_BY_LABEL, Progress, SERVICE_ACCOUNT_ANNOTATION, SecretReference,
+    CREATED_FOR_ANNOTATION, EXPIRES_AT_ANNOTATION, ImageWarm, ImageWarmSpec, ImageWarmStatus,
+    KnativeImage, MANAGED_BY, MANAGED_BY_LABEL, Progress, SERVICE_ACCOUNT_ANNOTATION,
+    SecretReference,
 };
 
 /// Longest annotation that we set, in bytes: a uid and a name, or a name.
@@ -74,7 +75,8 @@ impl Common {
     ) -> Self {
         labels.retain(|key, _| key == MANAGED_BY_LABEL);
         annotations.retain(|key, value| {
-            [CREATED_FOR_ANNOTATION, SERVICE_ACCOUNT_ANNOTATION].contains(&key.as_str())
+            [CREATED_FOR_ANNOTATION, EXPIRES_AT_ANNOTATION, SERVICE_ACCOUNT_ANNOTATION]
+                .contains(&key.as_str())
                 && value.len() <= LONGEST_ANNOTATION
         });
         owners.retain(|owner| {
@@ -217,6 +219,11 @@ impl CachedImageWarm {
     /// `status.digest`.
     pub fn digest(&self) -> Option<&str> {
         self.status.as_ref()?.digest.as_deref()
+    }
+
+    /// When the leader may delete one that was made by hand; never without, or with what is no time.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.annotation(EXPIRES_AT_ANNOTATION)?.parse().ok()
     }
 
     /// The annotation of this key.

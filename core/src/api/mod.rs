@@ -46,6 +46,10 @@ pub const CREATED_FOR_ANNOTATION: &str = "caching.knative.dev/created-for";
 /// the spec names none.
 pub const SERVICE_ACCOUNT_ANNOTATION: &str = "caching.knative.dev/service-account";
 
+/// Annotation on an `ImageWarm` made by hand: when the leader may delete it, unless a Revision or an Image wants it
+/// (RFC 3339).
+pub const EXPIRES_AT_ANNOTATION: &str = "caching.knative.dev/expires-at";
+
 /// Names one Revision in a form that is known both at admission (no uid yet) and later: the uid
 /// of its controlling owner (the Configuration; empty without one), a slash, the Revision's name.
 /// `None` while the name is not known (`generateName`).

@@ -316,7 +316,7 @@ pub(super) fn resolved(assign: &Assign, image: &Reference) -> Option<Reference> 
 
 /// Transient failures are retried soon, those that require user action slowly; both with a back-off
 /// of at most about five minutes.
-pub(super) fn retry_delay(attempts: u32, reason: Reason, jitter: f64) -> i64 {
+pub(crate) fn retry_delay(attempts: u32, reason: Reason, jitter: f64) -> i64 {
     let (first, factor): (f64, f64) =
         if reason.requires_user_action() { (10_000.0, 4.0) } else { (1_000.0, 2.0) };
     let power = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX).min(30);

@@ -18,6 +18,7 @@ use crate::image::Reference;
 use crate::protocol::{Assign, Outcome};
 use crate::runtime::{PresentImage, PulledImage, RuntimeError, Sandboxes};
 use crate::throttle::registry::namespace_share;
+pub(crate) use entry::retry_delay;
 use entry::{Entry, State, absent, backoff_text, resolved, unchecked};
 use registry::{Account, Registries};
 use removal::Removals;

@@ -114,6 +114,8 @@ labels! {
         Reserve,
         /// It is by a tag of which an ImageWarm by digest is on the node.
         Resolved,
+        /// It was made by hand for a time that is over, and no consumer demands its image.
+        Expired,
     }
 }
 
@@ -247,7 +249,20 @@ fn collect_garbage(
         }
     }
     for warm in observed.image_warms.all {
-        if !warm.is_managed() || warm.is_terminating() {
+        if warm.is_terminating() {
+            continue;
+        }
+        if !warm.is_managed() {
+            let expires_at = warm.expires_at();
+            if let Some(at) =
+                expires_at.filter(|_| wanted.until(warm, observed.image_warms).is_none())
+            {
+                if at > now {
+                    plan.recheck(&warm.namespace, at);
+                } else {
+                    plan.delete.push(Deletion { warm: warm.clone(), cause: Cause::Expired });
+                }
+            }
             continue;
         }
         let node_created = nodes.get(&*warm.node_name);

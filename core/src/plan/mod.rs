@@ -2,6 +2,7 @@
 //! the failures to report as Events ([`failures`]), and when nodes are released ([`node_gate`]). Each works on
 //! one full observation of some namespaces; [`planner`] decides of which.
 
+pub mod by_hand;
 pub mod diff;
 mod eligible;
 mod existing;

@@ -41,7 +41,7 @@ pub struct ContainerStart {
     pub at: Timestamp,
     /// `None` when the image was on the node; else how long the container waited for it, zero where the
     /// kubelet does not say.
-    pub(super) waited: Option<SignedDuration>,
+    pub waited: Option<SignedDuration>,
 }
 
 /// What is counted of a [`ContainerStart`].

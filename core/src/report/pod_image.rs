@@ -10,7 +10,7 @@ use crate::api::names::{MAX_SUBDOMAIN, NodeName};
 use crate::image::Reference;
 
 /// `reason` of the kubelet's Event when it begins to pull a container's image.
-const PULLING: &str = "Pulling";
+pub const PULLING: &str = "Pulling";
 /// `reason` of the kubelet's Event when a container's image is on the node.
 pub const PULLED: &str = "Pulled";
 /// Selects the Events of this reason about Pods.

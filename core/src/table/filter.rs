@@ -1,6 +1,6 @@
 //! Which ImageWarms a command is about: those of a Service or a Revision, of an image, of a node, the failed ones.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::str::FromStr;
 
 use crate::api::knative::SERVICE_LABEL;
@@ -20,6 +20,10 @@ pub struct Filter {
     pub image: Option<ImageName>,
     /// Those of these images, such as of a Revision.
     pub wanted: Option<Vec<WantedImage>>,
+    /// Those that may serve the Pod with these images.
+    pub of_pod: Option<Vec<Reference>>,
+    /// Those of these names.
+    pub names: Option<BTreeSet<String>>,
     /// Those whose pull failed, or whose image was removed.
     pub failed: bool,
 }
@@ -47,6 +51,14 @@ impl FromStr for ImageName {
 }
 
 impl ImageName {
+    /// The one image, where it is only one.
+    pub fn exact(&self) -> Option<&Reference> {
+        match self {
+            ImageName::Exactly(one) => Some(one),
+            ImageName::Repository(_) => None,
+        }
+    }
+
     fn is(&self, image: &Reference) -> bool {
         match self {
             ImageName::Exactly(one) => one == image,
@@ -58,7 +70,13 @@ impl ImageName {
 impl Filter {
     /// Whether it leaves out nothing.
     pub fn is_empty(&self) -> bool {
-        self.node.is_none() && self.image.is_none() && self.wanted.is_none() && !self.failed
+        let Filter { node, image, wanted, of_pod, names, failed } = self;
+        node.is_none()
+            && image.is_none()
+            && wanted.is_none()
+            && of_pod.is_none()
+            && names.is_none()
+            && !failed
     }
 
     /// Whether the ImageWarm is meant.
@@ -71,13 +89,23 @@ impl Filter {
         if self.failed && !has_failed() {
             return false;
         }
-        if self.image.is_none() && self.wanted.is_none() {
+        let is_named = |names: &BTreeSet<String>| {
+            warm.metadata.name.as_ref().is_some_and(|name| names.contains(name))
+        };
+        if !self.names.as_ref().is_none_or(is_named) {
+            return false;
+        }
+        if self.image.is_none() && self.wanted.is_none() && self.of_pod.is_none() {
             return true;
         }
         // Admission refuses others; the API server may hold some from before it was installed.
         let Ok(image) = Reference::parse(&warm.spec.image) else { return false };
         self.image.as_ref().is_none_or(|name| name.is(&image))
             && self.wanted.as_ref().is_none_or(|all| all.iter().any(|one| one.is(&image)))
+            && self
+                .of_pod
+                .as_ref()
+                .is_none_or(|all| all.iter().any(|one| serves(warm, &image, one)))
     }
 
     /// The images that are wanted and have no ImageWarm yet.
@@ -87,6 +115,17 @@ impl Filter {
         let is_there = |name: &&WantedImage| !name.names().any(|name| there.contains(name));
         self.wanted.iter().flatten().filter(is_there).map(|wanted| &wanted.reference).collect()
     }
+}
+
+/// Whether the ImageWarm is of the image of a Pod, which Knative names by the digest of a tag. The digest of a tag that is
+/// not on the node yet may be that.
+fn serves(warm: &ImageWarm, image: &Reference, of_pod: &Reference) -> bool {
+    let held = warm.status.as_ref().and_then(|status| status.digest.as_deref());
+    let digest = image.digest().or(held);
+    image == of_pod
+        || of_pod.digest().is_some()
+            && image.repository() == of_pod.repository()
+            && (digest.is_none() || digest == of_pod.digest())
 }
 
 /// What a command is asked about: `service/hello`, `revision/hello-00001`, `image/app:v1`, or one of these names
@@ -99,6 +138,8 @@ pub enum Target {
     Revision(String),
     /// An image.
     Image(ImageName),
+    /// A Pod.
+    Pod(String),
     /// A name alone: a Service or a Revision.
     Name(String),
 }
@@ -117,9 +158,24 @@ impl FromStr for Target {
         match text.split_once('/') {
             Some(("service" | "ksvc", rest)) => name(rest).map(Target::Service),
             Some(("revision", rest)) => name(rest).map(Target::Revision),
+            Some(("pod", rest)) => name(rest).map(Target::Pod),
             Some(("image", rest)) => rest.parse().map(Target::Image),
             None if !text.contains([':', '@', '.']) => name(text).map(Target::Name),
             _ => text.parse().map(Target::Image),
+        }
+    }
+}
+
+impl Target {
+    /// What is looked for, and its name.
+    pub fn described(&self) -> (&'static str, &str) {
+        match self {
+            Target::Service(name) => ("Service with traffic called", name),
+            Target::Revision(name) => ("Revision called", name),
+            Target::Pod(name) => ("Pod called", name),
+            Target::Name(name) => ("Service or Revision called", name),
+            Target::Image(ImageName::Exactly(image)) => ("image", image.as_str()),
+            Target::Image(ImageName::Repository(repository)) => ("image", repository),
         }
     }
 }
@@ -134,7 +190,7 @@ pub fn images_of(target: &Target, revisions: &[Revision]) -> Option<Vec<WantedIm
         labels.and_then(|labels| labels.get(SERVICE_LABEL)) == Some(name) && is_routable(revision)
     };
     let found: Vec<&Revision> = match target {
-        Target::Image(_) => return None,
+        Target::Image(_) | Target::Pod(_) => return None,
         Target::Revision(name) => revisions.iter().filter(|one| is_named(one, name)).collect(),
         Target::Service(name) => revisions.iter().filter(|one| is_of(one, name)).collect(),
         Target::Name(name) => {
@@ -194,6 +250,9 @@ mod tests {
         assert!(!failed.keeps(&app) && failed.keeps(&warm("a", "app", "False")));
         assert!(!failed.keeps(&warm("a", "app", "Unknown")));
         assert!("App".parse::<ImageName>().is_err());
+        let named = Filter { names: Some(["x".to_owned()].into()), ..Filter::default() };
+        assert!(named.keeps(&app) && !named.is_empty());
+        assert!(!Filter { names: Some(["y".to_owned()].into()), ..Filter::default() }.keeps(&app));
     }
 
     #[test]
@@ -206,6 +265,7 @@ mod tests {
         assert_eq!(parse("image/app"), repository("docker.io/library/app"));
         assert_eq!(parse("r.example/app"), repository("r.example/app"));
         assert_eq!(parse("app:v1"), Ok(Target::Image(ImageName::Exactly(reference("app:v1")))));
+        assert_eq!(parse("pod/hello-1"), Ok(Target::Pod("hello-1".into())));
         for bad in ["", "Hello", "service/", "service/a b", "image/App", "a/../B"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
@@ -245,5 +305,19 @@ mod tests {
         );
         let missing = filter.missing([by_digest("app:v2", 'a').as_str()].into_iter());
         assert_eq!(missing, [&reference("side:v1")]);
+    }
+
+    #[test]
+    fn a_pod_names_the_digest_of_a_tag() {
+        let of_pod =
+            |image: &str| Filter { of_pod: Some(vec![reference(image)]), ..Filter::default() };
+        let by_a = of_pod(&by_digest("app", 'a'));
+        let mut tag = warm("a", "app:v1", "True");
+        assert!(by_a.keeps(&tag), "its digest is not known yet");
+        tag.status.as_mut().unwrap().digest = Some(crate::sample::digest('b'));
+        assert!(!by_a.keeps(&tag));
+        tag.status.as_mut().unwrap().digest = Some(crate::sample::digest('a'));
+        assert!(by_a.keeps(&tag) && !of_pod("side").keeps(&tag));
+        assert!(of_pod("app:v1").keeps(&tag));
     }
 }

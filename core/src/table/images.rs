@@ -158,7 +158,7 @@ pub fn state(row: &Row) -> String {
     }
 }
 
-fn progress(row: &Row) -> String {
+pub(crate) fn progress(row: &Row) -> String {
     match (row.progress, row.running_seconds) {
         (Some(Progress { downloaded_bytes: done, total_bytes: total }), _) if total > 0 => {
             // 100 % is reserved for images on the node: unpacking follows the download.

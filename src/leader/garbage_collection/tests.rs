@@ -71,6 +71,7 @@ fn each_object_has_its_check() {
     assert_eq!(check(Cause::NodeGone, Some("u/r")), Check::Node("node-a".into()));
     assert_eq!(check(Cause::NodeReplaced, Some("u/r")), Check::ReplacedNode("node-a".into()));
     assert_eq!(check(Cause::NotDemanded, Some("u/r")), Check::Revision("n".into(), "r".into()));
+    assert_eq!(check(Cause::Expired, None), Check::Expiry);
     for unnamed in [None, Some(""), Some("u/"), Some("r")] {
         assert_eq!(check(Cause::NotDemanded, unnamed), Check::Unnamed("n".into()), "{unnamed:?}");
     }

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
 use crate::api::knative::ROUTING_STATE_MODIFIED;
-use crate::api::{KnativeImage, Reason, Revision, WARM_KEY};
+use crate::api::{EXPIRES_AT_ANNOTATION, KnativeImage, Reason, Revision, WARM_KEY};
 use crate::demand::Cluster;
 use crate::demand::consumers::{Demands, demands};
 use crate::plan::placements;
@@ -323,6 +323,30 @@ fn nothing_is_made_where_a_namespace_or_revision_is_being_deleted() {
     demanded.metadata.deletion_timestamp = Some(Time(at(150)));
     let exists = warm(&demanded, "app:v1", "a", 100);
     assert!(idle(&World::new(&["a", "b"], &[&demanded], &[exists]).plan(1000)));
+}
+
+#[test]
+fn one_made_by_hand_for_a_time_goes_when_it_is_over_and_nobody_wants_it() {
+    let wanting = revision("r-1", 0, &["app:v1"]);
+    let for_a_time = |image: &str, until: &str| {
+        let mut mine = by_hand(warm(&wanting, image, "a", 100));
+        let expires = [(EXPIRES_AT_ANNOTATION.to_owned(), until.to_owned())];
+        mine.metadata.annotations = Some(expires.into());
+        mine
+    };
+    let until = at(200).to_string();
+    let plan = |warms: &[ImageWarm], now: i64| World::new(&["a"], &[&wanting], warms).plan(now);
+    let other = for_a_time("other:v1", &until);
+    let before = plan(std::slice::from_ref(&other), 199);
+    assert_eq!(deleted(&before), NOTHING);
+    assert_eq!(recheck(&before), Some(at(200)));
+    let after = plan(&[other], 200);
+    assert_eq!(after.delete.len(), 1);
+    assert_eq!(after.delete[0].cause, Cause::Expired);
+    assert_eq!(deleted(&plan(&[for_a_time("app:v1", &until)], 10_000)), NOTHING, "it is wanted");
+    assert_eq!(deleted(&plan(&[for_a_time("other:v1", "soon")], 10_000)), NOTHING, "no time");
+    let managed = warm(&wanting, "app:v1", "a", 100);
+    assert_eq!(deleted(&plan(&[managed], 10_000)), NOTHING);
 }
 
 #[test]

@@ -127,6 +127,12 @@ impl Namespace {
         self.patch_revision(name, body).await
     }
 
+    /// Makes a Revision one of a Service, as Knative does.
+    pub async fn of_service(&self, name: &str, service: &str) -> Result<()> {
+        let labels = json!({"serving.knative.dev/service": service});
+        self.patch_revision(name, json!({"metadata": {"labels": labels}})).await
+    }
+
     pub async fn delete_revision(&self, name: &str) -> Result<()> {
         self.api::<Revision>().delete(name, &Default::default()).await?;
         Ok(())

@@ -34,22 +34,28 @@ impl Files {
         self.0.extend(files.0.into_iter().map(|(path, file)| (format!("{folder}/{path}"), file)));
     }
 
-    /// The manifests of a folder and of those in it: files that end in `.yaml` or `.json`, and not what a user has put beside
-    /// them.
-    pub(crate) fn manifests(folder: &Path) -> Result<Self> {
+    /// The files of a folder and of those in it whose names end in one of these, and not what a user has put beside them.
+    pub(crate) fn of_folder(folder: &Path, ends: &[&str]) -> Result<Self> {
         let mut files = Self::default();
-        files.read(folder, "").with_context(|| format!("read {}", folder.display()))?;
+        files.read(folder, "", ends).with_context(|| format!("read {}", folder.display()))?;
         Ok(files)
     }
 
-    fn read(&mut self, folder: &Path, below: &str) -> Result<()> {
+    /// Without those below a folder.
+    pub(crate) fn without(mut self, folder: &str) -> Self {
+        self.0
+            .retain(|path, _| !path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')));
+        self
+    }
+
+    fn read(&mut self, folder: &Path, below: &str, ends: &[&str]) -> Result<()> {
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;
             let name = entry.file_name().into_string().ok().context("a file name is no UTF-8")?;
             let path = format!("{below}{name}");
             if entry.file_type()?.is_dir() {
-                self.read(&entry.path(), &format!("{path}/"))?;
-            } else if [".yaml", ".json"].iter().any(|end| name.ends_with(end)) {
+                self.read(&entry.path(), &format!("{path}/"), ends)?;
+            } else if ends.iter().any(|end| name.ends_with(end)) {
                 self.add(path, std::fs::read(entry.path())?);
             }
         }

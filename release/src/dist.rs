@@ -62,6 +62,7 @@ impl Release {
         let layout = image::layout(&images, &self.source)?;
         files.insert(format!("imagewarm-{VERSION}-image.tar"), layout.tar(self.source.epoch)?);
         files.insert(format!("imagewarm-{VERSION}-manifests.tar.gz"), self.manifests()?);
+        files.insert(format!("imagewarm-{VERSION}.tgz"), self.chart()?);
         if let Some(homepage) = &self.source.repository {
             let downloads: Vec<Download> = downloads.into_iter().flatten().collect();
             let manifest = krew::manifest(&downloads, homepage)?;
@@ -110,9 +111,18 @@ impl Release {
         let mut files = Files::default();
         for folder in ["deploy", "overlays"] {
             let below = format!("imagewarm-{VERSION}/{folder}");
-            let manifests = Files::manifests(&workspace().join(folder))?;
-            files.add_below(&below, self.with_addresses(manifests)?);
+            let manifests = Files::of_folder(&workspace().join(folder), &[".yaml", ".json"])?;
+            files.add_below(&below, self.with_addresses(manifests.without("helm"))?);
         }
+        gzip(&files.tar(self.source.epoch)?)
+    }
+
+    /// The chart, as `helm package` names and packs it.
+    fn chart(&self) -> Result<Vec<u8>> {
+        let ends = [".yaml", ".json", ".tpl", ".txt", ".md", ".helmignore"];
+        let chart = Files::of_folder(&workspace().join("deploy/helm/imagewarm"), &ends)?;
+        let mut files = Files::default();
+        files.add_below("imagewarm", self.with_addresses(chart)?);
         gzip(&files.tar(self.source.epoch)?)
     }
 

@@ -181,6 +181,25 @@ fn manifests_are_those_of_the_sources_with_the_addresses_of_runbooks() {
 }
 
 #[test]
+fn the_chart_is_that_of_the_sources_with_the_addresses_of_runbooks() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = made().join(format!("imagewarm-{VERSION}.tgz"));
+    run(Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(folder.path()));
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/helm/imagewarm");
+    let (packed, mut sources) = (tree(&folder.path().join("imagewarm")), tree(&chart));
+    assert_eq!(packed.keys().collect::<Vec<_>>(), sources.keys().collect::<Vec<_>>());
+    let address = format!("https://forge.test/team/imagewarm/blob/v{VERSION}/docs/runbooks.md#");
+    let mut addresses = 0;
+    for (name, content) in packed {
+        let text = String::from_utf8(content).unwrap();
+        addresses += text.matches(&address).count();
+        let original = String::from_utf8(sources.remove(&name).unwrap()).unwrap();
+        assert_eq!(text.replace(&address, "docs/runbooks.md#"), original, "{name}");
+    }
+    assert!(addresses > 10, "{addresses} alerts have one");
+}
+
+#[test]
 fn a_release_without_an_address_has_no_krew_manifest_and_one_program_for_a_platform() {
     let mut other = release(vec![stand_in(Platform::Arm64)], None);
     let dist = other.assemble().unwrap();

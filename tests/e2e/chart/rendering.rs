@@ -17,7 +17,7 @@ crate::tests![
     the_chart_has_no_faults_that_helm_knows_of,
 ];
 
-const OVERLAYS: [&str; 11] = [
+const OVERLAYS: [&str; 12] = [
     "aks",
     "cert-manager",
     FIXED_PATHS,
@@ -26,6 +26,7 @@ const OVERLAYS: [&str; 11] = [
     "gke-quota",
     "host-network",
     "microk8s",
+    "monitoring",
     NAMESPACED,
     "node-gate",
     "openshift",

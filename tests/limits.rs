@@ -63,7 +63,11 @@ async fn the_shipped_limits_fit_into_the_shipped_memory_limit() -> Result<()> {
     is_denied(&client, &greedy[0], &text).await?;
     let last = warm("last", "app", "node-1");
     let modest: Api<ImageWarm> = Api::namespaced(client.clone(), MODEST);
-    modest.create(&PostParams::default(), &last).await?;
+    // The place of the one before is free once the controller has seen that it is gone.
+    wait_for(DEADLINE, "the last ImageWarm to be admitted", async || {
+        modest.create(&PostParams::default(), &last).await.ok()
+    })
+    .await?;
     let text = format!("no more than {all} ImageWarms (--max-image-warms)");
     is_denied(&client, MODEST, &text).await?;
     println!("{} MiB at most", limit.peak()?);

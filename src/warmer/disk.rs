@@ -43,7 +43,12 @@ impl DiskGuard {
         Self::with_measure(keep_free, named, Box::new(space_of))
     }
 
-    fn with_measure(keep_free: u8, named: Option<PathBuf>, measure: Box<Measure>) -> Self {
+    /// The same with another measurement.
+    pub(super) fn with_measure(
+        keep_free: u8,
+        named: Option<PathBuf>,
+        measure: Box<Measure>,
+    ) -> Self {
         DiskGuard { measure, keep_free, named, seen: Mutex::new(Seen::Unknown) }
     }
 

@@ -194,9 +194,11 @@ mod tests {
 
     fn pins(share: u8) -> Pins {
         let settings = PinSettings::new(share, 99, 98).unwrap();
-        // The space of the disk that the tests run on; thresholds are far above what is used.
-        let disk = Arc::new(DiskGuard::new(0, Some("/".into())));
-        Pins::new(settings, Duration::from_secs(1), disk, PinMetrics::default())
+        const GIB: u64 = 1 << 30;
+        let (free_inodes, inodes) = (1_000, 2_000);
+        let space = Space { free_bytes: 20 * GIB, capacity_bytes: 100 * GIB, free_inodes, inodes };
+        let disk = DiskGuard::with_measure(0, Some("/".into()), Box::new(move |_| Ok(space)));
+        Pins::new(settings, Duration::from_secs(1), Arc::new(disk), PinMetrics::default())
     }
 
     fn wanting(names: &[&str]) -> Wanted {

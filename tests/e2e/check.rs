@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::world::World;
+use crate::world::{World, eventually};
 
 crate::tests![check_finds_what_is_broken, check_before_installation_names_obstacles];
 
@@ -35,10 +35,18 @@ async fn check_finds_what_is_broken(world: &World) -> Result<()> {
     let kubeconfig = world.cluster().kubeconfig_for(&namespace.name, "checker").await?;
     let kubeconfig = kubeconfig.to_str().context("a path in UTF-8")?;
     world.warmers.run_pods(&world.nodes.names()).await?;
-    for outcome in ["failed", "warning", "skipped"] {
-        let found = outcomes(world, kubeconfig, outcome).await?;
-        ensure!(found.is_empty(), "{outcome}: {found:?}");
-    }
+    // A test before this one may have replaced the controllers: there is a leader again within its Lease.
+    let holds = async || {
+        for outcome in ["failed", "warning", "skipped"] {
+            let found = outcomes(world, kubeconfig, outcome).await?;
+            if !found.is_empty() {
+                println!("{outcome}: {found:?}");
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    };
+    eventually("everything to hold", holds).await?;
     let arguments = ["check", "--kubeconfig", kubeconfig];
     let (_, text) = world.commands.imagewarm(&arguments).await?;
     for part in ["ok      leader        controller-", "3 of 3 nodes", "nodes agree"] {

@@ -1,18 +1,15 @@
 //! `cargo xtask test`: prepares the programs, runs every test of the workspace, and closes with what
-//! failed and why, and one line of counts. The end-to-end tests run beside the others: both mostly wait.
+//! failed and why, and one line of counts.
 
-use std::io::{IsTerminal as _, Write as _};
-use std::process::{ExitCode, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::task::JoinSet;
 
-use crate::cargo::cargo;
 use crate::prerequisites::{self, Prerequisite};
 use crate::process::{Signal, send_group};
+use crate::workspace;
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args, Clone, Debug)]
@@ -40,12 +37,6 @@ struct Counts {
 }
 
 impl Counts {
-    fn sum(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped += other.skipped;
-    }
-
     /// Adds what a line says, if it is such a line (colours and all).
     fn add(&mut self, line: &str) {
         let Some((_, counts)) = line.split_once("test result: ") else { return };
@@ -90,33 +81,58 @@ impl Failures {
     }
 }
 
-/// The test program that takes about as long as all others together, and mostly waits.
-const LONGEST: &str = "e2e";
-
 /// Runs the tests. The exit code is non-zero when one failed, or when the build did.
 pub async fn run(arguments: TestArgs) -> Result<ExitCode> {
     prerequisites::ensure(Prerequisite::all()).await?;
-    let mut lanes = lanes(&arguments).await?.into_iter();
-    let output = Arc::new(Output::default());
-    let mut running = JoinSet::new();
-    for lane in &mut lanes {
-        let (name, output) = (lane.name, output.clone());
-        running.spawn(async move { (name, lane.run(output).await) });
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.arg("test").current_dir(workspace());
+    match (arguments.kubelet, arguments.knative) {
+        (true, _) => command.args(["--package", "imagewarm", "--test", "kubelet"]),
+        (_, true) => command.args(["--package", "imagewarm", "--test", "knative"]),
+        (false, false) => command.args(["--workspace", "--no-fail-fast"]),
+    };
+    if std::io::stdout().is_terminal() {
+        command.args(["--color", "always"]);
     }
-    let (mut counts, mut all_succeeded) = (Counts::default(), true);
-    let mut failures = Vec::new();
-    while let Some(ended) = running.join_next().await {
-        let (name, ended) = ended?;
-        let ended = ended.with_context(|| format!("tests of lane {name}"))?;
-        counts.sum(ended.counts);
-        all_succeeded &= ended.succeeded;
-        failures.extend(ended.failures.lines);
+    if arguments.kubelet {
+        command.args(["--", "--nocapture"]);
     }
-    for line in &failures {
+    command.args(&arguments.filter).stdin(Stdio::null()).stdout(Stdio::piped());
+    let tests = command.process_group(0).spawn().context("start cargo test")?;
+    // When a signal drops this future, cargo and the tests that it runs end too.
+    let group = Group(tests.id());
+    let outcome = tokio::task::spawn_blocking(move || follow(tests, &arguments)).await?;
+    // They have ended: their id may soon be another's.
+    std::mem::forget(group);
+    outcome
+}
+
+struct Group(u32);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        send_group(self.0, Signal::Terminate);
+    }
+}
+
+fn follow(mut tests: Child, arguments: &TestArgs) -> Result<ExitCode> {
+    let output = tests.stdout.take().context("cargo test without output")?;
+    let (mut counts, mut failures) = (Counts::default(), Failures::default());
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        counts.add(&line);
+        failures.add(&line);
+        let mut stdout = std::io::stdout().lock();
+        writeln!(stdout, "{line}")?;
+        stdout.flush()?;
+    }
+    let status = tests.wait()?;
+    for line in &failures.lines {
         println!("{line}");
     }
     println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
-    if !all_succeeded || counts.failed > 0 {
+    if !status.success() || counts.failed > 0 {
         return Ok(ExitCode::FAILURE);
     }
     if counts.passed == 0 {
@@ -130,150 +146,8 @@ pub async fn run(arguments: TestArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Test programs that run one after another, beside those of other lanes.
-struct Lane {
-    name: &'static str,
-    /// Arguments of `cargo test`, for each of its runs.
-    runs: Vec<Vec<String>>,
-}
-
-/// All tests in two lanes, built before; or one lane with the tests that were asked for.
-async fn lanes(arguments: &TestArgs) -> Result<Vec<Lane>> {
-    let one = |runs: &[&str]| {
-        let run = runs.iter().map(|&argument| argument.to_owned()).collect();
-        Ok(vec![Lane { name: "tests", runs: vec![run] }])
-    };
-    match arguments {
-        TestArgs { kubelet: true, .. } => {
-            one(&["--package", "imagewarm", "--test", "kubelet", "--", "--nocapture"])
-        }
-        TestArgs { knative: true, .. } => one(&["--package", "imagewarm", "--test", "knative"]),
-        TestArgs { filter: Some(filter), .. } => one(&["--workspace", "--no-fail-fast", filter]),
-        TestArgs { .. } => {
-            let built = cargo("test").args(["--workspace", "--no-run"]).status().await?;
-            anyhow::ensure!(built.success(), "the tests do not build");
-            let metadata = cargo("metadata").args(["--no-deps", "--format-version", "1"]).output();
-            let metadata = serde_json::from_slice(&metadata.await?.stdout);
-            Ok(all(&test_programs(&metadata.context("read the output of cargo metadata")?)))
-        }
-    }
-}
-
-fn all(programs: &[String]) -> Vec<Lane> {
-    let run = |kinds: &[&str], tests: &mut dyn Iterator<Item = &String>| {
-        let fixed = ["--workspace", "--no-fail-fast"].iter().chain(kinds);
-        let tests = tests.flat_map(|name| ["--test".to_owned(), name.clone()]);
-        fixed.map(|&argument| argument.to_owned()).chain(tests).collect::<Vec<_>>()
-    };
-    let others = &mut programs.iter().filter(|&name| name != LONGEST);
-    let others = run(&["--lib", "--bins"], others);
-    let documentation = run(&["--doc"], &mut std::iter::empty());
-    vec![
-        Lane { name: LONGEST, runs: vec![run(&["--test", LONGEST], &mut std::iter::empty())] },
-        Lane { name: "others", runs: vec![others, documentation] },
-    ]
-}
-
-/// The names of the workspace's integration tests, from `cargo metadata`.
-fn test_programs(metadata: &Value) -> Vec<String> {
-    let items = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
-    let targets = items(metadata, "packages").into_iter().flat_map(|one| items(&one, "targets"));
-    targets
-        .filter(|target| items(target, "kind").iter().any(|kind| kind == "test"))
-        .filter_map(|target| target["name"].as_str().map(str::to_owned))
-        .collect()
-}
-
-/// How the tests of a lane ended.
-#[derive(Default)]
-struct Ended {
-    counts: Counts,
-    failures: Failures,
-    succeeded: bool,
-}
-
-impl Lane {
-    async fn run(self, output: Arc<Output>) -> Result<Ended> {
-        let mut ended = Ended { succeeded: true, ..Ended::default() };
-        let mut lines = Lines { lane: self.name, held: Vec::new(), output };
-        for arguments in self.runs {
-            let mut command = cargo("test");
-            if std::io::stdout().is_terminal() {
-                command.args(["--color", "always"]);
-            }
-            command.args(arguments).stdout(Stdio::piped()).process_group(0);
-            let mut tests = command.spawn().context("start cargo test")?;
-            // When a signal drops this future, cargo and the tests that it runs end too.
-            let group = Group(tests.id().context("cargo test ended at once")?);
-            let stdout = tests.stdout.take().context("cargo test without output")?;
-            let mut stdout = BufReader::new(stdout);
-            let mut line = Vec::new();
-            while stdout.read_until(b'\n', &mut line).await? > 0 {
-                let text = String::from_utf8_lossy(&line);
-                ended.counts.add(&text);
-                ended.failures.add(text.trim_end_matches('\n'));
-                lines.add(&text)?;
-                line.clear();
-            }
-            ended.succeeded &= tests.wait().await?.success();
-            // They have ended: their id may soon be another's.
-            std::mem::forget(group);
-        }
-        Ok(ended)
-    }
-}
-
-struct Group(u32);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        send_group(self.0, Signal::Terminate);
-    }
-}
-
-/// Which lane writes its lines as they come. Others write when a test program has ended, or when it is
-/// their turn.
-#[derive(Default)]
-struct Output {
-    live: Mutex<Option<&'static str>>,
-}
-
-/// The output of one lane.
-struct Lines {
-    lane: &'static str,
-    held: Vec<u8>,
-    output: Arc<Output>,
-}
-
-impl Lines {
-    fn add(&mut self, line: &str) -> Result<()> {
-        self.held.extend(line.as_bytes());
-        let mut live = self.output.live.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_live = *live.get_or_insert(self.lane) == self.lane;
-        if is_live || line.contains("test result: ") {
-            let mut stdout = std::io::stdout().lock();
-            stdout.write_all(&self.held)?;
-            stdout.flush()?;
-            self.held.clear();
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Lines {
-    fn drop(&mut self) {
-        let mut live = self.output.live.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = std::io::stdout().lock().write_all(&self.held);
-        if *live == Some(self.lane) {
-            *live = None;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -288,25 +162,6 @@ mod tests {
             counts.add(line);
         }
         assert_eq!(counts, Counts { passed: 15, failed: 2, skipped: 1 });
-    }
-
-    #[test]
-    fn every_test_program_is_in_one_lane() {
-        let metadata = json!({"packages": [
-            {"targets": [{"kind": ["lib"], "name": "imagewarm"}, {"kind": ["test"], "name": "e2e"}]},
-            {"targets": [{"kind": ["bench"], "name": "cluster"}, {"kind": ["test"], "name": "skew"}]},
-        ]});
-        let lanes = all(&test_programs(&metadata));
-        let runs: Vec<_> =
-            lanes.iter().flat_map(|lane| &lane.runs).map(|run| run.join(" ")).collect();
-        assert_eq!(
-            runs,
-            [
-                "--workspace --no-fail-fast --test e2e",
-                "--workspace --no-fail-fast --lib --bins --test skew",
-                "--workspace --no-fail-fast --doc",
-            ]
-        );
     }
 
     #[test]

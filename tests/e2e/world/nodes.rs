@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::events::v1::Event;
-use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use xtask::cluster::ContainerdVersion;
 
@@ -36,6 +36,12 @@ impl Nodes {
     /// The names of those that are there from the start, in order.
     pub fn names(&self) -> [&'static str; 3] {
         NAMES
+    }
+
+    /// The names of all Nodes, those of the conformance suite among them.
+    pub async fn all(&self) -> Result<Vec<String>> {
+        let nodes = self.objects().list(&ListParams::default()).await?.items;
+        Ok(nodes.iter().map(ResourceExt::name_any).collect())
     }
 
     fn objects(&self) -> Api<Node> {

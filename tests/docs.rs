@@ -87,10 +87,10 @@ fn settings_exist_and_have_the_documented_default() {
         }
     }
     for row in table(&page("docs/settings.md"), "variable") {
-        let [variables, .., told] = row.as_slice() else { panic!("{row:?}") };
-        let told = told.replace('`', "");
+        let [variables, .., default] = row.as_slice() else { panic!("{row:?}") };
+        let default = default.replace('`', "");
         let wanted: Vec<_> = quoted(variables).map(|name| defaults[name].as_str()).collect();
-        assert_eq!(wanted.join(", "), told, "{variables}");
+        assert_eq!(wanted.join(", "), default, "{variables}");
     }
 }
 

@@ -33,7 +33,7 @@ const ROWS_MAX: usize = 200;
 #[command(after_help = "Examples:\n  \
     $ imagewarm status -n shop --service hello --watch\n  \
     $ imagewarm status -A --failed\n  \
-    $ imagewarm status -A --node node-a -o name | xargs kubectl delete -n shop\n\n\
+    $ imagewarm status -n shop --node node-a -o name | xargs kubectl delete -n shop\n\n\
     Exit codes: 0 every image that is listed is on its node, 1 one is not or the request failed, 2 wrong usage")]
 pub(crate) struct StatusArgs {
     /// Namespace to list. By default that of the kubeconfig's context

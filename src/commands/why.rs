@@ -25,9 +25,9 @@ use imagewarm_core::report::pod_image::{PULLED, PULLING, PodImage, field_selecto
 use imagewarm_core::table::filter::{Filter, Target, images_of};
 use imagewarm_core::why::{Observed, is_on, render_why, render_why_json, stories};
 
-/// Tell the whole story of an image: who wants it, whose credentials apply, how its pulls went, what comes next
+/// Show the whole story of an image: who wants it, whose credentials apply, how its pulls went, what comes next
 ///
-/// What is the same on several nodes is told once. A node without the image says why not. Where the user may not list
+/// What is the same on several nodes is shown once. A node without the image has the reason. Where the user may not list
 /// Nodes or Events, what they would add is left out.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = "Examples:\n  \

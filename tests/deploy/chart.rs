@@ -128,9 +128,9 @@ fn every_value_is_described_and_no_other_is_taken() {
     let schema = schema();
     assert_eq!(schema["additionalProperties"], false);
     for (path, property) in objects(&schema) {
-        let told = text(&property["description"]);
-        assert!(told.len() > 6 || path == "openshift", "{path} is not described");
-        assert!(!told.ends_with('.'), "{path}: {told}");
+        let description = text(&property["description"]);
+        assert!(description.len() > 6 || path == "openshift", "{path} is not described");
+        assert!(!description.ends_with('.'), "{path}: {description}");
         let name = path.rsplit('.').next().unwrap_or_default();
         if property["type"] == "object" && !FREE.contains(&name) {
             let others = &property["additionalProperties"];
@@ -259,9 +259,9 @@ fn table() -> String {
             }
             None => shown(at(&values, &path)),
         };
-        let told = text(&property["description"]).replace('|', "\\|");
+        let description = text(&property["description"]).replace('|', "\\|");
         let kind = kind(&property);
-        let _ = writeln!(table, "| `{path}` | {kind} | {default} | {told} |");
+        let _ = writeln!(table, "| `{path}` | {kind} | {default} | {description} |");
     }
     table.push('\n');
     table

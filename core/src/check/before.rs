@@ -141,10 +141,9 @@ fn conflicts(webhooks: &Read<Vec<WebhookConfiguration>>, crd: &Crd, own: &str) -
             "wait until it is gone: kubectl wait --for=delete crd/imagewarms.caching.knative.dev",
         );
     }
-    let all = match webhooks {
-        Read::Failed(failure) => return failure.verdict(),
-        Read::Absent => &Vec::new(),
-        Read::Found(all) => all,
+    let all = match webhooks.all() {
+        Ok(all) => all,
+        Err(verdict) => return verdict,
     };
     let elsewhere = |one: &&WebhookConfiguration| {
         one.webhooks.iter().any(|webhook| webhook.namespace.as_deref() != Some(own))
@@ -165,10 +164,9 @@ fn conflicts(webhooks: &Read<Vec<WebhookConfiguration>>, crd: &Crd, own: &str) -
 }
 
 fn nodes(nodes: &Read<Vec<Node>>) -> Verdict {
-    let nodes = match nodes {
-        Read::Failed(failure) => return failure.verdict(),
-        Read::Absent => &Vec::new(),
-        Read::Found(nodes) => nodes,
+    let nodes = match nodes.all() {
+        Ok(nodes) => nodes,
+        Err(verdict) => return verdict,
     };
     let warmed: Vec<&Node> = nodes.iter().filter(|node| node.is_warmed).collect();
     if warmed.is_empty() {

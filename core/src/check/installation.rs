@@ -1,17 +1,16 @@
-//! The checks of an installation.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! The checks of an installation, in their order; those of the control plane are here.
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::nodes::{clocks_agree, credentials, every_node, runtimes};
 use super::observed::{
-    Admission, Certificate, ConfigurationKind, Crd, Images, Installed, Lease, Node, NodeClock,
-    Observed, Read, Server, Trouble, WarmerPod, WebhookConfiguration,
+    Admission, Certificate, ConfigurationKind, Crd, Images, Installed, Lease, Observed, Read,
+    Server, WebhookConfiguration,
 };
-use super::{Check, CheckResult, Judge, Verdict, failed, named, passed, warning};
-use crate::api::Reason;
+use super::{
+    CLOCK_TOLERANCE, Check, CheckResult, Judge, Verdict, failed, passed, seconds, warning,
+};
 use crate::api::server_version::OLDEST_MINOR;
-use crate::table::duration::duration;
 use crate::table::images::printable;
 use crate::webhook_paths::without_secrets;
 
@@ -19,8 +18,6 @@ use crate::webhook_paths::without_secrets;
 const CONFIGURATION: &str = "imagewarm";
 /// The webhook that denies an ImageWarm whose pull secret does not exist. A denial names it.
 const OURS: &str = "validation.imagewarms.caching.knative.dev";
-/// Clocks may differ by so much: certificates are issued that much earlier, and times have whole seconds.
-const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(10);
 /// Expiry so soon means that renewal does not work: it comes weeks earlier.
 const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(7 * 24);
 const INSTALL: &str = "install imagewarm: kubectl apply -k deploy";
@@ -35,7 +32,7 @@ pub fn installation(observed: &Observed) -> Vec<CheckResult> {
     let now = date.unwrap_or(observed.now);
     let needs = [Check::ApiServer];
     let Some(installed) = &observed.installed else {
-        for check in AFTER_API_SERVER {
+        for check in Check::ALL.into_iter().skip_while(|check| *check != Check::Crd) {
             judge.add(check, &needs, || passed(""));
         }
         return judge.results;
@@ -61,20 +58,6 @@ pub fn installation(observed: &Observed) -> Vec<CheckResult> {
     judge.add(Check::Knative, &[Check::ApiServer], || knative_serving(knative));
     judge.results
 }
-
-const AFTER_API_SERVER: [Check; 11] = [
-    Check::Crd,
-    Check::Leader,
-    Check::Webhooks,
-    Check::Certificates,
-    Check::Admission,
-    Check::Warmers,
-    Check::Runtimes,
-    Check::Credentials,
-    Check::Clocks,
-    Check::Versions,
-    Check::Knative,
-];
 
 pub(super) fn api_server(server: &Result<Server, String>) -> Verdict {
     match server {
@@ -178,10 +161,9 @@ fn configurations(
     published_ca: &Read<String>,
     namespace: &str,
 ) -> Verdict {
-    let all = match configurations {
-        Read::Failed(failure) => return failure.verdict(),
-        Read::Absent => &Vec::new(),
-        Read::Found(all) => all,
+    let all = match configurations.all() {
+        Ok(all) => all,
+        Err(verdict) => return verdict,
     };
     if let Some(other) = all.iter().find(|one| one.name != CONFIGURATION) {
         let (kind, name) = (other.kind.as_str(), printable(&other.name));
@@ -307,170 +289,6 @@ fn shown(message: &str) -> String {
     printable(&without_secrets(message))
 }
 
-fn every_node(nodes: &Read<Vec<Node>>, warmers: &Read<Vec<WarmerPod>>, namespace: &str) -> Verdict {
-    let (nodes, warmers) = match (nodes, warmers) {
-        (Read::Failed(failure), _) | (_, Read::Failed(failure)) => return failure.verdict(),
-        (Read::Found(nodes), Read::Found(warmers)) => (nodes, warmers),
-        (Read::Absent, _) | (_, Read::Absent) => (&Vec::new(), &Vec::new()),
-    };
-    let warmed: Vec<&Node> = nodes.iter().filter(|node| node.is_warmed).collect();
-    // What is wrong with a node whose kubelet is not heard of is not about warmers.
-    let expected = || warmed.iter().filter(|node| node.is_ready);
-    let pods = |node: &Node| -> Vec<&WarmerPod> {
-        warmers.iter().filter(|pod| pod.node == node.name).collect()
-    };
-    let without: Vec<&str> =
-        expected().filter(|node| pods(node).is_empty()).map(|node| &*node.name).collect();
-    let all = expected().count();
-    if !without.is_empty() {
-        return failed(
-            format!(
-                "{} of {all} nodes have no warmer: {}",
-                without.len(),
-                named(without.into_iter())
-            ),
-            format!("kubectl -n {namespace} describe daemonset imagewarmer"),
-        );
-    }
-    let unready: Vec<&Node> =
-        expected().filter(|node| !pods(node).iter().any(|pod| pod.is_ready)).copied().collect();
-    if let Some(first) = unready.first() {
-        let pod = pods(first).first().copied();
-        let why = pod.and_then(|pod| pod.waiting.as_deref());
-        let why = why.map(|why| format!(" ({})", printable(why))).unwrap_or_default();
-        return failed(
-            format!(
-                "{} of {all} warmers are not connected to the leader: {}{why}",
-                unready.len(),
-                named(unready.iter().map(|node| &*node.name))
-            ),
-            format!(
-                "kubectl -n {namespace} logs {}",
-                pod.map(|pod| printable(&pod.name)).unwrap_or_default()
-            ),
-        );
-    }
-    match all {
-        0 => warning("no node is Ready and can have a warmer", "kubectl get nodes -o wide"),
-        _ => passed(format!("{all} of {} nodes have a connected warmer", warmed.len())),
-    }
-}
-
-fn runtimes(troubles: &Read<Vec<Trouble>>, nodes: &Read<Vec<Node>>) -> Verdict {
-    let troubles = match troubles {
-        Read::Failed(failure) => return failure.verdict(),
-        Read::Absent => &Vec::new(),
-        Read::Found(troubles) => troubles,
-    };
-    let wanted =
-        [Reason::RuntimeMismatch, Reason::RuntimeUnavailable, Reason::RuntimeHandlerUnsupported];
-    if let Some((message, _)) = of_reasons(troubles, &wanted) {
-        return failed(
-            message,
-            "docs/runtimes.md has the sockets, --runtime-endpoint names another one",
-        );
-    }
-    let Read::Found(nodes) = nodes else {
-        return passed("no warmer reports that its runtime is not the kubelet's");
-    };
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for node in nodes.iter().filter(|node| node.is_warmed) {
-        *counts.entry(node.runtime.split("://").next().unwrap_or_default()).or_default() += 1;
-    }
-    let counts: Vec<String> = counts
-        .iter()
-        .map(|(runtime, count)| format!("{} on {count}", printable(runtime)))
-        .collect();
-    passed(format!("no warmer reports a wrong runtime ({})", counts.join(", ")))
-}
-
-fn credentials(troubles: &Read<Vec<Trouble>>, images: &Read<Images>) -> Verdict {
-    let troubles = match troubles {
-        Read::Failed(failure) => return failure.verdict(),
-        Read::Absent => &Vec::new(),
-        Read::Found(troubles) => troubles,
-    };
-    let hint = "docs/credentials.md says how warmers get the node's credential providers";
-    if let Some((message, _)) = of_reasons(troubles, &[Reason::CredentialProviderFailed]) {
-        return failed(message, hint);
-    }
-    let configured = matches!(images, Read::Found(images) if images.credential_providers);
-    match of_reasons(troubles, &[Reason::NoCredentials]) {
-        Some((message, _)) if !configured => {
-            warning(format!("{message}; warmers have no credential provider plugins"), hint)
-        }
-        _ if configured => passed("the credential provider plugins of the nodes work"),
-        _ => passed("no registry asked for credentials that are not in a pull secret"),
-    }
-}
-
-/// What the first of these reasons says, and the nodes that it is about.
-fn of_reasons<'a>(
-    troubles: &'a [Trouble],
-    reasons: &[Reason],
-) -> Option<(String, BTreeSet<&'a str>)> {
-    let first = troubles.iter().find(|trouble| reasons.contains(&trouble.reason))?;
-    let nodes: BTreeSet<&str> = troubles
-        .iter()
-        .filter(|trouble| trouble.reason == first.reason)
-        .map(|trouble| &*trouble.node)
-        .collect();
-    let message = printable(&first.message);
-    Some((format!("{} on {}: {message}", first.reason, named(nodes.iter().copied())), nodes))
-}
-
-fn clocks_agree(
-    now: Timestamp,
-    date: Option<Timestamp>,
-    lease: &Read<Lease>,
-    clocks: &Read<Vec<NodeClock>>,
-) -> Verdict {
-    let mut wrong: Vec<(String, SignedDuration)> = Vec::new();
-    let mut compare = |whose: String, theirs: Timestamp, stored: Timestamp| {
-        let ahead = theirs.duration_since(stored);
-        if ahead.abs() > CLOCK_TOLERANCE {
-            wrong.push((whose, ahead));
-        }
-    };
-    if let Some(date) = date {
-        compare("this machine".into(), now, date);
-    }
-    if let Read::Found(Lease { holder, renewed: Some(renewed), stored: Some(stored), .. }) = lease {
-        let holder = printable(holder.split('@').next().unwrap_or_default());
-        compare(format!("the node of {holder}"), *renewed, *stored);
-    }
-    if let Read::Found(clocks) = clocks {
-        for clock in clocks {
-            compare(format!("the node {}", printable(&clock.node)), clock.renewed, clock.stored);
-        }
-    }
-    let hint = "set the clock by NTP: with a wrong one, certificates and tokens count as expired or not yet valid";
-    match (wrong.first(), clocks) {
-        (Some((whose, ahead)), _) => {
-            let direction = if ahead.is_negative() { "behind" } else { "ahead of" };
-            let more = match wrong.len() {
-                1 => String::new(),
-                count => format!(", and {} more are wrong", count - 1),
-            };
-            failed(
-                format!(
-                    "the clock of {whose} is {} {direction} the API server's{more}",
-                    seconds(ahead.abs())
-                ),
-                hint,
-            )
-        }
-        (None, Read::Failed(failure)) if date.is_none() => failure.verdict(),
-        (None, Read::Found(clocks)) => passed(format!(
-            "this machine, the leader and {} nodes agree with the API server",
-            clocks.len()
-        )),
-        (None, _) => passed(
-            "this machine and the leader agree with the API server; those of nodes were not read",
-        ),
-    }
-}
-
 fn versions(own: &str, lease: &Read<Lease>, images: &Read<Images>) -> Verdict {
     if let Read::Found(images) = images
         && images.controller != images.warmer
@@ -491,7 +309,7 @@ fn versions(own: &str, lease: &Read<Lease>, images: &Read<Images>) -> Verdict {
     };
     let Some(theirs) = theirs else {
         return warning(
-            format!("the leader does not tell its version; this program is {own}"),
+            format!("the leader has no version on its Lease; this program is {own}"),
             "upgrade the controllers: kubectl apply -k deploy",
         );
     };
@@ -525,8 +343,4 @@ pub(super) fn knative_serving(knative: &Read<()>) -> Verdict {
             "install Knative Serving, before or after imagewarm",
         ),
     }
-}
-
-fn seconds(length: SignedDuration) -> String {
-    duration(length.as_secs_f64())
 }

@@ -3,6 +3,7 @@
 
 mod before;
 mod installation;
+mod nodes;
 mod observed;
 mod render;
 
@@ -13,6 +14,10 @@ pub use observed::{
     Observed, Read, ReadFailure, Server, Trouble, WarmerPod, Webhook, WebhookConfiguration,
 };
 pub use render::{Marks, render, render_json};
+
+use jiff::SignedDuration;
+
+use crate::table::duration::duration;
 
 /// What is checked. The order is that of the output: a later one may need an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,7 +128,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The word for it, in JSON and where the output is not a terminal.
+    /// How it is written, in JSON and where the output is not a terminal.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Outcome::Passed => "passed",
@@ -200,6 +205,13 @@ impl Judge {
             matches!(result.outcome, Outcome::Failed { .. } | Outcome::Skipped { needs: Some(_) })
         })
     }
+}
+
+/// Clocks may differ by so much: certificates are issued that much earlier, and times have whole seconds.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(10);
+
+fn seconds(length: SignedDuration) -> String {
+    duration(length.as_secs_f64())
 }
 
 /// The first names, and how many more there are.

@@ -17,6 +17,17 @@ pub enum Read<T> {
     Failed(ReadFailure),
 }
 
+impl<T> Read<Vec<T>> {
+    /// All of them: none where they do not exist, and a verdict where they were not read.
+    pub(super) fn all(&self) -> Result<&[T], Verdict> {
+        match self {
+            Read::Found(all) => Ok(all),
+            Read::Absent => Ok(&[]),
+            Read::Failed(failure) => Err(failure.verdict()),
+        }
+    }
+}
+
 /// Why something was not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadFailure {
@@ -46,7 +57,7 @@ impl ReadFailure {
             ),
             ReadFailure::Error { what, error } => failed(
                 format!("cannot {what}: {error}"),
-                "try again; what is said is the API server's answer",
+                "try again: this is the API server's answer",
             ),
         }
     }

@@ -7,7 +7,7 @@ use super::{CheckResult, Outcome, all_hold};
 /// How results are marked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
-    /// With `✓` and `×`, which a terminal can show, instead of words.
+    /// With `✓` and `×`, which a terminal can show, instead of text.
     pub symbols: bool,
     /// In colour.
     pub colour: bool,
@@ -15,13 +15,13 @@ pub struct Marks {
 
 impl Marks {
     fn of(self, outcome: &Outcome) -> String {
-        let (symbol, word, colour) = match outcome {
+        let (symbol, text, colour) = match outcome {
             Outcome::Passed => ("✓", "ok     ", 32),
             Outcome::Warning { .. } => ("!", "warning", 33),
             Outcome::Failed { .. } => ("×", "FAILED ", 31),
             Outcome::Skipped { .. } => ("–", "skipped", 2),
         };
-        let mark = if self.symbols { symbol } else { word };
+        let mark = if self.symbols { symbol } else { text };
         match self.colour {
             true => format!("\x1b[{colour}m{mark}\x1b[0m"),
             false => mark.to_owned(),

@@ -284,9 +284,7 @@ fn what_works_for_now_is_a_warning() {
         ("a neighbouring version", Check::Versions, |it| {
             found(&mut it.lease).version = Some("0.2.7".into())
         }),
-        ("a leader that tells no version", Check::Versions, |it| {
-            found(&mut it.lease).version = None
-        }),
+        ("a leader without version", Check::Versions, |it| found(&mut it.lease).version = None),
         ("an upgrade under way", Check::Versions, |it| found(&mut it.images).warmer.push('x')),
         ("a certificate that nobody renews", Check::Certificates, |it| {
             it.certificates[1] = certificate("the serving certificate", 3);

@@ -338,6 +338,9 @@ impl Queue {
             self.running.values().map(|job| job.room_bytes).fold(0, u64::saturating_add);
         let entry = self.entries.get_mut(&uid)?;
         entry.state = State::Running;
+        if step == Step::Pull && entry.assign.pod_waits {
+            entry.first_since.get_or_insert(now.monotonic_ms);
+        }
         let image = entry.of(step).clone();
         let resolved = entry.resolved.clone().filter(|_| step == Step::CheckPresence);
         let (attempt, room_bytes) = match step {

@@ -1,5 +1,5 @@
 //! `imagewarm why`: the whole story of images on nodes, by what the user may read: who wants an image, with whose
-//! credentials, how its pulls went, and what comes next. Pure: the command observes, this tells.
+//! credentials, how its pulls went, and what comes next. Pure: the command observes, this decides what is shown.
 
 mod next;
 mod render;
@@ -65,7 +65,7 @@ pub struct Story {
 
 /// Tells the stories: of failures first, then of what is under way, then of what is there.
 pub fn stories(observed: &Observed) -> Vec<Story> {
-    // The same on many nodes is told once, with the node where most happened.
+    // The same on many nodes is shown once, with the node where most happened.
     let mut groups: BTreeMap<(Phase, &str, &str, &str, &str), Vec<&ImageWarm>> = BTreeMap::new();
     for warm in &observed.image_warms {
         let row = Row::new(warm, observed.now);
@@ -122,7 +122,7 @@ fn story(observed: &Observed, warms: &[&ImageWarm]) -> Option<Story> {
 
 fn state(observed: &Observed, warm: &ImageWarm) -> String {
     let Some(ready) = warm.ready() else {
-        return "new: the leader has not said anything of it yet".into();
+        return "new: no warmer has reported on it yet".into();
     };
     let since = ready.last_transition_time.as_ref();
     let since = since.map(|at| format!(" for {}", age(observed.now, at.0))).unwrap_or_default();
@@ -242,18 +242,18 @@ fn pods(observed: &Observed, warm: &ImageWarm) -> Option<String> {
         .iter()
         .filter(|start| is_here(&start.image) && start.image.is_of(&cached))
         .collect();
-    let mut said: Vec<String> = Vec::new();
+    let mut reported: Vec<String> = Vec::new();
     for (image, pod) in &observed.pulling {
         let is_done = started.iter().any(|start| start.pod == *pod);
         let is_of = is_here(image)
             && Reference::parse(&warm.spec.image).is_ok_and(|name| image.may_be_of(&name));
         if is_of && !is_done {
-            said.push(format!("{} waits for its kubelet's own pull", printable(pod)));
+            reported.push(format!("{} waits for its kubelet's own pull", printable(pod)));
         }
     }
     for start in started {
         let pod = printable(&start.pod);
-        said.push(match start.waited {
+        reported.push(match start.waited {
             None => format!("{pod} found it on the node"),
             Some(waited) => {
                 format!(
@@ -263,12 +263,12 @@ fn pods(observed: &Observed, warm: &ImageWarm) -> Option<String> {
             }
         });
     }
-    let more = said.len().saturating_sub(NAMED);
-    said.truncate(NAMED);
+    let more = reported.len().saturating_sub(NAMED);
+    reported.truncate(NAMED);
     if more > 0 {
-        said.push(format!("{more} more"));
+        reported.push(format!("{more} more"));
     }
-    (!said.is_empty()).then(|| said.join(", "))
+    (!reported.is_empty()).then(|| reported.join(", "))
 }
 
 /// Why nodes have no ImageWarm of an image that is wanted.
@@ -311,14 +311,14 @@ fn absences(observed: &Observed, image: &Reference) -> Vec<Story> {
             }
         }
     }
-    let told = reasons.into_iter().map(|(reason, nodes)| Story {
+    let absent = reasons.into_iter().map(|(reason, nodes)| Story {
         image: image.as_str().to_owned(),
         namespace: String::new(),
         nodes,
         is_ready: false,
         facts: vec![("not there", reason)],
     });
-    told.collect()
+    absent.collect()
 }
 
 fn absence(node: &NodeFacts<'_>, demands: &[&ConsumerDemand]) -> String {

@@ -24,7 +24,7 @@ pub(super) fn next(warm: &ImageWarm, row: &Row, now: Timestamp) -> String {
         }
         Reason::Pulling => match row.progress {
             Some(_) => "the pull ends, or is given up after IMAGEWARM_PULL_DEADLINE".into(),
-            None => "the pull ends, or is given up after IMAGEWARM_PULL_DEADLINE; this runtime tells no bytes".into(),
+            None => "the pull ends, or is given up after IMAGEWARM_PULL_DEADLINE; this runtime reports no bytes".into(),
         },
         Reason::Pulled | Reason::AlreadyPresent => {
             "nothing: the runtime is asked each minute whether it still has it, and it is pulled again if not".into()

@@ -73,7 +73,7 @@ fn event(reason: &str, pod: &str, node: &str, message: &str) -> Event {
 }
 
 #[test]
-fn a_failure_is_told_whole() {
+fn a_failure_is_shown_whole() {
     let denied = |node: &str, attempts: i32| {
         warm(
             node,

@@ -142,14 +142,14 @@ async fn a_release_from_installation_to_uninstallation(world: &World) -> Result<
     let own = "--set=image.repository=registry.test/imagewarm,controller.replicas=1";
     let place = ["-n", NAMESPACE, "--create-namespace", own];
     let notes = release.helm_well(&[&["install", RELEASE, &previous], &place[..]].concat()).await?;
-    for told in [
+    for part in [
         "imagewarm 0.0.9 is installed in the namespace image-warming.",
         "kubectl -n image-warming rollout status deployment/imagecontroller daemonset/imagewarmer",
         "helm test warm -n image-warming --logs",
         "kubectl label namespace image-warming pod-security.kubernetes.io/enforce=privileged",
         "removes all of it but the CustomResourceDefinition and the\nImageWarms",
     ] {
-        ensure!(notes.contains(told), "not told: {told}\n{notes}");
+        ensure!(notes.contains(part), "no {part:?} in the notes\n{notes}");
     }
     ensure!(!notes.contains("ATTENTION"), "{notes}");
     let before = release.installed(FLAG).await?;
@@ -192,7 +192,7 @@ async fn a_release_from_installation_to_uninstallation(world: &World) -> Result<
     controller.terminate(DEADLINE).await?;
     ensure!(release.labelled(PART_OF).await?.len() > 25, "the list shows nothing");
     let output = release.helm_well(&["uninstall", RELEASE, "-n", NAMESPACE]).await?;
-    ensure!(output.contains("imagewarms.caching.knative.dev"), "not told what is kept: {output}");
+    ensure!(output.contains("imagewarms.caching.knative.dev"), "nothing of what is kept: {output}");
     let left = release.labelled(PART_OF).await?;
     const CRD: &str =
         "customresourcedefinition.apiextensions.k8s.io/imagewarms.caching.knative.dev";

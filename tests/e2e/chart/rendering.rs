@@ -130,21 +130,21 @@ fn with_single_breaks(value: &mut Value) {
 }
 
 /// The paths at which two objects differ, with both values.
-fn differences(path: &str, wanted: &Value, found: &Value, told: &mut Vec<String>) {
+fn differences(path: &str, wanted: &Value, found: &Value, differing: &mut Vec<String>) {
     match (wanted, found) {
         (Value::Object(one), Value::Object(other)) => {
             let keys: BTreeSet<_> = one.keys().chain(other.keys()).collect();
             for key in keys {
-                differences(&format!("{path}/{key}"), &wanted[key], &found[key], told);
+                differences(&format!("{path}/{key}"), &wanted[key], &found[key], differing);
             }
         }
         (Value::Array(one), Value::Array(other)) if one.len() == other.len() => {
             for (index, (wanted, found)) in one.iter().zip(other).enumerate() {
-                differences(&format!("{path}/{index}"), wanted, found, told);
+                differences(&format!("{path}/{index}"), wanted, found, differing);
             }
         }
         _ if wanted == found => {}
-        _ => told.push(format!("{path}: kustomize {wanted}, chart {found}")),
+        _ => differing.push(format!("{path}: kustomize {wanted}, chart {found}")),
     }
 }
 
@@ -152,20 +152,20 @@ fn compare(overlay: &str, kustomized: Vec<Value>, charted: Vec<Value>) -> Result
     let charted: Result<Vec<Value>> = charted.into_iter().map(without_additions).collect();
     let (mut wanted, mut found) = (by_name(kustomized)?, by_name(charted?)?);
     ensure!(wanted.len() > 25, "{overlay}: only {} objects", wanted.len());
-    let mut told = vec![];
+    let mut differing = vec![];
     let names: BTreeSet<_> = wanted.keys().chain(found.keys()).cloned().collect();
     for name in names {
         let (kind, _, object) = &name;
         match (wanted.get_mut(&name), found.get_mut(&name)) {
             (Some(wanted), Some(found)) => {
                 [&mut *wanted, &mut *found].into_iter().for_each(with_single_breaks);
-                differences(&format!("{kind} {object}"), wanted, found, &mut told);
+                differences(&format!("{kind} {object}"), wanted, found, &mut differing);
             }
-            (Some(_), None) => told.push(format!("{kind} {object}: not in the chart")),
-            _ => told.push(format!("{kind} {object}: in the chart only")),
+            (Some(_), None) => differing.push(format!("{kind} {object}: not in the chart")),
+            _ => differing.push(format!("{kind} {object}: in the chart only")),
         }
     }
-    ensure!(told.is_empty(), "{overlay}:\n{}", told.join("\n"));
+    ensure!(differing.is_empty(), "{overlay}:\n{}", differing.join("\n"));
     Ok(())
 }
 

@@ -74,6 +74,17 @@ fn beside_the_download_of_its_kubelet_no_other_of_its_namespace_is_pulled() {
 }
 
 #[test]
+fn its_next_attempt_keeps_the_others_waiting_again() {
+    let mut queue = queue();
+    queue.assign(needed("waiting", "a", true, 0), 0);
+    let job = queue.next(0).unwrap();
+    queue.ended(&job, Ended::Pulled(0, Err(error(Reason::RegistryUnreachable))), 1, 0.5);
+    let again = queue.wake_at(1).unwrap();
+    queue.assign(needed("beside", "a", false, 0), again);
+    assert_eq!(order(&mut queue, again), ["waiting"]);
+}
+
+#[test]
 fn a_pod_that_waits_for_what_has_just_failed_lets_the_others_go() {
     let mut queue = queue();
     queue.assign(needed("failed", "a", false, 0), 0);

@@ -144,7 +144,7 @@ fn a_good_cluster_passes() {
 #[test]
 fn each_broken_cluster_fails_exactly_its_own_check() {
     type Break = fn(&mut Installed);
-    let cases: [(&str, Check, Break); 34] = [
+    let cases: [(&str, Check, Break); 35] = [
         ("no CRD", Check::Crd, |it| it.crd.stored = Read::Absent),
         ("the CRD is being deleted", Check::Crd, |it| {
             found(&mut it.crd.stored).metadata.deletion_timestamp = Some(Time(at(NOW)));
@@ -174,6 +174,11 @@ fn each_broken_cluster_fails_exactly_its_own_check() {
             found(&mut it.webhooks).pop();
         }),
         ("no caBundle", Check::Webhooks, |it| {
+            found(&mut it.webhooks)[1].webhooks[0].ca_bundle.clear()
+        }),
+        ("no caBundle, and no right to read the published one", Check::Webhooks, |it| {
+            let what = "get ConfigMap imagewarm-dispatch-ca".into();
+            it.published_ca = Read::Failed(ReadFailure::Forbidden { what });
             found(&mut it.webhooks)[1].webhooks[0].ca_bundle.clear()
         }),
         ("another caBundle", Check::Webhooks, |it| {
